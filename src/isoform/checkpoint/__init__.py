@@ -1,0 +1,1 @@
+"""Keeping what was learned: the commit protocol and, beside it, other libraries' layouts."""

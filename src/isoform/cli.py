@@ -1,0 +1,152 @@
+"""The command line: a table of verbs, and what their endings mean to whoever started them.
+
+Modules are named by strings and imported when their verb is called, so that help never waits for torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from isoform import __version__
+from isoform.config import ConfigError, parse_flags, unknown
+from isoform.terminal import Terminal
+
+STARTED = time.perf_counter()
+
+DONE, FAULT, BAD_INPUT, STORAGE, TRANSIENT, INTERRUPTED = 0, 1, 65, 74, 75, 130
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What a verb takes, what it calls, and a line about it."""
+
+    options: str
+    function: str
+    summary: str
+    takes_recipe: bool = False
+
+
+VERBS = {
+    "train": Verb("TrainOptions", "isoform.commands:train", "train a recipe, or continue a run", True),
+    "generate": Verb("GenerateOptions", "isoform.commands:generate", "continue a text with a trained model"),
+    "evaluate": Verb("EvaluateOptions", "isoform.commands:evaluate", "loss and bits per byte, on any text"),
+    "estimate": Verb("EstimateOptions", "isoform.commands:estimate", "parameters, FLOPs, memory, time", True),
+    "doctor": Verb("DoctorOptions", "isoform.commands:doctor", "what this machine can do"),
+    "recipes": Verb("RecipesOptions", "isoform.commands:recipes", "what is built in; --diff A B"),
+}
+
+
+def usage() -> str:
+    """The page `isoform --help` prints."""
+    lines = [f"  {name:<10}{verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            f"isoform {__version__}: one Transformer in all its forms",
+            "",
+            "usage: isoform VERB …",
+            "",
+            *lines,
+            "",
+            "isoform VERB --help tells what a verb takes. Start with: isoform train shakespeare",
+        ]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb; gives the exit code (0 done, 65 bad input, 74 storage, 75 restart me, 130 interrupted)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return DONE
+    if arguments[0] == "--version":
+        print(f"isoform {__version__}")
+        return DONE
+    terminal = Terminal(json="--json" in arguments, verbose="-v" in arguments or "--verbose" in arguments)
+    terminal.started = STARTED
+    try:
+        result = _call(arguments[0], arguments[1:], terminal)
+    except KeyboardInterrupt:
+        return _failed(terminal, INTERRUPTED, "interrupted", "")
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read us has gone; Python would complain while flushing
+        return DONE
+    except OSError as error:
+        code = STORAGE if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS) else BAD_INPUT
+        return _failed(terminal, code, str(error), _trace(terminal))
+    except ValueError as error:
+        return _failed(terminal, BAD_INPUT, str(error), _trace(terminal))
+    except Exception as error:
+        path = Path(tempfile.gettempdir()) / f"isoform-fault-{int(time.time())}.log"
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+        message = f"a fault of isoform's own: {type(error).__name__}: {error} (traceback in {path})"
+        return _failed(terminal, FAULT, message, _trace(terminal))
+    if terminal.json:
+        print(json.dumps(result.values, ensure_ascii=False))
+    return result.exit_code
+
+
+def _call(name: str, arguments: list[str], terminal: Terminal):
+    if name not in VERBS:
+        raise unknown("verb", name, VERBS)
+    verb = VERBS[name]
+    kind = getattr(import_module("isoform.options"), verb.options)
+    prog = f"isoform {name}"
+    if verb.takes_recipe:
+        recipe_name, base, arguments = _with_recipe(kind, arguments)
+        prog = f"{prog} {recipe_name or 'RECIPE'}"
+        options = parse_flags(kind, base, arguments, prog=prog, description=kind.__doc__ or "")
+    else:
+        recipe_name = ""
+        options = parse_flags(kind, kind(), arguments, prog=prog, description=kind.__doc__ or "")
+    terminal.quiet = options.output.quiet
+    module, function = verb.function.split(":")
+    call = getattr(import_module(module), function)
+    return call(options, terminal, recipe_name) if verb.takes_recipe else call(options, terminal)
+
+
+def _with_recipe(kind: type, arguments: list[str]):
+    from isoform.recipe import load_recipe
+
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], kind(recipe=load_recipe(arguments[0])), arguments[1:]
+    if "-h" in arguments or "--help" in arguments:
+        return "", kind(), arguments
+    out = _flag(arguments, "--out")
+    if out is not None and (Path(out) / "recipe.toml").exists():
+        return "", kind(recipe=load_recipe(str(Path(out) / "recipe.toml"))), arguments
+    raise ConfigError("name a recipe: a built-in one (isoform recipes lists them) or the path of a TOML file")
+
+
+def _flag(arguments: list[str], name: str) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument == name and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith(f"{name}="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def _trace(terminal: Terminal) -> str:
+    return traceback.format_exc() if terminal.verbose else ""
+
+
+def _failed(terminal: Terminal, code: int, message: str, trace: str) -> int:
+    if trace:
+        sys.stderr.write(trace)
+    sys.stderr.write(f"isoform: {message}\n")
+    if terminal.json:
+        what, _, remedy = message.partition("; ")
+        print(json.dumps({"error": {"code": code, "message": what, "remedy": remedy}}, ensure_ascii=False))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

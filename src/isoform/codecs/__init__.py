@@ -1,0 +1,1 @@
+"""Codecs: records to pieces and back, one file per kind of data."""

@@ -1,0 +1,236 @@
+"""Byte-level byte-pair encoding (Sennrich et al. 2016; over bytes: GPT-2, 2019), done by `tokenizers`.
+
+It is learned from texts, or read from a tokenizer.json or from a .tiktoken file of ranks.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import itertools
+import json
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from isoform.codecs.codec import END_OF_TEXT, FILE, SEPARATOR, Codec, utf8
+
+TOKENIZER_FILE = "tokenizer.json"
+ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # what other tokenizers call the end of a text
+CHUNK = 2**14  # characters handed to a thread at once; larger is slower, 4 kB is no faster
+
+
+class BPECodec(Codec):
+    """Byte-level byte pairs, by a `tokenizers.Tokenizer`, which it takes over.
+
+    Its own vocabulary is kept as it is, so that weights of others fit: a tokenizer without a separator
+    uses end-of-text for it. Raises ValueError for tokenizers that aren't byte-level or don't give the text
+    back.
+    """
+
+    is_costly = True
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True  # else "<|endoftext|>" in a prompt would end it
+        self.tokenizer = tokenizer
+        vocab = tokenizer.get_vocab(with_added_tokens=True)
+        added = tokenizer.get_added_tokens_decoder()
+        special = {i: token.content for i, token in added.items() if token.special}
+        end = next((name for name in ENDS if vocab.get(name) in special), None)
+        if end is None:
+            raise ValueError(f"the tokenizer has no special piece for the end of a text; add one of {', '.join(ENDS)}")
+        missing = [b for b, letter in enumerate(LETTERS) if letter not in vocab]
+        if missing:
+            raise ValueError(
+                f"the tokenizer is not byte-level: it has no piece for {len(missing)} of 256 bytes "
+                f"(the first is {missing[0]}); use one trained with the ByteLevel alphabet"
+            )
+        pieces = [b""] * (max(vocab.values()) + 1)
+        for token, i in vocab.items():
+            if i not in special:
+                pieces[i] = token.encode() if i in added else _bytes_of(token)
+        separator = vocab[SEPARATOR] if vocab.get(SEPARATOR) in special else vocab[end]
+        super().__init__(pieces, special=special, end_of_text=vocab[end], separator=separator)
+        self._can_cut = (
+            isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel)
+            and tokenizer.pre_tokenizer.use_regex
+            and tokenizer.normalizer is None
+            and all(token.special for token in added.values())
+        )
+        probe = "A b\n  c\té 12'll "
+        back = self.decode(self.encode_text(probe))
+        if back != probe:
+            raise ValueError(
+                f"the tokenizer turns {probe!r} into {back!r}; switch off what does it, as add_prefix_space"
+            )
+
+    def definition(self) -> dict[str, object]:
+        form = json.loads(self.tokenizer.to_str())
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in form["model"]["merges"]]
+        kept = {"vocab": form["model"]["vocab"], "merges": merges, "special": self.special}
+        return {
+            "kind": "bpe",
+            **kept,
+            "normalizer": form["normalizer"],
+            "pre_tokenizer": form["pre_tokenizer"],
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json, which other libraries read too, and codec.json."""
+        (Path(folder) / TOKENIZER_FILE).write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
+        (Path(folder) / FILE).write_text(json.dumps({"kind": "bpe", "file": TOKENIZER_FILE}) + "\n", encoding="utf-8")
+
+    def encode_text(self, text: str) -> np.ndarray:
+        utf8(text)
+        if len(text) <= CHUNK or not self._can_cut:
+            return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, self.dtype)
+        parts, chunks = [], _chunks(text)
+        while some := list(itertools.islice(chunks, 256)):  # so that a large text doesn't fill the memory
+            encodings = self.tokenizer.encode_batch_fast(some, add_special_tokens=False)
+            parts += [np.array(encoding.ids, self.dtype) for encoding in encodings]
+        return np.concatenate(parts)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> BPECodec:
+    """Learn byte pairs that occur at least twice; the last two of vocab_size pieces are the special ones.
+
+    Raises ValueError for a vocabulary without room for all bytes; warns if the texts have too few pairs.
+    """
+    if vocab_size < 258:
+        raise ValueError(
+            f"codec.vocab_size={vocab_size} has no room for 256 bytes and 2 special pieces; set 258 or more"
+        )
+    tokenizer = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 2,
+        min_frequency=2,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((chunk for text in texts for chunk in _chunks(text)), trainer)
+    tokenizer.add_special_tokens([END_OF_TEXT, SEPARATOR])
+    codec = BPECodec(tokenizer)
+    if codec.vocab_size < vocab_size:
+        warnings.warn(f"the training text gave only {codec.vocab_size} of {vocab_size} pieces", stacklevel=2)
+    return codec
+
+
+def bpe_from_tiktoken(path: str | Path) -> BPECodec:
+    """The tokenizer of a .tiktoken file, lines of base64 bytes and rank, cut by GPT-2's pattern.
+
+    A rank says when a piece was merged, not from what; that is recovered by running byte-pair encoding on
+    its bytes with lower ranks only. end-of-text takes the first free id (GPT-2: 50256). Raises ValueError
+    for a malformed file, and for large vocabularies (cl100k, o200k), whose pattern is another.
+    """
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(read_text(Path(path)).splitlines(), 1):
+        try:
+            piece, rank = line.split()
+            ranks[base64.b64decode(piece, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise ValueError(
+                f"{path}, line {number}: {line[:40]!r} is not base64 and a rank; get the file again"
+            ) from None
+    if len(ranks) > 60_000:
+        raise ValueError(f"{path} has {len(ranks)} pieces and so isn't cut by GPT-2's pattern; give its tokenizer.json")
+    if not all(bytes([b]) in ranks for b in range(256)):
+        raise ValueError(f"{path} has not all 256 bytes among its pieces; get the file again")
+    merges = []
+    for piece, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        if len(piece) > 1:
+            parts = _merge(piece, ranks, below=rank)
+            if len(parts) != 2:
+                raise ValueError(f"{path}: the piece {piece!r} is not a merge of two earlier ones; get the file again")
+            merges.append((_letters_of(parts[0]), _letters_of(parts[1])))
+    vocab = {_letters_of(piece): rank for piece, rank in ranks.items()}
+    taken = set(ranks.values())
+    vocab[END_OF_TEXT] = next(i for i in itertools.count() if i not in taken)
+    tokenizer = _byte_level(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    return BPECodec(tokenizer)
+
+
+def read_bpe(path: str | Path) -> BPECodec:
+    """A byte-level tokenizer.json. Raises ValueError where the file is missing or something else."""
+    text = read_text(Path(path))
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ValueError(f"{path} is not a tokenizer.json ({error}); give one, or a .tiktoken file") from None
+    if not isinstance(tokenizer.model, models.BPE):
+        raise ValueError(f"{path} holds a {type(tokenizer.model).__name__} model; only byte-level BPE can be read")
+    return BPECodec(tokenizer)
+
+
+def read_text(path: Path) -> str:
+    """A text file. Raises ValueError where it can't be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path} can't be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text: it has no UTF-8 at byte {error.start}; check the path") from None
+
+
+def _chunks(text: str) -> Iterator[str]:
+    """Pieces of a text of about CHUNK characters, cut before a line feed that something visible follows.
+
+    GPT-2's pattern never joins such a line feed with its neighbours, so the ids don't change. Python's \\S is
+    narrower than the pattern's, which is the safe side.
+    """
+    begin, line_start = 0, re.compile(r"\n(?=\S)")
+    while begin < len(text):
+        found = line_start.search(text, begin + CHUNK)
+        end = found.start() if found else len(text)
+        yield text[begin:end]
+        begin = end
+
+
+def _merge(piece: bytes, ranks: dict[bytes, int], *, below: int) -> list[bytes]:
+    """Byte-pair encoding of one piece with the merges of ranks < below."""
+    parts = [piece[i : i + 1] for i in range(len(piece))]
+    while len(parts) > 1:
+        pairs = [ranks.get(a + b, below) for a, b in itertools.pairwise(parts)]
+        best = min(pairs)
+        if best >= below:
+            break
+        at = pairs.index(best)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
+
+
+def _byte_level(model: models.BPE) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _letters() -> list[str]:
+    """GPT-2's printable letter for every byte: itself where it is printable, else one from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    spare = itertools.count(0x100)
+    return [chr(b) if b in printable else chr(next(spare)) for b in range(256)]
+
+
+LETTERS = _letters()
+BYTES = {letter: b for b, letter in enumerate(LETTERS)}
+
+
+def _letters_of(piece: bytes) -> str:
+    return "".join(LETTERS[b] for b in piece)
+
+
+def _bytes_of(token: str) -> bytes:
+    unknown = [c for c in token if c not in BYTES]
+    if unknown:
+        raise ValueError(
+            f"the tokenizer's piece {token!r} is not made of bytes; only byte-level tokenizers can be read"
+        )
+    return bytes(BYTES[c] for c in token)

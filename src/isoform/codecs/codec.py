@@ -1,0 +1,164 @@
+"""What a codec is: records become Encodings, ids become text again.
+
+Every codec holds one table, the UTF-8 bytes of each piece, from which decoding, streaming, printing and
+counting bytes follow; a new codec adds how text becomes ids and how it is written down.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from isoform.batch import Encoding
+
+END_OF_TEXT = "<|endoftext|>"
+SEPARATOR = "<|separator|>"
+FILE = "codec.json"
+
+
+class Codec(ABC):
+    """Text to pieces and back.
+
+    end_of_text closes every record; separator stands between source and target (a tokenizer that was read
+    from a file and has none uses end_of_text). Special pieces have no bytes and never come out of a text:
+    what looks like one is encoded as ordinary text.
+    """
+
+    is_costly: ClassVar[bool] = False
+    """Whether encoding takes so long that its result should be kept on disk."""
+
+    def __init__(
+        self, pieces: Sequence[bytes], *, special: Mapping[int, str], end_of_text: int, separator: int
+    ) -> None:
+        self.special = dict(special)
+        self.end_of_text, self.separator = end_of_text, separator
+        self._pieces = tuple(pieces)
+        self._ends = np.array([end_of_text, separator], self.dtype)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are, special pieces included."""
+        return len(self._pieces)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest of uint16 and uint32 that holds every id."""
+        return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+
+    @cached_property
+    def piece_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of every piece (V,) int64, 0 for special ones: the denominator of bits per byte."""
+        return np.fromiter(map(len, self._pieces), np.int64, self.vocab_size)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the definition: equal where ids mean the same."""
+        text = json.dumps(self.definition(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @abstractmethod
+    def definition(self) -> dict[str, object]:
+        """All that decides which ids a text gets, as JSON values."""
+
+    @abstractmethod
+    def encode_text(self, text: str) -> np.ndarray:
+        """Ids (T,) of a text, without special pieces. Raises ValueError for what has no piece."""
+
+    def encode(self, record: Mapping[str, str]) -> Encoding:
+        """A record {"text"} to text + end-of-text, or {"source", "target"} to source + separator + target +
+        end-of-text with the prefix up to the separator. Raises ValueError for other records."""
+        if "text" in record:
+            return Encoding(np.concatenate([self.encode_text(record["text"]), self._ends[:1]]))
+        if "source" in record and "target" in record:
+            source, target = self.encode_text(record["source"]), self.encode_text(record["target"])
+            ids = np.concatenate([source, self._ends[1:], target, self._ends[:1]])
+            return Encoding(ids, prefix=len(source) + 1)
+        raise ValueError(f"a record has the keys {sorted(record)}; it needs 'text', or 'source' and 'target'")
+
+    def decode(self, ids: np.ndarray | Sequence[int], *, show_special: bool = False) -> str:
+        """Ids to text; what is no UTF-8 becomes U+FFFD, special pieces vanish unless they are to be shown.
+
+        Raises ValueError for an id outside the vocabulary.
+        """
+        table = self._shown if show_special else self._pieces
+        return b"".join(map(table.__getitem__, self._checked(ids).tolist())).decode("utf-8", "replace")
+
+    def stream_decoder(self) -> StreamDecoder:
+        """Decodes a text while its pieces arrive."""
+        return StreamDecoder(self._pieces)
+
+    def piece_text(self, piece: int) -> str:
+        """A printable form of one piece: what can't be printed is escaped."""
+        text = self._shown[piece].decode("utf-8", "backslashreplace")
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+    def save(self, folder: str | Path) -> None:
+        """Write codec.json into an existing folder; `load_codec` reads it."""
+        text = json.dumps(self.definition(), ensure_ascii=False, indent=1)
+        (Path(folder) / FILE).write_text(text + "\n", encoding="utf-8")
+
+    @cached_property
+    def _shown(self) -> tuple[bytes, ...]:
+        return tuple(self.special[i].encode() if i in self.special else b for i, b in enumerate(self._pieces))
+
+    def _checked(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
+        array = np.asarray(ids, np.int64)
+        if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
+            wrong = array[(array < 0) | (array >= self.vocab_size)][0]
+            raise ValueError(f"{wrong} is no id of this codec, which has 0 .. {self.vocab_size - 1}")
+        return array
+
+
+class StreamDecoder:
+    """Emits only whole characters: the bytes of a character that is not complete yet are held back."""
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self._pieces = pieces
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, piece: int) -> str:
+        """The text that one more piece completes, perhaps none."""
+        return self._decoder.decode(self._pieces[piece])
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for a torn character."""
+        return self._decoder.decode(b"", final=True)
+
+
+def utf8(text: str) -> bytes:
+    """The UTF-8 bytes of a text. Raises ValueError for a lone surrogate."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, at position {error.start}, "
+            f"which is half a character; remove it"
+        ) from None
+
+
+def check_codec(codec: Codec, texts: Iterable[str]) -> None:
+    """The contract of a codec, on texts it should be able to encode; AssertionError where it is broken."""
+    assert codec.piece_bytes.shape == (codec.vocab_size,)
+    assert {codec.end_of_text, codec.separator} <= set(codec.special)
+    assert not codec.piece_bytes[list(codec.special)].any()
+    for text in texts:
+        ids = codec.encode_text(text)
+        assert ids.dtype == codec.dtype and ids.ndim == 1
+        assert not np.isin(ids, list(codec.special)).any(), "a text gave a special piece"
+        assert codec.decode(ids) == text, "decoding didn't undo encoding"
+        assert codec.piece_bytes[ids].sum() == len(text.encode()), "the pieces don't have the text's bytes"
+        stream = codec.stream_decoder()
+        parts = [stream.push(i) for i in ids.tolist()]
+        assert "".join([*parts, stream.flush()]) == text, "streaming gave another text"
+        plain, pair = codec.encode({"text": text}), codec.encode({"source": text, "target": text})
+        assert plain.prefix == 0 and plain.ids.tolist() == [*ids.tolist(), codec.end_of_text]
+        assert pair.ids.tolist() == [*ids.tolist(), codec.separator, *ids.tolist(), codec.end_of_text]
+        assert pair.prefix == len(ids) + 1

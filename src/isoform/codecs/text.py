@@ -1,0 +1,128 @@
+"""Codecs for text: characters, bytes, and byte pairs (bpe.py); building them and reading them back.
+
+Bytes and byte pairs can say any text; characters only those of their alphabet.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import assert_never
+
+import numpy as np
+
+from isoform.codecs.bpe import TOKENIZER_FILE, BPECodec, bpe_from_tiktoken, read_bpe, read_text, train_bpe
+from isoform.codecs.codec import END_OF_TEXT, FILE, SEPARATOR, Codec, utf8
+from isoform.codecs.config import BPE, Bytes, Characters
+from isoform.codecs.config import Codec as CodecConfig
+
+__all__ = ["BPECodec", "ByteCodec", "CharacterCodec", "bpe_from_tiktoken", "build_codec", "load_codec"]
+
+
+class CharacterCodec(Codec):
+    """One piece per character: the alphabet's, in its order, then end-of-text and separator."""
+
+    def __init__(self, alphabet: str) -> None:
+        if not alphabet:
+            raise ValueError("the alphabet is empty: there is no text to learn it from; give codec.alphabet")
+        if len(set(alphabet)) < len(alphabet):
+            twice = [c for c, n in Counter(alphabet).items() if n > 1]
+            raise ValueError(f"codec.alphabet has {twice} more than once; give each character once")
+        utf8(alphabet)
+        self.alphabet = alphabet
+        n = len(alphabet)
+        pieces = [*(c.encode() for c in alphabet), b"", b""]
+        super().__init__(pieces, special={n: END_OF_TEXT, n + 1: SEPARATOR}, end_of_text=n, separator=n + 1)
+        self._codes = _code_points(alphabet)
+        self._ids = np.full(self._codes.max() + 2, n, self.dtype)  # n: not in the alphabet
+        self._ids[self._codes] = np.arange(n)
+
+    def definition(self) -> dict[str, object]:
+        return {"kind": "characters", "alphabet": self.alphabet}
+
+    def encode_text(self, text: str) -> np.ndarray:
+        ids = self._ids[np.minimum(_code_points(text), len(self._ids) - 1)]
+        if ids.max(initial=0) == self.end_of_text:
+            at = int((ids == self.end_of_text).argmax())
+            raise ValueError(
+                f"the character {text[at]!r} (U+{ord(text[at]):04X}) at position {at} is not among the "
+                f"{self.end_of_text} of the alphabet; give codec.alphabet, or use the codec bytes or bpe"
+            )
+        return ids
+
+    def decode(self, ids: np.ndarray | Iterable[int], *, show_special: bool = False) -> str:
+        array = self._checked(np.asarray(ids, np.int64))
+        if show_special:
+            return super().decode(array, show_special=True)
+        return self._codes[array[array < self.end_of_text]].tobytes().decode("utf-32-le")
+
+
+class ByteCodec(Codec):
+    """One piece per UTF-8 byte, then end-of-text and separator."""
+
+    def __init__(self) -> None:
+        pieces = [*(bytes([b]) for b in range(256)), b"", b""]
+        super().__init__(pieces, special={256: END_OF_TEXT, 257: SEPARATOR}, end_of_text=256, separator=257)
+
+    def definition(self) -> dict[str, object]:
+        return {"kind": "bytes"}
+
+    def encode_text(self, text: str) -> np.ndarray:
+        return np.frombuffer(utf8(text), np.uint8).astype(self.dtype)
+
+
+def build_codec(config: CodecConfig, texts: Iterable[str]) -> Codec:
+    """The codec of a config; what the config leaves open is learned from the training texts."""
+    match config:
+        case Characters():
+            return CharacterCodec(config.alphabet or _alphabet(texts))
+        case Bytes():
+            return ByteCodec()
+        case BPE(path=""):
+            return train_bpe(texts, config.vocab_size)
+        case BPE():
+            codec = bpe_from_tiktoken(config.path) if config.path.endswith(".tiktoken") else read_bpe(config.path)
+            if config.vocab_size not in (BPE().vocab_size, codec.vocab_size):
+                warnings.warn(
+                    f"codec.vocab_size={config.vocab_size} is ignored: path has {codec.vocab_size} pieces",
+                    stacklevel=2,
+                )
+            return codec
+        case _:
+            assert_never(config)
+
+
+def load_codec(folder: str | Path) -> Codec:
+    """The codec saved in a folder; one with only a tokenizer.json is read too. Raises ValueError for none."""
+    folder = Path(folder)
+    if not (folder / FILE).exists() and (folder / TOKENIZER_FILE).exists():
+        return read_bpe(folder / TOKENIZER_FILE)
+    try:
+        form = json.loads(read_text(folder / FILE))
+        kind = form["kind"]
+        alphabet = form["alphabet"] if kind == "characters" else ""
+    except (KeyError, TypeError, json.JSONDecodeError):
+        raise ValueError(f"{folder / FILE} is damaged; copy it again or train once more") from None
+    match kind:
+        case "characters":
+            return CharacterCodec(alphabet)
+        case "bytes":
+            return ByteCodec()
+        case "bpe":
+            return read_bpe(folder / TOKENIZER_FILE)
+        case _:
+            raise ValueError(f"{folder / FILE} is of the unknown kind {kind!r}; upgrade isoform")
+
+
+def _alphabet(texts: Iterable[str]) -> str:
+    found: set[str] = set()
+    for text in texts:
+        found.update(text)
+    return "".join(sorted(found))
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))

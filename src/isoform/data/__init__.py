@@ -1,0 +1,1 @@
+"""Where records come from, in what order, in what rows."""

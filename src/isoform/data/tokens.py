@@ -1,0 +1,175 @@
+"""Records as ids, end to end, with the length and the prefix of each: in memory, or memory-mapped from disk.
+
+What is kept on disk is found by what decides it, the codec's fingerprint and the records' hash, so it is
+never stale; what doesn't have the hash its index names is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from isoform.batch import Encoding
+from isoform.codecs.codec import Codec
+from isoform.data.sources import Record
+from isoform.machine import cache_folder
+
+FORMAT = 1
+LARGE = 32 * 2**20  # characters from which any text is kept on disk, to be mapped rather than held in memory
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """ids (N,) of all records in order; lengths and prefixes (n,) of each, in pieces."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    prefixes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where each record begins among ids (n,)."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    def encoding(self, record: int, start: int = 0, stop: int | None = None) -> Encoding:
+        """A record, or some of its pieces; the prefix only of those that begin with it."""
+        begin, length = int(self.starts[record]), int(self.lengths[record])
+        stop = length if stop is None else stop
+        return Encoding(self.ids[begin + start : begin + stop], int(self.prefixes[record]) if start == 0 else 0)
+
+
+def load_tokens(records: Sequence[Record], codec: Codec, *, cache: bool | None = None) -> Tokens:
+    """The ids of records under a codec.
+
+    cache: whether to keep them in the user's cache folder; absent: if the codec is costly or the text large.
+    A cache that can't be written to costs time, not the run: it is warned about. Raises ValueError naming
+    the record that the codec can't encode.
+    """
+    if cache is None:
+        cache = codec.is_costly or _is_large(records)
+    if not cache:
+        return _encode(records, codec)
+    contents = _hash_of(records)
+    key = hashlib.sha256(f"{FORMAT} {codec.fingerprint} {contents}".encode()).hexdigest()[:32]
+    shard = _Shard(cache_folder() / "tokens", key)
+    tokens = shard.read()
+    if tokens is None:
+        tokens = _encode(records, codec)
+        try:
+            shard.write(tokens, {"codec": codec.fingerprint, "records": contents})
+        except OSError as error:
+            warnings.warn(f"the tokens can't be kept in {shard.folder} ({error.strerror})", stacklevel=2)
+        else:
+            tokens = shard.read() or tokens
+    return tokens
+
+
+def _encode(records: Sequence[Record], codec: Codec) -> Tokens:
+    encodings = []
+    for number, record in enumerate(records):
+        try:
+            encodings.append(codec.encode(record))
+        except ValueError as error:
+            where = f"record {number}: " if len(records) > 1 else ""
+            raise ValueError(f"{where}{error}") from None
+    if not encodings:
+        raise ValueError("there are no records to encode; give some")
+    lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
+    prefixes = np.fromiter((e.prefix for e in encodings), np.int64, len(encodings))
+    ids = encodings[0].ids if len(encodings) == 1 else np.concatenate([e.ids for e in encodings])
+    return Tokens(ids, lengths, prefixes)
+
+
+def _is_large(records: Iterable[Record]) -> bool:
+    total = 0
+    for record in records:
+        total += sum(map(len, record.values()))
+        if total > LARGE:
+            return True
+    return False
+
+
+def _hash_of(records: Iterable[Record]) -> str:
+    digest = hashlib.sha256()
+    for record in records:
+        for key, value in sorted(record.items()):
+            data = value.encode("utf-8", "surrogatepass")
+            digest.update(f"{key} {len(data)}\n".encode())
+            digest.update(data)
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _hash_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when all is written."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+        try:
+            yield file
+            file.close()
+            Path(file.name).replace(path)
+        except BaseException:
+            file.close()
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """Three files: ids, records (lengths and prefixes), and the index with their hashes, written last."""
+
+    folder: Path
+    key: str
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        return self.folder / f"{self.key}.ids.npy", self.folder / f"{self.key}.records.npy"
+
+    @property
+    def index(self) -> Path:
+        return self.folder / f"{self.key}.json"
+
+    def read(self) -> Tokens | None:
+        """What is there if it is whole, None otherwise."""
+        try:
+            index = json.loads(self.index.read_text(encoding="utf-8"))
+            if [_hash_of_file(path) for path in self.files] != index["sha256"]:
+                return None
+            ids, records = (np.asarray(np.load(path, mmap_mode="r")) for path in self.files)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return Tokens(ids, records[0], records[1])
+
+    def write(self, tokens: Tokens, origin: dict[str, str]) -> None:
+        """Each file comes into place whole, so that a reader or another writer at the same time is safe."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path, array in zip(self.files, (tokens.ids, np.stack([tokens.lengths, tokens.prefixes])), strict=True):
+            with _replacing(path) as partial:
+                np.save(partial, array)
+        index = {
+            "format": FORMAT,
+            **origin,
+            "num_records": len(tokens),
+            "num_pieces": len(tokens.ids),
+            "sha256": [_hash_of_file(path) for path in self.files],
+        }
+        with _replacing(self.index) as partial:
+            partial.write(json.dumps(index, indent=1).encode())

@@ -1,0 +1,1 @@
+"""Evaluation: losses and bits per byte, streamed over whole splits."""

@@ -1,0 +1,85 @@
+"""Losses over whole splits, streamed: nothing is kept but sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from isoform.batch import Batch
+from isoform.machine import Machine
+from isoform.model.transformer import Transformer
+from isoform.objectives.views import View
+
+
+@dataclass(frozen=True)
+class Score:
+    """loss: nats per target piece; bits_per_byte: over the bytes of the targets (NaN if they have none);
+    accuracy: how often the most probable piece is right; exact: of how many segments every piece is, which
+    is what greedy decoding gets right (None where it wasn't asked for)."""
+
+    loss: float
+    bits_per_byte: float
+    accuracy: float
+    exact: float | None
+    num_targets: int
+
+
+def apply(model: Transformer, view: View, batch: Batch) -> torch.Tensor:
+    """Logits (B, T, V) of a batch under an objective's masks."""
+    return model(batch.inputs, view.inputs_mask, batch.source, view.source_mask)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Transformer,
+    view: View,
+    batches: Iterable[tuple[Batch, int]],
+    machine: Machine,
+    *,
+    by_segment: bool = False,
+) -> Score:
+    """Cross-entropy of every target of a split once; `batches` come with the bytes of their targets.
+
+    Raises ValueError where there is no target at all.
+    """
+    model.eval()
+    nats = correct = torch.zeros((), dtype=torch.float64)
+    weight, num_bytes, exact, num_segments = 0.0, 0, 0, 0
+    for batch, batch_bytes in batches:
+        batch = batch.to(machine.device)
+        with torch.autocast(machine.device.type, machine.dtype, enabled=machine.uses_autocast):
+            logits = apply(model, view, batch).float()
+        losses = cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
+        nats = nats + (losses * batch.loss_weights.flatten()).sum().double().cpu()
+        is_right = logits.argmax(-1) == batch.targets
+        correct = correct + (is_right * batch.loss_weights).sum().double().cpu()
+        weight += float(batch.loss_weights.sum())
+        num_bytes += batch_bytes
+        if by_segment:
+            right, there = _whole_segments(is_right, batch)
+            exact, num_segments = exact + right, num_segments + there
+    if weight == 0:
+        raise ValueError("there is nothing to evaluate: the text has no piece to predict; give a longer one")
+    total = float(nats)
+    return Score(
+        total / weight,
+        total / math.log(2) / num_bytes if num_bytes else math.nan,
+        float(correct) / weight,
+        exact / num_segments if num_segments else None,
+        round(weight),
+    )
+
+
+def _whole_segments(is_right: Tensor, batch: Batch) -> tuple[int, int]:
+    """How many segments have every counted piece right, and how many there are."""
+    segment, counts = batch.inputs.coordinates.segment, batch.loss_weights > 0
+    rows = torch.arange(len(segment), device=segment.device).unsqueeze(1) * (int(segment.max()) + 1)
+    key = (rows + segment)[counts]
+    wrong = torch.zeros(int(key.max()) + 1, device=key.device).index_add_(0, key, (~is_right[counts]).float())
+    present = key.unique()
+    return int((wrong[present] == 0).sum()), len(present)

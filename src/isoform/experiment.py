@@ -1,0 +1,382 @@
+"""A recipe in, a finished run out: prepares data and model, trains, keeps, resumes, sums up.
+
+This is where the rooms of the house meet; the loop itself is `training/trainer.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from isoform import run as runs
+from isoform.batch import Batch
+from isoform.checkpoint.store import (
+    Checkpoint,
+    find_checkpoint,
+    load_document,
+    load_tensors,
+    lock_folder,
+    purge_checkpoints,
+    save_checkpoint,
+)
+from isoform.codecs.codec import Codec
+from isoform.codecs.config import Characters
+from isoform.codecs.text import build_codec, load_codec
+from isoform.config import ConfigError, differences, from_dict, load_toml
+from isoform.data.loader import Loader, build_loader, validation_batches
+from isoform.data.sources import Record, Split, load_source
+from isoform.data.tokens import load_tokens
+from isoform.evaluation.evaluate import Score, apply, evaluate
+from isoform.generation.config import Sampling
+from isoform.generation.decode import Generation, build_prompt
+from isoform.generation.decode import generate as generate_texts
+from isoform.machine import Machine, can_compile, choose_machine, describe, measured_peaks, peak_memory
+from isoform.model.cost import Shape, num_parameters, training_flops
+from isoform.model.transformer import Transformer
+from isoform.objectives.config import Objective
+from isoform.objectives.losses import Loss, weighted_cross_entropy
+from isoform.objectives.views import View, build_view
+from isoform.recipe import Recipe
+from isoform.run import Run, Trained
+from isoform.terminal import Progress as Bar
+from isoform.terminal import Terminal, count
+from isoform.training.ledger import JsonLedger, cut_metrics, read_metrics
+from isoform.training.optimizer import build_optimizers, load_optimizer_state, optimizer_state
+from isoform.training.trainer import GlobalBatch, Progress, train_loop
+
+EVALUATION_TOKENS = 8192
+"""Pieces per forward pass when a held-out split is read."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a recipe becomes before anything is trained: its vocabulary size is filled in."""
+
+    recipe: Recipe
+    split: Split
+    codec: Codec
+    view: View
+    loader: Loader
+    bytes_per_piece: float
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.recipe.training.global_batch_tokens // self.recipe.model.context_length
+
+    @property
+    def flops_per_step(self) -> int:
+        """Training FLOPs of one global batch."""
+        length = self.recipe.model.context_length
+        return training_flops(self.recipe.model, Shape(self.rows_per_step, length, length))
+
+
+def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
+    """Load the records, build (or take) the codec, cut the rows. Raises ValueError for data that won't do."""
+    split = load_source(recipe.data.path, recipe.data.validation_path)
+    if codec is None:
+        codec = build_codec(recipe.codec, _texts(recipe, split))
+    recipe = runs.filled(recipe, codec)
+    view = build_view(recipe.objective)
+    tokens = load_tokens(split.train, codec)
+    length = recipe.model.context_length
+    loader = build_loader(recipe.data, tokens, view, context_length=length, seed=recipe.seed)
+    bytes_per_piece = float(codec.piece_bytes[tokens.ids[: 2**20]].mean())
+    return Prepared(recipe, split, codec, view, loader, bytes_per_piece)
+
+
+def _texts(recipe: Recipe, split: Split) -> list[str]:
+    """What a codec learns from: the training records; for an alphabet, which must be complete, all records."""
+    records = [*split.train, *split.validation] if isinstance(recipe.codec, Characters) else split.train
+    return [text for record in records for text in record.values()]
+
+
+def evaluate_held_out(
+    model: Transformer,
+    recipe: Recipe,
+    codec: Codec,
+    records: Sequence[Record],
+    machine: Machine,
+    *,
+    limit: int = 0,
+) -> Score:
+    """The score on held-out records, whole, or on their first `limit` rows."""
+    length, view = recipe.model.context_length, build_view(recipe.objective)
+    batches = validation_batches(
+        recipe.data,
+        load_tokens(records, codec),
+        codec,
+        view,
+        context_length=length,
+        batch_rows=min(max(1, EVALUATION_TOKENS // length), limit or EVALUATION_TOKENS),
+    )
+    rows = iter(batches) if not limit else _first_rows(batches, limit)
+    return evaluate(model, view, rows, machine, by_segment=recipe.data.rows == "packed")
+
+
+def _first_rows(batches: Iterable[tuple[Batch, int]], limit: int) -> Iterator[tuple[Batch, int]]:
+    seen = 0
+    for batch, num_bytes in batches:
+        yield batch, num_bytes
+        seen += len(batch.targets)
+        if seen >= limit:
+            return
+
+
+def build_model(recipe: Recipe, machine: Machine) -> Transformer:
+    """The recipe's model, its parameters drawn from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    return Transformer(recipe.model).to(machine.device)
+
+
+def batch_loss(model: Transformer, view: View, objective: Objective) -> Callable[[Batch], Loss]:
+    """The loss of a batch under an objective."""
+
+    def loss(batch: Batch) -> Loss:
+        return weighted_cross_entropy(
+            apply(model, view, batch),
+            batch.targets,
+            batch.loss_weights,
+            z_loss=objective.z_loss,
+            label_smoothing=objective.label_smoothing,
+        )
+
+    return loss
+
+
+def global_batch(prepared: Prepared, step: int) -> GlobalBatch:
+    """The rows of a step: a pure function of the recipe and the step, cut into micro-batches."""
+    rows = prepared.rows_per_step
+    size = min(prepared.recipe.training.micro_batch_size or rows, rows)
+    starts = range(step * rows, (step + 1) * rows, size)
+    parts = [prepared.loader.rows(at, min(size, (step + 1) * rows - at)) for at in starts]
+    return GlobalBatch(parts, prepared.loader.weight(step * rows, rows))
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path | None = None,
+    *,
+    name: str = "run",
+    machine: Machine | None = None,
+    compile: bool | None = None,
+    terminal: Terminal | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Run:
+    """Train a recipe into a run directory (absent: runs/NAME-N, new), or continue the run that is there.
+
+    The same recipe continues, more training.steps extend, a finished run is left as it is; any other
+    difference raises ConfigError listing the fields. should_stop is asked after each step.
+    """
+    terminal = Terminal(quiet=True) if terminal is None else terminal
+    machine = choose_machine() if machine is None else machine
+    run = runs.next_run(name) if out is None else Run(Path(out))
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(run.folder):
+        prepared = prepare(recipe, load_codec(run.model) if run.exists else None)
+        if run.exists:
+            _check_continuation(run, prepared.recipe, terminal)
+        elif any(path.name != ".lock" for path in run.folder.iterdir()):
+            raise ConfigError(f"{run.folder} holds something else than a run; name a new folder with --out")
+        runs.begin(run, prepared.recipe, prepared.codec, is_pair=prepared.split.is_pair)
+        _Session(run, prepared, machine, compile, terminal).go(should_stop)
+    return run
+
+
+def _check_continuation(run: Run, recipe: Recipe, terminal: Terminal) -> None:
+    old = from_dict(Recipe, load_toml(run.recipe))
+    changed = differences(old, recipe)
+    fields = {path for path, _, _ in changed}
+    if fields == {"training.steps"} and recipe.training.steps > old.training.steps:
+        terminal.say(f"extending {run.folder} from {old.training.steps} to {recipe.training.steps} steps")
+    elif fields:
+        lines = "".join(f"\n  {path}: {before} there, {now} asked" for path, before, now in changed)
+        raise ConfigError(
+            f"{run.folder} holds a run of another recipe; choose another --out, or the same values for:{lines}"
+        )
+
+
+def generate(trained: Trained, prompt: str, sampling: Sampling | None = None) -> Iterator[str]:
+    """What a trained model writes after a prompt (or, for a model of pairs, in answer to it), as it comes.
+
+    One sample; `generation.decode.generate` has the rest.
+    """
+    view = build_view(trained.recipe.objective)
+    start = build_prompt(trained.codec, prompt, is_pair=trained.is_pair, view=view)
+    one = replace(sampling or Sampling(), num_samples=1)
+    for event in generate_texts(trained.model, trained.codec, start, one, view.inputs_mask):
+        if not isinstance(event, Generation):
+            yield event[1]
+
+
+class _Session:
+    """One process's part of a run: from its newest checkpoint to its end, or to the next interruption."""
+
+    def __init__(
+        self, run: Run, prepared: Prepared, machine: Machine, compile: bool | None, terminal: Terminal
+    ) -> None:
+        self.run, self.prepared, self.machine, self.terminal = run, prepared, machine, terminal
+        self.recipe = prepared.recipe
+        self.model = build_model(self.recipe, machine)
+        self.optimizers = build_optimizers(self.recipe.training.optimizer, self.model)
+        self.progress, self.wall_before = Progress(), 0.0
+        self.bar, self.validation = Bar(), {}
+        peak = measured_peaks(machine).matmul
+        self.peak_flops = peak
+        self.fingerprints = {
+            "data": ",".join(source.sha256 for source in prepared.split.sources),
+            "codec": prepared.codec.fingerprint,
+        }
+        checkpoint = find_checkpoint(run.checkpoints, on_corrupt=terminal.warn)
+        self._restore(checkpoint)
+        if compile is None:
+            compile = machine.device.type == "cuda"
+        if compile and not can_compile(machine):
+            terminal.warn("no C++ compiler was found, so the blocks are not compiled")
+        elif compile:
+            self.model.compile_blocks()
+
+    def _restore(self, checkpoint: Checkpoint | None) -> None:
+        samples_length = 0
+        if checkpoint is not None:
+            for what, now in self.fingerprints.items():
+                if (then := checkpoint.manifest.fingerprints.get(what)) != now:
+                    raise ConfigError(
+                        f"the {what} changed under the run {self.run.folder} (fingerprint {then}, now {now}); "
+                        f"bring it back or start a new run"
+                    )
+            runs.load_state(self.model, load_tensors(checkpoint, "model"))
+            load_optimizer_state(self.optimizers, load_tensors(checkpoint, "optimizer"))
+            state = load_document(checkpoint, "state")
+            self.progress = Progress(**state["progress"])
+            self.wall_before, samples_length = state["wall_seconds"], state["samples_length"]
+            if 0 < self.progress.step < self.recipe.training.steps:
+                self.terminal.say(f"continuing {self.run.folder} from step {self.progress.step}")
+        cut_metrics(self.run.metrics, self.progress.step)
+        self.run.samples.touch()
+        os.truncate(self.run.samples, samples_length)
+
+    @property
+    def wall_seconds(self) -> float:
+        return self.wall_before + time.perf_counter() - self.terminal.started
+
+    def go(self, should_stop: Callable[[], bool]) -> None:
+        training, first = self.recipe.training, self.progress.step
+        if first >= training.steps and self.run.summary.exists():
+            self.terminal.say(f"{self.run.folder} is finished: {first} steps")
+            return
+        ledger = JsonLedger(self.run.metrics)
+        try:
+            with self.terminal.progress(training.steps, first) as self.bar:
+                train_loop(
+                    self.model,
+                    self.optimizers,
+                    training,
+                    batches=lambda step: global_batch(self.prepared, step),
+                    loss=batch_loss(self.model, self.prepared.view, self.recipe.objective),
+                    machine=self.machine,
+                    seed=self.recipe.seed,
+                    progress=self.progress,
+                    note=lambda line: ledger.note(self._watched(line)),
+                    validate=self.validate,
+                    sample=self.sample,
+                    save=self.save,
+                    should_stop=should_stop,
+                )
+        finally:
+            ledger.close()
+        if self.progress.step == training.steps:
+            self.finish()
+
+    def _watched(self, line: dict) -> dict:
+        if "tokens_per_second" in line:
+            flops = self.prepared.flops_per_step / self.recipe.training.global_batch_tokens
+            line["utilisation"] = line["tokens_per_second"] * flops / self.peak_flops
+            line["bits_per_byte"] = line["loss"] / math.log(2) / self.prepared.bytes_per_piece
+            held = f"  held out {self.validation['validation_loss']:.3f}" if self.validation else ""
+            self.bar.update(
+                line["step"],
+                f"loss {line['loss']:.3f}  {line['bits_per_byte']:.3f} bits/byte{held}  "
+                f"{count(line['tokens_per_second'])} tokens/s  {line['utilisation']:.0%} of peak",
+            )
+        return line
+
+    def validate(self) -> dict[str, float]:
+        """Loss over the whole held-out split."""
+        records = self.prepared.split.validation
+        score = evaluate_held_out(self.model, self.recipe, self.prepared.codec, records, self.machine)
+        self.validation = {
+            "validation_loss": score.loss,
+            "validation_bits_per_byte": score.bits_per_byte,
+            "validation_accuracy": score.accuracy,
+        }
+        if score.exact is not None:
+            self.validation["validation_exact"] = score.exact
+        return self.validation
+
+    def sample(self) -> None:
+        """Append a sample to samples.txt."""
+        recipe, prepared = self.recipe, self.prepared
+        sampling = Sampling(max_tokens=recipe.training.sample_tokens, temperature=0.8, seed=recipe.seed)
+        prompt = build_prompt(prepared.codec, recipe.sample_prompt, is_pair=prepared.split.is_pair, view=prepared.view)
+        *_, last = generate_texts(self.model, prepared.codec, prompt, sampling, prepared.view.inputs_mask)
+        assert isinstance(last, Generation)
+        with self.run.samples.open("a", encoding="utf-8") as file:
+            file.write(f"== step {self.progress.step}\n{recipe.sample_prompt}{last.text}\n\n")
+
+    def save(self) -> None:
+        """Commit a checkpoint, then let go of those no longer kept."""
+        state = {
+            "progress": asdict(self.progress),
+            "wall_seconds": self.wall_seconds,
+            "samples_length": self.run.samples.stat().st_size,
+        }
+        save_checkpoint(
+            self.run.checkpoints,
+            step=self.progress.step,
+            tensors={"model": runs.model_state(self.model), "optimizer": optimizer_state(self.optimizers)},
+            documents={"state": state},
+            fingerprints=self.fingerprints,
+        )
+        purge_checkpoints(self.run.checkpoints, keep=self.recipe.training.keep_checkpoints)
+
+    def finish(self) -> None:
+        """Write the model by itself, and the summary."""
+        partial = self.run.model / "model.safetensors.partial"
+        save_file(runs.model_state(self.model), partial)
+        partial.replace(self.run.model / "model.safetensors")
+        runs.write_text(self.run.summary, json.dumps(self.summary(), indent=1) + "\n")
+
+    def summary(self) -> dict[str, object]:
+        """What was reached and what it cost; FLOPs are counted by arithmetic, times and memory measured."""
+        measured = [line for line in read_metrics(self.run.metrics) if "validation_loss" in line][-1]
+        progress, parameters = self.progress, num_parameters(self.recipe.model)
+        flops = self.prepared.flops_per_step * progress.step
+        return {
+            "validation_loss": measured["validation_loss"],
+            "bits_per_byte": measured["validation_bits_per_byte"],
+            "validation_accuracy": measured["validation_accuracy"],
+            **({"validation_exact": measured["validation_exact"]} if "validation_exact" in measured else {}),
+            "expected_loss": self.recipe.expected_loss,
+            "steps": progress.step,
+            "tokens": progress.tokens_seen,
+            "wall_seconds": self.wall_seconds,
+            "train_seconds": progress.train_seconds,
+            "tokens_per_second": progress.tokens_seen / progress.train_seconds,
+            "num_parameters": parameters,
+            "num_active_parameters": parameters,
+            "flops": flops,
+            "utilisation": flops / progress.train_seconds / self.peak_flops,
+            "peak_flops": self.peak_flops,
+            "peak_memory_bytes": peak_memory(self.machine),
+            "exportable": False,
+            "data": self.prepared.split.describe(),
+            "machine": describe(self.machine),
+        }

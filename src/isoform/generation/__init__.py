@@ -1,0 +1,1 @@
+"""Generation: from logits to pieces, one at a time, with a cache."""

@@ -1,0 +1,193 @@
+"""What this machine is and can do: device, number format, threads, and its measured peak.
+
+Peaks are measured once, with the library's own products, and kept in the user's cache folder; a utilisation
+is a fraction of such a peak or there is none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where to compute, and in which format the matrix products run."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def uses_autocast(self) -> bool:
+        """Whether products run in a smaller format than the float32 parameters."""
+        return self.dtype != torch.float32
+
+    def synchronize(self) -> None:
+        """Wait for the device, so that a clock read means something."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+
+def choose_machine(device: str = "auto", dtype: str = "auto", *, deterministic: bool = False) -> Machine:
+    """The machine to use: the fastest device there is and the format it is good at, unless told otherwise.
+
+    bfloat16 on CUDA devices that have it, float32 elsewhere: on most CPUs bfloat16 products are many times
+    slower. Raises ValueError for an absent device or an unknown format.
+    """
+    if device == "auto":
+        has_mps = torch.backends.mps.is_available()
+        device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"unknown device {device!r}; choose among auto, cpu, cuda, cuda:N and mps") from None
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(chosen.type, False):
+        there = ", ".join(name for name, is_there in available.items() if is_there)
+        raise ValueError(f"device {device!r} is absent from this machine, which has: {there}")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r} is absent: this machine has {torch.cuda.device_count()} CUDA devices")
+    if dtype == "auto":
+        is_good = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = "bfloat16" if is_good else "float32"
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; choose among auto, {', '.join(DTYPES)}")
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if chosen.type == "cpu":
+        torch.set_flush_denormal(True)
+    return Machine(chosen, DTYPES[dtype])
+
+
+def compiler() -> str | None:
+    """The path of a C++ compiler, which torch.compile needs on CPUs."""
+    return next(filter(None, map(shutil.which, ("c++", "g++", "clang++", "cl"))), None)
+
+
+def can_compile(machine: Machine) -> bool:
+    """Whether torch.compile has what it needs here."""
+    return machine.device.type == "cuda" or (machine.device.type == "cpu" and compiler() is not None)
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for isoform; `ISOFORM_CACHE` moves it."""
+    if "ISOFORM_CACHE" in os.environ:
+        return Path(os.environ["ISOFORM_CACHE"])
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Caches/isoform"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", str(Path.home()))) / "isoform"
+    return Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))) / "isoform"
+
+
+def processor_name() -> str:
+    """The model of the CPU, as the operating system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """The model of the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"{processor_name()} (MPS)"
+    return processor_name()
+
+
+def describe(machine: Machine) -> dict[str, object]:
+    """What a published number has to say about where it was measured."""
+    return {
+        "device": device_name(machine.device),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "dtype": str(machine.dtype).removeprefix("torch."),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Measured rates: matrix products in FLOP/s, copies in bytes/s."""
+
+    matmul: float
+    copy: float
+
+
+def measured_peaks(machine: Machine, *, refresh: bool = False) -> Peaks:
+    """The machine's peaks, measured now (under a second or two) or taken from the cache."""
+    key = "|".join(str(v) for v in describe(machine).values())
+    path = cache_folder() / "peaks.json"
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if not refresh and key in known:
+        return Peaks(**known[key])
+    peaks = Peaks(_matmul_rate(machine), _copy_rate(machine))
+    known[key] = asdict(peaks)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(known, indent=1))
+        partial.replace(path)
+    except OSError:
+        pass  # a peak that can't be kept is measured again next time
+    return peaks
+
+
+def _best_seconds(machine: Machine, work, seconds: float) -> float:
+    work()
+    machine.synchronize()
+    best, until = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        start = time.perf_counter()
+        work()
+        machine.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _matmul_rate(machine: Machine) -> float:
+    n = 8192 if machine.device.type == "cuda" else 1024
+    a = torch.randn(n, n, device=machine.device, dtype=machine.dtype)
+    out = torch.empty_like(a)
+    return 2 * n**3 / _best_seconds(machine, lambda: torch.mm(a, a, out=out), 0.5)
+
+
+def _copy_rate(machine: Machine) -> float:
+    a = torch.empty(64 * 2**20 // 4, device=machine.device)
+    b = torch.empty_like(a)
+    return 2 * a.nbytes / _best_seconds(machine, lambda: b.copy_(a), 0.2)
+
+
+def peak_memory(machine: Machine) -> int:
+    """The most memory used so far, in bytes: of the device if it has its own, else of the process."""
+    if machine.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(machine.device)
+    if sys.platform == "win32":
+        return 0
+    import resource  # absent on Windows
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024

@@ -1,0 +1,1 @@
+"""Objectives: a training task is a view of the data and a loss."""

@@ -1,0 +1,40 @@
+"""Losses return sums, never means: who knows the weight of the whole global batch divides once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """total: what is minimised, summed over the batch; nats: the plain cross-entropy in it, detached;
+    weight: the sum of the loss weights."""
+
+    total: Tensor
+    nats: Tensor
+    weight: Tensor
+
+
+def weighted_cross_entropy(
+    logits: Tensor, targets: Tensor, weights: Tensor, *, z_loss: float = 0.0, label_smoothing: float = 0.0
+) -> Loss:
+    """Cross-entropy of logits (B, T, V) with targets (B, T), each weighted (B, T), in nats.
+
+    z_loss adds z_loss * log(Z)^2 (PaLM, section 5); label_smoothing mixes the target with the uniform
+    distribution (Szegedy et al. 2016). Positions of weight 0 have no influence whatever they hold.
+    """
+    flat, weights = logits.flatten(0, -2).float(), weights.flatten()
+    nats = cross_entropy(flat, targets.flatten(), reduction="none")
+    plain = (nats * weights).sum()
+    total = plain
+    if label_smoothing or z_loss:
+        log_z = flat.logsumexp(-1)
+        if label_smoothing:
+            uniform = log_z - flat.mean(-1)
+            total = total + label_smoothing * ((uniform - nats) * weights).sum()
+        if z_loss:
+            total = total + z_loss * (log_z.square() * weights).sum()
+    return Loss(total, plain.detach(), weights.sum())

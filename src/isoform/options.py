@@ -1,0 +1,111 @@
+"""What each verb takes: one frozen dataclass a verb. Torch-free, so that help is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from isoform.generation.config import Sampling
+from isoform.recipe import Recipe
+
+Inline = tyro.conf.arg(name="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """How a verb speaks."""
+
+    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
+    """Say only what matters."""
+    verbose: Annotated[bool, tyro.conf.arg(aliases=["-v"])] = False
+    """Show the traceback of a failure."""
+    json: bool = False
+    """Print one JSON object on standard output, and nothing else there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """Where to compute."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Format of the matrix products; auto: what the device is good at."""
+    compile: bool | None = None
+    """Compile the blocks with torch.compile (on CPUs that takes a C++ compiler); absent: on CUDA only."""
+    deterministic: bool = False
+    """On CUDA: the same bits each time, at some cost. CPUs give them anyway."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Train a recipe, or continue the run in --out."""
+
+    recipe: Annotated[Recipe, Inline] = Recipe()
+    out: str = ""
+    """The run directory; empty: runs/RECIPE-N, new. An existing run is continued."""
+    dry_run: bool = False
+    """Prepare everything, say what would be trained, and stop."""
+    machine: Annotated[MachineOptions, Inline] = MachineOptions()
+    output: Annotated[Output, Inline] = Output()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """Continue a text with a trained model."""
+
+    run: tyro.conf.Positional[str] = ""
+    """A run directory."""
+    prompt: str | None = None
+    """The text to continue; absent: standard input, if it is not a terminal."""
+    sampling: Annotated[Sampling, Inline] = Sampling()
+    probabilities: bool = False
+    """Walk prompt and continuation piece by piece: probability, rank, entropy, alternatives."""
+    machine: Annotated[MachineOptions, Inline] = MachineOptions()
+    output: Annotated[Output, Inline] = Output()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Loss and bits per byte of runs, on their own validation text or any other."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Run directories."""
+    path: str = ""
+    """The text to evaluate on, whole; empty: each run's own validation split."""
+    limit: int = 0
+    """At most this many rows; 0: all."""
+    machine: Annotated[MachineOptions, Inline] = MachineOptions()
+    output: Annotated[Output, Inline] = Output()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateOptions:
+    """Parameters, FLOPs, memory and time of a recipe, before anything is trained."""
+
+    recipe: Annotated[Recipe, Inline] = Recipe()
+    machine: Annotated[MachineOptions, Inline] = MachineOptions()
+    output: Annotated[Output, Inline] = Output()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """What this machine can do."""
+
+    refresh: bool = False
+    """Measure the peaks again."""
+    machine: Annotated[MachineOptions, Inline] = MachineOptions()
+    output: Annotated[Output, Inline] = Output()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipesOptions:
+    """The built-in recipes, or how two recipes differ."""
+
+    diff: tuple[str, str] | None = None
+    """Two recipes (names or TOML paths) to compare field by field."""
+    show: str = ""
+    """Print one recipe as it is written."""
+    output: Annotated[Output, Inline] = field(default_factory=Output)

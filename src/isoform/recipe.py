@@ -1,0 +1,81 @@
+"""A recipe is an experiment as a document: data, codec, objective, model and training in one TOML file.
+
+The built-in ones lie in `recipes/`; their first lines say command, expected time and expected result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from isoform.codecs.config import Characters, Codec
+from isoform.config import ConfigError, from_dict, load_toml, overlay, to_dict, unknown
+from isoform.data.config import Data
+from isoform.model.config import ModelConfig
+from isoform.model.presets import PRESETS
+from isoform.objectives.config import Causal, Objective
+from isoform.training.config import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One experiment."""
+
+    data: Data = Data()
+    codec: Codec = Characters()
+    objective: Objective = Causal()
+    model: ModelConfig = ModelConfig()
+    training: Training = Training()
+    seed: int = 0
+    """Of everything random: parameters, order, dropout, samples."""
+    sample_prompt: str = "\n"
+    """What samples during training continue."""
+    expected_loss: float | None = None
+    """The validation loss this recipe was measured to reach."""
+
+    def __post_init__(self) -> None:
+        tokens, length = self.training.global_batch_tokens, self.model.context_length
+        if tokens % length:
+            raise ValueError(
+                f"training.global_batch_tokens={tokens} is not a multiple of model.context_length={length}; "
+                f"choose {max(1, tokens // length) * length}"
+            )
+        is_pair = self.model.encoder is not None and self.model.decoder is not None
+        if is_pair != (type(self.objective).__name__ == "Seq2seq"):
+            raise ValueError(
+                f"objective {type(self.objective).__name__} with {'an encoder-decoder' if is_pair else 'one stack'}: "
+                f"the objective seq2seq goes with an encoder and a decoder, the others with one stack"
+            )
+
+
+def builtin_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}
+
+
+def load_recipe(name: str) -> Recipe:
+    """A built-in recipe by its name, or a TOML file by its path. `preset` in [model] names what it starts from.
+
+    Raises ConfigError for an unknown recipe, key or preset.
+    """
+    known = builtin_recipes()
+    is_path = name.endswith(".toml") or "/" in name or "\\" in name
+    if not is_path and name not in known:
+        raise unknown("recipe", name, known)
+    return recipe_from_dict(load_toml(Path(name) if is_path else known[name]))
+
+
+def recipe_from_dict(data: dict) -> Recipe:
+    """A recipe from plain data, the preset of its model resolved."""
+    data = dict(data)
+    model = dict(data.pop("model", {}))
+    preset = model.pop("preset", None)
+    if preset is None:
+        return from_dict(Recipe, {**data, "model": model})
+    if preset not in PRESETS:
+        raise unknown("preset", str(preset), PRESETS)
+    try:
+        start = overlay(replace(PRESETS[preset], vocab_size=0), model)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
+    return from_dict(Recipe, {**data, "model": to_dict(start)})

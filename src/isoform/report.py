@@ -1,0 +1,143 @@
+"""The page of a run: curves, samples, recipe and costs, in one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+from collections.abc import Sequence
+
+from isoform.run import Run
+from isoform.terminal import count, duration
+from isoform.training.ledger import read_metrics
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1d2430; --paper: #ffffff; --faint: #5b6675; --line: #d9dee5; --box: #f5f7f9; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e8ee; --paper: #14181e; --faint: #9aa5b4; --line: #323a45; --box: #1c222a; }
+}
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+       max-width: 54rem; margin: 2.5rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+p.lead { color: var(--faint); margin-top: .3rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+td, th { text-align: left; padding: .32rem .8rem .32rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 500; color: var(--faint); width: 34%; }
+td small { color: var(--faint); }
+pre { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: .9rem 1rem;
+      overflow-x: auto; white-space: pre-wrap; font: 13.5px/1.5 ui-monospace, monospace; }
+figure { margin: 0; background: #ffffff; border: 1px solid var(--line); border-radius: 6px; padding: .5rem; }
+figure svg { width: 100%; height: auto; display: block; }
+summary { cursor: pointer; color: var(--faint); }
+"""
+
+
+def write_report(run: Run) -> None:
+    """Write report.html from recipe, metrics, samples and summary. The run must be finished."""
+    summary = json.loads(run.summary.read_text(encoding="utf-8"))
+    samples = run.samples.read_text(encoding="utf-8")
+    recipe = run.recipe.read_text(encoding="utf-8")
+    page = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{html.escape(run.folder.name)} · isoform</title><style>{STYLE}</style></head><body>
+<h1>{html.escape(run.folder.name)}</h1>
+<p class="lead">{html.escape(_lead(summary))}</p>
+<h2>Loss</h2><figure>{loss_curves(read_metrics(run.metrics))}</figure>
+<h2>Result and cost</h2>{_table(_rows(summary))}
+<h2>What it writes</h2>{_samples(samples)}
+<h2>Recipe, resolved</h2><pre>{html.escape(recipe)}</pre>
+</body></html>
+"""
+    run.report.write_text(page, encoding="utf-8")
+
+
+def loss_curves(metrics: Sequence[dict]) -> str:
+    """Training and held-out loss against tokens seen, as SVG."""
+    import matplotlib  # a second to import: only when a picture is made
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    training = [(line["tokens_seen"], line["loss"]) for line in metrics if "loss" in line]
+    tokens = {line["step"]: line["tokens_seen"] for line in metrics if "tokens_seen" in line}
+    held_out = [
+        (tokens[m["step"]], m["validation_loss"]) for m in metrics if "validation_loss" in m and m["step"] in tokens
+    ]
+    figure, axes = pyplot.subplots(figsize=(8, 3.6), layout="constrained")
+    axes.plot(*zip(*training, strict=True), color="#9db2c9", linewidth=1, label="training")
+    axes.plot(*zip(*held_out, strict=True), color="#b3392f", marker="o", markersize=4, label="held out")
+    last_tokens, last_loss = held_out[-1]
+    axes.annotate(f"{last_loss:.3f}", (last_tokens, last_loss), xytext=(-4, 8), textcoords="offset points", ha="right")
+    floor = min(loss for _, loss in training + held_out)
+    start = training[min(len(training) - 1, max(1, len(training) // 20))][1]
+    axes.set_ylim(floor * 0.95, max(start, held_out[0][1]) * 1.05)
+    axes.set_xlabel("pieces seen")
+    axes.set_ylabel("nats per piece")
+    axes.xaxis.set_major_formatter(lambda value, _: count(value))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _lead(summary: dict) -> str:
+    reached = (
+        f"Held-out loss {summary['validation_loss']:.4f} nats per piece, {summary['bits_per_byte']:.4f} bits per byte"
+    )
+    expected = summary["expected_loss"]
+    return f"{reached}{'' if expected is None else f' (expected {expected:.4f})'}."
+
+
+def _rows(summary: dict) -> list[tuple[str, str, str]]:
+    machine, data = summary["machine"], summary["data"]
+    return [
+        (
+            "Parameters",
+            f"{summary['num_parameters']:,}",
+            f"{summary['num_active_parameters']:,} active, counted",
+        ),
+        ("Steps, pieces", f"{summary['steps']:,}, {count(summary['tokens'])}", ""),
+        ("Training compute", f"{count(summary['flops'])}FLOP", "counted: 3 x forward, attention in full"),
+        (
+            "Training time",
+            duration(summary["train_seconds"]),
+            "measured, without validation, samples, saving",
+        ),
+        ("Whole process", duration(summary["wall_seconds"]), "measured"),
+        ("Throughput", f"{count(summary['tokens_per_second'])} pieces/s", "measured"),
+        (
+            "Utilisation",
+            f"{summary['utilisation']:.1%}",
+            f"of {count(summary['peak_flops'])}FLOP/s measured here",
+        ),
+        ("Peak memory", f"{count(summary['peak_memory_bytes'])}B", "measured"),
+        ("Accuracy", f"{summary['validation_accuracy']:.2%}", "of the most probable piece, held out"),
+        *((("Data", f"{d['title']}, {count(d['num_bytes'])}B", f"SHA-256 {d['sha256'][:16]}…")) for d in data),
+        (
+            "Machine",
+            machine["device"],
+            f"{machine['threads']} threads, {machine['instructions']}, {machine['dtype']}",
+        ),
+        ("Versions", f"torch {machine['torch']}", f"Python {machine['python']}, {machine['system']}"),
+    ]
+
+
+def _table(rows: Sequence[tuple[str, str, str]]) -> str:
+    cells = "".join(
+        f"<tr><th>{html.escape(what)}</th><td>{html.escape(value)} <small>{html.escape(note)}</small></td></tr>"
+        for what, value, note in rows
+    )
+    return f"<table>{cells}</table>"
+
+
+def _samples(text: str) -> str:
+    parts = [part.split("\n", 1) for part in text.split("== step ")[1:]]
+    if not parts:
+        return "<p>No samples were taken.</p>"
+    *earlier, (step, last) = parts
+    older = "".join(f"<p>step {html.escape(s)}</p><pre>{html.escape(body.strip())}</pre>" for s, body in earlier)
+    folded = f"<details><summary>Earlier samples</summary>{older}</details>" if earlier else ""
+    return f"<p>step {html.escape(step)}</p><pre>{html.escape(last.strip())}</pre>{folded}"

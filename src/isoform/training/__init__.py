@@ -1,0 +1,1 @@
+"""Training: configuration, optimizers, the ledger of work and one readable loop."""

@@ -1,0 +1,93 @@
+"""How a model is trained: optimizer, schedule, batch, and when to look, keep and stop. Torch-free."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019); gains and biases are not decayed."""
+
+    learning_rate: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon:
+    """Momentum, orthogonalised, for the matrices of the blocks (Jordan 2024); AdamW for all else."""
+
+    learning_rate: float = 0.02
+    """Of the matrices; the update of an (out, in) matrix is scaled by sqrt(max(1, out / in))."""
+    momentum: float = 0.95
+    weight_decay: float = 0.0
+    newton_schulz_steps: int = 5
+    adam: AdamW = AdamW(learning_rate=3e-3, weight_decay=0.0)
+    """For embeddings, head, gains and biases."""
+
+
+Optimizer = AdamW | Muon
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupStableDecay:
+    """Linear warm-up, a plateau, and a linear decay over the last part."""
+
+    warmup_steps: int = 0
+    decay_fraction: float = 0.3
+    """The part of all steps that decays."""
+    final: float = 0.0
+    """What is left at the end, as a fraction of the plateau."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """Linear warm-up, then half a cosine down (Loshchilov and Hutter 2017)."""
+
+    warmup_steps: int = 0
+    final: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseSquareRoot:
+    """Linear warm-up, then sqrt(warmup / step) (Vaswani et al. 2017, section 5.3)."""
+
+    warmup_steps: int = 4000
+
+
+Schedule = WarmupStableDecay | Cosine | InverseSquareRoot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One run."""
+
+    steps: int = 1000
+    """Optimizer steps."""
+    global_batch_tokens: int = 4096
+    """Pieces per step, over all rows; a multiple of the context length."""
+    micro_batch_size: int | None = None
+    """Rows per forward pass; absent: all of a step's rows at once. The result doesn't depend on it."""
+    optimizer: Optimizer = AdamW()
+    schedule: Schedule = WarmupStableDecay()
+    clip_norm: float | None = 1.0
+    """Largest gradient norm; absent: not clipped."""
+    validate_every: int = 250
+    """Steps between validations of the whole split; 0: only at the end."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints; 0: only at the end."""
+    keep_checkpoints: int = 2
+    sample_every: int = 0
+    """Steps between samples; 0: only at the end."""
+    sample_tokens: int = 200
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "global_batch_tokens", "keep_checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name}={getattr(self, name)} must be at least 1")
+        for name in ("validate_every", "checkpoint_every", "sample_every", "sample_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"training.{name}={getattr(self, name)} must not be negative")

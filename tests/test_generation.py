@@ -20,7 +20,7 @@ def ids_of(model, prompt, sampling, mask=None):
     return np.stack(list(generate_ids(model, prompt, sampling, mask)), 1)
 
 
-@pytest.mark.parametrize("stem", [Lookup(), Lookup(previous="piece")], ids=["ids", "previous"])
+@pytest.mark.parametrize("stem", [Lookup(), Lookup(previous=True, ngrams=(2, 3), ngram_rows=99)], ids=["ids", "ngrams"])
 @pytest.mark.parametrize("position", [Learned(), None], ids=["learned", "none"])
 def test_greedy_generation_is_the_argmax_of_the_whole_text(stem, position):
     model = build(config(stem=stem, position=position))

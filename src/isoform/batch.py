@@ -46,13 +46,13 @@ class Example:
 class Pieces:
     """What a model eats: ids (B, T) and where each piece stands.
 
-    previous (B, T): the id before each piece, for stems that look back; None: the one to the left in the
-    row, if it is of the same segment.
+    before (B, C): the ids to the left of the first column, for stems that look back at a text generated piece by
+    piece; None: there are none.
     """
 
     ids: Tensor
     coordinates: Coordinates
-    previous: Tensor | None = None
+    before: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Pieces:
         """The same pieces on a device."""
@@ -61,7 +61,7 @@ class Pieces:
             return t.to(device, non_blocking=True)
 
         coordinates = replace(self.coordinates.map(move), start=self.coordinates.start)
-        return Pieces(move(self.ids), coordinates, None if self.previous is None else move(self.previous))
+        return Pieces(move(self.ids), coordinates, None if self.before is None else move(self.before))
 
 
 @dataclass(frozen=True, eq=False)

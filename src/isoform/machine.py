@@ -6,6 +6,8 @@ is a fraction of such a peak or there is none.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import platform
@@ -69,7 +71,22 @@ def choose_machine(device: str = "auto", dtype: str = "auto", *, deterministic: 
         torch.use_deterministic_algorithms(True)
     if chosen.type == "cpu":
         torch.set_flush_denormal(True)
+        keep_freed_memory()
     return Machine(chosen, DTYPES[dtype])
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep large blocks that are freed rather than to give each back to the system.
+
+    Without it every tensor of some megabytes is paid for again in page faults: 5 to 10 % of a training step.
+    """
+    if sys.platform != "linux":
+        return
+    mmap_threshold, trim_threshold, most = -3, -1, 2**31 - 1
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, most)
 
 
 def compiler() -> str | None:

@@ -71,11 +71,11 @@ def generate_ids(
         hidden = model.decode(pieces, mask, memory, cache)
         ids = choose(model.logits(hidden[:, -1:]).squeeze(1), text if needs_text else None, sampling, generator)
         yield ids.cpu().numpy()
-        previous, ids = text[:, -1:], ids.unsqueeze(1)
+        before, ids = text[:, -model.stem.looks_back :], ids.unsqueeze(1)
         text = torch.cat([text, ids], 1)
         if cache.length < limit:
             coordinates = plain_coordinates(len(ids), 1, start=cache.length, device=device)
-            pieces = Pieces(ids, coordinates, previous)
+            pieces = Pieces(ids, coordinates, before)
         else:
             pieces = plain_pieces(text[:, -(limit // 2) :])
             cache = model.build_cache(sampling.num_samples)

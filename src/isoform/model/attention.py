@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from isoform.mask import Causal, Coordinates, Full, Mask, attended
 from isoform.model.cache import LayerCache
 from isoform.model.config import AttentionConfig
+from isoform.model.kernels import is_short, rms_norm, short_causal_attention
 from isoform.model.position import Turn
 
 CAUSAL, ALL = "causal", "all"
+EPSILON = 1e-6
 Allowed = Tensor | str
 """Which keys each query may see: booleans (B, 1, T, S), or one of the shortcuts CAUSAL and ALL."""
 
@@ -42,6 +44,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Allowed, *, dropout: float 
     is_grouped = q.shape[1] != k.shape[1]
     if isinstance(allowed, str):
         is_causal = allowed == CAUSAL and q.shape[2] > 1
+        if is_causal and not dropout and is_short(q, k):
+            return short_causal_attention(q, k, v)
         return scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal, enable_gqa=is_grouped)
     has_key = allowed.any(-1, keepdim=True)
     edges = allowed | ~has_key  # a row of the softmax needs something to normalise over
@@ -88,7 +92,7 @@ class Attention(nn.Module):
         num_rows, length, _ = x.shape
         heads = self.query_key_value(x).view(num_rows, length, -1, self.head_dim)
         qk, v = heads.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=2)
-        qk = turn(rms_norm(qk, (self.head_dim,)) if self.qk_norm else qk)
+        qk = turn(rms_norm(qk, EPSILON) if self.qk_norm else qk)
         values = v
         if self.value_mix is not None and first_values is not None:
             v = self.value_mix[0] * v + self.value_mix[1] * first_values
@@ -105,12 +109,12 @@ class Attention(nn.Module):
         if cache is None or cache.memory is None:
             kv = self.key_value(memory).view(num_rows, memory.shape[1], -1, self.head_dim).transpose(1, 2)
             k, v = kv.split(self.num_kv_heads, dim=1)
-            k = rms_norm(k, (self.head_dim,)) if self.qk_norm else k
+            k = rms_norm(k, EPSILON) if self.qk_norm else k
             if cache is not None:
                 cache.memory = (k, v)
         else:
             k, v = cache.memory
-        q = rms_norm(q, (self.head_dim,)) if self.qk_norm else q
+        q = rms_norm(q, EPSILON) if self.qk_norm else q
         return self.collect(attend(q, k, v, allowed, dropout=self.dropout if self.training else 0.0))
 
     def collect(self, heads: Tensor) -> Tensor:

@@ -146,9 +146,16 @@ class Lookup:
     """Multiply embeddings by sqrt(model_dim) (2017)."""
     norm: Norm | None = None
     """Normalise the embeddings."""
-    previous: Literal["none", "piece", "pair"] = "none"
-    """Also look up the previous piece (a table of vocab_size), or the pair of the previous and this piece
-    (a table of vocab_size^2)."""
+    previous: bool = False
+    """Also look up the piece before, in a table of its own."""
+    ngrams: tuple[int, ...] = ()
+    """Also look up the last n pieces, for each n >= 2 named here, each in a table of its own."""
+    ngram_rows: int = 16384
+    """Most rows of such a table; where there are more n-grams they share rows by a hash (Svenstrup et al. 2017)."""
+
+    def __post_init__(self) -> None:
+        if any(n < 2 for n in self.ngrams) or self.ngram_rows < 1:
+            raise ValueError(f"ngrams={self.ngrams} with ngram_rows={self.ngram_rows}: n must be >= 2, rows >= 1")
 
 
 @dataclass(frozen=True, kw_only=True)

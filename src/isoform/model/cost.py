@@ -36,8 +36,10 @@ class Shape:
 def num_parameters(config: ModelConfig) -> int:
     """Parameters of the whole model, tied tables counted once."""
     d, v = config.model_dim, config.vocab_size
-    previous = {"none": 0, "piece": v + 1, "pair": (v + 1) * v}[config.stem.previous]
-    stem = (v + previous) * d + _norm(config.stem.norm, d)
+    looking_back = (v + 1) * config.stem.previous + sum(
+        min((v + 1) ** n, config.stem.ngram_rows) for n in config.stem.ngrams
+    )
+    stem = (v + looking_back) * d + _norm(config.stem.norm, d)
     head = (0 if config.head.tied else v * d) + (v if config.head.bias else 0)
     return stem + head + sum(_stack_parameters(config, stack) for stack in _stacks(config))
 

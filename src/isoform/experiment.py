@@ -133,7 +133,10 @@ def _first_rows(batches: Iterable[tuple[Batch, int]], limit: int) -> Iterator[tu
 def build_model(recipe: Recipe, machine: Machine) -> Transformer:
     """The recipe's model, its parameters drawn from the recipe's seed."""
     torch.manual_seed(recipe.seed)
-    return Transformer(recipe.model).to(machine.device)
+    model = Transformer(recipe.model).to(machine.device)
+    if machine.device.type == "cpu":
+        model.reduce_products(machine.dtype)
+    return model
 
 
 def batch_loss(model: Transformer, view: View, objective: Objective) -> Callable[[Batch], Loss]:

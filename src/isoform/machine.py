@@ -31,8 +31,8 @@ class Machine:
 
     @property
     def uses_autocast(self) -> bool:
-        """Whether products run in a smaller format than the float32 parameters."""
-        return self.dtype != torch.float32
+        """Whether torch.autocast brings the products into a smaller format; on CPUs the model does so itself."""
+        return self.dtype != torch.float32 and self.device.type != "cpu"
 
     def synchronize(self) -> None:
         """Wait for the device, so that a clock read means something."""
@@ -45,8 +45,8 @@ class Machine:
 def choose_machine(device: str = "auto", dtype: str = "auto", *, deterministic: bool = False) -> Machine:
     """The machine to use: the fastest device there is and the format it is good at, unless told otherwise.
 
-    bfloat16 on CUDA devices that have it, float32 elsewhere: on most CPUs bfloat16 products are many times
-    slower. Raises ValueError for an absent device or an unknown format.
+    bfloat16 on CUDA devices and CPUs that have instructions for it, float32 elsewhere: there bfloat16 products
+    are many times slower. Raises ValueError for an absent device or an unknown format.
     """
     if device == "auto":
         has_mps = torch.backends.mps.is_available()
@@ -62,7 +62,7 @@ def choose_machine(device: str = "auto", dtype: str = "auto", *, deterministic: 
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {device!r} is absent: this machine has {torch.cuda.device_count()} CUDA devices")
     if dtype == "auto":
-        is_good = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        is_good = {"cuda": has_cuda_bfloat16, "cpu": has_cpu_bfloat16}.get(chosen.type, bool)()
         dtype = "bfloat16" if is_good else "float32"
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; choose among auto, {', '.join(DTYPES)}")
@@ -73,6 +73,24 @@ def choose_machine(device: str = "auto", dtype: str = "auto", *, deterministic: 
         torch.set_flush_denormal(True)
         keep_freed_memory()
     return Machine(chosen, DTYPES[dtype])
+
+
+def has_cuda_bfloat16() -> bool:
+    """Whether the CUDA device multiplies bfloat16 in hardware."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def has_cpu_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 (AVX512-BF16, AMX), as far as the system tells."""
+    return bool({"avx512_bf16", "amx_bf16"} & set(_cpuinfo("flags").split()))
+
+
+def _cpuinfo(key: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.split("\t")[0] == key), "")
 
 
 def keep_freed_memory() -> None:
@@ -112,13 +130,7 @@ def cache_folder() -> Path:
 
 def processor_name() -> str:
     """The model of the CPU, as the operating system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def device_name(device: torch.device) -> str:

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from isoform.mask import Causal, Coordinates, Full, Mask, attended
 from isoform.model.cache import LayerCache
 from isoform.model.config import AttentionConfig
-from isoform.model.kernels import is_short, rms_norm, short_causal_attention
+from isoform.model.kernels import Linear, is_short, rms_norm, short_causal_attention
 from isoform.model.position import Turn
 
 CAUSAL, ALL = "causal", "all"
@@ -68,11 +68,11 @@ class Attention(nn.Module):
         )
         query_dim, kv_dim = self.num_heads * head_dim, self.num_kv_heads * head_dim
         if cross:
-            self.query = nn.Linear(model_dim, query_dim, bias=config.bias)
-            self.key_value = nn.Linear(model_dim, 2 * kv_dim, bias=config.bias)
+            self.query = Linear(model_dim, query_dim, bias=config.bias)
+            self.key_value = Linear(model_dim, 2 * kv_dim, bias=config.bias)
         else:  # one product instead of three
-            self.query_key_value = nn.Linear(model_dim, query_dim + 2 * kv_dim, bias=config.bias)
-        self.output = nn.Linear(query_dim, model_dim, bias=config.bias)
+            self.query_key_value = Linear(model_dim, query_dim + 2 * kv_dim, bias=config.bias)
+        self.output = Linear(query_dim, model_dim, bias=config.bias)
         has_shortcut = config.value_shortcut and not cross
         self.value_mix = nn.Parameter(torch.tensor([0.5, 0.5])) if has_shortcut else None
 

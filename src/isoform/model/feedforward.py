@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from isoform.model.config import Activation, Dense, FeedForward, Gated
-from isoform.model.kernels import gelu_tanh, relu2
-
+from isoform.model.kernels import Linear, gelu_tanh, relu2
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
@@ -27,8 +26,8 @@ class DenseFeedForward(nn.Module):
     def __init__(self, config: Dense, model_dim: int, feedforward_dim: int) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
-        self.up = nn.Linear(model_dim, feedforward_dim, bias=config.bias)
-        self.down = nn.Linear(feedforward_dim, model_dim, bias=config.bias)
+        self.up = Linear(model_dim, feedforward_dim, bias=config.bias)
+        self.down = Linear(feedforward_dim, model_dim, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
@@ -41,8 +40,8 @@ class GatedFeedForward(nn.Module):
     def __init__(self, config: Gated, model_dim: int, feedforward_dim: int) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
-        self.gate_up = nn.Linear(model_dim, 2 * feedforward_dim, bias=config.bias)
-        self.down = nn.Linear(feedforward_dim, model_dim, bias=config.bias)
+        self.gate_up = Linear(model_dim, 2 * feedforward_dim, bias=config.bias)
+        self.down = Linear(feedforward_dim, model_dim, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
@@ -20,6 +20,39 @@ SHORT = 128
 def wants_plain(x: Tensor) -> bool:
     """Whether the plain form is the fast one for this tensor."""
     return x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+
+
+class _ReducedLinear(Function):
+    """x W^T + b with the three products in a smaller format, float32 outside of them."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        x, weight = x.to(dtype), weight.to(dtype)
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        out = functional.linear(x, weight).float()
+        return out if bias is None else out.add_(bias)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad = grads[0].flatten(0, -2)
+        reduced = grad.to(x.dtype)
+        grad_x = (reduced @ weight).float().view(x.shape)
+        grad_weight = (reduced.mT @ x.flatten(0, -2)).float()
+        return grad_x, grad_weight, grad.sum(0) if ctx.has_bias else None, None
+
+
+class Linear(nn.Linear):
+    """torch's Linear, whose products may run in a smaller format on a CPU that is good at it."""
+
+    product_dtype = torch.float32
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(.., inputs) to (.., outputs)."""
+        if self.product_dtype == torch.float32:
+            return functional.linear(x, self.weight, self.bias)
+        return _ReducedLinear.apply(x, self.weight, self.bias, self.product_dtype)
 
 
 class _ReLU2(Function):

@@ -19,6 +19,7 @@ from isoform.model.cache import Cache
 from isoform.model.config import BlockConfig, ModelConfig, Norm, StackConfig
 from isoform.model.embedding import LookupStem, VocabularyHead, build_norm
 from isoform.model.feedforward import build_feedforward
+from isoform.model.kernels import Linear
 from isoform.model.position import Turn, build_position
 
 
@@ -275,6 +276,13 @@ class Transformer(nn.Module):
             device=weight.device,
             dtype=weight.dtype,
         )
+
+    def reduce_products(self, dtype: torch.dtype) -> None:
+        """Run the blocks' matrix products in this format, with all else in float32, in place: for CPUs, where
+        autocast's smaller activations would cost more than they save."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.product_dtype = dtype
 
     def compile_blocks(self) -> None:
         """Let torch.compile translate each block, in place; shapes are taken as fixed."""

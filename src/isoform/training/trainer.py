@@ -130,7 +130,7 @@ def train_loop(
 def _clip(parameters: list[nn.Parameter], clip_norm: float | None) -> torch.Tensor:
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = nn.utils.get_total_norm(grads)
-    if clip_norm is not None:
+    if clip_norm is not None and float(norm) > clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     return norm
 

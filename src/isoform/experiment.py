@@ -228,7 +228,7 @@ class _Session:
         self.run, self.prepared, self.machine, self.terminal = run, prepared, machine, terminal
         self.recipe = prepared.recipe
         self.model = build_model(self.recipe, machine)
-        self.optimizers = build_optimizers(self.recipe.training.optimizer, self.model)
+        self.optimizers = build_optimizers(self.recipe.training.optimizer, self.model, machine.dtype)
         self.progress, self.wall_before = Progress(), 0.0
         self.bar, self.validation = Bar(), {}
         peak = measured_peaks(machine).matmul

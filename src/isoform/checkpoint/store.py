@@ -1,72 +1,59 @@
 """Checkpoints that are whole or not there: written under a temporary name, hashed, synced, then renamed.
 
-The one idea: a manifest with the hash of every file is written last, and a checkpoint is what has a manifest
-that verifies. Tensors are safetensors, all else JSON; nothing is ever unpickled. Knows files, not models.
+The one idea: a manifest with the hash of every file, and of itself, is written last, and a checkpoint is what
+has a manifest that verifies. Tensors are safetensors, all else JSON; nothing is ever unpickled. Knows files, not
+models. One process at a time writes to a folder (`lock_folder`), any number may read.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
+import stat
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from pathlib import Path
 
-from safetensors import SafetensorError
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-CHUNK = 2**20
+MANIFEST_LIMIT = 2**26
+FILE_NAME = re.compile(r"\w[\w.-]{0,199}", re.ASCII)
+FOLDER_NAME = re.compile(r"step-(\d{8,18})", re.ASCII)
+DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+"""Errors of reading that are the checkpoint's own; any other (too many open files, no permission) is ours."""
 
 
 class CorruptCheckpoint(ValueError):
     """A checkpoint whose files are not those its manifest speaks of."""
 
 
+class UnknownFormat(ValueError):
+    """A checkpoint of a newer isoform: sound perhaps, so it is neither read nor set aside."""
+
+
+class FolderInUse(ValueError):
+    """Another process trains in the folder."""
+
+
 class StorageError(OSError):
-    """A checkpoint that couldn't be written; those before it are untouched."""
+    """What couldn't be written or removed; the checkpoints that were there before are untouched."""
 
-
-class Files:
-    """The calls by which checkpoints reach the disk; a test's double makes any one of them fail."""
-
-    def make_folder(self, path: Path) -> None:
-        """Make a folder, with those above it."""
-        path.mkdir(parents=True, exist_ok=True)
-
-    def write(self, path: Path, data: bytes) -> None:
-        """Write a file and wait until it is on the disk."""
-        with path.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def sync_folder(self, path: Path) -> None:
-        """Wait until a folder's names are on the disk (Windows does so by itself)."""
-        if os.name == "nt":
-            return
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-    def rename(self, old: Path, new: Path) -> None:
-        """Give a file or folder its name; a file takes the place of one that has it."""
-        old.replace(new)
-
-    def remove_tree(self, path: Path) -> None:
-        """Remove a folder with all that is in it."""
-        shutil.rmtree(path)
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 @dataclass(frozen=True)
@@ -102,6 +89,57 @@ class Checkpoint:
         return self.manifest.step
 
 
+class Files:
+    """The calls by which anything here reaches the disk; a test's double makes any one of them fail."""
+
+    def make_folder(self, path: Path) -> None:
+        """Make a folder and those above it, and wait until their names are on the disk."""
+        for folder in (*reversed(path.parents), path):
+            if not folder.is_dir():
+                folder.mkdir(exist_ok=True)
+                self.sync_folder(folder.parent)
+
+    def write(self, path: Path, chunks: Iterable[bytes | memoryview]) -> Entry:
+        """Write a file, hashed on its way, and wait until it is on the disk (not yet its name)."""
+        size, digest = 0, hashlib.sha256()
+        with path.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+            file.flush()
+            self.sync(file.fileno())  # by the handle that wrote: another one may miss a failed write
+        return Entry(path.name, size, digest.hexdigest())
+
+    def sync(self, handle: int) -> None:
+        """Wait until an open file or folder is on the disk."""
+        os.fsync(handle)
+
+    def sync_folder(self, path: Path) -> None:
+        """Wait until a folder's names are on the disk (Windows sees to that by itself)."""
+        if sys.platform == "win32":
+            return
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            self.sync(handle)
+        finally:
+            os.close(handle)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give a file or folder another name; a file takes the place of one that has it."""
+        old.replace(new)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file, or a folder with all that is in it."""
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+DISK = Files()
+
+
 def save_checkpoint(
     folder: Path,
     *,
@@ -109,198 +147,302 @@ def save_checkpoint(
     tensors: Mapping[str, Mapping[str, Tensor]],
     documents: Mapping[str, object],
     fingerprints: Mapping[str, str],
-    files: Files | None = None,
+    world_size: int = 1,
+    files: Files = DISK,
 ) -> Path:
-    """Commit a checkpoint of named tensor files and JSON documents; gives its folder.
+    """Commit `<name>.safetensors` of named tensors and `<name>.json` of documents; gives the checkpoint's folder.
 
-    A step that is there and verifies is left as it is. Raises StorageError if anything can't be written: what
-    was there before stays.
+    A step that is there and verifies is left as it is, one that doesn't verify is set aside. Tensors are
+    brought to the CPU one by one; those that share memory are each written in full. Raises StorageError if anything
+    can't be written, ValueError for names, tensors or documents that the files can't hold.
     """
-    files, target = files or Files(), folder / f"step-{step:08d}"
-    with contextlib.suppress(CorruptCheckpoint, FileNotFoundError):
-        verify(read_checkpoint(target))
-        return target
-    temporary = folder / f".tmp-{uuid.uuid4().hex}"
+    assert step >= 0
+    contents = _contents(tensors, documents)
+    manifest = Manifest(step, (), dict(fingerprints), world_size)
+    target, temporary = folder / f"step-{step:08d}", folder / f".tmp-{uuid.uuid4().hex}"
     try:
         files.make_folder(folder)
         for leftover in [*folder.glob(".tmp-*"), *folder.glob(".trash-*")]:
-            files.remove_tree(leftover)
-        files.make_folder(temporary)
-        entries = []
-        for name, content in _contents(tensors, documents):
-            files.write(temporary / name, content)
-            entries.append(Entry(name, len(content), hashlib.sha256(content).hexdigest()))
-        manifest = Manifest(step, tuple(entries), dict(fingerprints))
-        files.sync_folder(temporary)
-        files.write(temporary / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
-        files.sync_folder(temporary)
-        if target.exists():
-            files.rename(target, folder / f"corrupt-{target.name}-{uuid.uuid4().hex[:8]}")
-        files.rename(temporary, target)
-        files.sync_folder(folder)
-        hint = folder / ".latest.partial"
-        files.write(hint, target.name.encode())
-        files.rename(hint, folder / "latest")
+            with suppress(OSError):
+                files.remove(leftover)
+        if not _is_kept(target, files):
+            files.make_folder(temporary)
+            entries = [asdict(files.write(temporary / name, chunks)) for name, chunks in contents.items()]
+            body = json.dumps({**asdict(manifest), "files": entries}, indent=1)[1:].encode()
+            files.write(temporary / MANIFEST, [_first_line(body), body])
+            files.sync_folder(temporary)
+            files.rename(temporary, target)
+        files.sync_folder(folder)  # also for one that was there: the save that failed just here left it unsynced
     except OSError as error:
-        with contextlib.suppress(OSError):
-            if temporary.exists():
-                shutil.rmtree(temporary)
-        raise StorageError(
-            error.errno,
-            f"the checkpoint of step {step} can't be written to {folder}: {error.strerror}; "
-            f"make room or choose another --out, then start again: what was saved before is untouched",
-        ) from error
+        with suppress(OSError):
+            files.remove(temporary)
+        raise _storage_error(error, f"the checkpoint of step {step} can't be written to {folder}") from error
+    with suppress(OSError):  # the checkpoint is kept already, and nothing here reads the hint
+        files.write(temporary, [target.name.encode()])
+        files.rename(temporary, folder / "latest")
     return target
+
+
+def _is_kept(path: Path, files: Files) -> bool:
+    """Whether a checkpoint is there and verifies; one that doesn't is set aside."""
+    if not path.exists():
+        return False
+    try:
+        verify(read_checkpoint(path))
+    except CorruptCheckpoint:
+        _set_aside(path, files)
+        return False
+    return True
 
 
 def _contents(
     tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, object]
-) -> Iterator[tuple[str, bytes]]:
-    for name, group in tensors.items():
-        yield (
-            f"{name}.safetensors",
-            save({k: t.detach().cpu().contiguous().clone() for k, t in group.items()}),
-        )
-    for name, document in documents.items():
-        yield f"{name}.json", json.dumps(document, indent=1).encode()
+) -> dict[str, Iterable[bytes | memoryview]]:
+    contents: dict[str, Iterable[bytes | memoryview]] = {}
+    for stem, group in tensors.items():
+        contents[f"{stem}.safetensors"] = _tensor_chunks(_tensor_header(stem, group), group)
+    for stem, document in documents.items():
+        try:
+            contents[f"{stem}.json"] = [json.dumps(document, indent=1).encode()]
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"document {stem!r} can't be written as JSON: {error}; give it plain values") from error
+    for name in contents:
+        if not FILE_NAME.fullmatch(name) or name == MANIFEST:
+            raise ValueError(f"{name!r} can't be a checkpoint's file; name it with letters, digits, '_', '-' and '.'")
+    return contents
+
+
+def _tensor_header(stem: str, tensors: Mapping[str, Tensor]) -> dict[str, dict]:
+    """What a safetensors file begins with. The widest elements come first, so that all lie aligned."""
+    header, end = {}, 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
+        try:
+            sample = save({name: torch.empty(0, dtype=tensor.dtype, layout=tensor.layout)})
+            load(sample)  # for it writes more than it reads
+            dtype = json.loads(sample[8:])[name]["dtype"]
+        except Exception as error:
+            what = f"{name!r} of {stem!r} ({tensor.dtype}, {tensor.layout})"
+            raise ValueError(f"safetensors can't hold the tensor {what}; convert it first") from error
+        begin, end = end, end + tensor.numel() * tensor.itemsize
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    return header
+
+
+def _tensor_chunks(header: dict[str, dict], tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """A safetensors file piece by piece: its own writer would hold several copies of all of them."""
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in header:
+        plain = tensors[name].detach().cpu().resolve_conj().resolve_neg().contiguous()
+        yield plain.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _first_line(body: bytes) -> bytes:
+    """How a manifest begins, in every format: with the hash of all that follows, `body`."""
+    return b'{"sha256": "%s",' % hashlib.sha256(body).hexdigest().encode()
+
+
+def _storage_error(error: OSError, what: str) -> StorageError:
+    why = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+    remedy = "make room or choose a folder that can be written to; the checkpoints kept so far are untouched"
+    return StorageError(error.errno or errno.EIO, f"{what}: {why}; {remedy}")
+
+
+def _set_aside(path: Path, files: Files) -> None:
+    files.rename(path, path.with_name(f"corrupt-{path.name}-{uuid.uuid4().hex[:8]}"))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint by its manifest alone. Raises CorruptCheckpoint if that makes no sense, FileNotFoundError
-    if there is no such folder."""
+    """A checkpoint by its manifest alone. Raises CorruptCheckpoint, or UnknownFormat for a newer isoform's."""
+    place = path / MANIFEST
+    with _open(place) as file:
+        text = file.read(MANIFEST_LIMIT)
+    first, newline, rest = text.partition(b"\n")
+    if first != _first_line(newline + rest):
+        raise CorruptCheckpoint(f"{place} is damaged: its text doesn't have the SHA-256 it begins with")
     try:
-        data = json.loads((path / MANIFEST).read_bytes())
-        if data["format"] > FORMAT:
-            raise CorruptCheckpoint(
-                f"{path} has format {data['format']}, this isoform reads up to {FORMAT}; upgrade it"
-            )
+        data = json.loads(text)
+        if (number := int(data["format"])) > FORMAT:
+            raise UnknownFormat(f"{path} has format {number}, this isoform reads up to {FORMAT}; upgrade isoform")
         entries = tuple(Entry(str(f["path"]), int(f["size"]), str(f["sha256"])) for f in data["files"])
-        manifest = Manifest(
-            int(data["step"]),
-            entries,
-            dict(data["fingerprints"]),
-            int(data["world_size"]),
-            int(data["format"]),
-        )
-    except FileNotFoundError:
-        if not path.is_dir():
-            raise
-        raise CorruptCheckpoint(f"{path} has no {MANIFEST}: it was never finished") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, CorruptCheckpoint):
-            raise
-        raise CorruptCheckpoint(f"{path / MANIFEST} makes no sense: {type(error).__name__} {error}") from error
-    for entry in manifest.files:
-        if Path(entry.path).name != entry.path or "\\" in entry.path or entry.path in ("", ".", ".."):
-            raise CorruptCheckpoint(f"{path / MANIFEST} names {entry.path!r}, which is not a file of its folder")
+        fingerprints = {str(what): str(value) for what, value in data["fingerprints"].items()}
+        manifest = Manifest(int(data["step"]), entries, fingerprints, int(data["world_size"]), number)
+    except UnknownFormat:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise CorruptCheckpoint(f"{place} makes no sense: {type(error).__name__} {error}") from error
+    if path.name != f"step-{manifest.step:08d}":
+        raise CorruptCheckpoint(f"{place} is of step {manifest.step}, its folder is called {path.name}")
+    for entry in entries:
+        if not FILE_NAME.fullmatch(entry.path) or entry.path == MANIFEST:
+            raise CorruptCheckpoint(f"{place} names {entry.path!r}, which can't be a file of its folder")
     return Checkpoint(path, manifest)
 
 
 def verify(checkpoint: Checkpoint) -> None:
     """Read every file back. Raises CorruptCheckpoint naming the file, what was expected and what was found."""
     for entry in checkpoint.manifest.files:
-        _read_verified(checkpoint, entry)
-
-
-def _read_verified(checkpoint: Checkpoint, entry: Entry) -> bytes:
-    path = checkpoint.path / entry.path
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CorruptCheckpoint(f"{path} can't be read: {error.strerror}") from error
-    if len(data) != entry.size:
-        raise CorruptCheckpoint(f"{path} has {len(data)} bytes, its manifest says {entry.size}")
-    found = hashlib.sha256(data).hexdigest()
-    if found != entry.sha256:
-        raise CorruptCheckpoint(f"{path} has SHA-256 {found[:16]}…, its manifest says {entry.sha256[:16]}…")
-    return data
-
-
-def _read(checkpoint: Checkpoint, name: str) -> bytes:
-    for entry in checkpoint.manifest.files:
-        if entry.path == name:
-            return _read_verified(checkpoint, entry)
-    raise CorruptCheckpoint(f"{checkpoint.path} holds no {name}")
+        _read(checkpoint, entry.path, hold=False)
 
 
 def load_tensors(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
-    """One file of tensors, verified as it is read."""
+    """The tensors of one file, on the CPU, verified as they are read. Raises CorruptCheckpoint."""
+    data = _read(checkpoint, f"{name}.safetensors")
     try:
-        return load(_read(checkpoint, f"{name}.safetensors"))
-    except SafetensorError as error:
-        raise CorruptCheckpoint(f"{checkpoint.path / name}.safetensors is no tensor file: {error}") from error
+        return load(data)
+    except Exception as error:  # whatever a header made up by someone drives the reader to
+        raise CorruptCheckpoint(f"{checkpoint.path / name}.safetensors holds no tensors: {error}") from error
 
 
 def load_document(checkpoint: Checkpoint, name: str):
-    """One JSON document, verified as it is read."""
-    return json.loads(_read(checkpoint, f"{name}.json"))
+    """One JSON document, verified as it is read. Raises CorruptCheckpoint."""
+    data = _read(checkpoint, f"{name}.json")
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpoint(f"{checkpoint.path / name}.json is no JSON: {error}") from error
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The folders of checkpoints, newest step first; nothing in them is looked at."""
-    if not folder.is_dir():
-        return []
-    return sorted((p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdigit()), reverse=True)
+def _read(checkpoint: Checkpoint, name: str, *, hold: bool = True) -> bytes:
+    """The verified bytes of a file; without `hold` they are read and let go."""
+    entries, data = {entry.path: entry for entry in checkpoint.manifest.files}, b""
+    if name not in entries:
+        raise CorruptCheckpoint(f"{checkpoint.path} has no {name}; it has {', '.join(entries) or 'no files'}")
+    path, expected = checkpoint.path / name, entries[name].sha256
+    with _open(path, entries[name].size) as file:
+        if hold:
+            data = file.read()
+            found = hashlib.sha256(data).hexdigest()
+        else:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise CorruptCheckpoint(f"{path} has SHA-256 {found[:16]}…, its manifest says {expected[:16]}…")
+    return data
 
 
-def find_checkpoint(folder: Path, on_corrupt: Callable[[str], None] | None = None) -> Checkpoint | None:
-    """The newest checkpoint that verifies; None where none was ever finished.
+@contextmanager
+def _open(path: Path, size: int | None = None) -> Iterator[BufferedReader]:
+    """A plain file of the expected size: no link, no pipe, no giant is ever read."""
+    try:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            raise CorruptCheckpoint(f"{path} is not a plain file")
+        if size is not None and found.st_size != size:
+            raise CorruptCheckpoint(f"{path} has {found.st_size} bytes, its manifest says {size}")
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        if error.errno not in DAMAGE:
+            raise
+        raise CorruptCheckpoint(f"{path} can't be read: {error.strerror}") from error
 
-    Those that don't verify are told to on_corrupt and, where it is given, set aside as `corrupt-…`. Raises
-    CorruptCheckpoint if there are checkpoints and all are damaged.
+
+def list_checkpoints(folder: Path) -> list[Checkpoint]:
+    """The checkpoints whose manifests can be read, newest first; their files are not looked at."""
+    checkpoints = []
+    for path in _step_folders(folder):
+        with suppress(CorruptCheckpoint):
+            checkpoints.append(read_checkpoint(path))
+    return checkpoints
+
+
+def _step_folders(folder: Path) -> list[Path]:
+    paths = folder.iterdir() if folder.is_dir() else ()
+    steps = [(int(match[1]), path) for path in paths if (match := FOLDER_NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(steps, reverse=True)]
+
+
+def find_checkpoint(
+    folder: Path, on_corrupt: Callable[[str], None] | None = None, *, files: Files = DISK
+) -> Checkpoint | None:
+    """The newest checkpoint that verifies; None where there is none at all.
+
+    Those that don't verify are told to on_corrupt and, if an older one does, renamed to `corrupt-…`; without
+    on_corrupt nothing is touched, which is how others read a run in progress. Raises CorruptCheckpoint, each
+    time, if there are checkpoints and all are damaged: a run must not begin anew by mistake.
     """
-    candidates, last = list_checkpoints(folder), None
-    for path in candidates:
+    damaged: list[tuple[Path, CorruptCheckpoint]] = []
+    for path in _step_folders(folder):
         try:
             checkpoint = read_checkpoint(path)
             verify(checkpoint)
-            return checkpoint
         except CorruptCheckpoint as error:
-            last = error
-            if on_corrupt is not None:
-                on_corrupt(f"{error}; trying the checkpoint before it")
-                path.rename(path.with_name(f"corrupt-{path.name}-{uuid.uuid4().hex[:8]}"))
-    if last is not None:
-        raise CorruptCheckpoint(f"no checkpoint in {folder} can be used, the oldest because {last}; start a new run")
+            if not path.exists():  # purged while it was read, so there is a newer one by now
+                return find_checkpoint(folder, on_corrupt, files=files)
+            damaged.append((path, error))
+            continue
+        if on_corrupt is not None:
+            for path, error in damaged:
+                on_corrupt(f"{error}; step {checkpoint.step} is used instead, and this one is set aside")
+                with suppress(OSError):  # it only saves the next start from looking at it again
+                    _set_aside(path, files)
+        return checkpoint
+    if damaged:
+        raise CorruptCheckpoint(
+            f"no checkpoint in {folder} can be used: {'; '.join(str(error) for _, error in damaged)}; "
+            f"bring one back from a copy, or move the folder away to begin anew"
+        )
     return None
 
 
-def purge_checkpoints(folder: Path, *, keep: int, files: Files | None = None) -> None:
-    """Remove all but the newest `keep` checkpoints, once the newest has been read back. Raises StorageError."""
-    assert keep >= 1
-    files, stale = files or Files(), list_checkpoints(folder)[keep:]
+def purge_checkpoints(folder: Path, *, keep: int, files: Files = DISK) -> None:
+    """Remove all but the newest `keep` checkpoints, once the newest has been read back.
+
+    Raises StorageError if that one doesn't verify, and then nothing is removed, or if something can't be removed.
+    """
+    if keep < 1:
+        raise ValueError(f"keep={keep} would leave no checkpoint; keep 1 or more")
+    checkpoints = list_checkpoints(folder)
+    stale = {checkpoint.path: folder / f".trash-{uuid.uuid4().hex}" for checkpoint in reversed(checkpoints[keep:])}
     if not stale:
         return
-    verify(read_checkpoint(list_checkpoints(folder)[0]))
     try:
-        for path in reversed(stale):
-            trash = folder / f".trash-{uuid.uuid4().hex}"
+        verify(checkpoints[0])
+        for path, trash in stale.items():
             files.rename(path, trash)
-            files.remove_tree(trash)
+        files.sync_folder(folder)  # else a power cut might bring back the names of half removed ones
+        for trash in stale.values():
+            files.remove(trash)
+    except CorruptCheckpoint as error:
+        raise StorageError(errno.EIO, f"{error}. Nothing was removed; look after the disk") from error
     except OSError as error:
-        raise StorageError(error.errno, f"old checkpoints in {folder} can't be removed: {error.strerror}") from error
+        raise _storage_error(error, f"old checkpoints in {folder} can't be removed") from error
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run directory. Raises ValueError saying who is in it.
+    """Keep other processes out of a run directory while this one trains there. Raises FolderInUse saying who does.
 
-    The lock goes with the process, however it ends. Where there are no file locks (Windows) it is not taken.
+    The lock goes with the process, however that ends; processes it forked share it. A file system without locks
+    is warned of and trusted.
     """
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl  # absent on Windows
-
-    with (folder / ".lock").open("a+") as file:
+    with (folder / ".lock").open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            _lock(file.fileno())
+        except BlockingIOError:
             file.seek(0)
-            raise ValueError(
-                f"{folder} is in use by {file.read().strip() or 'another process'}; wait for it or choose another --out"
-            ) from None
+            holder = file.read().strip() or "another process"
+            raise FolderInUse(f"{folder} is in use by {holder}; wait for it, end it or choose another folder") from None
+        except OSError as error:
+            warnings.warn(f"{folder} can't be locked ({error}); take care that nothing else trains in it", stacklevel=3)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+def _lock(handle: int) -> None:
+    """Lock an open file or raise BlockingIOError; a byte far beyond its text, where Windows hides what it locks."""
+    if sys.platform == "win32":
+        import msvcrt  # only there
+
+        os.lseek(handle, 2**30, os.SEEK_SET)
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError from error
+    else:
+        import fcntl  # absent on Windows
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -39,7 +39,8 @@ class LookupStem(nn.Module):
         self.norm = None if config.norm is None else build_norm(config.norm, model_dim)
         self.vocab_size, self.orders = vocab_size, config.ngrams
         self.previous = nn.Embedding(vocab_size + 1, model_dim) if config.previous else None
-        self.ngrams = nn.ModuleList(nn.Embedding(rows, model_dim) for rows in ngram_table_rows(config, vocab_size))
+        self.num_rows = [min((vocab_size + 1) ** n, config.ngram_rows) for n in config.ngrams]
+        self.ngrams = nn.ModuleList(nn.Embedding(rows, model_dim) for rows in self.num_rows)
         self.looks_back = max((n - 1 for n in config.ngrams), default=int(config.previous))
 
     def forward(self, pieces: Pieces) -> Tensor:
@@ -51,8 +52,8 @@ class LookupStem(nn.Module):
             before = self.before(pieces)
             if self.previous is not None:
                 x = x + self.previous(before[0])
-            for order, table in zip(self.orders, self.ngrams, strict=True):
-                x = x + table(self.ngram_ids(pieces.ids, before[: order - 1], table.num_embeddings))
+            for order, num_rows, table in zip(self.orders, self.num_rows, self.ngrams, strict=True):
+                x = x + table(self.ngram_ids(pieces.ids, before[: order - 1], num_rows))
         return x if self.norm is None else self.norm(x)
 
     def before(self, pieces: Pieces) -> list[Tensor]:
@@ -76,11 +77,6 @@ class LookupStem(nn.Module):
 
 
 HASH, PRIME = 1_000_003, 2**31 - 1
-
-
-def ngram_table_rows(config: Lookup, vocab_size: int) -> list[int]:
-    """Rows of each n-gram table: one per n-gram, missing pieces included, or as many as are allowed."""
-    return [min((vocab_size + 1) ** n, config.ngram_rows) for n in config.ngrams]
 
 
 class VocabularyHead(nn.Module):

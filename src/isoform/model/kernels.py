@@ -48,11 +48,11 @@ class Linear(nn.Linear):
 
     product_dtype = torch.float32
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(.., inputs) to (.., outputs)."""
         if self.product_dtype == torch.float32:
-            return functional.linear(x, self.weight, self.bias)
-        return _ReducedLinear.apply(x, self.weight, self.bias, self.product_dtype)
+            return functional.linear(input, self.weight, self.bias)
+        return _ReducedLinear.apply(input, self.weight, self.bias, self.product_dtype)
 
 
 class _ReLU2(Function):

@@ -46,55 +46,63 @@ def schedule_factor(schedule: Schedule, step: int, steps: int) -> float:
 def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The nearest (semi-)orthogonal matrices, roughly: a quintic Newton-Schulz iteration on (.., R, C).
 
-    Each step multiplies X by a polynomial in its Gram matrix G = X X^T, so all steps are done on the small
-    square G and X is touched at both ends only. `dtype` is that of the products; bfloat16 is enough where it
-    is fast (Jordan 2024).
+    Each step multiplies X by a polynomial in its Gram matrix G = X X^T. In float32 all steps are done on the
+    small square G, and X is touched at both ends only; in bfloat16, enough where it is fast (Jordan 2024), G
+    itself has too few digits for that, and every step goes through X.
     """
-    a, b, c = NEWTON_SCHULZ
     is_tall = matrices.shape[-2] > matrices.shape[-1]
-    x = (matrices.mT if is_tall else matrices).to(dtype)
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    gram, product = x @ x.mT, None
-    for remaining in reversed(range(steps)):
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = polynomial if product is None else product @ polynomial
-        if remaining:
-            gram = polynomial @ gram @ polynomial
-    x = x if product is None else product @ x
+    x = matrices.mT if is_tall else matrices
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
+    if dtype == torch.float32:
+        gram, product = x @ x.mT, None
+        for remaining in reversed(range(steps)):
+            polynomial = _polynomial(gram)
+            product = polynomial if product is None else product @ polynomial
+            if remaining:
+                gram = polynomial @ gram @ polynomial
+        x = x if product is None else product @ x
+    else:
+        for _ in range(steps):
+            x = _polynomial(x @ x.mT) @ x
     return (x.mT if is_tall else x).to(matrices.dtype)
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    a, b, c = NEWTON_SCHULZ
+    polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+    return polynomial
 
 
 class MuonOptimizer(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised (Jordan 2024). Matrices of one shape are worked on as one batch.
 
-    The products run in float32 where bfloat16 is slow (CPUs), in bfloat16 on CUDA.
+    `dtype` is that of the products: bfloat16 only where the device is good at it.
     """
 
-    def __init__(self, matrices: Iterable[nn.Parameter], config: Muon) -> None:
+    def __init__(self, matrices: Iterable[nn.Parameter], config: Muon, dtype: torch.dtype = torch.float32) -> None:
         defaults = {
             "lr": config.learning_rate,
             "momentum": config.momentum,
             "weight_decay": config.weight_decay,
         }
         super().__init__(list(matrices), defaults)
-        self.steps = config.newton_schulz_steps
+        self.steps, self.dtype = config.newton_schulz_steps, dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every matrix that has a gradient."""
         for group in self.param_groups:
-            by_shape: dict[tuple, list[Tensor]] = {}
+            by_shape: dict[torch.Size, list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    by_shape.setdefault((p.shape, p.device), []).append(p)
-            for (shape, device), params in by_shape.items():
+                    by_shape.setdefault(p.shape, []).append(p)
+            for shape, params in by_shape.items():
                 momenta = [self._momentum(p) for p in params]
                 grads = [p.grad for p in params if p.grad is not None]
                 torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
                 ahead = torch._foreach_lerp(grads, momenta, group["momentum"])
-                dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-                updates = orthogonalize(torch.stack(ahead), self.steps, dtype)
+                updates = orthogonalize(torch.stack(ahead), self.steps, self.dtype)
                 scale = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
                 if group["weight_decay"]:
                     torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
@@ -107,8 +115,13 @@ class MuonOptimizer(torch.optim.Optimizer):
         return state["momentum"]
 
 
-def build_optimizers(config: Optimizer, model: nn.Module) -> list[torch.optim.Optimizer]:
-    """The optimizers of a model's parameters: which parameter goes where is decided here, by name and shape."""
+def build_optimizers(
+    config: Optimizer, model: nn.Module, dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
+    """The optimizers of a model's parameters: which parameter goes where is decided here, by name and shape.
+
+    dtype: of Muon's products.
+    """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     match config:
         case AdamW():
@@ -116,7 +129,7 @@ def build_optimizers(config: Optimizer, model: nn.Module) -> list[torch.optim.Op
         case Muon():
             matrices = [p for n, p in named if _is_matrix(n, p)]
             others = [(n, p) for n, p in named if not _is_matrix(n, p)]
-            return [MuonOptimizer(matrices, config), _adamw(config.adam, others, config.embedding_learning_rate)]
+            return [MuonOptimizer(matrices, config, dtype), _adamw(config.adam, others, config.embedding_learning_rate)]
         case _:
             assert_never(config)
 

@@ -1,0 +1,73 @@
+"""What benchmarks share: where and with what a number was measured, and the file it is kept in."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from isoform.machine import choose_machine, describe
+
+RESULTS = Path(__file__).parent / "results"
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+
+def keep(name: str, values: dict[str, object], device: str = "cpu") -> None:
+    """Print the values and keep them in results/NAME.json, with machine, versions and command."""
+    machine = describe(choose_machine(device))
+    versions = {package: version(package) for package in ("isoform", "torch", "transformers", "numpy")}
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *[Path(a).name for a in sys.argv[1:]]])
+    text = json.dumps({"command": command, "machine": machine, "versions": versions, **values}, indent=1)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+    print(text)
+
+
+def summary(numbers: Sequence[float]) -> dict[str, object]:
+    """Median, least and most of repeated measurements."""
+    return {"median": statistics.median(numbers), "min": min(numbers), "max": max(numbers), "repeats": len(numbers)}
+
+
+def isoform(*arguments: str) -> dict:
+    """What `isoform ARGUMENTS --json -q` answers."""
+    done = subprocess.run(
+        [sys.executable, "-m", "isoform.cli", *arguments, "--json", "-q"], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"isoform {' '.join(arguments)} ended with {done.returncode}: {done.stderr}")
+    return json.loads(done.stdout)
+
+
+def peer(script: str, *arguments: str) -> dict:
+    """The JSON object a peer's script prints."""
+    path = Path(__file__).parent / script
+    done = subprocess.run([sys.executable, str(path), *arguments], capture_output=True, text=True, env={**os.environ})
+    if done.returncode:
+        raise SystemExit(f"{script} ended with {done.returncode}: {done.stderr}")
+    return json.loads(done.stdout)
+
+
+def in_turn(works: dict[str, Callable[[], float | None]], *, rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of each piece of work, A B A B …, so that a drifting clock hits all alike.
+
+    Work that knows better what counts returns its own seconds.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(warm_up + rounds):
+        for name, work in works.items():
+            start = time.perf_counter()
+            own = work()
+            if turn >= warm_up:
+                seconds[name].append(time.perf_counter() - start if own is None else own)
+    return seconds
+
+
+def ratios(seconds: dict[str, list[float]], ours: str, other: str) -> dict[str, object]:
+    """How many times as long the other took, pair by pair."""
+    return summary([b / a for a, b in zip(seconds[ours], seconds[other], strict=True)])

@@ -73,3 +73,18 @@ def test_reduced_products_are_those_of_rounded_factors():
     outer = torch.einsum("bto,bti->oi", rounded, x.detach().bfloat16().double())
     torch.testing.assert_close(linear.weight.grad.double(), outer, rtol=1e-2, atol=2e-2)
     torch.testing.assert_close(linear.bias.grad, g.sum((0, 1)))
+
+
+def test_dropout_keeps_its_rate_and_the_mean():
+    torch.manual_seed(0)
+    x = torch.ones(300, 1001, requires_grad=True)
+    out = kernels.dropout(x, 0.3)
+    out.sum().backward()
+    assert (out == 0).float().mean().item() == pytest.approx(0.3, abs=3e-3)
+    assert out.mean().item() == pytest.approx(1.0, abs=5e-3)
+    torch.testing.assert_close(x.grad, out.detach())
+    assert out.unique().tolist() == [0.0, pytest.approx(1 / 0.7)]
+    torch.manual_seed(0)
+    assert torch.equal(kernels.dropout(x, 0.3), out)
+    rows = (out == 0).float()
+    assert abs(float(torch.corrcoef(torch.stack([rows[:, :-1].flatten(), rows[:, 1:].flatten()]))[0, 1])) < 0.01

@@ -122,6 +122,18 @@ def rms_norm(x: Tensor, epsilon: float, gain: Tensor | None = None) -> Tensor:
     return out if gain is None else out * gain
 
 
+def dropout(x: Tensor, rate: float) -> Tensor:
+    """Each number is 0 with probability `rate` (to 1 / 65536), else divided by 1 - rate (Srivastava et al. 2014).
+
+    On CPUs drawing is what costs: one 64-bit draw decides about four numbers.
+    """
+    if wants_plain(x):
+        return functional.dropout(x, rate)
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    is_kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= round(rate * 2**16) - 2**15
+    return x * is_kept.to(x.dtype).div_(1 - rate)
+
+
 class _ShortAttention(Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:

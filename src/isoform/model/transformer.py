@@ -19,7 +19,7 @@ from isoform.model.cache import Cache
 from isoform.model.config import BlockConfig, ModelConfig, Norm, StackConfig
 from isoform.model.embedding import LookupStem, VocabularyHead, build_norm
 from isoform.model.feedforward import build_feedforward
-from isoform.model.kernels import Linear
+from isoform.model.kernels import Linear, dropout
 from isoform.model.position import Turn, build_position
 
 
@@ -69,7 +69,7 @@ class Residual(nn.Module):
         if self.inner is not None:
             y = self.inner(y)
         if self.dropout and self.training:
-            y = nn.functional.dropout(y, self.dropout)
+            y = dropout(y, self.dropout)
         return x + y if self.after is None else self.after(x + y)
 
 
@@ -150,7 +150,7 @@ class Stack(nn.Module):
 
         x = self.position.embed(x, coordinates)
         if self.dropout and self.training:
-            x = nn.functional.dropout(x, self.dropout)
+            x = dropout(x, self.dropout)
         shared = Pass(x, self.position.at(coordinates), allowed, cache=cache)
         if memory is not None:
             shared.memory = memory.hidden

@@ -22,7 +22,7 @@ from isoform.experiment import Prepared, evaluate_held_out, prepare
 from isoform.experiment import train as train_recipe
 from isoform.generation.decode import Generation, build_prompt, walk
 from isoform.generation.decode import generate as generate_texts
-from isoform.machine import Machine, choose_machine, compiler, describe, measured_peaks
+from isoform.machine import Machine, choose_machine, compiler, describe, measured_peaks, peak_memory
 from isoform.model.cost import Shape, cache_bytes, num_parameters
 from isoform.objectives.views import build_view
 from isoform.options import (
@@ -192,17 +192,17 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
 
 
 def _costs(prepared: Prepared, machine: Machine) -> dict:
-    recipe, rows = prepared.recipe, prepared.rows_per_step
+    recipe, length = prepared.recipe, prepared.recipe.model.context_length
+    process = peak_memory(machine)  # what libraries and data take already
     peak = measured_peaks(machine).matmul
-    micro = min(recipe.training.micro_batch_size or rows, rows)
-    length = recipe.model.context_length
     flops = prepared.flops_per_step * recipe.training.steps
+    shape = Shape(recipe.rows_per_pass, length, length)
     return {
         "num_parameters": num_parameters(recipe.model),
         "flops_per_step": prepared.flops_per_step,
         "flops": flops,
         "tokens": recipe.training.global_batch_tokens * recipe.training.steps,
-        "memory": training_memory(recipe.model, Shape(micro, length, length), recipe.training.optimizer),
+        "memory": {"process": process, **training_memory(recipe.model, shape, recipe.training.optimizer)},
         "cache_bytes_per_token": cache_bytes(recipe.model),
         "peak_flops": peak,
         "seconds_at_peak": flops / peak,

@@ -52,9 +52,6 @@ from isoform.training.ledger import JsonLedger, cut_metrics, read_metrics
 from isoform.training.optimizer import build_optimizers, load_optimizer_state, optimizer_state
 from isoform.training.trainer import GlobalBatch, Progress, train_loop
 
-EVALUATION_TOKENS = 8192
-"""Pieces per forward pass when a held-out split is read."""
-
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -68,14 +65,10 @@ class Prepared:
     bytes_per_piece: float
 
     @property
-    def rows_per_step(self) -> int:
-        return self.recipe.training.global_batch_tokens // self.recipe.model.context_length
-
-    @property
     def flops_per_step(self) -> int:
         """Training FLOPs of one global batch."""
         length = self.recipe.model.context_length
-        return training_flops(self.recipe.model, Shape(self.rows_per_step, length, length))
+        return training_flops(self.recipe.model, Shape(self.recipe.rows_per_step, length, length))
 
 
 def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
@@ -115,7 +108,7 @@ def evaluate_held_out(
         codec,
         view,
         context_length=length,
-        batch_rows=min(max(1, EVALUATION_TOKENS // length), limit or EVALUATION_TOKENS),
+        batch_rows=min(recipe.rows_per_pass, limit) if limit else recipe.rows_per_pass,
     )
     rows = iter(batches) if not limit else _first_rows(batches, limit)
     return evaluate(model, view, rows, machine, by_segment=recipe.data.rows == "packed")
@@ -156,8 +149,7 @@ def batch_loss(model: Transformer, view: View, objective: Objective) -> Callable
 
 def global_batch(prepared: Prepared, step: int) -> GlobalBatch:
     """The rows of a step: a pure function of the recipe and the step, cut into micro-batches."""
-    rows = prepared.rows_per_step
-    size = min(prepared.recipe.training.micro_batch_size or rows, rows)
+    rows, size = prepared.recipe.rows_per_step, prepared.recipe.rows_per_pass
     starts = range(step * rows, (step + 1) * rows, size)
     parts = [prepared.loader.rows(at, min(size, (step + 1) * rows - at)) for at in starts]
     return GlobalBatch(parts, prepared.loader.weight(step * rows, rows))

@@ -47,6 +47,16 @@ class Recipe:
                 f"the objective seq2seq goes with an encoder and a decoder, the others with one stack"
             )
 
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of a global batch."""
+        return self.training.global_batch_tokens // self.model.context_length
+
+    @property
+    def rows_per_pass(self) -> int:
+        """Rows that go through the model at once."""
+        return min(self.training.micro_batch_size or self.rows_per_step, self.rows_per_step)
+
 
 def builtin_recipes() -> dict[str, Path]:
     """The recipes that come with the package, by name."""

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -71,6 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         return DONE
     terminal = Terminal(json="--json" in arguments, verbose="-v" in arguments or "--verbose" in arguments)
     terminal.started = STARTED
+    warnings.showwarning = lambda message, *place: terminal.warn(str(message))
     try:
         result = _call(arguments[0], arguments[1:], terminal)
     except KeyboardInterrupt:
@@ -84,6 +86,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         return _failed(terminal, BAD_INPUT, str(error), _trace(terminal))
     except Exception as error:
+        if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+            first = str(error).splitlines()[0] if str(error) else "no memory left"
+            message = f"{first}; use fewer rows at once (--training.micro_batch_size) or a smaller model"
+            return _failed(terminal, BAD_INPUT, message, _trace(terminal))
         path = Path(tempfile.gettempdir()) / f"isoform-fault-{int(time.time())}.log"
         path.write_text(traceback.format_exc(), encoding="utf-8")
         message = f"a fault of isoform's own: {type(error).__name__}: {error} (traceback in {path})"
@@ -122,7 +128,8 @@ def _with_recipe(kind: type, arguments: list[str]):
     out = _flag(arguments, "--out")
     if out is not None and (Path(out) / "recipe.toml").exists():
         return "", kind(recipe=load_recipe(str(Path(out) / "recipe.toml"))), arguments
-    raise ConfigError("name a recipe: a built-in one (isoform recipes lists them) or the path of a TOML file")
+    there = "" if out is None else f"{out} holds no run to continue; "
+    raise ConfigError(f"{there}name a recipe: a built-in one (isoform recipes lists them) or the path of a TOML file")
 
 
 def _flag(arguments: list[str], name: str) -> str | None:

@@ -173,7 +173,10 @@ def train(
     terminal = Terminal(quiet=True) if terminal is None else terminal
     machine = choose_machine() if machine is None else machine
     run = runs.next_run(name) if out is None else Run(Path(out))
-    run.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the folder {run.folder} can't be made: {error.strerror}; choose another --out") from error
     with lock_folder(run.folder):
         prepared = prepare(recipe, load_codec(run.model) if run.exists else None)
         if run.exists:
@@ -223,8 +226,8 @@ class _Session:
         self.optimizers = build_optimizers(self.recipe.training.optimizer, self.model, machine.dtype)
         self.progress, self.wall_before = Progress(), 0.0
         self.bar, self.validation = Bar(), {}
-        peak = measured_peaks(machine).matmul
-        self.peak_flops = peak
+        self.prompt = self._sample_prompt()
+        self.peak_flops = measured_peaks(machine).matmul
         self.fingerprints = {
             "data": ",".join(source.sha256 for source in prepared.split.sources),
             "codec": prepared.codec.fingerprint,
@@ -237,6 +240,15 @@ class _Session:
             terminal.warn("no C++ compiler was found, so the blocks are not compiled")
         elif compile:
             self.model.compile_blocks()
+
+    def _sample_prompt(self) -> str:
+        """The recipe's prompt, unless this text has other characters than the one the recipe was made for."""
+        try:
+            self.prepared.codec.encode_text(self.recipe.sample_prompt)
+        except ValueError as error:
+            self.terminal.warn(f"samples begin with nothing: {error}")
+            return ""
+        return self.recipe.sample_prompt
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         samples_length = 0
@@ -267,6 +279,8 @@ class _Session:
         if first >= training.steps and self.run.summary.exists():
             self.terminal.say(f"{self.run.folder} is finished: {first} steps")
             return
+        for stale in (self.run.summary, self.run.report, self.run.weights):
+            stale.unlink(missing_ok=True)  # of the shorter run that this one extends
         ledger = JsonLedger(self.run.metrics)
         try:
             with self.terminal.progress(training.steps, first) as self.bar:
@@ -320,11 +334,11 @@ class _Session:
         """Append a sample to samples.txt."""
         recipe, prepared = self.recipe, self.prepared
         sampling = Sampling(max_tokens=recipe.training.sample_tokens, temperature=0.8, seed=recipe.seed)
-        prompt = build_prompt(prepared.codec, recipe.sample_prompt, is_pair=prepared.split.is_pair, view=prepared.view)
+        prompt = build_prompt(prepared.codec, self.prompt, is_pair=prepared.split.is_pair, view=prepared.view)
         *_, last = generate_texts(self.model, prepared.codec, prompt, sampling, prepared.view.inputs_mask)
         assert isinstance(last, Generation)
         with self.run.samples.open("a", encoding="utf-8") as file:
-            file.write(f"== step {self.progress.step}\n{recipe.sample_prompt}{last.text}\n\n")
+            file.write(f"== step {self.progress.step}\n{self.prompt}{last.text}\n\n")
 
     def save(self) -> None:
         """Commit a checkpoint, then let go of those no longer kept."""
@@ -344,9 +358,9 @@ class _Session:
 
     def finish(self) -> None:
         """Write the model by itself, and the summary."""
-        partial = self.run.model / "model.safetensors.partial"
+        partial = self.run.weights.with_suffix(".partial")
         save_file(runs.model_state(self.model), partial)
-        partial.replace(self.run.model / "model.safetensors")
+        partial.replace(self.run.weights)
         runs.write_text(self.run.summary, json.dumps(self.summary(), indent=1) + "\n")
 
     def summary(self) -> dict[str, object]:

@@ -59,6 +59,10 @@ class Run:
         return self.folder / "model"
 
     @property
+    def weights(self) -> Path:
+        return self.model / "model.safetensors"
+
+    @property
     def exists(self) -> bool:
         """Whether a run has begun here."""
         return self.recipe.exists()
@@ -120,7 +124,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Trained:
         )
     model = Transformer(from_dict(ModelConfig, config["model"]))
     checkpoint = find_checkpoint(run.checkpoints) if run.checkpoints.is_dir() else None
-    weights = run.model / "model.safetensors"
+    weights = run.weights
     if checkpoint is not None:
         tensors, step = load_tensors(checkpoint, "model"), checkpoint.step
     elif weights.exists():

@@ -60,12 +60,7 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.num_kv_heads = config.num_kv_heads or config.num_heads
-        self.head_dim, self.qk_norm, self.dropout, self.cross = (
-            head_dim,
-            config.qk_norm,
-            config.dropout,
-            cross,
-        )
+        self.head_dim, self.qk_norm, self.dropout = head_dim, config.qk_norm, config.dropout
         query_dim, kv_dim = self.num_heads * head_dim, self.num_kv_heads * head_dim
         if cross:
             self.query = Linear(model_dim, query_dim, bias=config.bias)

@@ -6,7 +6,7 @@ A choice is a union of dataclasses, named in files by its `kind`; what is absent
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 from isoform.mask import Window
 
@@ -235,6 +235,8 @@ class ModelConfig:
                 return width or 4 * self.model_dim
             case Gated(feedforward_dim=width):
                 return width or -(-8 * self.model_dim // 3 // 8) * 8
+            case _:
+                assert_never(block.feedforward)
 
     def layers(self, stack: StackConfig) -> list[BlockConfig]:
         """The config of each of the stack's blocks, bottom to top."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import assert_never
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ def build_norm(config: Norm, dim: int) -> nn.Module:
             return nn.LayerNorm(dim, eps=config.epsilon, bias=config.bias)
         case RMSNorm():
             return FastRMSNorm(dim, eps=config.epsilon, elementwise_affine=config.scale)
+        case _:
+            assert_never(config)
 
 
 class LookupStem(nn.Module):

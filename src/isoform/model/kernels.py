@@ -1,7 +1,7 @@
 """Plain functions for the few operations that PyTorch does slowly on a CPU, each with its own backward pass.
 
 They keep one tensor where autograd would keep three, and read memory once where it would read it often; one
-test holds each to its plain form. Elsewhere (CUDA, torch.compile) the plain form is used: fusing is their job.
+test holds each to its plain form. Elsewhere (inference, CUDA, torch.compile) the plain form is used.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ SHORT = 128
 
 
 def wants_plain(x: Tensor) -> bool:
-    """Whether the plain form is the fast one for this tensor."""
-    return x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    """Whether the plain form is the fast one for this tensor: there is no backward pass, or others do the fusing."""
+    if x.device.type != "cpu" or not torch.is_grad_enabled():
+        return True
+    return torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
 
 
 class _ReducedLinear(Function):
@@ -93,9 +95,7 @@ class _GELUTanh(Function):
 
 def gelu_tanh(x: Tensor) -> Tensor:
     """GELU's tanh form, as in GPT-2 (Hendrycks and Gimpel 2016)."""
-    if wants_plain(x) or not torch.is_grad_enabled():
-        return functional.gelu(x, approximate="tanh")
-    return _GELUTanh.apply(x)
+    return functional.gelu(x, approximate="tanh") if wants_plain(x) else _GELUTanh.apply(x)
 
 
 class _RMSNorm(Function):

@@ -66,10 +66,8 @@ def train_loop(
     finite.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    peak_rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
-    for o, rates in zip(optimizers, peak_rates, strict=True):
-        for group, rate in zip(o.param_groups, rates, strict=True):
-            group.setdefault("initial_lr", rate)
+    for group in (group for o in optimizers for group in o.param_groups):
+        group.setdefault("initial_lr", group["lr"])
     since = _Window(progress)
     gc.collect()
     gc.disable()  # reference counting frees tensors; the cycle collector would only pause steps

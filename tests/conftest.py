@@ -15,6 +15,13 @@ def own_cache(tmp_path_factory):
     os.environ["ISOFORM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def subnormal_numbers():
+    """Training flushes them to zero in the whole process; hypothesis wants them back."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 def data_file(name: str) -> Path:
     """A file of the data folder ISOFORM_DATA: skipped where it is absent, a failure in CI."""
     root = os.environ.get("ISOFORM_DATA")

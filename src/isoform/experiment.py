@@ -385,7 +385,6 @@ class _Session:
             "utilisation": flops / progress.train_seconds / self.peak_flops,
             "peak_flops": self.peak_flops,
             "peak_memory_bytes": peak_memory(self.machine),
-            "exportable": False,
             "data": self.prepared.split.describe(),
             "machine": describe(self.machine),
         }

@@ -1,0 +1,112 @@
+"""The house keeps its order: who imports whom, what is never called, and that the map is true."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from isoform.recipe import builtin_recipes, load_recipe
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src/isoform"
+FILES = sorted(SOURCE.rglob("*.py"))
+NAMES = {path: ".".join(path.relative_to(SOURCE).with_suffix("").parts) for path in FILES}
+FOLDERS = ("codecs", "objectives", "data", "model", "training", "generation")
+
+ROWS = [
+    *("config", "mask"),
+    *(f"{folder}.config" for folder in FOLDERS),
+    *("model.presets", "recipe", "machine", "batch"),
+    *("codecs.codec", "codecs.bpe", "codecs.text"),
+    *("objectives.views", "objectives.losses"),
+    *("data.sources", "data.tokens", "data.order", "data.packing", "data.loader"),
+    *("model.position", "model.cache", "model.kernels", "model.attention", "model.feedforward", "model.embedding"),
+    *("model.transformer", "model.cost", "checkpoint.store", "terminal", "run"),
+    *("training.optimizer", "training.memory", "training.ledger", "training.trainer"),
+    *("generation.sampling", "generation.decode", "evaluation.evaluate"),
+    *("experiment", "report", "options", "commands", "cli"),
+]
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """The modules of ours that a piece of code imports, without the leading `isoform.`."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            inside = {f"{node.module}.{alias.name}".removeprefix("isoform.") for alias in node.names}
+            found |= (inside & set(ROWS)) or {node.module.removeprefix("isoform.")}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("isoform.") for alias in node.names}
+    return found & {*ROWS, "isoform"}
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_every_file_has_its_row():
+    assert sorted(n for n in NAMES.values() if not n.endswith("__init__")) == sorted(ROWS)
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.name != "__init__.py"], ids=NAMES.get)
+def test_a_file_imports_only_from_rows_above_its_own(path):
+    row = ROWS.index(NAMES[path])
+    assert {name for name in imports(tree_of(path)) - {"isoform"} if ROWS.index(name) >= row} == set()
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES.get)
+def test_nothing_of_ours_is_imported_inside_a_function(path):
+    functions = [n for n in ast.walk(tree_of(path)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inside = set().union(*(imports(f) for f in functions)) if functions else set()
+    assert inside <= ({"recipe"} if NAMES[path] == "cli" else set())
+
+
+def test_the_model_knows_no_modality():
+    words = re.compile(r"\b(image|pixel|audio|mel|speech|chat|music|protein)s?\b", re.IGNORECASE)
+    assert [p.name for p in (SOURCE / "model").glob("*.py") if words.search(p.read_text(encoding="utf-8"))] == []
+
+
+def test_nothing_is_unpickled_evaluated_or_asked_for_its_attributes():
+    banned = {"hasattr", "eval", "exec", "__import__", "extractall", "pickle", "trust_remote_code", "shell"}
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
+            called = node.func if isinstance(node, ast.Call) else None
+            names = {called.id} if isinstance(called, ast.Name) else set()
+            names |= {k.arg for k in node.keywords} if isinstance(node, ast.Call) else set()
+            names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            assert not names & banned, f"{path.name}: {names & banned}"
+            if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
+                assert (called.value.id, called.attr) not in {("torch", "load"), ("yaml", "load")}, path.name
+
+
+def test_config_files_know_no_torch():
+    for path in (SOURCE / "options.py", SOURCE / "recipe.py", SOURCE / "mask.py", *SOURCE.rglob("config.py")):
+        top = [n for n in tree_of(path).body if isinstance(n, ast.Import | ast.ImportFrom)]
+        names = {n.module if isinstance(n, ast.ImportFrom) else n.names[0].name for n in top}
+        assert not {name for name in names if name and name.split(".")[0] == "torch"}, path
+
+
+def test_every_file_says_what_it_is_for():
+    assert [NAMES[p] for p in FILES if not ast.get_docstring(tree_of(p))] == []
+
+
+def test_the_tree_in_the_readme_is_the_real_one():
+    block = re.search(r"```text\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    shown, folder = set(), ""
+    for line in block[1].splitlines()[1:]:
+        name = line.split()[0]
+        folder = name if name.endswith("/") else folder if line.startswith("    ") else ""
+        shown |= {name if name.endswith("/") else folder + name}
+    real = {p.relative_to(SOURCE).as_posix() for p in FILES if p.name != "__init__.py"} | {"__init__.py", "recipes/"}
+    real |= {f"{p.parent.name}/" for p in FILES if p.parent != SOURCE}
+    assert shown == real
+
+
+@pytest.mark.parametrize("name", builtin_recipes())
+def test_a_recipe_is_a_document(name):
+    lines = builtin_recipes()[name].read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# ")
+    assert any(f"isoform train {name}" in line for line in lines if line.startswith("#"))
+    load_recipe(name)

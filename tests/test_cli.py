@@ -1,0 +1,272 @@
+"""The command line: what it offers, what it does, and how it ends when something is wrong."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+import torch
+
+import isoform
+from isoform import options
+from isoform.cli import VERBS, main
+
+SNAPSHOT = Path(__file__).parent / "snapshots/interface.json"
+TINY = [
+    *("--model.model_dim", "16", "--model.context_length", "16", "--model.decoder.num_layers", "1"),
+    *("--training.steps", "5", "--training.global_batch_tokens", "64", "--training.sample_tokens", "10"),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a text and a trained run."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "text.txt").write_text("ROMEO: to be, or not to be, that is the question.\n" * 80)
+    before = Path.cwd()
+    os.chdir(folder)
+    assert main(["train", "shakespeare", "--data.path", "text.txt", *TINY, "--out", "run", "-q"]) == 0
+    os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def here(place, monkeypatch) -> Path:
+    monkeypatch.chdir(place)
+    return place
+
+
+def flags(kind: type, path: str = "") -> list[str]:
+    """Every field under a dataclass, dotted; unions by all their members."""
+    found = []
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        inline = any("name=''" in str(m) for m in getattr(hint, "__metadata__", ()))
+        here = path if inline else f"{path}.{name}".lstrip(".")
+        hints, classes = [hint], []
+        while hints:
+            h = hints.pop()
+            if isinstance(h, type) and dataclasses.is_dataclass(h):
+                classes.append(h)
+            elif typing.get_origin(h) is not typing.Literal:
+                hints += typing.get_args(h)
+        found += [f for c in classes for f in flags(c, here)] if classes else [here]
+    return sorted(set(found))
+
+
+def test_the_interface_changes_only_on_purpose():
+    """Written anew with UPDATE_SNAPSHOTS=1; the difference belongs into the changelog."""
+    now = {
+        "names": isoform.__all__,
+        "verbs": {name: flags(getattr(options, verb.options)) for name, verb in VERBS.items()},
+    }
+    if os.environ.get("UPDATE_SNAPSHOTS"):
+        SNAPSHOT.parent.mkdir(exist_ok=True)
+        SNAPSHOT.write_text(json.dumps(now, indent=1) + "\n")
+    assert now == json.loads(SNAPSHOT.read_text())
+
+
+def test_public_names_are_there():
+    assert all(getattr(isoform, name) is not None for name in isoform.__all__)
+    assert set(isoform.__all__) == set(dir(isoform))
+    with pytest.raises(AttributeError, match="nothing"):
+        isoform.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], *[[verb, "--help"] for verb in VERBS], ["train", "shakespeare", "-h"]]
+)
+def test_help_never_loads_torch(arguments):
+    code = (
+        "import sys\nfrom isoform.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit as e: assert not e.code\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "isoform" in done.stdout
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"isoform {isoform.__version__}\n"
+
+
+def spoken(capsys, *arguments: str) -> dict:
+    """The one JSON object a verb prints."""
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_train_leaves_a_whole_run(here, capsys):
+    values = spoken(capsys, "train", "shakespeare", "--data.path", "text.txt", *TINY, "--seed", "3")
+    run = here / values["out"]
+    assert run.name == "shakespeare-1"
+    for name in (
+        "recipe.toml",
+        "metrics.jsonl",
+        "summary.json",
+        "samples.txt",
+        "report.html",
+        "model/model.safetensors",
+    ):
+        assert (run / name).stat().st_size
+    assert values["steps"] == 5 and values["tokens"] == 320
+    summary = json.loads((run / "summary.json").read_text())
+    assert {k: v for k, v in values.items() if k != "out"} == summary
+    assert 0 < summary["utilisation"] < 1.5
+    assert "<svg" in (run / "report.html").read_text()
+
+
+def test_a_dry_run_leaves_nothing(here, capsys):
+    before = sorted(here.rglob("*"))
+    values = spoken(capsys, "train", "shakespeare", "--data.path", "text.txt", *TINY, "--dry_run")
+    assert values["flops"] == values["flops_per_step"] * 5
+    assert sorted(here.rglob("*")) == before
+
+
+def test_generate(here, capsys):
+    assert main(["generate", "run", "--prompt", "to be", "--max_tokens", "7", "--temperature", "0"]) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("to be")
+    values = spoken(capsys, "generate", "run", "--prompt", "to be", "--max_tokens", "7", "--temperature", "0")
+    assert "to be" + values["samples"][0]["text"] + "\n" == first
+    values = spoken(
+        capsys, "generate", "run", "--prompt", "to", "--num_samples", "2", "--max_tokens", "5", "--seed", "4"
+    )
+    assert len(values["samples"]) == 2
+    values = spoken(
+        capsys, "generate", "run", "--prompt", "to", "--max_tokens", "9", "--stop", "e", "o", "--probabilities"
+    )
+    assert "e" not in values["samples"][0]["text"]
+    walked = values["probabilities"][0]
+    assert walked[0]["probability"] is None
+    assert all(0 <= line["probability"] <= 1 and line["rank"] >= 1 for line in walked[1:])
+
+
+def test_generate_reads_standard_input(here):
+    command = [sys.executable, "-m", "isoform.cli", "generate", "run", "--max_tokens", "3"]
+    done = subprocess.run(command, input="that is", capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("that is")
+
+
+def test_evaluate(here, capsys):
+    own = spoken(capsys, "evaluate", "run")["results"][0]
+    summary = json.loads((here / "run/summary.json").read_text())
+    assert own["loss"] == pytest.approx(summary["validation_loss"], rel=1e-3)
+    assert own["loss"] / 0.6931471805599453 == pytest.approx(own["bits_per_byte"], rel=2e-2)
+    both = spoken(capsys, "evaluate", "run", "run", "--path", "text.txt")["results"]
+    assert len(both) == 2 and both[0] == both[1] and both[0]["num_targets"] == 4000
+    assert spoken(capsys, "evaluate", "run", "--limit", "1")["results"][0]["num_targets"] == 16
+
+
+def test_estimate_doctor_recipes(here, capsys):
+    values = spoken(capsys, "estimate", "shakespeare", "--data.path", "text.txt", *TINY)
+    trained = json.loads((here / "run/summary.json").read_text())
+    assert values["num_parameters"] == trained["num_parameters"]
+    assert values["flops"] == trained["flops"]
+    values = spoken(capsys, "doctor")
+    assert values["matmul_flops"] > 1e8 and "cpu" in values["devices"]
+    assert "shakespeare" in spoken(capsys, "recipes")["recipes"]
+    changed = spoken(capsys, "recipes", "--diff", "reverse-decoder", "reverse-prefix")["differences"]
+    assert [line["field"] for line in changed] == ["objective.kind"]
+    assert spoken(capsys, "recipes", "--show", "shakespeare")["text"].startswith("# ")
+
+
+BAD = {
+    "unknown verb": (["trian"], 'did you mean "train"?'),
+    "no recipe": (["train"], "name a recipe"),
+    "unknown recipe": (["train", "shakespear"], 'did you mean "shakespeare"?'),
+    "no such TOML": (["train", "nothing.toml"], "nothing.toml"),
+    "unknown key": (
+        ["train", "shakespeare", "--model.decoder.num_layer", "3"],
+        'did you mean "num_layers"?',
+    ),
+    "not a number": (["train", "shakespeare", "--seed", "x"], "got 'x'"),
+    "heads don't divide": (
+        ["train", "shakespeare", "--model.model_dim", "30", "--data.path", "text.txt"],
+        "not divisible by num_heads=4",
+    ),
+    "missing file": (["train", "shakespeare", "--data.path", "nothing.txt"], "nothing.txt"),
+    "missing package": (["train", "shakespeare", "--data.path", "package:nothing_at_all"], "nothing_at_all"),
+    "empty file": (["train", "shakespeare", "--data.path", "empty.txt"], "empty.txt"),
+    "not UTF-8": (["train", "shakespeare", "--data.path", "latin.txt"], "offset 2"),
+    "too short": (["train", "shakespeare", "--data.path", "short.txt"], "context_length"),
+    "absent device": (["generate", "run", "--device", "cuda:77"], "cuda:77"),
+    "unseen character": (["generate", "run", "--prompt", "naïve"], "U+00EF"),
+    "not a run": (["generate", "nothing"], "not a run directory"),
+    "no run": (["evaluate"], "run director"),
+    "impossible sampling": (["generate", "run", "--top_p", "7"], "top_p=7"),
+    "foreign folder": (["train", "shakespeare", "--data.path", "text.txt", "--out", "foreign"], "something else"),
+    "damaged run": (["generate", "damaged"], "model.safetensors"),
+}
+
+
+@pytest.fixture(scope="module")
+def bad_place(place) -> Path:
+    """The same folder, with everything in it that can be wrong."""
+    import shutil
+
+    (place / "empty.txt").write_text("")
+    (place / "latin.txt").write_bytes(b"na\xefve")
+    (place / "short.txt").write_text("to be")
+    (place / "foreign").mkdir()
+    (place / "foreign/letter.txt").write_text("dear")
+    shutil.copytree(place / "run", place / "damaged")
+    for path in (place / "damaged/checkpoints").rglob("model.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+    return place
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_clear_line(bad_place, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(bad_place)
+    assert main(arguments) == 65
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert "Traceback" not in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert main([*arguments, "--json"]) == 65
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == 65 and words in error["message"] + "; " + error["remedy"]
+
+
+def test_a_fault_of_our_own_is_one_line_and_a_traceback_in_a_file(here, monkeypatch, capsys):
+    monkeypatch.setattr("isoform.commands.builtin_recipes", lambda: 1 / 0)
+    assert main(["recipes"]) == 1
+    line = capsys.readouterr().err.strip()
+    assert "ZeroDivisionError" in line and len(line.splitlines()) == 1
+    log = Path(line.split("traceback in ")[1].rstrip(")"))
+    assert "Traceback" in log.read_text()
+    log.unlink()
+
+
+def test_memory_that_is_not_there_names_the_setting(here, monkeypatch, capsys):
+    def build(*arguments):
+        torch.empty(2**50)
+
+    monkeypatch.setattr("isoform.experiment.Transformer", build)
+    assert main(["train", "shakespeare", "--data.path", "text.txt", *TINY, "--out", "large"]) == 65
+    assert "micro_batch_size" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_in_74_with_the_last_checkpoint_kept(here, monkeypatch, capsys):
+    import errno
+
+    from isoform.checkpoint import store
+
+    kept = main(["train", "shakespeare", "--data.path", "text.txt", *TINY, "--out", "full", "-q"])
+    assert kept == 0
+
+    class Full(store.Files):
+        def rename(self, old, new):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = store.save_checkpoint
+    monkeypatch.setattr("isoform.experiment.save_checkpoint", lambda *a, **k: real(*a, **k, files=Full()))
+    assert main(["train", "--out", "full", "--training.steps", "9", "-q"]) == 74
+    assert "No space left" in capsys.readouterr().err
+    assert main(["generate", "full", "--prompt", "to", "--max_tokens", "1", "-q"]) == 0

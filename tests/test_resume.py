@@ -1,0 +1,170 @@
+"""A run that was stopped, however, ends in the same bits as one that wasn't."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from isoform.config import ConfigError
+from isoform.data.config import Data
+from isoform.experiment import train
+from isoform.machine import choose_machine
+from isoform.model.config import BlockConfig, Dense, Lookup, ModelConfig, StackConfig
+from isoform.recipe import Recipe
+from isoform.run import Run, load
+from isoform.terminal import Terminal
+from isoform.training.config import AdamW, Muon, Training
+from isoform.training.ledger import CLOCK_FIELDS, read_metrics
+
+CPU = choose_machine("cpu", "float32")
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    words = random.Random(0).choices(["to", "be", "or", "not", "that", "is", "the", "question"], k=1500)
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(words))
+    return path
+
+
+def recipe(text: Path, **fields) -> Recipe:
+    block = BlockConfig(feedforward=Dense(activation="relu2"))
+    model = ModelConfig(
+        model_dim=16,
+        context_length=16,
+        decoder=StackConfig(num_layers=2, blocks=(block,)),
+        stem=Lookup(ngrams=(2,)),
+        dropout=0.1,
+    )
+    defaults = {"steps": 12, "global_batch_tokens": 128, "validate_every": 4, "checkpoint_every": 3, "sample_every": 5}
+    training = Training(**{**defaults, "sample_tokens": 10, "log_every": 2, **fields})
+    return Recipe(data=Data(path=str(text)), model=model, training=training, sample_prompt="t")
+
+
+def state(run: Run):
+    """All that must not depend on where a run was cut."""
+    lines = [{k: v for k, v in line.items() if k not in CLOCK_FIELDS} for line in read_metrics(run.metrics)]
+    return lines, run.samples.read_text(), load(run.folder).model.state_dict()
+
+
+def assert_same(a: Run, b: Run) -> None:
+    (lines_a, samples_a, tensors_a), (lines_b, samples_b, tensors_b) = state(a), state(b)
+    assert lines_a == lines_b
+    assert samples_a == samples_b
+    assert all(torch.equal(tensors_a[name], tensors_b[name]) for name in tensors_a)
+
+
+KINDS = {
+    "adamw": {"optimizer": AdamW()},
+    "muon": {"optimizer": Muon()},
+    "accumulated": {"optimizer": Muon(), "micro_batch_size": 3},
+}
+
+
+@pytest.mark.parametrize("fields", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("cut", [1, 5, 11])
+def test_stopped_and_continued_is_uninterrupted(text, tmp_path, fields, cut):
+    whole = train(recipe(text, **fields), tmp_path / "whole", machine=CPU)
+    seen = []
+    part = train(
+        recipe(text, **fields),
+        tmp_path / "part",
+        machine=CPU,
+        should_stop=lambda: seen.append(0) or len(seen) == cut,
+    )
+    assert not part.summary.exists()
+    train(recipe(text, **fields), part.folder, machine=CPU)
+    assert_same(whole, part)
+
+
+def command(text: Path, out: Path, *flags: str) -> list[str]:
+    toml = text.parent / "recipe.toml"
+    toml.write_text(
+        f'sample_prompt = "t"\n[data]\npath = "{text}"\n[model]\nmodel_dim = 16\ncontext_length = 16\ndropout = 0.1\n'
+        "[training]\nsteps = 600\nglobal_batch_tokens = 128\nvalidate_every = 400\ncheckpoint_every = 20\n"
+    )
+    return [sys.executable, "-m", "isoform.cli", "train", str(toml), "--out", str(out), "--dtype", "float32", *flags]
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_bits(text, tmp_path):
+    subprocess.run(command(text, tmp_path / "whole", "-q"), check=True)
+    out = tmp_path / "part"
+    for _ in range(2):
+        process = subprocess.Popen(command(text, out, "-q"))
+        until = time.monotonic() + 20
+        while not list((out / "checkpoints").glob("step-*")) and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0.5, 2.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command(text, out, "-q"), check=True)
+    assert_same(Run(tmp_path / "whole"), Run(out))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_after_a_clean_save(text, tmp_path, number, code):
+    out = tmp_path / "run"
+    process = subprocess.Popen(command(text, out, "--training.steps", "100000"), stdout=subprocess.PIPE, text=True)
+    until = time.monotonic() + 30
+    while not (out / "metrics.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "clean save" in said
+    assert load(out).step > 0
+
+
+def test_more_steps_extend_and_anything_else_is_refused(text, tmp_path, capsys):
+    run = train(recipe(text), tmp_path / "run", machine=CPU)
+    before = run.metrics.read_text()
+    train(recipe(text), run.folder, machine=CPU, terminal=Terminal())
+    assert "is finished" in capsys.readouterr().out
+    assert run.metrics.read_text() == before
+    train(recipe(text, steps=15), run.folder, machine=CPU, terminal=Terminal())
+    assert "from 12 to 15 steps" in capsys.readouterr().out
+    assert load(run.folder).step == 15
+    with pytest.raises(ConfigError, match=r"seed: 0 there, 7 asked"):
+        train(replace(recipe(text, steps=15), seed=7), run.folder, machine=CPU)
+    with pytest.raises(ConfigError, match=r"training\.steps"):
+        train(recipe(text, steps=14), run.folder, machine=CPU)
+
+
+def test_an_extended_run_that_is_stopped_is_not_finished(text, tmp_path):
+    run = train(recipe(text), tmp_path / "run", machine=CPU)
+    train(recipe(text, steps=20), run.folder, machine=CPU, should_stop=lambda: True)
+    assert not run.summary.exists()
+    assert load(run.folder).step == 13
+
+
+def test_changed_data_is_refused(text, tmp_path):
+    run = train(recipe(text), tmp_path / "run", machine=CPU, should_stop=lambda: True)
+    text.write_text(text.read_text().replace("be", "bo", 1))
+    with pytest.raises(ConfigError, match="the data changed"):
+        train(recipe(text), run.folder, machine=CPU)
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(text, tmp_path, capsys):
+    run = train(recipe(text), tmp_path / "whole", machine=CPU)
+    seen = []
+    part = train(recipe(text), tmp_path / "part", machine=CPU, should_stop=lambda: seen.append(0) or len(seen) == 10)
+    newest = max(part.checkpoints.glob("step-*"))
+    (newest / "model.safetensors").write_bytes(b"nothing")
+    train(recipe(text), part.folder, machine=CPU, terminal=Terminal())
+    assert "model.safetensors" in capsys.readouterr().err
+    assert_same(run, part)
+
+
+def test_a_prompt_of_unknown_characters_does_not_stop_a_run(text, tmp_path, capsys):
+    run = train(replace(recipe(text), sample_prompt="#"), tmp_path / "run", machine=CPU, terminal=Terminal(quiet=True))
+    assert "samples begin with nothing" in capsys.readouterr().err
+    assert run.summary.exists()

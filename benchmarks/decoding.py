@@ -50,6 +50,12 @@ def main() -> None:
         def ours(model=model, sampling=sampling, made=made) -> None:
             made["isoform"] = [int(piece[0]) for piece in generate_ids(model, Prompt(prompt), sampling)]
 
+        def ours_rounded(model=model, ours=ours, made=made) -> None:
+            model.reduce_products(torch.bfloat16)
+            ours()
+            model.reduce_products(torch.float32)
+            made["bfloat16"] = made["isoform"]
+
         def theirs(twin=twin, ids=ids, made=made) -> None:
             mask = torch.ones_like(ids)
             out = twin.generate(
@@ -57,12 +63,12 @@ def main() -> None:
             )
             made["transformers"] = out[0, 16:].tolist()
 
-        seconds = in_turn({"isoform": ours, "transformers": theirs}, rounds=options.rounds)
+        seconds = in_turn({"bfloat16": ours_rounded, "isoform": ours, "transformers": theirs}, rounds=options.rounds)
         results[name] = {
             "num_parameters": num_parameters(model.config),
             "tokens_per_second": {who: summary([options.tokens / s for s in times]) for who, times in seconds.items()},
-            "times_transformers": ratios(seconds, "isoform", "transformers"),
-            "equal_outputs": made["isoform"] == made["transformers"],
+            "times_transformers": {who: ratios(seconds, who, "transformers") for who in ("isoform", "bfloat16")},
+            "equal_outputs": {who: made[who] == made["transformers"] for who in ("isoform", "bfloat16")},
         }
     keep("decoding", results)
 

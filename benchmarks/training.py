@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=60)
     options = parser.parse_args()
+    choose_machine("cpu")  # before any thread starts, as a process that trains does, so that all flush subnormals
     ids = np.random.default_rng(0).integers(0, VOCAB, 200_000).astype(np.uint16)
     works = {
         "peer": their_steps(ids, options.steps),

@@ -121,7 +121,7 @@ def _say_summary(run: Run, summary: dict, terminal: Terminal) -> None:
 def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     """Continue a text with a trained model."""
     machine = _machine(options.machine)
-    trained = load(options.run, machine.device)
+    trained = load(options.run, machine.device, machine.dtype)
     text = options.prompt
     if text is None:
         text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
@@ -216,7 +216,7 @@ def _say_costs(prepared: Prepared, machine: Machine, terminal: Terminal) -> None
     terminal.say(f"parameters      {costs['num_parameters']:,}  (counted)")
     terminal.say(f"training        {count(costs['flops'])}FLOP, {count(costs['flops_per_step'])}FLOP a step  (counted)")
     terminal.say(f"tokens          {count(costs['tokens'])}")
-    terminal.say(f"memory          {count(sum(memory.values()))}B  (estimated)")
+    terminal.say(f"memory          {count(sum(memory.values()))}B  (estimated; the allocator takes more)")
     for what, size in memory.items():
         terminal.say(f"  {what:<14}{count(size)}B")
     terminal.say(f"cache           {count(costs['cache_bytes_per_token'])}B per token and row when generating")

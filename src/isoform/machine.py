@@ -34,6 +34,15 @@ class Machine:
         """Whether torch.autocast brings the products into a smaller format; on CPUs the model does so itself."""
         return self.dtype != torch.float32 and self.device.type != "cpu"
 
+    def seed(self, seed: int) -> None:
+        """Seed the generators that training draws from. torch.manual_seed would also note, for every kind of device
+        there is not, who called it, which takes milliseconds."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
+
     def synchronize(self) -> None:
         """Wait for the device, so that a clock read means something."""
         if self.device.type == "cuda":

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isoform.batch import Pieces, plain_coordinates, plain_pieces
+from isoform.batch import Pieces, plain_pieces
 from isoform.codecs.codec import Codec
 from isoform.generation.config import Sampling
 from isoform.generation.sampling import choose
@@ -74,8 +74,7 @@ def generate_ids(
         before, ids = text[:, -model.stem.looks_back :], ids.unsqueeze(1)
         text = torch.cat([text, ids], 1)
         if cache.length < limit:
-            coordinates = plain_coordinates(len(ids), 1, start=cache.length, device=device)
-            pieces = Pieces(ids, coordinates, before)
+            pieces = Pieces(ids, cache.next_coordinates(), before)
         else:
             pieces = plain_pieces(text[:, -(limit // 2) :])
             cache = model.build_cache(sampling.num_samples)

@@ -48,6 +48,13 @@ class Cache:
         index = torch.arange(capacity, device=device).expand(num_rows, capacity).contiguous()
         self._slots = Coordinates(segment, index, start=0)
 
+    def next_coordinates(self) -> Coordinates:
+        """Where a piece stands that follows the newest one in each row, (B, 1); for rows of one segment."""
+        segment, index = self._slots.segment, self._slots.index
+        start, end = self.length, self.length + 1
+        plain_start = None if self._slots.start is None else start
+        return Coordinates(segment[:, start:end], index[:, start:end], start=plain_start)
+
     def extend(self, coordinates: Coordinates) -> Coordinates:
         """Take in the newest pieces (B, T); gives the coordinates of all filled slots (B, S).
 

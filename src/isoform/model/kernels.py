@@ -49,12 +49,19 @@ class Linear(nn.Linear):
     """torch's Linear, whose products may run in a smaller format on a CPU that is good at it."""
 
     product_dtype = torch.float32
+    _rounded: tuple[int, Tensor] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """(.., inputs) to (.., outputs)."""
-        if self.product_dtype == torch.float32:
+        dtype = self.product_dtype
+        if dtype == torch.float32:
             return functional.linear(input, self.weight, self.bias)
-        return _ReducedLinear.apply(input, self.weight, self.bias, self.product_dtype)
+        if torch.is_grad_enabled():
+            return _ReducedLinear.apply(input, self.weight, self.bias, dtype)
+        if self._rounded is None or self._rounded[0] != self.weight._version:
+            self._rounded = self.weight._version, self.weight.to(dtype)
+        out = functional.linear(input.to(dtype), self._rounded[1]).float()
+        return out if self.bias is None else out + self.bias
 
 
 class _ReLU2(Function):

@@ -279,7 +279,7 @@ class Transformer(nn.Module):
 
     def reduce_products(self, dtype: torch.dtype) -> None:
         """Run the blocks' matrix products in this format, with all else in float32, in place: for CPUs, where
-        autocast's smaller activations would cost more than they save."""
+        autocast's smaller activations would cost more than they save. Parameters stay as they are."""
         for module in self.modules():
             if isinstance(module, Linear):
                 module.product_dtype = dtype

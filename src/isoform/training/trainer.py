@@ -75,7 +75,7 @@ def train_loop(
         while progress.step < config.steps:
             step, started = progress.step, time.perf_counter()
             model.train()
-            torch.manual_seed(hash((seed, step)) % 2**63)
+            machine.seed(hash((seed, step)) % 2**63)
             batch = batches(step)
             nats = torch.zeros((), device=machine.device)
             for micro_batch in batch.micro_batches:

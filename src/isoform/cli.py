@@ -72,7 +72,11 @@ def main(arguments: list[str] | None = None) -> int:
         return DONE
     terminal = Terminal(json="--json" in arguments, verbose="-v" in arguments or "--verbose" in arguments)
     terminal.started = STARTED
-    warnings.showwarning = lambda message, *place: terminal.warn(str(message))
+
+    def warn(message, category, filename, lineno, file=None, line=None) -> None:
+        terminal.warn(str(message))
+
+    warnings.showwarning = warn
     try:
         result = _call(arguments[0], arguments[1:], terminal)
     except KeyboardInterrupt:

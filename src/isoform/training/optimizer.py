@@ -44,7 +44,7 @@ def schedule_factor(schedule: Schedule, step: int, steps: int) -> float:
 
 
 def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The nearest (semi-)orthogonal matrices, roughly: a quintic Newton-Schulz iteration on (.., R, C).
+    """The nearest (semi-)orthogonal matrices, roughly: a quintic Newton-Schulz iteration on (B, R, C).
 
     Each step multiplies X by a polynomial in its Gram matrix G = X X^T. In float32 all steps are done on the
     small square G, and X is touched at both ends only; in bfloat16, enough where it is fast (Jordan 2024), G

@@ -115,7 +115,7 @@ def _say_summary(run: Run, summary: dict, terminal: Terminal) -> None:
         f"{summary['utilisation']:.0%} of the measured peak"
     )
     terminal.say(f"report         {run.report}")
-    terminal.say(f"go on          isoform generate {run.folder} --prompt 'To be'")
+    terminal.say(f"go on          isoform generate {run.folder} --prompt '…'")
 
 
 def generate(options: GenerateOptions, terminal: Terminal) -> Result:
@@ -154,7 +154,7 @@ def _walk(trained: Trained, text: str, terminal: Terminal) -> list[dict]:
     expectations = walk(trained.model, codec.encode_text(text))
 
     def show(piece: int) -> str:
-        return codec.piece_text(piece)
+        return codec.piece_text(piece).replace(" ", "␣")
 
     terminal.say(f"{'piece':<12}{'probability':>12}{'rank':>7}{'entropy':>9}  alternatives")
     lines = []

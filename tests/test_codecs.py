@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from conftest import data_file
 from isoform.codecs.bpe import CHUNK, train_bpe
-from isoform.codecs.codec import Codec, check_codec
+from isoform.codecs.codec import TextCodec, check_codec
 from isoform.codecs.config import BPE, Bytes, Characters
 from isoform.codecs.text import (
     BPECodec,
@@ -28,7 +28,7 @@ from isoform.codecs.text import (
 PROFILE = settings(deadline=None, max_examples=60)
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n" * 20
 BPE_CODEC = train_bpe([TEXT], 280)
-CODECS: dict[str, Codec] = {
+CODECS: dict[str, TextCodec] = {
     "characters": CharacterCodec("\n abcé日😀"),
     "bytes": ByteCodec(),
     "bpe": BPE_CODEC,

@@ -9,7 +9,7 @@ import torch
 
 from isoform.batch import plain_coordinates
 from isoform.mask import Causal, Full
-from isoform.model.attention import attend, lower
+from isoform.model.lowering import attend, lower
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))

@@ -16,7 +16,7 @@ from isoform.config import ConfigError
 from isoform.data.config import Data
 from isoform.experiment import train
 from isoform.machine import choose_machine
-from isoform.model.config import BlockConfig, Dense, Lookup, ModelConfig, StackConfig
+from isoform.model.config import BlockConfig, Dense, Experts, Lookup, ModelConfig, StackConfig, TokenChoice
 from isoform.recipe import Recipe
 from isoform.run import Run, load
 from isoform.terminal import Terminal
@@ -24,6 +24,7 @@ from isoform.training.config import AdamW, Muon, Training
 from isoform.training.ledger import CLOCK_FIELDS, read_metrics
 
 CPU = choose_machine("cpu", "float32")
+PLAIN = Dense(activation="relu2")
 
 
 @pytest.fixture
@@ -34,8 +35,8 @@ def text(tmp_path) -> Path:
     return path
 
 
-def recipe(text: Path, **fields) -> Recipe:
-    block = BlockConfig(feedforward=Dense(activation="relu2"))
+def recipe(text: Path, feedforward=PLAIN, **fields) -> Recipe:
+    block = BlockConfig(feedforward=feedforward)
     model = ModelConfig(
         model_dim=16,
         context_length=16,
@@ -61,10 +62,14 @@ def assert_same(a: Run, b: Run) -> None:
     assert all(torch.equal(tensors_a[name], tensors_b[name]) for name in tensors_a)
 
 
+ROUTED = Experts(
+    num_experts=4, router=TokenChoice(balance_loss=0.1, z_loss=0.1, bias_rate=0.01, capacity_factor=1.0), num_shared=1
+)
 KINDS = {
     "adamw": {"optimizer": AdamW()},
     "muon": {"optimizer": Muon()},
     "accumulated": {"optimizer": Muon(), "micro_batch_size": 3},
+    "experts": {"optimizer": Muon(), "feedforward": ROUTED},
 }
 
 

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from isoform.batch import Encoding, Example, collate
+from isoform.experiment import batch_loss
 from isoform.machine import choose_machine
-from isoform.model.config import Lookup
+from isoform.model.config import BlockConfig, Experts, Gated, Lookup, TokenChoice
 from isoform.model.cost import Shape
 from isoform.model.transformer import Transformer
+from isoform.objectives.config import Causal
 from isoform.objectives.losses import weighted_cross_entropy
+from isoform.objectives.views import build_view
 from isoform.training.config import AdamW, Cosine, InverseSquareRoot, Muon, Training, WarmupStableDecay
 from isoform.training.memory import training_memory
 from isoform.training.optimizer import build_optimizers, orthogonalize, schedule_factor
@@ -92,6 +95,68 @@ def test_golden_numbers_of_two_steps():
     sums = {n: float(p.detach().double().square().sum()) for n, p in model.named_parameters()}
     for name, value in GOLDEN["squares"].items():
         assert sums[name] == pytest.approx(value, rel=1e-3), name
+
+
+def routed(router: TokenChoice, *, size: int, **fields):
+    """A small decoder with experts after three steps on full rows, `size` of them at a time; its lines of metrics."""
+    block = BlockConfig(feedforward=Experts(num_experts=4, expert=Gated(feedforward_dim=8), router=router))
+    torch.manual_seed(0)
+    model, lines = Transformer(config(block=block, **fields)), []
+
+    def batches(step: int) -> GlobalBatch:
+        ids = np.random.default_rng(step).integers(0, VOCAB, (4, 13))
+        full = [[Example(Encoding(row[:-1]), row[1:], np.ones(12, np.float32))] for row in ids]
+        return GlobalBatch([collate(full[at : at + size], 12) for at in range(0, 4, size)], 48.0)
+
+    train_loop(
+        model,
+        build_optimizers(AdamW(learning_rate=1e-2), model),
+        Training(steps=3, log_every=1, validate_every=0, checkpoint_every=0),
+        batches=batches,
+        loss=batch_loss(model, build_view(Causal()), Causal()),
+        machine=CPU,
+        seed=1,
+        progress=Progress(),
+        note=lines.append,
+        validate=dict,
+        sample=lambda: None,
+        save=lambda: None,
+        should_stop=lambda: False,
+    )
+    return model, [line for line in lines if "loss" in line]
+
+
+def test_routing_is_noted_and_biases_move_once_a_step():
+    router = TokenChoice(balance_loss=0.1, z_loss=0.1, bias_rate=0.01, capacity_factor=0.5)
+    model, lines = routed(router, size=2)
+    for line in lines:
+        assert line["experts_dropped"] > 0 and 1 <= line["experts_load_max"] <= 4
+        assert 0.19 < line["balance_loss"] < 0.8 and line["router_z_loss"] > 0  # of two blocks
+    for block in model.decoder.blocks:
+        moves = block.feedforward.load_bias / 0.01
+        assert moves.any() and (moves - moves.round()).abs().max() < 1e-4 and moves.abs().max() < 3.5
+
+
+def test_accumulated_routing_equals_whole():
+    """For all but the balance loss, which multiplies two means. AdamW magnifies rounding where gradients are next to
+    nothing, to a hundredth of a step here."""
+    whole, whole_lines = routed(router := TokenChoice(z_loss=0.1, bias_rate=0.01), size=4)
+    parts, part_lines = routed(router, size=1)
+    for a, b in zip(whole_lines, part_lines, strict=True):
+        for name in ("loss", "router_z_loss", "gradient_norm", "experts_load_max"):
+            assert a[name] == pytest.approx(b[name], rel=1e-5), name
+    for (path, a), b in zip(whole.state_dict().items(), parts.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, msg=path)
+
+
+def test_early_exits_are_trained_beside_the_last_block():
+    with_exit, lines = routed(TokenChoice(), size=4, exits=(1,))
+    _, plain = routed(TokenChoice(), size=4)
+    assert (
+        lines[0]["loss"] == pytest.approx(plain[0]["loss"]) and lines[0]["gradient_norm"] != plain[0]["gradient_norm"]
+    )
+    weight = with_exit.config.decoder.exit_loss
+    assert lines[0]["exit_loss"] == pytest.approx(weight * lines[0]["loss"], rel=0.1)
 
 
 def test_no_optimizer_steps_when_the_gradient_is_not_finite(monkeypatch):

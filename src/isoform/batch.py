@@ -18,13 +18,28 @@ from isoform.mask import Coordinates
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
-    """A record as pieces: ids (T,), of which the first `prefix` are given and the rest are to be predicted."""
+    """A record as pieces: ids (T,), of which the first `prefix` are given and the rest are to be predicted.
+
+    features (T, F) float32: the numbers of the pieces whose id is -1; kinds (T,): which sort of piece each is
+    (absent: all 0); places (T, P): where each stands, for position schemes (absent: the index on every axis);
+    label: what is to be said about the record as a whole, where there is something.
+    """
 
     ids: np.ndarray
     prefix: int = 0
+    features: np.ndarray | None = None
+    kinds: np.ndarray | None = None
+    places: np.ndarray | None = None
+    label: int | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def cut(self, start: int, stop: int | None = None) -> Encoding:
+        """Some of its pieces, with all that belongs to them; without prefix and label."""
+        columns = (self.features, self.kinds, self.places)
+        features, kinds, places = (None if column is None else column[start:stop] for column in columns)
+        return Encoding(self.ids[start:stop], 0, features, kinds, places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +62,15 @@ class Pieces:
     """What a model eats: ids (B, T) and where each piece stands.
 
     before (B, C): the ids to the left of the first column, for stems that look back at a text generated piece by
-    piece; None: there are none.
+    piece; None: there are none. features (B, T, F): the numbers of the pieces whose id is -1; kinds (B, T): which
+    sort of piece each is (None: all 0).
     """
 
     ids: Tensor
     coordinates: Coordinates
     before: Tensor | None = None
+    features: Tensor | None = None
+    kinds: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Pieces:
         """The same pieces on a device."""
@@ -60,8 +78,10 @@ class Pieces:
         def move(t: Tensor) -> Tensor:
             return t.to(device, non_blocking=True)
 
-        coordinates = replace(self.coordinates.map(move), start=self.coordinates.start)
-        return Pieces(move(self.ids), coordinates, None if self.before is None else move(self.before))
+        old = self.coordinates
+        coordinates = replace(old.map(move), start=old.start, is_ordered=old.is_ordered)
+        others = (None if t is None else move(t) for t in (self.before, self.features, self.kinds))
+        return Pieces(move(self.ids), coordinates, *others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +137,10 @@ def collate(rows: Sequence[Sequence[Example]], length: int, source_length: int |
 
 
 def _lay(rows: Sequence[Sequence[Encoding]], length: int) -> Pieces:
+    encodings = [encoding for row in rows for encoding in row]
+    features = _empty([e.features for e in encodings], (len(rows), length), np.float32)
+    kinds = np.zeros((len(rows), length), np.int64) if any(e.kinds is not None for e in encodings) else None
+    place = _empty([e.places for e in encodings], (len(rows), length), np.int64)
     ids = np.zeros((len(rows), length), np.int64)
     segment = np.full((len(rows), length), -1, np.int64)
     index = np.zeros((len(rows), length), np.int64)
@@ -129,6 +153,12 @@ def _lay(rows: Sequence[Sequence[Encoding]], length: int) -> Pieces:
                 raise ValueError(f"row {r} needs {end} or more pieces but has room for {length}; pack fewer")
             ids[r, at:end], segment[r, at:end], index[r, at:end] = encoding.ids, s, np.arange(len(encoding))
             prefix[r, at : at + encoding.prefix] = True
+            if features is not None and encoding.features is not None:
+                features[r, at:end] = encoding.features
+            if kinds is not None and encoding.kinds is not None:
+                kinds[r, at:end] = encoding.kinds
+            if place is not None:
+                place[r, at:end] = index[r, at:end, None] if encoding.places is None else encoding.places
             at = end
     has_prefix = bool(prefix.any())
     is_plain = not has_prefix and all(len(row) == 1 and len(row[0]) == length for row in rows)
@@ -136,6 +166,20 @@ def _lay(rows: Sequence[Sequence[Encoding]], length: int) -> Pieces:
         torch.from_numpy(segment),
         torch.from_numpy(index),
         torch.from_numpy(prefix) if has_prefix else None,
+        _tensor(place),
         start=0 if is_plain else None,
+        is_ordered=True,
     )
-    return Pieces(torch.from_numpy(ids), coordinates)
+    return Pieces(torch.from_numpy(ids), coordinates, features=_tensor(features), kinds=_tensor(kinds))
+
+
+def _empty(columns: Sequence[np.ndarray | None], shape: tuple[int, int], dtype: type) -> np.ndarray | None:
+    """Zeros of this shape and the columns' width; None where no Encoding has the column."""
+    widths = {column.shape[1] for column in columns if column is not None}
+    if len(widths) > 1:
+        raise ValueError(f"pieces with {sorted(widths)} numbers each can't share a batch; use codecs that agree")
+    return np.zeros((*shape, *widths), dtype) if widths else None
+
+
+def _tensor(array: np.ndarray | None) -> Tensor | None:
+    return None if array is None else torch.from_numpy(array)

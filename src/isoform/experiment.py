@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from isoform import run as runs
-from isoform.batch import Batch
+from isoform.batch import Batch, Example, collate
+from isoform.checkpoint.huggingface import state_of
 from isoform.checkpoint.store import (
     Checkpoint,
     find_checkpoint,
@@ -27,7 +30,7 @@ from isoform.checkpoint.store import (
     purge_checkpoints,
     save_checkpoint,
 )
-from isoform.codecs.codec import Codec
+from isoform.codecs.codec import Codec, TextCodec, as_text
 from isoform.codecs.config import Characters
 from isoform.codecs.text import build_codec, load_codec
 from isoform.config import ConfigError, differences, from_dict, load_toml
@@ -40,6 +43,7 @@ from isoform.generation.decode import Generation, build_prompt
 from isoform.generation.decode import generate as generate_texts
 from isoform.machine import Machine, can_compile, choose_machine, describe, measured_peaks, peak_memory
 from isoform.model.cost import Shape, num_parameters, training_flops
+from isoform.model.experts import Tally
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Objective
 from isoform.objectives.losses import Loss, weighted_cross_entropy
@@ -62,7 +66,8 @@ class Prepared:
     codec: Codec
     view: View
     loader: Loader
-    bytes_per_piece: float
+    bytes_per_piece: float | None
+    """Of the training text; None if it isn't text that is predicted."""
 
     @property
     def flops_per_step(self) -> int:
@@ -81,14 +86,16 @@ def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
     tokens = load_tokens(split.train, codec)
     length = recipe.model.context_length
     loader = build_loader(recipe.data, tokens, view, context_length=length, seed=recipe.seed)
-    bytes_per_piece = float(codec.piece_bytes[tokens.ids[: 2**20]].mean())
+    bytes_per_piece = None
+    if isinstance(codec, TextCodec) and not view.is_whole:
+        bytes_per_piece = float(codec.piece_bytes[tokens.ids[: 2**20]].mean())
     return Prepared(recipe, split, codec, view, loader, bytes_per_piece)
 
 
 def _texts(recipe: Recipe, split: Split) -> list[str]:
     """What a codec learns from: the training records; for an alphabet, which must be complete, all records."""
     records = [*split.train, *split.validation] if isinstance(recipe.codec, Characters) else split.train
-    return [text for record in records for text in record.values()]
+    return [text for record in records for text in record.values() if isinstance(text, str)]
 
 
 def evaluate_held_out(
@@ -111,7 +118,7 @@ def evaluate_held_out(
         batch_rows=min(recipe.rows_per_pass, limit) if limit else recipe.rows_per_pass,
     )
     rows = iter(batches) if not limit else _first_rows(batches, limit)
-    return evaluate(model, view, rows, machine, by_segment=recipe.data.rows == "packed")
+    return evaluate(model, view, rows, machine, by_segment=recipe.data.rows == "packed" and not view.is_whole)
 
 
 def _first_rows(batches: Iterable[tuple[Batch, int]], limit: int) -> Iterator[tuple[Batch, int]]:
@@ -133,16 +140,26 @@ def build_model(recipe: Recipe, machine: Machine) -> Transformer:
 
 
 def batch_loss(model: Transformer, view: View, objective: Objective) -> Callable[[Batch], Loss]:
-    """The loss of a batch under an objective."""
+    """The loss of a batch under an objective, with what routed parts and early exits add to it."""
+    stack = model.config.stacks[-1]
 
-    def loss(batch: Batch) -> Loss:
+    def against_targets(logits: Tensor, batch: Batch) -> Loss:
         return weighted_cross_entropy(
-            apply(model, view, batch),
+            logits,
             batch.targets,
             batch.loss_weights,
             z_loss=objective.z_loss,
             label_smoothing=objective.label_smoothing,
         )
+
+    def loss(batch: Batch) -> Loss:
+        tally = Tally()
+        result = tally.added_to(against_targets(apply(model, view, batch, tally), batch))
+        if tally.exits:
+            early = [against_targets(model.logits(x, batch.inputs.coordinates), batch).total for x in tally.exits]
+            mean = stack.exit_loss * torch.stack(early).mean()
+            result = replace(result, total=result.total + mean, parts={**result.parts, "exit_loss": mean.detach()})
+        return result
 
     return loss
 
@@ -206,12 +223,27 @@ def generate(trained: Trained, prompt: str, sampling: Sampling | None = None) ->
 
     One sample; `generation.decode.generate` has the rest.
     """
-    view = build_view(trained.recipe.objective)
-    start = build_prompt(trained.codec, prompt, is_pair=trained.is_pair, view=view)
+    view, codec = build_view(trained.recipe.objective), as_text(trained.codec)
+    start = build_prompt(codec, prompt, is_pair=trained.is_pair, view=view)
     one = replace(sampling or Sampling(), num_samples=1)
-    for event in generate_texts(trained.model, trained.codec, start, one, view.inputs_mask):
+    for event in generate_texts(trained.model, codec, start, one, view.inputs_mask):
         if not isinstance(event, Generation):
             yield event[1]
+
+
+@torch.inference_mode()
+def classify(trained: Trained, records: Sequence[Record]) -> torch.Tensor:
+    """How probable each label is of records (n), without the labels they may have: (n, classes).
+
+    Raises ValueError for a model that was trained for something else.
+    """
+    view = build_view(trained.recipe.objective)
+    if not view.is_whole:
+        raise ValueError("this model was not trained for labels; its recipe needs the objective classification")
+    encodings = [trained.codec.encode(record) for record in records]
+    rows = [[Example(e, np.zeros(len(e), np.int64), np.zeros(len(e), np.float32))] for e in encodings]
+    batch = collate(rows, max(map(len, encodings))).to(trained.model.device)
+    return apply(trained.model, view, batch)[:, 0].float().softmax(-1)
 
 
 class _Session:
@@ -243,8 +275,11 @@ class _Session:
 
     def _sample_prompt(self) -> str:
         """The recipe's prompt, unless this text has other characters than the one the recipe was made for."""
+        codec = self.prepared.codec
+        if not isinstance(codec, TextCodec):
+            return ""
         try:
-            self.prepared.codec.encode_text(self.recipe.sample_prompt)
+            codec.encode_text(self.recipe.sample_prompt)
         except ValueError as error:
             self.terminal.warn(f"samples begin with nothing: {error}")
             return ""
@@ -308,12 +343,14 @@ class _Session:
         if "tokens_per_second" in line:
             flops = self.prepared.flops_per_step / self.recipe.training.global_batch_tokens
             line["utilisation"] = line["tokens_per_second"] * flops / self.peak_flops
-            line["bits_per_byte"] = line["loss"] / math.log(2) / self.prepared.bytes_per_piece
+            loss = f"loss {line['loss']:.3f}"
+            if self.prepared.bytes_per_piece is not None:
+                line["bits_per_byte"] = line["loss"] / math.log(2) / self.prepared.bytes_per_piece
+                loss += f"  {line['bits_per_byte']:.3f} bits/byte"
             held = f"  held out {self.validation['validation_loss']:.3f}" if self.validation else ""
             self.bar.update(
                 line["step"],
-                f"loss {line['loss']:.3f}  {line['bits_per_byte']:.3f} bits/byte{held}  "
-                f"{count(line['tokens_per_second'])} tokens/s  {line['utilisation']:.0%} of peak",
+                f"{loss}{held}  {count(line['tokens_per_second'])} tokens/s  {line['utilisation']:.0%} of peak",
             )
         return line
 
@@ -323,16 +360,19 @@ class _Session:
         score = evaluate_held_out(self.model, self.recipe, self.prepared.codec, records, self.machine)
         self.validation = {
             "validation_loss": score.loss,
-            "validation_bits_per_byte": score.bits_per_byte,
             "validation_accuracy": score.accuracy,
         }
+        if score.bits_per_byte is not None:
+            self.validation["validation_bits_per_byte"] = score.bits_per_byte
         if score.exact is not None:
             self.validation["validation_exact"] = score.exact
         return self.validation
 
     def sample(self) -> None:
-        """Append a sample to samples.txt."""
+        """Append a sample to samples.txt, if there is text to write."""
         recipe, prepared = self.recipe, self.prepared
+        if not isinstance(prepared.codec, TextCodec):
+            return
         sampling = Sampling(max_tokens=recipe.training.sample_tokens, temperature=0.8, seed=recipe.seed)
         prompt = build_prompt(prepared.codec, self.prompt, is_pair=prepared.split.is_pair, view=prepared.view)
         *_, last = generate_texts(self.model, prepared.codec, prompt, sampling, prepared.view.inputs_mask)
@@ -350,7 +390,7 @@ class _Session:
         save_checkpoint(
             self.run.checkpoints,
             step=self.progress.step,
-            tensors={"model": runs.model_state(self.model), "optimizer": optimizer_state(self.optimizers)},
+            tensors={"model": state_of(self.model), "optimizer": optimizer_state(self.optimizers)},
             documents={"state": state},
             fingerprints=self.fingerprints,
         )
@@ -359,7 +399,7 @@ class _Session:
     def finish(self) -> None:
         """Write the model by itself, and the summary."""
         partial = self.run.weights.with_suffix(".partial")
-        save_file(runs.model_state(self.model), partial)
+        save_file(state_of(self.model), partial)
         partial.replace(self.run.weights)
         runs.write_text(self.run.summary, json.dumps(self.summary(), indent=1) + "\n")
 
@@ -370,7 +410,7 @@ class _Session:
         flops = self.prepared.flops_per_step * progress.step
         return {
             "validation_loss": measured["validation_loss"],
-            "bits_per_byte": measured["validation_bits_per_byte"],
+            "bits_per_byte": measured.get("validation_bits_per_byte"),
             "validation_accuracy": measured["validation_accuracy"],
             **({"validation_exact": measured["validation_exact"]} if "validation_exact" in measured else {}),
             "expected_loss": self.recipe.expected_loss,

@@ -172,6 +172,17 @@ class Peaks:
     copy: float
 
 
+KNOWN_PEAKS = {
+    "NVIDIA L4": Peaks(121e12, 300e9),
+    "NVIDIA RTX 4090": Peaks(165e12, 1008e9),
+    "NVIDIA A100 80GB": Peaks(312e12, 2039e9),
+    "NVIDIA H100 SXM": Peaks(989e12, 3350e9),
+    "NVIDIA H200": Peaks(989e12, 4800e9),
+    "NVIDIA B200": Peaks(2250e12, 8000e9),
+}
+"""Dense bfloat16 FLOP/s and memory bytes/s from the makers' data sheets, for estimates on machines that aren't here."""
+
+
 def measured_peaks(machine: Machine, *, refresh: bool = False) -> Peaks:
     """The machine's peaks, measured now (under a second or two) or taken from the cache."""
     key = "|".join(str(v) for v in describe(machine).values())

@@ -1,7 +1,8 @@
 """Who may attend to whom, as data: a Mask is a frozen expression, evaluated on Coordinates.
 
-One predicate, `attended`, is the whole rule: both pieces belong to the same segment and the mask allows
-the pair. Kernels get shortcuts of it and are tested against it. Nothing here needs torch to be imported.
+One predicate, `allowed_pair`, is the whole rule: both pieces belong to the same segment and the mask allows
+the pair; `attended` is that for all pairs. Kernels get shortcuts of it and are tested against it. Nothing here needs
+torch to be imported.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
 class Coordinates:
     """Where each piece stands: integer tensors of shape (B, T), or anything that broadcasts.
 
-    segment: which packed document, -1 for an empty slot; index: order within the segment; prefix: whether
-    the piece is given rather than predicted (None: none is); place: what the position scheme sees (None:
-    the index). A `start` promises plain rows: one segment, indices start, start + 1, ... and no prefix, so
-    that kernels may take their shortcuts without looking at values.
+    segment: which packed document, -1 for an empty slot; index: order within the segment; prefix: whether the
+    piece is given rather than predicted (None: none is); place: what the position scheme sees, (B, T) or (B, T, P)
+    for places of P numbers (None: the index).
+
+    Three promises let kernels take shortcuts without looking at values. `start`: plain rows, that is one segment,
+    indices start, start + 1, ... and no prefix. `span`: one segment, no prefix, and indices of which none is less
+    than the first number or greater than the second, in any order: the slots of a ring. `is_ordered`: the pieces of a
+    segment lie side by side, their indices growing by one.
     """
 
     segment: Tensor
@@ -30,11 +35,22 @@ class Coordinates:
     prefix: Tensor | None = None
     place: Tensor | None = None
     start: int | None = None
+    is_ordered: bool = False
+    span: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.start is not None and not self.is_ordered:
+            object.__setattr__(self, "is_ordered", True)
 
     @property
     def places(self) -> Tensor:
-        """What the position scheme sees."""
-        return self.index if self.place is None else self.place
+        """What a position scheme of one axis sees: the index where there is no place, or one of several numbers."""
+        return self.index if self.place is None or self.place.dim() > self.index.dim() else self.place
+
+    @property
+    def bounds(self) -> tuple[int, int] | None:
+        """The least and the greatest index of plain rows, as far as it is promised; None: these may not be plain."""
+        return self.span if self.start is None else (self.start, self.start + self.index.shape[-1] - 1)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Coordinates:
         """The same coordinates with every tensor passed through f; whether they are plain is forgotten."""
@@ -98,6 +114,55 @@ class Window(Mask):
 
 
 @dataclass(frozen=True)
+class Strided(Mask):
+    """The last `stride` pieces, and every stride-th one before them (Child et al. 2019, strided)."""
+
+    stride: int
+
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise ValueError(f"stride={self.stride} must be at least 1")
+
+    def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
+        distance = query.index - key.index
+        return (distance.abs() < self.stride) | (distance % self.stride == 0)
+
+
+@dataclass(frozen=True)
+class FixedSparse(Mask):
+    """The piece's own run of `stride` pieces, and the last `summary` pieces of every run (Child et al. 2019, fixed)."""
+
+    stride: int
+    summary: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.summary <= self.stride:
+            raise ValueError(f"stride={self.stride} and summary={self.summary}: 1 <= summary <= stride must hold")
+
+    def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
+        is_own = query.index // self.stride == key.index // self.stride
+        return is_own | (key.index % self.stride >= self.stride - self.summary)
+
+
+@dataclass(frozen=True)
+class Local2D(Mask):
+    """Pieces at most so many rows and columns away, by two-dimensional places (Parmar et al. 2018)."""
+
+    rows: int
+    columns: int
+
+    def __post_init__(self) -> None:
+        if self.rows < 0 or self.columns < 0:
+            raise ValueError(f"rows={self.rows} and columns={self.columns} must be at least 0")
+
+    def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
+        if query.place is None or key.place is None:
+            raise ValueError("Local2D needs pieces with places (row, column), but these have only an index")
+        near = (query.place - key.place).abs()
+        return (near[..., 0] <= self.rows) & (near[..., 1] <= self.columns)
+
+
+@dataclass(frozen=True)
 class Both(Mask):
     """Allowed by the left and by the right expression."""
 
@@ -119,11 +184,15 @@ class Either(Mask):
         return self.left.allows(query, key) | self.right.allows(query, key)
 
 
-def attended(mask: Mask, query: Coordinates, key: Coordinates) -> Tensor:
-    """The predicate itself: queries (B, T) and keys (B, S) to booleans (B, T, S).
+def allowed_pair(mask: Mask, query: Coordinates, key: Coordinates) -> Tensor:
+    """The predicate itself, elementwise after broadcasting: the same segment, and the mask allows it.
 
     Segments are compared here, outside the expression, so that no `|` can open a door between documents
     and nothing attends to an empty slot.
     """
-    query, key = query.map(lambda t: t.unsqueeze(-1)), key.map(lambda t: t.unsqueeze(-2))
     return (query.segment >= 0) & (query.segment == key.segment) & mask.allows(query, key)
+
+
+def attended(mask: Mask, query: Coordinates, key: Coordinates) -> Tensor:
+    """The predicate for all pairs: queries (B, T) and keys (B, S) to booleans (B, T, S)."""
+    return allowed_pair(mask, query.map(lambda t: t.unsqueeze(2)), key.map(lambda t: t.unsqueeze(1)))

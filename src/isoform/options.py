@@ -57,7 +57,7 @@ class GenerateOptions:
     """Continue a text with a trained model."""
 
     run: tyro.conf.Positional[str] = ""
-    """A run directory."""
+    """A run directory, a Hugging Face folder, or a GGUF file."""
     prompt: str | None = None
     """The text to continue; absent: standard input, if it is not a terminal."""
     sampling: Annotated[Sampling, Inline] = Sampling()
@@ -72,7 +72,7 @@ class EvaluateOptions:
     """Loss and bits per byte of runs, on their own validation text or any other."""
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Run directories."""
+    """Run directories, Hugging Face folders, GGUF files."""
     path: str = ""
     """The text to evaluate on, whole; empty: each run's own validation split."""
     limit: int = 0
@@ -83,11 +83,22 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EstimateOptions:
-    """Parameters, FLOPs, memory and time of a recipe, before anything is trained."""
+    """Parameters, FLOPs, memory and time of a recipe or preset, before anything is trained."""
 
     recipe: Annotated[Recipe, Inline] = Recipe()
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """Write a model as a folder that transformers loads; what no class of theirs can say is refused by name."""
+
+    source: tyro.conf.Positional[str] = ""
+    """A run directory, a Hugging Face folder, or a GGUF file."""
+    destination: tyro.conf.Positional[str] = ""
+    """The folder to write; it must be new or empty."""
+    output: Annotated[Output, Inline] = field(default_factory=Output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +113,10 @@ class DoctorOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipesOptions:
-    """The built-in recipes, or how two recipes differ."""
+    """The built-in recipes and presets, or how two of them differ."""
 
     diff: tuple[str, str] | None = None
-    """Two recipes (names or TOML paths) to compare field by field."""
+    """Two recipes or presets (names, or TOML paths) to compare field by field."""
     show: str = ""
     """Print one recipe as it is written."""
     output: Annotated[Output, Inline] = field(default_factory=Output)

@@ -11,9 +11,9 @@ from pathlib import Path
 from isoform.codecs.config import Characters, Codec
 from isoform.config import ConfigError, from_dict, load_toml, overlay, to_dict, unknown
 from isoform.data.config import Data
-from isoform.model.config import ModelConfig
+from isoform.model.config import ModelConfig, Pooled
 from isoform.model.presets import PRESETS
-from isoform.objectives.config import Causal, Objective
+from isoform.objectives.config import Causal, Classification, Objective, Seq2seq
 from isoform.training.config import Training
 
 
@@ -46,6 +46,14 @@ class Recipe:
                 f"objective {type(self.objective).__name__} with {'an encoder-decoder' if is_pair else 'one stack'}: "
                 f"the objective seq2seq goes with an encoder and a decoder, the others with one stack"
             )
+        classifies, is_pooled = isinstance(self.objective, Classification), isinstance(self.model.head, Pooled)
+        if classifies != is_pooled or (classifies and self.model.decoder is not None):
+            raise ValueError(
+                f"objective {type(self.objective).__name__} with "
+                f"{'an encoder' if self.model.decoder is None else 'a decoder'} and the head "
+                f"{type(self.model.head).__name__}: classification goes with model.decoder = none, an encoder and the "
+                f"head pooled, the others with a head that scores pieces"
+            )
 
     @property
     def rows_per_step(self) -> int:
@@ -69,10 +77,35 @@ def load_recipe(name: str) -> Recipe:
     Raises ConfigError for an unknown recipe, key or preset.
     """
     known = builtin_recipes()
-    is_path = name.endswith(".toml") or "/" in name or "\\" in name
-    if not is_path and name not in known:
+    if not _is_path(name) and name not in known:
         raise unknown("recipe", name, known)
-    return recipe_from_dict(load_toml(Path(name) if is_path else known[name]))
+    return recipe_from_dict(load_toml(Path(name) if _is_path(name) else known[name]))
+
+
+def load_form(name: str) -> Recipe:
+    """A recipe as load_recipe gives it, or a preset by its name: a recipe of that model, to be looked at."""
+    known = builtin_recipes()
+    if _is_path(name) or name in known:
+        return load_recipe(name)
+    if name not in PRESETS:
+        raise unknown("recipe or preset", name, [*known, *PRESETS])
+    return recipe_of(PRESETS[name].model)
+
+
+def recipe_of(model: ModelConfig) -> Recipe:
+    """A recipe that says what a model is, for one that comes without."""
+    is_pair = model.encoder is not None and model.decoder is not None
+    whole = Classification() if isinstance(model.head, Pooled) else Causal()
+    return Recipe(
+        data=Data(path="", rows="packed" if is_pair else "stream"),
+        objective=Seq2seq() if is_pair else whole,
+        model=model,
+        training=Training(global_batch_tokens=model.context_length),
+    )
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith(".toml") or "/" in name or "\\" in name
 
 
 def recipe_from_dict(data: dict) -> Recipe:
@@ -85,7 +118,7 @@ def recipe_from_dict(data: dict) -> Recipe:
     if preset not in PRESETS:
         raise unknown("preset", str(preset), PRESETS)
     try:
-        start = overlay(replace(PRESETS[preset], vocab_size=0), model)
+        start = overlay(replace(PRESETS[preset].model, vocab_size=0), model)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
     return from_dict(Recipe, {**data, "model": to_dict(start)})

@@ -1,4 +1,5 @@
-"""The page of a run: curves, samples, recipe and costs, in one HTML file that needs nothing else."""
+"""Pages: that of a run, with curves, samples, recipe and costs, in one HTML file that needs nothing else; and the table
+of forms."""
 
 from __future__ import annotations
 
@@ -7,7 +8,17 @@ import io
 import json
 from collections.abc import Sequence
 
-from isoform.run import Run
+import numpy as np
+
+from isoform.codecs.config import Patches
+from isoform.config import from_dict, load_toml
+from isoform.data.sources import load_source
+from isoform.experiment import classify
+from isoform.model.cost import num_active_parameters, num_parameters
+from isoform.model.presets import PRESETS
+from isoform.objectives.config import Classification
+from isoform.recipe import Recipe
+from isoform.run import Run, load
 from isoform.terminal import count, duration
 from isoform.training.ledger import read_metrics
 
@@ -44,7 +55,7 @@ def write_report(run: Run) -> None:
 <p class="lead">{html.escape(_lead(summary))}</p>
 <h2>Loss</h2><figure>{loss_curves(read_metrics(run.metrics))}</figure>
 <h2>Result and cost</h2>{_table(_rows(summary))}
-<h2>What it writes</h2>{_samples(samples)}
+{_answers(run)}{_samples(samples) if samples else ""}
 <h2>Recipe, resolved</h2><pre>{html.escape(recipe)}</pre>
 </body></html>
 """
@@ -72,7 +83,7 @@ def loss_curves(metrics: Sequence[dict]) -> str:
     start = training[min(len(training) - 1, max(1, len(training) // 20))][1]
     axes.set_ylim(floor * 0.95, max(start, held_out[0][1]) * 1.05)
     axes.set_xlabel("pieces seen")
-    axes.set_ylabel("nats per piece")
+    axes.set_ylabel("nats per target")
     axes.xaxis.set_major_formatter(lambda value, _: count(value))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
@@ -84,9 +95,11 @@ def loss_curves(metrics: Sequence[dict]) -> str:
 
 
 def _lead(summary: dict) -> str:
-    reached = (
-        f"Held-out loss {summary['validation_loss']:.4f} nats per piece, {summary['bits_per_byte']:.4f} bits per byte"
-    )
+    loss, per_byte = summary["validation_loss"], summary["bits_per_byte"]
+    if per_byte is None:
+        reached = f"Held-out loss {loss:.4f} nats per answer, {summary['validation_accuracy']:.2%} of the answers right"
+    else:
+        reached = f"Held-out loss {loss:.4f} nats per piece, {per_byte:.4f} bits per byte"
     expected = summary["expected_loss"]
     return f"{reached}{'' if expected is None else f' (expected {expected:.4f})'}."
 
@@ -114,7 +127,7 @@ def _rows(summary: dict) -> list[tuple[str, str, str]]:
             f"of {count(summary['peak_flops'])}FLOP/s measured here",
         ),
         ("Peak memory", f"{count(summary['peak_memory_bytes'])}B", "measured"),
-        ("Accuracy", f"{summary['validation_accuracy']:.2%}", "of the most probable piece, held out"),
+        ("Accuracy", f"{summary['validation_accuracy']:.2%}", "of the most probable answer, held out"),
         *((("Data", f"{d['title']}, {count(d['num_bytes'])}B", f"SHA-256 {d['sha256'][:16]}…")) for d in data),
         (
             "Machine",
@@ -135,9 +148,51 @@ def _table(rows: Sequence[tuple[str, str, str]]) -> str:
 
 def _samples(text: str) -> str:
     parts = [part.split("\n", 1) for part in text.split("== step ")[1:]]
-    if not parts:
-        return "<p>No samples were taken.</p>"
     *earlier, (step, last) = parts
     older = "".join(f"<p>step {html.escape(s)}</p><pre>{html.escape(body.strip())}</pre>" for s, body in earlier)
     folded = f"<details><summary>Earlier samples</summary>{older}</details>" if earlier else ""
-    return f"<p>step {html.escape(step)}</p><pre>{html.escape(last.strip())}</pre>{folded}"
+    return f"<h2>What it writes</h2><p>step {html.escape(step)}</p><pre>{html.escape(last.strip())}</pre>{folded}"
+
+
+def _answers(run: Run) -> str:
+    """Ten held-out images with what the model says they are, if it was trained on images."""
+    recipe = from_dict(Recipe, load_toml(run.recipe))
+    if not isinstance(recipe.codec, Patches) or not isinstance(recipe.objective, Classification):
+        return ""
+    records = load_source(recipe.data.path, recipe.data.validation_path).validation[:10]
+    probabilities, answers = classify(load(run.folder), records).max(-1)
+    cells = ""
+    for record, answer, probability in zip(records, answers.tolist(), probabilities.tolist(), strict=True):
+        truth = "" if answer == record["label"] else f", but it is {record['label']}"
+        cells += f"<td>{picture(record['image'])}<br>{answer}{truth} <small>{probability:.0%}</small></td>"
+    return f"<h2>What it says of held-out images</h2><table><tr>{cells}</tr></table>"
+
+
+def picture(image: np.ndarray) -> str:
+    """An image (height, width) or (height, width, channels) as SVG, the greatest number black; channels averaged."""
+    gray = image if image.ndim == 2 else image.mean(-1)
+    shades = np.round(255 * (1 - gray / max(gray.max(), 1e-9))).astype(int)
+    squares = "".join(
+        f'<rect x="{x}" y="{y}" width="1" height="1" fill="rgb({s},{s},{s})"/>' for (y, x), s in np.ndenumerate(shades)
+    )
+    height, width = gray.shape
+    return f'<svg viewBox="0 0 {width} {height}" width="56" shape-rendering="crispEdges">{squares}</svg>'
+
+
+def forms_table() -> str:
+    """The presets as a Markdown table, in the order of their years: the table of docs/forms.md."""
+    lines = [
+        "| preset | year | from | form | what it changed | parameters | published |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, preset in sorted(PRESETS.items(), key=lambda item: item[1].year):
+        model = preset.model
+        form = "encoder–decoder" if len(model.stacks) == 2 else "encoder" if model.encoder else "decoder"
+        total, active = num_parameters(model), num_active_parameters(model)
+        counted = "by the codec" if not model.vocab_size else f"{total:,}"
+        counted += f", {active:,} active" if active != total else ""
+        lines.append(
+            f"| `{name}` | {preset.year} | {preset.paper} | {form} | {preset.changed} | {counted} | "
+            f"{preset.parameters or '–'} |"
+        )
+    return "\n".join(lines) + "\n"

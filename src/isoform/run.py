@@ -6,6 +6,8 @@ recipe.toml  metrics.jsonl  summary.json  samples.txt  report.html  checkpoints/
 from __future__ import annotations
 
 import json
+import tempfile
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,14 +15,27 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from isoform.checkpoint.gguf import read_gguf
+from isoform.checkpoint.huggingface import (
+    CONFIG,
+    from_tensors,
+    is_folder,
+    read_folder,
+    read_json,
+    state_of,
+    write_folder,
+)
 from isoform.checkpoint.store import find_checkpoint, load_tensors
-from isoform.codecs.codec import Codec
+from isoform.codecs.bpe import TOKENIZER_FILE, BPECodec
+from isoform.codecs.codec import FILE, Codec
+from isoform.codecs.numbers import NumberCodec
 from isoform.codecs.text import load_codec
 from isoform.config import dump_toml, from_dict, load_toml, to_dict
-from isoform.model.config import ModelConfig
+from isoform.model.config import Convolution, Grid, Head, Linear, Lookup, ModelConfig, Pooled, Stem
 from isoform.model.cost import num_matrix_parameters
 from isoform.model.transformer import Transformer
-from isoform.recipe import Recipe
+from isoform.objectives.config import Classification
+from isoform.recipe import Recipe, recipe_of
 
 FORMAT = 1
 
@@ -114,15 +129,85 @@ LARGE = 4_000_000
 
 
 def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Trained:
-    """The newest state of the model in a run directory: of its newest checkpoint that verifies, else model/.
+    """The model of a run directory, of a Hugging Face folder, or of a GGUF file.
 
-    dtype: of the products of a large model on a CPU; small ones are faster in float32.
+    Of a run: its newest checkpoint that verifies, else model/. dtype: of the products of a large model on a CPU; small
+    ones are faster in float32.
 
-    Raises ValueError where there is no run or nothing was kept yet, CorruptCheckpoint where all is damaged.
+    Raises ValueError where there is no model, none was kept yet, or it is not one of ours or of a family we know;
+    CorruptCheckpoint where all checkpoints are damaged.
     """
-    run = Run(Path(path))
+    path = Path(path)
+    if path.suffix == ".gguf":
+        trained = _load_gguf(path)
+    elif is_folder(path) and not Run(path).exists:
+        trained = _foreign(read_folder(path), _codec_of(path, path))
+    else:
+        trained = _load_run(Run(path))
+    if torch.device(device).type == "cpu" and num_matrix_parameters(trained.model.config) >= LARGE:
+        trained.model.reduce_products(dtype)
+    return replace(trained, model=trained.model.to(device).eval())
+
+
+def _load_gguf(path: Path) -> Trained:
+    """A GGUF file, by way of the Hugging Face names."""
+    file = read_gguf(path)
+    model = from_tensors(file.config, file.tensors, str(path))
+    if file.tokenizer is None:
+        return _foreign(model, _codec_of(None, path, model.config.vocab_size))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / TOKENIZER_FILE).write_text(json.dumps(file.tokenizer), encoding="utf-8")
+        return _foreign(model, _codec_of(Path(folder), path, model.config.vocab_size))
+
+
+def _codec_of(folder: Path | None, path: Path, vocab_size: int = 0) -> Codec:
+    """The tokenizer of a folder; without one that can be read pieces are spoken of by their numbers."""
+    try:
+        if folder is None or not (folder / TOKENIZER_FILE).exists():
+            raise ValueError("there is no tokenizer.json")
+        return load_codec(folder)
+    except ValueError as error:
+        warnings.warn(f"{path}: {error}; pieces are written as their numbers", stacklevel=3)
+        return NumberCodec(vocab_size or int(read_json(path / CONFIG)["vocab_size"]))
+
+
+def _foreign(model: Transformer, codec: Codec) -> Trained:
+    """A model that was trained elsewhere, with a recipe that says what it is."""
+    is_pair = model.encoder is not None and model.decoder is not None
+    return Trained(model, codec, recipe_of(model.config), is_pair, 0)
+
+
+def export(trained: Trained, folder: Path) -> str:
+    """Write a model as a folder that transformers loads, its tokenizer beside it; gives the class.
+
+    Raises ValueError naming the fields that no class of theirs has words for.
+    """
+    codec, special = trained.codec, {}
+    if isinstance(codec, BPECodec):
+        special = {"eos_token_id": codec.end_of_text, "bos_token_id": codec.end_of_text}
+    architecture = write_folder(trained.model, folder, special)
+    if isinstance(codec, BPECodec):
+        codec.save(folder)
+        (folder / FILE).unlink()
+        end = codec.special[codec.end_of_text]
+        about = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": end,
+            "bos_token": end,
+            "model_input_names": ["input_ids"],
+        }
+        write_text(folder / "tokenizer_config.json", json.dumps(about, indent=2) + "\n")
+    return architecture
+
+
+def _load_run(run: Run) -> Trained:
+    """The newest state of a run."""
+    path = run.folder
     if not run.exists:
-        raise ValueError(f"{path} is not a run directory (it has no recipe.toml); train one with: isoform train RECIPE")
+        raise ValueError(
+            f"{path} is not a run directory (it has no recipe.toml), no Hugging Face folder and no GGUF file; "
+            f"train a model with: isoform train RECIPE"
+        )
     recipe = from_dict(Recipe, load_toml(run.recipe))
     config = json.loads((run.model / "config.json").read_text(encoding="utf-8"))
     if config.get("format", 0) > FORMAT:
@@ -142,22 +227,12 @@ def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     else:
         raise ValueError(f"{path} has no checkpoint yet; continue it with: isoform train --out {path}")
     load_state(model, tensors)
-    if torch.device(device).type == "cpu" and num_matrix_parameters(model.config) >= LARGE:
-        model.reduce_products(dtype)
-    return Trained(model.to(device).eval(), load_codec(run.model), recipe, bool(config["is_pair"]), step)
-
-
-def model_state(model: Transformer) -> dict[str, torch.Tensor]:
-    """The model's tensors by name, a tied table once."""
-    state = dict(model.state_dict())
-    if model.config.head.tied:
-        del state["head.weight"]
-    return state
+    return Trained(model, load_codec(run.model), recipe, bool(config["is_pair"]), step)
 
 
 def load_state(model: Transformer, tensors: dict[str, torch.Tensor]) -> None:
     """Put tensors into the model. Raises ValueError naming what is missing, unexpected or of another shape."""
-    expected = model_state(model)
+    expected = state_of(model)
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     shapes = [n for n in expected.keys() & tensors.keys() if expected[n].shape != tensors[n].shape]
     if missing or extra or shapes:
@@ -170,11 +245,61 @@ def load_state(model: Transformer, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def filled(recipe: Recipe, codec: Codec) -> Recipe:
-    """The recipe with its vocabulary size taken from the codec. Raises ValueError if it states another."""
+    """The recipe with the sizes of its vocabulary, stem and head taken from the codec.
+
+    Raises ValueError if it states others that don't fit, or a stem or head that doesn't go with the codec.
+    """
+    sized = replace(recipe.model, stem=_filled_stem(recipe.model.stem, codec), head=_filled_head(recipe, codec))
+    for stack in sized.stacks:
+        if isinstance(stack.position, Grid):
+            _check_places((stack.position.rows, stack.position.columns), codec)
     stated = recipe.model.vocab_size
     if stated and stated < codec.vocab_size:
         raise ValueError(
             f"model.vocab_size={stated} is smaller than the codec's {codec.vocab_size} pieces; "
             f"leave it out to take the codec's"
         )
-    return replace(recipe, model=replace(recipe.model, vocab_size=stated or codec.vocab_size))
+    return replace(recipe, model=replace(sized, vocab_size=stated or max(1, codec.vocab_size)))
+
+
+def _filled_stem(stem: Stem, codec: Codec) -> Stem:
+    if (codec.num_features == 0) != isinstance(stem, Lookup):
+        what = f"rows of {codec.num_features} features, for the stems linear and convolution"
+        raise ValueError(
+            f"the stem {type(stem).__name__} with the codec {codec.definition()['kind']}, which gives "
+            f"{what if codec.num_features else 'ids, for the stem lookup'}; set model.stem.kind"
+        )
+    if isinstance(stem, Lookup):
+        return stem
+    if isinstance(stem, Linear):
+        stem = replace(
+            stem, num_features=stem.num_features or codec.num_features, num_ids=stem.num_ids or codec.vocab_size
+        )
+    read = stem.num_features * (stem.stride if isinstance(stem, Convolution) else 1)
+    if read != codec.num_features:
+        raise ValueError(
+            f"the stem reads {read} features per piece, the codec gives {codec.num_features}; "
+            f"leave model.stem.num_features out"
+        )
+    return stem
+
+
+def _filled_head(recipe: Recipe, codec: Codec) -> Head:
+    head = recipe.model.head
+    if not isinstance(head, Pooled) or not isinstance(recipe.objective, Classification):
+        return head
+    if not (head.num_outputs or codec.num_classes) or 0 < head.num_outputs < codec.num_classes or head.embed:
+        raise ValueError(
+            f"a head with embed={head.embed} and num_outputs={head.num_outputs} can't tell {codec.num_classes} "
+            f"classes apart; leave both out to take the codec's"
+        )
+    return replace(head, num_outputs=head.num_outputs or codec.num_classes)
+
+
+def _check_places(there: tuple[int, ...], codec: Codec) -> None:
+    if len(codec.num_places) != len(there) or any(n < m for n, m in zip(there, codec.num_places, strict=True)):
+        needs = " x ".join(map(str, codec.num_places)) or "no"
+        raise ValueError(
+            f"a position grid of {' x '.join(map(str, there))} places with a codec that has {needs} places on a grid; "
+            f"set rows and columns of the position to that, or another position"
+        )

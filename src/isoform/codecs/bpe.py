@@ -17,19 +17,19 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from isoform.codecs.codec import END_OF_TEXT, FILE, SEPARATOR, Codec, utf8
+from isoform.codecs.codec import END_OF_TEXT, FILE, SEPARATOR, TextCodec, utf8
 
 TOKENIZER_FILE = "tokenizer.json"
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # what other tokenizers call the end of a text
 CHUNK = 2**14  # characters handed to a thread at once; larger is slower, 4 kB is no faster
 
 
-class BPECodec(Codec):
+class BPECodec(TextCodec):
     """Byte-level byte pairs, by a `tokenizers.Tokenizer`, which it takes over.
 
     Its own vocabulary is kept as it is, so that weights of others fit: a tokenizer without a separator
-    uses end-of-text for it. Raises ValueError for tokenizers that aren't byte-level or don't give the text
-    back.
+    uses end-of-text for it, and a text with a byte that has no piece can't be encoded. Raises ValueError for tokenizers
+    that aren't byte-level or don't give the text back.
     """
 
     is_costly = True
@@ -46,11 +46,12 @@ class BPECodec(Codec):
         if end is None:
             raise ValueError(f"the tokenizer has no special piece for the end of a text; add one of {', '.join(ENDS)}")
         missing = [b for b, letter in enumerate(LETTERS) if letter not in vocab]
-        if missing:
+        if any(chr(b).isprintable() for b in missing if b < 128):
             raise ValueError(
                 f"the tokenizer is not byte-level: it has no piece for {len(missing)} of 256 bytes "
                 f"(the first is {missing[0]}); use one trained with the ByteLevel alphabet"
             )
+        self._missing = bytes(missing)  # of rare bytes some tokenizers have none
         pieces = [b""] * (max(vocab.values()) + 1)
         for token, i in vocab.items():
             if i not in special:
@@ -87,7 +88,9 @@ class BPECodec(Codec):
         (Path(folder) / FILE).write_text(json.dumps({"kind": "bpe", "file": TOKENIZER_FILE}) + "\n", encoding="utf-8")
 
     def encode_text(self, text: str) -> np.ndarray:
-        utf8(text)
+        data = utf8(text)
+        if self._missing and (lost := {*data} & {*self._missing}):
+            raise ValueError(f"the tokenizer has no piece for the byte {min(lost)}, which is in the text; remove it")
         if len(text) <= CHUNK or not self._can_cut:
             return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, self.dtype)
         parts, chunks = [], _chunks(text)

@@ -1,7 +1,7 @@
-"""What a codec is: records become Encodings, ids become text again.
+"""What a codec is: records become Encodings. Codecs for text also make text of ids again.
 
-Every codec holds one table, the UTF-8 bytes of each piece, from which decoding, streaming, printing and
-counting bytes follow; a new codec adds how text becomes ids and how it is written down.
+Those hold one table, the UTF-8 bytes of each piece, from which decoding, streaming, printing and counting
+bytes follow; a new one adds how text becomes ids and how it is written down.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,15 +25,49 @@ FILE = "codec.json"
 
 
 class Codec(ABC):
+    """Records to pieces: with ids, with rows of features (id -1), or both."""
+
+    is_costly: ClassVar[bool] = False
+    """Whether encoding takes so long that its result should be kept on disk."""
+    num_features: int = 0
+    """Numbers of a piece that has no id."""
+    num_places: tuple[int, ...] = ()
+    """How many places there are along each axis; empty: pieces stand at their index."""
+    num_classes: int = 0
+    """Records have labels 0 .. num_classes - 1; 0: they have none."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """How many ids there are, special pieces included."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the definition: equal where ids and features mean the same."""
+        text = json.dumps(self.definition(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @abstractmethod
+    def definition(self) -> dict[str, object]:
+        """All that decides which pieces a record gets, as JSON values."""
+
+    @abstractmethod
+    def encode(self, record: Mapping[str, Any]) -> Encoding:
+        """The pieces of a record. Raises ValueError for one that this codec can't read."""
+
+    def save(self, folder: str | Path) -> None:
+        """Write codec.json into an existing folder; `load_codec` reads it."""
+        text = json.dumps(self.definition(), ensure_ascii=False, indent=1)
+        (Path(folder) / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+class TextCodec(Codec):
     """Text to pieces and back.
 
     end_of_text closes every record; separator stands between source and target (a tokenizer that was read
     from a file and has none uses end_of_text). Special pieces have no bytes and never come out of a text:
     what looks like one is encoded as ordinary text.
     """
-
-    is_costly: ClassVar[bool] = False
-    """Whether encoding takes so long that its result should be kept on disk."""
 
     def __init__(
         self, pieces: Sequence[bytes], *, special: Mapping[int, str], end_of_text: int, separator: int
@@ -58,21 +92,11 @@ class Codec(ABC):
         """UTF-8 bytes of every piece (V,) int64, 0 for special ones: the denominator of bits per byte."""
         return np.fromiter(map(len, self._pieces), np.int64, self.vocab_size)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the definition: equal where ids mean the same."""
-        text = json.dumps(self.definition(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    @abstractmethod
-    def definition(self) -> dict[str, object]:
-        """All that decides which ids a text gets, as JSON values."""
-
     @abstractmethod
     def encode_text(self, text: str) -> np.ndarray:
         """Ids (T,) of a text, without special pieces. Raises ValueError for what has no piece."""
 
-    def encode(self, record: Mapping[str, str]) -> Encoding:
+    def encode(self, record: Mapping[str, Any]) -> Encoding:
         """A record {"text"} to text + end-of-text, or {"source", "target"} to source + separator + target +
         end-of-text with the prefix up to the separator. Raises ValueError for other records."""
         if "text" in record:
@@ -99,11 +123,6 @@ class Codec(ABC):
         """A printable form of one piece: what can't be printed is escaped."""
         text = self._shown[piece].decode("utf-8", "backslashreplace")
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-    def save(self, folder: str | Path) -> None:
-        """Write codec.json into an existing folder; `load_codec` reads it."""
-        text = json.dumps(self.definition(), ensure_ascii=False, indent=1)
-        (Path(folder) / FILE).write_text(text + "\n", encoding="utf-8")
 
     @cached_property
     def _shown(self) -> tuple[bytes, ...]:
@@ -144,8 +163,38 @@ def utf8(text: str) -> bytes:
         ) from None
 
 
-def check_codec(codec: Codec, texts: Iterable[str]) -> None:
-    """The contract of a codec, on texts it should be able to encode; AssertionError where it is broken."""
+def as_text(codec: Codec) -> TextCodec:
+    """The same codec. Raises ValueError for one that isn't for text."""
+    if isinstance(codec, TextCodec):
+        return codec
+    raise ValueError(
+        f"this model reads {codec.definition()['kind']}, not text, and writes none; "
+        f"isoform evaluate says how well it does what it was trained for"
+    )
+
+
+def check_encodings(codec: Codec, records: Iterable[Mapping[str, Any]]) -> None:
+    """The contract of any codec, on records it should be able to encode; AssertionError where it is broken."""
+    for record in records:
+        encoding, again = codec.encode(record), codec.encode(record)
+        ids, length = encoding.ids, len(encoding)
+        assert ids.ndim == 1 and 0 <= encoding.prefix <= length
+        assert (ids >= (-1 if codec.num_features else 0)).all() and (ids < codec.vocab_size).all()
+        assert np.array_equal(ids, again.ids), "encoding twice gave two results"
+        assert (encoding.features is None) == (codec.num_features == 0)
+        if encoding.features is not None:
+            assert encoding.features.shape == (length, codec.num_features) and encoding.features.dtype == np.float32
+            assert not encoding.features[ids >= 0].any(), "a piece has an id and features"
+        assert encoding.kinds is None or encoding.kinds.shape == (length,)
+        assert (encoding.places is None) == (not codec.num_places)
+        if encoding.places is not None:
+            assert encoding.places.shape == (length, len(codec.num_places))
+            assert ((encoding.places >= 0) & (encoding.places < codec.num_places)).all()
+        assert encoding.label is None or 0 <= encoding.label < codec.num_classes
+
+
+def check_codec(codec: TextCodec, texts: Iterable[str]) -> None:
+    """The contract of a codec for text, on texts it should be able to encode; AssertionError where it is broken."""
     assert codec.piece_bytes.shape == (codec.vocab_size,)
     assert {codec.end_of_text, codec.separator} <= set(codec.special)
     assert not codec.piece_bytes[list(codec.special)].any()
@@ -158,6 +207,7 @@ def check_codec(codec: Codec, texts: Iterable[str]) -> None:
         stream = codec.stream_decoder()
         parts = [stream.push(i) for i in ids.tolist()]
         assert "".join([*parts, stream.flush()]) == text, "streaming gave another text"
+        check_encodings(codec, [{"text": text}, {"source": text, "target": text}])
         plain, pair = codec.encode({"text": text}), codec.encode({"source": text, "target": text})
         assert plain.prefix == 0 and plain.ids.tolist() == [*ids.tolist(), codec.end_of_text]
         assert pair.ids.tolist() == [*ids.tolist(), codec.separator, *ids.tolist(), codec.end_of_text]

@@ -27,4 +27,32 @@ class BPE:
     the training text."""
 
 
-Codec = Characters | Bytes | BPE
+@dataclass(frozen=True, kw_only=True)
+class Patches:
+    """An image cut into squares, row by row, each of which is one piece (Dosovitskiy et al. 2021)."""
+
+    size: int = 2
+    """Pixels along a side of a square."""
+    height: int = 8
+    """Of every image, in pixels."""
+    width: int = 8
+    channels: int = 1
+    """Numbers per pixel."""
+    maximum: float = 16.0
+    """The greatest value of a number, the least being 0: features are scaled to -1 .. 1."""
+    num_classes: int = 10
+    """Labels are 0 .. num_classes - 1."""
+    class_piece: bool = True
+    """Whether a piece without pixels comes first, to speak for the image."""
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.height, self.width, self.channels, self.num_classes) < 1 or not self.maximum > 0:
+            raise ValueError(f"{self}: all numbers must be positive")
+        if self.height % self.size or self.width % self.size:
+            raise ValueError(
+                f"codec.size={self.size} doesn't divide an image of {self.height} x {self.width} pixels; "
+                f"choose a divisor of both"
+            )
+
+
+Codec = Characters | Bytes | BPE | Patches

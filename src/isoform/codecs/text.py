@@ -1,4 +1,4 @@
-"""Codecs for text: characters, bytes, and byte pairs (bpe.py); building them and reading them back.
+"""Codecs for text: characters, bytes, and byte pairs (bpe.py); building codecs and reading them back.
 
 Bytes and byte pairs can say any text; characters only those of their alphabet.
 """
@@ -15,14 +15,15 @@ from typing import assert_never
 import numpy as np
 
 from isoform.codecs.bpe import TOKENIZER_FILE, BPECodec, bpe_from_tiktoken, read_bpe, read_text, train_bpe
-from isoform.codecs.codec import END_OF_TEXT, FILE, SEPARATOR, Codec, utf8
-from isoform.codecs.config import BPE, Bytes, Characters
+from isoform.codecs.codec import END_OF_TEXT, FILE, SEPARATOR, Codec, TextCodec, utf8
+from isoform.codecs.config import BPE, Bytes, Characters, Patches
 from isoform.codecs.config import Codec as CodecConfig
+from isoform.codecs.image import PatchCodec, load_patches
 
 __all__ = ["BPECodec", "ByteCodec", "CharacterCodec", "bpe_from_tiktoken", "build_codec", "load_codec"]
 
 
-class CharacterCodec(Codec):
+class CharacterCodec(TextCodec):
     """One piece per character: the alphabet's, in its order, then end-of-text and separator."""
 
     def __init__(self, alphabet: str) -> None:
@@ -60,7 +61,7 @@ class CharacterCodec(Codec):
         return self._codes[array[array < self.end_of_text]].tobytes().decode("utf-32-le")
 
 
-class ByteCodec(Codec):
+class ByteCodec(TextCodec):
     """One piece per UTF-8 byte, then end-of-text and separator."""
 
     def __init__(self) -> None:
@@ -91,6 +92,8 @@ def build_codec(config: CodecConfig, texts: Iterable[str]) -> Codec:
                     stacklevel=2,
                 )
             return codec
+        case Patches():
+            return PatchCodec(config)
         case _:
             assert_never(config)
 
@@ -113,6 +116,8 @@ def load_codec(folder: str | Path) -> Codec:
             return ByteCodec()
         case "bpe":
             return read_bpe(folder / TOKENIZER_FILE)
+        case "patches":
+            return load_patches(form, folder / FILE)
         case _:
             raise ValueError(f"{folder / FILE} is of the unknown kind {kind!r}; upgrade isoform")
 

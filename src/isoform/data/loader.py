@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from isoform.batch import Batch, Example, Pieces, collate, plain_coordinates
-from isoform.codecs.codec import Codec
+from isoform.codecs.codec import Codec, TextCodec
 from isoform.data.config import Data
 from isoform.data.order import epoch_order, generator, locate, stream_offset
 from isoform.data.packing import Samples, cut_records, plan_rows
@@ -80,7 +80,7 @@ class PackedLoader(Loader):
 
     def __init__(self, tokens: Tokens, view: View, context_length: int, source_length: int, seed: int) -> None:
         self.tokens, self.view, self.seed = tokens, view, seed
-        self.samples = cut_records(tokens.lengths, tokens.prefixes, view.length, (context_length, source_length))
+        self.samples = _cut(tokens, view, context_length, source_length)
         self.dropped = self.samples.dropped
         _tell_dropped(self.samples, len(tokens), context_length)
         has_source = bool(self.samples.lengths[:, 1].any())
@@ -135,7 +135,8 @@ def validation_batches(
     source_length: int | None = None,
     batch_rows: int,
 ) -> Iterator[tuple[Batch, int]]:
-    """A whole split once, in batches of up to batch_rows, each with the UTF-8 bytes of its targets.
+    """A whole split once, in batches of up to batch_rows, each with the UTF-8 bytes of its targets, 0 if those aren't
+    text.
 
     stream: non-overlapping windows of context_length, so that each piece but the first is a target once; the
     last window is filled up with weight 0. packed: each sample once, planned and viewed with seed 0.
@@ -147,8 +148,10 @@ def validation_batches(
         source_length = source_length or context_length
         batches = _packed_once(tokens, view, context_length, source_length, batch_rows)
     for batch in batches:
-        counted = batch.targets[batch.loss_weights > 0].numpy()
-        yield batch, int(codec.piece_bytes[counted].sum())
+        num_bytes = 0
+        if isinstance(codec, TextCodec) and not view.is_whole:
+            num_bytes = int(codec.piece_bytes[batch.targets[batch.loss_weights > 0].numpy()].sum())
+        yield batch, num_bytes
 
 
 def _windows(ids: np.ndarray, length: int, batch_rows: int) -> Iterator[Batch]:
@@ -164,7 +167,7 @@ def _windows(ids: np.ndarray, length: int, batch_rows: int) -> Iterator[Batch]:
 def _packed_once(
     tokens: Tokens, view: View, context_length: int, source_length: int, batch_rows: int
 ) -> Iterator[Batch]:
-    samples = cut_records(tokens.lengths, tokens.prefixes, view.length, (context_length, source_length))
+    samples = _cut(tokens, view, context_length, source_length)
     _tell_dropped(samples, len(tokens), context_length)
     plan = plan_rows(samples.lengths, (context_length, source_length), seed=0)
     has_source = bool(samples.lengths[:, 1].any())
@@ -181,6 +184,11 @@ def _shifted(block: np.ndarray, weights: np.ndarray) -> Batch:
     return Batch(pieces, targets, torch.from_numpy(weights))
 
 
+def _cut(tokens: Tokens, view: View, context_length: int, source_length: int) -> Samples:
+    budgets = context_length, source_length
+    return cut_records(tokens.lengths, tokens.prefixes, view.length, budgets, can_cut=not view.is_whole)
+
+
 def _example(tokens: Tokens, samples: Samples, view: View, sample: int, seed: int, epoch: int) -> Example:
     encoding = tokens.encoding(int(samples.records[sample]), int(samples.starts[sample]), int(samples.stops[sample]))
     return view.example(encoding, generator(seed, epoch, "view", sample))
@@ -191,7 +199,7 @@ def _weight(examples: list[Example]) -> float:
 
 
 def _check_stream(tokens: Tokens, view: View) -> None:
-    if view.inputs_mask != Causal() or view.length(2, 1)[1] or tokens.prefixes.any():
+    if view.inputs_mask != Causal() or view.length(2, 1)[1] or tokens.prefixes.any() or tokens.features is not None:
         raise ValueError("data.rows='stream' is for the objective causal and for plain texts; set data.rows='packed'")
 
 

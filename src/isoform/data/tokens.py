@@ -1,7 +1,8 @@
-"""Records as ids, end to end, with the length and the prefix of each: in memory, or memory-mapped from disk.
+"""Records as pieces, end to end, with the length and the prefix of each: in memory, or memory-mapped from disk.
 
-What is kept on disk is found by what decides it, the codec's fingerprint and the records' hash, so it is
-never stale; what doesn't have the hash its index names is made again.
+Only ids are kept on disk, since only text is costly to encode. What is there is found by what decides it, the
+codec's fingerprint and the records' hash, so it is never stale; what doesn't have the hash its index names is
+made again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import IO
 import numpy as np
 
 from isoform.batch import Encoding
-from isoform.codecs.codec import Codec
+from isoform.codecs.codec import Codec, TextCodec
 from isoform.data.sources import Record
 from isoform.machine import cache_folder
 
@@ -30,11 +31,16 @@ LARGE = 32 * 2**20  # characters from which any text is kept on disk, to be mapp
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """ids (N,) of all records in order; lengths and prefixes (n,) of each, in pieces."""
+    """ids (N,), features (N, F), kinds (N,), places (N, P) of all records in order; lengths and prefixes (n,) of each,
+    in pieces; labels, one a record."""
 
     ids: np.ndarray
     lengths: np.ndarray
     prefixes: np.ndarray
+    features: np.ndarray | None = None
+    kinds: np.ndarray | None = None
+    places: np.ndarray | None = None
+    labels: Sequence[int | None] | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -47,20 +53,25 @@ class Tokens:
     def encoding(self, record: int, start: int = 0, stop: int | None = None) -> Encoding:
         """A record, or some of its pieces; the prefix only of those that begin with it."""
         begin, length = int(self.starts[record]), int(self.lengths[record])
-        stop = length if stop is None else stop
-        return Encoding(self.ids[begin + start : begin + stop], int(self.prefixes[record]) if start == 0 else 0)
+        part = slice(begin + start, begin + (length if stop is None else stop))
+        columns = (self.features, self.kinds, self.places)
+        features, kinds, places = (None if column is None else column[part] for column in columns)
+        label = None if self.labels is None else self.labels[record]
+        prefix = int(self.prefixes[record]) if start == 0 else 0
+        return Encoding(self.ids[part], prefix, features, kinds, places, label)
 
 
 def load_tokens(records: Sequence[Record], codec: Codec, *, cache: bool | None = None) -> Tokens:
     """The ids of records under a codec.
 
-    cache: whether to keep them in the user's cache folder; absent: if the codec is costly or the text large.
+    cache: whether to keep them in the user's cache folder, if they are text; absent: if the codec is costly or the
+    text large.
     A cache that can't be written to costs time, not the run: it is warned about. Raises ValueError naming
     the record that the codec can't encode.
     """
     if cache is None:
-        cache = codec.is_costly or _is_large(records)
-    if not cache:
+        cache = codec.is_costly or (isinstance(codec, TextCodec) and _is_large(records))
+    if not cache or not isinstance(codec, TextCodec):
         return _encode(records, codec)
     contents = _hash_of(records)
     key = hashlib.sha256(f"{FORMAT} {codec.fingerprint} {contents}".encode()).hexdigest()[:32]
@@ -90,7 +101,20 @@ def _encode(records: Sequence[Record], codec: Codec) -> Tokens:
     lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
     prefixes = np.fromiter((e.prefix for e in encodings), np.int64, len(encodings))
     ids = encodings[0].ids if len(encodings) == 1 else np.concatenate([e.ids for e in encodings])
-    return Tokens(ids, lengths, prefixes)
+    labels = [e.label for e in encodings] if any(e.label is not None for e in encodings) else None
+    columns = ([e.features for e in encodings], [e.kinds for e in encodings], [e.places for e in encodings])
+    return Tokens(ids, lengths, prefixes, *map(_joined, columns), labels=labels)
+
+
+def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """The records' columns end to end. Raises ValueError where some have one and others haven't."""
+    there = [part for part in parts if part is not None]
+    if there and len(there) < len(parts):
+        raise ValueError(
+            f"{len(there)} of {len(parts)} records have features, kinds or places where the others have none; "
+            f"the codec must give them to all"
+        )
+    return np.concatenate(there) if there else None
 
 
 def _is_large(records: Iterable[Record]) -> bool:

@@ -12,26 +12,27 @@ from torch.nn.functional import cross_entropy
 
 from isoform.batch import Batch
 from isoform.machine import Machine
+from isoform.model.experts import Tally
 from isoform.model.transformer import Transformer
 from isoform.objectives.views import View
 
 
 @dataclass(frozen=True)
 class Score:
-    """loss: nats per target piece; bits_per_byte: over the bytes of the targets (NaN if they have none);
-    accuracy: how often the most probable piece is right; exact: of how many segments every piece is, which
+    """loss: nats per target; bits_per_byte: over the bytes of the targets (None if they have none);
+    accuracy: how often the most probable answer is right; exact: of how many segments every piece is, which
     is what greedy decoding gets right (None where it wasn't asked for)."""
 
     loss: float
-    bits_per_byte: float
+    bits_per_byte: float | None
     accuracy: float
     exact: float | None
     num_targets: int
 
 
-def apply(model: Transformer, view: View, batch: Batch) -> torch.Tensor:
-    """Logits (B, T, V) of a batch under an objective's masks."""
-    return model(batch.inputs, view.inputs_mask, batch.source, view.source_mask)
+def apply(model: Transformer, view: View, batch: Batch, tally: Tally | None = None) -> torch.Tensor:
+    """Logits (B, T, V) of a batch under an objective's masks; the tally takes what training needs beside them."""
+    return model(batch.inputs, view.inputs_mask, batch.source, view.source_mask, tally)
 
 
 @torch.inference_mode()
@@ -68,7 +69,7 @@ def evaluate(
     total = float(nats)
     return Score(
         total / weight,
-        total / math.log(2) / num_bytes if num_bytes else math.nan,
+        total / math.log(2) / num_bytes if num_bytes else None,
         float(correct) / weight,
         exact / num_segments if num_segments else None,
         round(weight),

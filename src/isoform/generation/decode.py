@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from isoform.batch import Pieces, plain_pieces
-from isoform.codecs.codec import Codec
+from isoform.codecs.codec import TextCodec
 from isoform.generation.config import Sampling
 from isoform.generation.sampling import choose
 from isoform.mask import Mask
@@ -32,7 +32,7 @@ class Prompt:
     source: np.ndarray | None = None
 
 
-def build_prompt(codec: Codec, text: str, *, is_pair: bool, view: View) -> Prompt:
+def build_prompt(codec: TextCodec, text: str, *, is_pair: bool, view: View) -> Prompt:
     """A text to continue, or, for a model of pairs, the source whose target is wanted.
 
     An empty text starts after an end-of-text piece, where documents begin.
@@ -57,7 +57,7 @@ def generate_ids(
     context.
     """
     model.eval()
-    device, limit = model.stem.embedding.weight.device, model.config.context_length
+    device, limit = model.device, model.config.context_length
     generator = torch.Generator(device).manual_seed(sampling.seed)
     memory = None if prompt.source is None else _encoded(model, prompt.source, sampling.num_samples)
     if prompt.prefix >= limit:
@@ -92,7 +92,7 @@ def _encoded(model: Transformer, source: np.ndarray, num_rows: int) -> Memory:
     limit = model.config.context_length
     if len(source) > limit:
         raise ValueError(f"a source of {len(source)} pieces doesn't fit context_length={limit}; shorten it")
-    ids = torch.as_tensor(source.astype(np.int64), device=model.stem.embedding.weight.device)
+    ids = torch.as_tensor(source.astype(np.int64), device=model.device)
     return model.encode(ids.repeat(num_rows, 1))
 
 
@@ -108,7 +108,7 @@ class Generation:
 class _Growing:
     """One text as its pieces arrive: emits what can no longer become part of a stop string."""
 
-    def __init__(self, codec: Codec, stop: Sequence[str]) -> None:
+    def __init__(self, codec: TextCodec, stop: Sequence[str]) -> None:
         self.codec, self.stop, self.decoder = codec, stop, codec.stream_decoder()
         self.text, self.emitted, self.num_pieces, self.reason = "", 0, 0, ""
 
@@ -136,7 +136,7 @@ class _Growing:
 
 
 def generate(
-    model: Transformer, codec: Codec, prompt: Prompt, sampling: Sampling, mask: Mask | None = None
+    model: Transformer, codec: TextCodec, prompt: Prompt, sampling: Sampling, mask: Mask | None = None
 ) -> Iterator[tuple[int, str] | Generation]:
     """Generate num_samples texts: yields (sample, new text) as it comes, and at the end each Generation in turn."""
     texts = [_Growing(codec, sampling.stop) for _ in range(sampling.num_samples)]
@@ -177,7 +177,7 @@ def walk(model: Transformer, ids: np.ndarray, *, num_alternatives: int = 5) -> l
     half context's has at least half a context before it.
     """
     model.eval()
-    device, limit = model.stem.embedding.weight.device, model.config.context_length
+    device, limit = model.device, model.config.context_length
     text = torch.as_tensor(np.asarray(ids, np.int64), device=device)
     steps = [Expectation(int(text[0]), None, None, None, [])]
     begin = 0

@@ -1,116 +1,138 @@
 """Attention: a round of data-dependent message passing between pieces (Vaswani et al. 2017, section 3.2).
 
 Every piece emits a query, a key and a value; along each allowed edge, a softmax of query-key products says
-how much of the value flows. The heart is `attend` and `Attention.forward`; `examples/message_passing.py`
+how much of the value flows. The heart is `Attention.forward` and `attend` in lowering.py; `examples/message_passing.py`
 is the same thing as loops over a graph.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
-from isoform.mask import Causal, Coordinates, Full, Mask, attended
 from isoform.model.cache import LayerCache
-from isoform.model.config import AttentionConfig
-from isoform.model.kernels import Linear, is_short, rms_norm, short_causal_attention
-from isoform.model.position import Turn
-
-CAUSAL, ALL = "causal", "all"
-EPSILON = 1e-6
-Allowed = Tensor | str
-"""Which keys each query may see: booleans (B, 1, T, S), or one of the shortcuts CAUSAL and ALL."""
+from isoform.model.config import AttentionConfig, RMSNorm
+from isoform.model.kernels import Linear
+from isoform.model.lowering import ALL, Allowed, attend, attention_weights
+from isoform.model.norm import build_norm
+from isoform.model.position import Relative, Turn, unturned
 
 
-def lower(mask: Mask, query: Coordinates, key: Coordinates) -> Allowed:
-    """The mask on these coordinates, as the kernel wants it; plain rows take shortcuts."""
-    if query.start is not None and key.start is not None:
-        num_queries, num_keys = query.index.shape[-1], key.index.shape[-1]
-        if mask == Full():
-            return ALL
-        if mask == Causal() and query.start == key.start and num_queries == num_keys:
-            return CAUSAL
-        if mask == Causal() and num_queries == 1 and query.start == key.start + num_keys - 1:
-            return ALL
-    return attended(mask, query, key).unsqueeze(1)
+@dataclass(frozen=True, eq=False)
+class Edges:
+    """Who may attend to whom in one pass, and what places say about it: `turn` for queries and keys, `bias` for the
+    scores, `relative` for vectors along the edges."""
+
+    allowed: Allowed = ALL
+    turn: Turn = unturned
+    bias: Tensor | None = None
+    relative: Relative | None = None
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Allowed, *, dropout: float = 0.0) -> Tensor:
-    """softmax(q k^T / sqrt(H)) v over the allowed keys: (B, N, T, H) with (B, K, S, H) to (B, N, T, H).
+class GapBias(nn.Module):
+    """A bias for all but the `width` features from `start` on: queries and values have one, keys don't."""
 
-    A query without any key gives zeros and no gradient.
-    """
-    is_grouped = q.shape[1] != k.shape[1]
-    if isinstance(allowed, str):
-        is_causal = allowed == CAUSAL and q.shape[2] > 1
-        if is_causal and not dropout and is_short(q, k):
-            return short_causal_attention(q, k, v)
-        return scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal, enable_gqa=is_grouped)
-    has_key = allowed.any(-1, keepdim=True)
-    edges = allowed | ~has_key  # a row of the softmax needs something to normalise over
-    out = scaled_dot_product_attention(q, k, v, attn_mask=edges, dropout_p=dropout, enable_gqa=is_grouped)
-    return out * has_key
+    def __init__(self, dim: int, start: int, width: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(dim - width))
+        self.start, self.width = start, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(.., D) to (.., D)."""
+        gap = self.bias.new_zeros(self.width)
+        return x + torch.cat([self.bias[: self.start], gap, self.bias[self.start :]])
 
 
 class Attention(nn.Module):
     """Multi-head attention of a piece to its own sequence, or (`cross`) to an encoder's output."""
 
+    kernel = "auto"
+
     def __init__(self, config: AttentionConfig, model_dim: int, head_dim: int, *, cross: bool = False) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.num_kv_heads = config.num_kv_heads or config.num_heads
-        self.head_dim, self.qk_norm, self.dropout = head_dim, config.qk_norm, config.dropout
+        self.head_dim, self.scale, self.dropout = head_dim, config.scale, config.dropout
         query_dim, kv_dim = self.num_heads * head_dim, self.num_kv_heads * head_dim
+        bias, has_gap = config.bias and config.key_bias, config.bias and not config.key_bias
         if cross:
             self.query = Linear(model_dim, query_dim, bias=config.bias)
-            self.key_value = Linear(model_dim, 2 * kv_dim, bias=config.bias)
+            self.key_value = Linear(model_dim, 2 * kv_dim, bias=bias)
+            self.gap_bias = GapBias(2 * kv_dim, 0, kv_dim) if has_gap else None
         else:  # one product instead of three
-            self.query_key_value = Linear(model_dim, query_dim + 2 * kv_dim, bias=config.bias)
-        self.output = Linear(query_dim, model_dim, bias=config.bias)
+            self.query_key_value = Linear(model_dim, query_dim + 2 * kv_dim, bias=bias)
+            self.gap_bias = GapBias(query_dim + 2 * kv_dim, query_dim, kv_dim) if has_gap else None
+        self.output = Linear(
+            query_dim, model_dim, bias=config.bias if config.output_bias is None else config.output_bias
+        )
+        norm, self.is_whole = config.qk_norm, config.qk_norm_over == "projection"
+        self.norms_together = (
+            norm is not None and not self.is_whole and norm == RMSNorm(epsilon=norm.epsilon, scale=False)
+        )
+        self.query_norm = None if norm is None else build_norm(norm, query_dim if self.is_whole else head_dim)
+        self.key_norm = None if norm is None else build_norm(norm, kv_dim if self.is_whole else head_dim)
         has_shortcut = config.value_shortcut and not cross
         self.value_mix = nn.Parameter(torch.tensor([0.5, 0.5])) if has_shortcut else None
 
     def forward(
-        self,
-        x: Tensor,
-        allowed: Allowed,
-        turn: Turn,
-        first_values: Tensor | None = None,
-        cache: LayerCache | None = None,
-        end: int = 0,
+        self, x: Tensor, edges: Edges, first_values: Tensor | None = None, cache: LayerCache | None = None
     ) -> tuple[Tensor, Tensor]:
-        """x (B, T, D) to (B, T, D), and the values (B, T, K, H) for the blocks above.
-
-        `end`: the slot after the newest piece's, where there is a cache.
-        """
+        """x (B, T, D) to (B, T, D), and the values (B, T, K, H) for the blocks above."""
         num_rows, length, _ = x.shape
-        heads = self.query_key_value(x).view(num_rows, length, -1, self.head_dim)
+        heads = self.query_key_value(x)
+        heads = (heads if self.gap_bias is None else self.gap_bias(heads)).view(num_rows, length, -1, self.head_dim)
         qk, v = heads.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=2)
-        qk = turn(rms_norm(qk, EPSILON) if self.qk_norm else qk)
+        if self.query_norm is None or self.norms_together:
+            qk = edges.turn(qk if self.query_norm is None else self.query_norm(qk))
+            q, k = qk.transpose(1, 2).split([self.num_heads, self.num_kv_heads], dim=1)
+        else:
+            q, k = qk.split([self.num_heads, self.num_kv_heads], dim=2)
+            q = edges.turn(self.normalised(q, self.query_norm)).transpose(1, 2)
+            k = edges.turn(self.normalised(k, self.key_norm)).transpose(1, 2)
         values = v
         if self.value_mix is not None and first_values is not None:
             v = self.value_mix[0] * v + self.value_mix[1] * first_values
-        q, k = qk.transpose(1, 2).split([self.num_heads, self.num_kv_heads], dim=1)
         v = v.transpose(1, 2)
         if cache is not None:
-            k, v = cache.append(k, v, end)
-        return self.collect(attend(q, k, v, allowed, dropout=self.dropout if self.training else 0.0)), values
+            k, v = cache.append(k, v)
+        return self.collect(self.mixed(q, k, v, edges)), values
 
-    def read(self, x: Tensor, memory: Tensor, allowed: Allowed, cache: LayerCache | None = None) -> Tensor:
+    def read(self, x: Tensor, memory: Tensor, edges: Edges, cache: LayerCache | None = None) -> Tensor:
         """Cross-attention: x (B, T, D) asks the encoder's output, memory (B, S, D)."""
         num_rows, length, _ = x.shape
-        q = self.query(x).view(num_rows, length, -1, self.head_dim).transpose(1, 2)
+        q = self.normalised(self.query(x).view(num_rows, length, -1, self.head_dim), self.query_norm).transpose(1, 2)
         if cache is None or cache.memory is None:
-            kv = self.key_value(memory).view(num_rows, memory.shape[1], -1, self.head_dim).transpose(1, 2)
-            k, v = kv.split(self.num_kv_heads, dim=1)
-            k = rms_norm(k, EPSILON) if self.qk_norm else k
+            kv = self.key_value(memory)
+            kv = (kv if self.gap_bias is None else self.gap_bias(kv)).view(num_rows, memory.shape[1], -1, self.head_dim)
+            k, v = kv.split(self.num_kv_heads, dim=2)
+            k, v = self.normalised(k, self.key_norm).transpose(1, 2), v.transpose(1, 2)
             if cache is not None:
                 cache.memory = (k, v)
         else:
             k, v = cache.memory
-        q = rms_norm(q, EPSILON) if self.qk_norm else q
-        return self.collect(attend(q, k, v, allowed, dropout=self.dropout if self.training else 0.0))
+        return self.collect(self.mixed(q, k, v, edges))
+
+    def normalised(self, heads: Tensor, norm: nn.Module | None) -> Tensor:
+        """Queries or keys (B, T, heads, H) after their norm."""
+        if norm is None:
+            return heads
+        return norm(heads.flatten(2)).view(heads.shape) if self.is_whole else norm(heads)
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor, edges: Edges) -> Tensor:
+        """The values that reach each query, (B, N, T, H)."""
+        dropout, bias = self.dropout if self.training else 0.0, edges.bias
+        scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        if edges.relative is None:
+            return attend(q, k, v, edges.allowed, scale=self.scale, bias=bias, dropout=dropout, kernel=self.kernel)
+        bias = edges.relative.scores(q * scale)
+        if edges.relative.values is None:
+            return attend(q, k, v, edges.allowed, scale=self.scale, bias=bias, dropout=dropout, kernel=self.kernel)
+        weights = attention_weights(q, k, edges.allowed, scale=self.scale, bias=bias)
+        weights = nn.functional.dropout(weights, dropout)
+        repeats = self.num_heads // self.num_kv_heads
+        return weights @ v.repeat_interleave(repeats, 1) + edges.relative.mixed(weights)
 
     def collect(self, heads: Tensor) -> Tensor:
         """Heads (B, N, T, H) side by side and back into the residual stream (B, T, D)."""

@@ -1,10 +1,16 @@
 """The key/value cache: an object passed in, never attached to a module.
 
 It stores the coordinates of its slots beside keys and values, so that which slots a query may see is the
-mask's business as everywhere; while the rows stay plain, the kernels keep their shortcuts.
+mask's business as everywhere; while the rows stay plain, the kernels keep their shortcuts. A layer that looks back at
+most `before` pieces keeps the newest before + 1 of each row in a ring. Layers that keep the same number of pieces
+share one set of coordinates, so that a step of generation does its bookkeeping once for all of them.
 """
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,78 +18,268 @@ from torch import Tensor
 from isoform.mask import Coordinates
 
 
+class Slots(ABC):
+    """Where the slots of some layers stand, and how new keys and values are laid into them."""
+
+    size: int
+    """Slots per row."""
+    keys: Coordinates
+    """Of the keys and values that `store` gives, in the same order."""
+
+    @abstractmethod
+    def extend(self, new: Coordinates) -> None:
+        """Take in where the newest pieces (B, T) stand. Raises ValueError when there is no room."""
+
+    @abstractmethod
+    def store(self, kept: Tensor, new: Tensor) -> Tensor:
+        """Lay `new` (B, K, T, H) into the buffer `kept` (B, K, size, H); gives what the newest pieces may look at."""
+
+
+class AllSlots(Slots):
+    """Every piece is kept: slots filled from left to right."""
+
+    def __init__(self, num_rows: int, size: int, device: torch.device) -> None:
+        segment = torch.zeros(num_rows, size, dtype=torch.long, device=device)
+        index = torch.arange(size, device=device).expand(num_rows, size).contiguous()
+        self.slots = Coordinates(segment, index, start=0)
+        self.size, self.start, self.end = size, 0, 0
+
+    def extend(self, new: Coordinates) -> None:
+        start, end = self.end, self.end + new.index.shape[1]
+        if end > self.size:
+            raise ValueError(f"the cache has {self.size} slots but {end} pieces came; make it larger")
+        is_plain = self.slots.start is not None and new.start == start
+        if not is_plain or new.place is not None:
+            self.slots = _written(self.slots, slice(start, end), new, is_plain)
+        self.start, self.end = start, end
+        self.keys = _cut(self.slots, slice(0, end), start=self.slots.start)
+
+    def store(self, kept: Tensor, new: Tensor) -> Tensor:
+        kept[:, :, self.start : self.end] = new
+        return kept[:, :, : self.end]
+
+
+class RingSlots(Slots):
+    """The newest `size` pieces of each row are kept.
+
+    Columns fill from left to right; then a piece that comes alone overwrites the oldest column. Pieces that come
+    together see what was kept and each other; after that the columns are laid anew, the oldest first. The pieces of a
+    row must come in the order of their index. Empty slots (segment -1) don't crowd out pieces: when columns are laid
+    anew, they are taken to be older than any piece.
+    """
+
+    def __init__(self, num_rows: int, size: int, device: torch.device) -> None:
+        segment = torch.zeros(num_rows, size, dtype=torch.long, device=device)
+        self.slots = Coordinates(segment, torch.zeros_like(segment), start=0)
+        self.size = size
+        self.num_filled = 0  # columns in use
+        self.num_seen = 0  # pieces that came, so that plain rows go on at this index
+        self.oldest = 0  # the column that is overwritten next, once all are in use
+        self.column: int | None = None  # where the newest piece went; None: the columns were laid anew
+        self.earlier: list[slice] = []  # before they were: the columns in use, the oldest first
+        self.order: Tensor | None = None  # and which of those and the new ones stayed (B, num_filled); None: the last
+
+    def extend(self, new: Coordinates) -> None:
+        is_plain = self.slots.start is not None and new.start == self.num_seen
+        self.num_seen += new.index.shape[1]
+        if new.index.shape[1] == 1 and (is_plain or bool((new.segment >= 0).all())):
+            self._overwrite(new, is_plain)
+        else:
+            self._lay_anew(new, is_plain)
+
+    def _overwrite(self, new: Coordinates, is_plain: bool) -> None:
+        if self.num_filled < self.size:
+            self.column, self.num_filled = self.num_filled, self.num_filled + 1
+        else:
+            self.column, self.oldest = self.oldest, (self.oldest + 1) % self.size
+        self.slots = _written(self.slots, slice(self.column, self.column + 1), new, is_plain)
+        span = (self.num_seen - self.num_filled, self.num_seen - 1) if is_plain else None
+        self.keys = _cut(self.slots, slice(0, self.num_filled), span=span)
+
+    def _lay_anew(self, new: Coordinates, is_plain: bool) -> None:
+        parts = slice(self.oldest, self.num_filled), slice(0, self.oldest)
+        self.earlier = [columns for columns in parts if columns.stop > columns.start]
+        self.column, self.oldest = None, 0
+        self.num_filled = min(self.size, self.num_filled + new.index.shape[1])
+        if self.earlier:
+            start = self.num_seen - new.index.shape[1] - sum(c.stop - c.start for c in self.earlier)
+            self.keys = _joined(self.slots, self.earlier, new, start=start if is_plain else None)
+        else:
+            self.keys = new
+        if is_plain:
+            self.order = None
+            stays = self.keys.map(lambda t: t[:, -self.num_filled :])
+        else:
+            order = (self.keys.segment >= 0).int().sort(dim=1, stable=True).indices[:, -self.num_filled :]
+            stays = self.keys.map(lambda t: _taken(t, order, 1))
+            self.order = order.unsqueeze(1)
+        self.slots = _written(self.slots, slice(0, self.num_filled), stays, is_plain)
+
+    def store(self, kept: Tensor, new: Tensor) -> Tensor:
+        if self.column is not None:
+            kept[:, :, self.column : self.column + 1] = new
+            return kept[:, :, : self.num_filled]
+        together = torch.cat([*(kept[:, :, columns] for columns in self.earlier), new], 2) if self.earlier else new
+        stays = together[:, :, -self.num_filled :] if self.order is None else _taken(together, self.order, 2)
+        kept[:, :, : self.num_filled] = stays
+        return together
+
+
 class LayerCache:
     """Keys and values of one layer, (B, K, S, H) each; `memory` holds those of the encoder's output."""
 
-    def __init__(self, shape: tuple[int, int, int, int], *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int, int], slots: Slots, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self.key = torch.empty(shape, device=device, dtype=dtype)
         self.value = torch.empty(shape, device=device, dtype=dtype)
+        self.slots = slots
         self.memory: tuple[Tensor, Tensor] | None = None
 
-    def append(self, key: Tensor, value: Tensor, end: int) -> tuple[Tensor, Tensor]:
-        """Write the newest keys and values, ending at slot `end`; all filled slots come back, as views."""
-        start = end - key.shape[2]
-        self.key[:, :, start:end] = key
-        self.value[:, :, start:end] = value
-        return self.key[:, :, :end], self.value[:, :, :end]
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Lay in the newest keys and values (B, K, T, H), after `Cache.extend`; gives those that the newest pieces may
+        look at, as views where that is possible. They stand at `Cache.keys`."""
+        return self.slots.store(self.key, key), self.slots.store(self.value, value)
 
 
 class Cache:
-    """The cache of a whole decoder: per-layer keys and values over slots filled from left to right."""
+    """The cache of a whole decoder: what each layer keeps of the pieces that came, and where they stand."""
 
     def __init__(
         self,
-        shapes: list[tuple[int, int]],
+        shapes: Sequence[tuple[int, int]],
         *,
         num_rows: int,
         capacity: int,
+        windows: Sequence[float | None] | None = None,
+        own: Collection[int] = (),
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """`shapes`: (K, H) of each layer; `capacity`: slots S."""
-        self.layers = [LayerCache((num_rows, k, capacity, h), device=device, dtype=dtype) for k, h in shapes]
+        """`shapes`: (K, H) of each layer; `capacity`: slots S of those that keep all; `windows`: how many pieces each
+        layer looks back at most, None or inf: all; `own`: layers that are told by themselves where pieces stand."""
         self.capacity = capacity
         self.length = 0
-        segment = torch.zeros(num_rows, capacity, dtype=torch.long, device=device)
-        index = torch.arange(capacity, device=device).expand(num_rows, capacity).contiguous()
-        self._slots = Coordinates(segment, index, start=0)
+        self.layers: list[LayerCache] = []
+        self._shared: dict[int, Slots] = {}
+        self._own = set(own)
+        for layer, (heads, dim) in enumerate(shapes):
+            before = None if windows is None else windows[layer]
+            size = capacity if before is None else int(min(before + 1, capacity))
+            slots = None if layer in self._own else self._shared.get(size)
+            if slots is None:
+                kind = AllSlots if size == capacity else RingSlots
+                slots = kind(num_rows, size, device)
+            if layer not in self._own:
+                self._shared[size] = slots
+            self.layers.append(LayerCache((num_rows, heads, size, dim), slots, device, dtype))
+        index = torch.arange(capacity + 1, device=device).expand(num_rows, capacity + 1)
+        self._ahead = Coordinates(torch.zeros_like(index[:, :1]).expand_as(index), index)
+        self._newest: Coordinates | None = None  # (B, 1), once the rows are no longer plain
+
+    def keys(self, layer: int) -> Coordinates:
+        """Where the keys stand that the layer's `append` gives, (B, S); layers that share them get the same object."""
+        return self.layers[layer].slots.keys
 
     def next_coordinates(self) -> Coordinates:
-        """Where a piece stands that follows the newest one in each row, (B, 1); for rows of one segment."""
-        segment, index = self._slots.segment, self._slots.index
-        start, end = self.length, self.length + 1
-        plain_start = None if self._slots.start is None else start
-        return Coordinates(segment[:, start:end], index[:, start:end], start=plain_start)
+        """Where a piece stands that follows the newest one in each row, (B, 1)."""
+        if self._newest is None:
+            start = self.length
+            if start <= self.capacity:
+                return _cut(self._ahead, slice(start, start + 1), start=start)
+            index = torch.full_like(self._ahead.index[:, :1], start)
+            return Coordinates(torch.zeros_like(index), index, start=start)
+        return Coordinates(self._newest.segment, self._newest.index + 1)
 
-    def extend(self, coordinates: Coordinates) -> Coordinates:
-        """Take in the newest pieces (B, T); gives the coordinates of all filled slots (B, S).
+    def extend(self, coordinates: Coordinates, layer: int | None = None) -> None:
+        """Take in where the newest pieces (B, T) stand, before any layer's `append`; `layer`: for one of `own` alone.
 
         Raises ValueError when there is no room.
         """
-        start, end = self.length, self.length + coordinates.index.shape[1]
-        if end > self.capacity:
-            raise ValueError(f"the cache has {self.capacity} slots but {end} pieces came; make it larger")
-        if self._slots.start is None or coordinates.start != start:
-            self._slots = _written(self._slots, coordinates, start, end)
-        self.length = end
-        s = self._slots
-        return Coordinates(
-            s.segment[:, :end],
-            s.index[:, :end],
-            None if s.prefix is None else s.prefix[:, :end],
-            None if s.place is None else s.place[:, :end],
-            start=s.start,
-        )
+        if layer is not None:
+            assert layer in self._own
+            self.layers[layer].slots.extend(coordinates)
+            return
+        for slots in self._shared.values():
+            slots.extend(coordinates)
+        if self._newest is not None or coordinates.start != self.length:
+            self._newest = self._followed(coordinates)
+        self.length += coordinates.index.shape[1]
+
+    def _followed(self, new: Coordinates) -> Coordinates:
+        """The newest piece of each row (B, 1), given those that came now; rows of empty slots keep the one they had."""
+        old = self._newest
+        if old is None:
+            at = slice(self.length, self.length + 1)
+            old = Coordinates(self._ahead.segment[:, at], self._ahead.index[:, at] - 1)
+        is_piece = new.segment >= 0
+        places = torch.arange(1, new.index.shape[1] + 1, device=is_piece.device)
+        last = (is_piece * places).argmax(1, keepdim=True)
+        has_new = is_piece.any(1, keepdim=True)
+        segment = torch.where(has_new, new.segment.gather(1, last), old.segment)
+        return Coordinates(segment, torch.where(has_new, new.index.gather(1, last), old.index))
 
 
-def _written(slots: Coordinates, new: Coordinates, start: int, end: int) -> Coordinates:
-    slots.segment[:, start:end] = new.segment
-    slots.index[:, start:end] = new.index
-    prefix, place = slots.prefix, slots.place
-    if new.prefix is not None:
-        prefix = torch.zeros_like(slots.segment, dtype=torch.bool) if prefix is None else prefix
-        prefix[:, start:end] = new.prefix
-    if new.place is not None:
-        place = slots.index.clone() if place is None else place
-        place[:, start:end] = new.place
-    return Coordinates(slots.segment, slots.index, prefix, place)
+def _cut(slots: Coordinates, columns: slice, **promises) -> Coordinates:
+    prefix = None if slots.prefix is None else slots.prefix[:, columns]
+    place = None if slots.place is None else slots.place[:, columns]
+    return Coordinates(slots.segment[:, columns], slots.index[:, columns], prefix, place, **promises)
+
+
+def _written(slots: Coordinates, columns: slice, new: Coordinates, is_plain: bool) -> Coordinates:
+    """The slots with `new` in some columns, in place; plain rows are of segment 0, which the slots are made with."""
+    slots.index[:, columns] = new.index
+    if not is_plain:
+        slots.segment[:, columns] = new.segment
+    prefix, place = _alike(slots, new)
+    if prefix is not None:
+        prefix[:, columns] = _prefix(new)
+    if place is not None:
+        place[:, columns] = _place(new, place)
+    return replace(slots, prefix=prefix, place=place, start=slots.start if is_plain else None, is_ordered=False)
+
+
+def _alike(slots: Coordinates, new: Coordinates) -> tuple[Tensor | None, Tensor | None]:
+    """Prefix and places of the slots, made up where only the new pieces have them."""
+    prefix = _prefix(slots) if slots.prefix is not None or new.prefix is not None else None
+    place = slots.place
+    if place is None and new.place is not None:
+        place = _place(slots, new.place).clone()
+    return prefix, place
+
+
+def _prefix(coordinates: Coordinates) -> Tensor:
+    there = coordinates.prefix
+    return torch.zeros_like(coordinates.segment, dtype=torch.bool) if there is None else there
+
+
+def _place(coordinates: Coordinates, like: Tensor) -> Tensor:
+    """Places of as many numbers as these have; pieces without places stand at their index on every axis."""
+    if coordinates.place is not None:
+        return coordinates.place
+    index = coordinates.index
+    return index if like.dim() == 2 else index.unsqueeze(-1).expand(*index.shape, like.shape[-1])
+
+
+def _joined(slots: Coordinates, earlier: Sequence[slice], new: Coordinates, start: int | None) -> Coordinates:
+    """Some columns of the slots, and the new pieces after them."""
+
+    def joined(kept: Tensor, new: Tensor) -> Tensor:
+        return torch.cat([*(kept[:, columns] for columns in earlier), new.expand(len(kept), *new.shape[1:])], 1)
+
+    prefix, place = _alike(slots, new)
+    return Coordinates(
+        joined(slots.segment, new.segment),
+        joined(slots.index, new.index),
+        None if prefix is None else joined(prefix, _prefix(new)),
+        None if place is None else joined(place, _place(new, place)),
+        start=start,
+    )
+
+
+def _taken(t: Tensor, order: Tensor, dim: int) -> Tensor:
+    """The entries `order` (.., slots) along a dimension of t, for each row."""
+    order = order.view(*order.shape, *[1] * (t.dim() - order.dim()))
+    shape = [*t.shape]
+    shape[dim] = order.shape[dim]
+    return t.expand(order.shape[0], *t.shape[1:]).gather(dim, order.expand(order.shape[0], *shape[1:]))

@@ -8,12 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
-from isoform.mask import Window
+from isoform.mask import FixedSparse, Local2D, Strided, Window
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """A vector per place, added to the embeddings; places end at context_length."""
+    """A vector per place, added to the embeddings; places end at the stack's context_length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A learned vector per row and one per column, added to the embeddings of pieces with two-dimensional places."""
+
+    rows: int = 8
+    columns: int = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +29,50 @@ class Sinusoidal:
     """Fixed sines and cosines added to the embeddings (Vaswani et al. 2017, section 3.5)."""
 
     base: float = 10000.0
+    order: Literal["interleaved", "halves"] = "interleaved"
+    """interleaved: sine and cosine of a frequency side by side (2017); halves: all sines, then all cosines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearExtension:
+    """Places divided by `factor` (Chen et al. 2023)."""
+
+    factor: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NTKExtension:
+    """A base raised so that the slowest pair turns `factor` times slower and the fastest as before (bloc97 2023)."""
+
+    factor: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class YaRNExtension:
+    """Slow pairs slowed by `factor`, fast ones left, a ramp between, and scores scaled (Peng et al. 2023)."""
+
+    factor: float = 4.0
+    original_length: int = 2048
+    """Places the model was trained on before."""
+    beta_fast: float = 32.0
+    """Turns within original_length from which a pair is left alone."""
+    beta_slow: float = 1.0
+    """Turns within original_length up to which a pair is slowed in full."""
+    attention_factor: float | None = None
+    """Multiplies queries and keys; absent: 0.1 ln(factor) + 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Extension:
+    """Pairs slower than a wavelength slowed by `factor`, faster ones left, a ramp between (Llama 3.1, 2024)."""
+
+    factor: float = 8.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_length: int = 8192
+
+
+Extension = LinearExtension | NTKExtension | YaRNExtension | Llama3Extension
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +80,45 @@ class Rotary:
     """Queries and keys turned by an angle that grows with the place (Su et al. 2021)."""
 
     base: float = 10000.0
+    fraction: float = 1.0
+    """Share of a head's features that are turned; the rest stay as they are (GPT-NeoX)."""
+    axes: int = 1
+    """Numbers of a place, each of which turns its equal share of the features: 2 for rows and columns."""
+    extension: Extension | None = None
+    """How a longer context than the one trained on is reached."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1 or self.axes < 1:
+            raise ValueError(f"fraction={self.fraction} must be above 0 and at most 1, axes={self.axes} at least 1")
 
 
-Position = Learned | Sinusoidal | Rotary
+@dataclass(frozen=True, kw_only=True)
+class Shaw:
+    """Learned vectors per clipped distance, added to keys and values in every block (Shaw et al. 2018)."""
+
+    distance: int = 16
+    """Distances beyond it share a vector."""
+    values: bool = True
+    """Whether values have such vectors too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buckets:
+    """A learned bias per head and bucket of distances, shared by all blocks (T5, Raffel et al. 2020)."""
+
+    num_buckets: int = 32
+    max_distance: int = 128
+    """Distances from here on share the last bucket."""
+    bidirectional: bool = False
+    """Whether what lies ahead has buckets of its own (encoders)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ALiBi:
+    """A bias that falls linearly with the distance, by a fixed slope per head (Press et al. 2022)."""
+
+
+Position = Learned | Grid | Sinusoidal | Rotary | Shaw | Buckets | ALiBi
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +136,16 @@ class RMSNorm:
     epsilon: float = 1e-6
     scale: bool = True
     """A learned gain per feature."""
+    zero_centered: bool = False
+    """The gain is 1 + the stored number (Gemma)."""
+
+    def __post_init__(self) -> None:
+        if self.zero_centered and not self.scale:
+            raise ValueError("zero_centered says how the gain is stored, but scale=False leaves it out; set one")
 
 
 Norm = LayerNorm | RMSNorm
+Pattern = Window | Strided | FixedSparse | Local2D
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +158,25 @@ class AttentionConfig:
     head_dim: int | None = None
     """Width of a head; absent: model_dim / num_heads."""
     bias: bool = False
-    qk_norm: bool = False
-    """RMS-normalise each head's queries and keys, without a gain (Henry et al. 2020)."""
+    """Of query, key and value."""
+    key_bias: bool = True
+    """Whether keys share in `bias`; it changes no output, since softmax forgets what all keys have in common."""
+    output_bias: bool | None = None
+    """Absent: as `bias`."""
+    qk_norm: Norm | None = None
+    """Normalise queries and keys (Henry et al. 2020)."""
+    qk_norm_over: Literal["head", "projection"] = "head"
+    """head: each head by itself; projection: all heads together, before they part (OLMo 2)."""
+    scale: float | None = None
+    """What query-key products are multiplied by; absent: 1 / sqrt(head_dim)."""
     value_shortcut: bool = False
     """Mix the first block's values into this block's, with learned weights (ResFormer, Zhou et al. 2024)."""
     dropout: float = 0.0
     """Dropout of the attention weights."""
-    pattern: Window | None = None
-    """A window and-ed to the objective's mask."""
+    pattern: Pattern | None = None
+    """A mask and-ed to the objective's, such as a window."""
+    position: Rotary | None = None
+    """This block's own rotary scheme; absent: the stack's scheme."""
 
     def __post_init__(self) -> None:
         groups = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
@@ -104,7 +210,81 @@ class Gated:
     bias: bool = False
 
 
-FeedForward = Dense | Gated
+@dataclass(frozen=True, kw_only=True)
+class TokenChoice:
+    """Each piece goes to the experts that score highest for it; none is dropped unless there is a capacity."""
+
+    num_active: int = 2
+    """Experts per piece."""
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    normalize: bool = True
+    """Whether the weights of a piece's experts sum to 1."""
+    scale: float = 1.0
+    """What the weights are multiplied by after that."""
+    balance_loss: float = 0.0
+    """Weight of the load-balancing loss (Switch Transformer, Fedus et al. 2022, eq. 4)."""
+    z_loss: float = 0.0
+    """Weight of the router's log(Z)^2 (ST-MoE, Zoph et al. 2022, eq. 5)."""
+    bias_rate: float = 0.0
+    """How fast a bias per expert, which only decides who is chosen, moves against the load (Wang et al. 2024)."""
+    capacity_factor: float | None = None
+    """An expert takes at most this times its even share of a row's pieces, the first ones; absent: all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertChoice:
+    """Each expert takes the pieces of a row that score highest for it (Zhou et al. 2022): it looks at the future,
+    so it is for encoders."""
+
+    capacity_factor: float = 2.0
+    """Experts per piece, on average."""
+
+
+Router = TokenChoice | ExpertChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """Several feed-forwards, of which a router picks some for each piece (Shazeer et al. 2017)."""
+
+    num_experts: int = 8
+    expert: Dense | Gated = Gated()
+    """What each expert is; without biases."""
+    router: Router = TokenChoice()
+    num_shared: int = 0
+    """Experts that every piece goes to, as one feed-forward of so many times the width (DeepSeekMoE, 2024)."""
+
+    def __post_init__(self) -> None:
+        active = self.router.num_active if isinstance(self.router, TokenChoice) else 1
+        if not 1 <= active <= self.num_experts or self.num_shared < 0:
+            raise ValueError(
+                f"{self.num_experts} experts of which {active} are active, and {self.num_shared} shared: there must "
+                f"be at least one active expert and at most as many as there are"
+            )
+        if self.expert.bias:
+            raise ValueError("experts have no biases; set expert.bias to false")
+
+
+FeedForward = Dense | Gated | Experts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth:
+    """Mixture of depths: of each row only the pieces that score highest go through the block (Raposo et al. 2024).
+
+    Which ones they are looks at the future, so a predictor that sees only the piece itself is trained beside it;
+    without one it is refused under a causal mask, and a decoder's results are those of the predictor.
+    """
+
+    share: float = 0.125
+    """Share of a row's pieces that go through."""
+    predictor: bool = True
+    predictor_loss: float = 0.01
+    """Weight of the predictor's cross-entropy."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share} must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +297,19 @@ class BlockConfig:
     norm_placement: Literal["pre", "post", "reordered", "sandwich"] = "pre"
     """pre: before the branch; post: after the sum (2017); reordered: on the branch's output; sandwich: both
     sides of the branch."""
+    parallel: Literal["none", "own_norms", "one_norm"] = "none"
+    """Attention and feed-forward beside each other: with a norm each (GPT-NeoX) or one for both (GPT-J, PaLM)."""
+    depth: Depth | None = None
+    """Let only some pieces through this block."""
     x0_shortcut: bool = False
     """Mix the embeddings into the block's input, with learned weights."""
+
+    def __post_init__(self) -> None:
+        if self.parallel != "none" and self.norm_placement != "pre":
+            raise ValueError(
+                f"parallel={self.parallel!r} with norm_placement={self.norm_placement!r}: parallel branches have their "
+                f"norms before them; set norm_placement to pre"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,15 +318,34 @@ class StackConfig:
 
     num_layers: int = 4
     blocks: tuple[BlockConfig, ...] = (BlockConfig(),)
+    loops: int = 1
+    """How often the pile is gone through, with the same parameters (Universal Transformer, Dehghani et al. 2019)."""
     position: Position | None = Rotary()
+    context_length: int | None = None
+    """The most pieces this stack sees at once; absent: the model's."""
+    input_norm: Norm | None = None
+    """Normalise what enters the first block, positions included (BERT)."""
+    first_norm: bool = True
+    """Whether the first block's attention has its norm; ModernBERT has input_norm instead."""
     final_norm: bool = True
     """Normalise what leaves the stack, as the first block's norm does (post-norm stacks go without)."""
     cross: Literal["none", "separate"] = "none"
     """separate: each block also attends to the encoder's output, with parameters of its own."""
+    exits: tuple[int, ...] = ()
+    """Numbers of blocks after which the head is trained to answer too, through the final norm (early exit)."""
+    exit_loss: float = 0.3
+    """Weight of the exits' mean loss beside that of the last block."""
 
     def __post_init__(self) -> None:
-        if self.num_layers < 1 or not self.blocks:
-            raise ValueError(f"num_layers={self.num_layers} with {len(self.blocks)} blocks; both must be >= 1")
+        if self.num_layers < 1 or not self.blocks or self.loops < 1:
+            raise ValueError(
+                f"num_layers={self.num_layers} with {len(self.blocks)} blocks and loops={self.loops}; all must be >= 1"
+            )
+        if any(not 1 <= exit < self.num_layers * self.loops for exit in self.exits):
+            raise ValueError(
+                f"exits={self.exits}: an exit is the number of a block before the last, 1 .. "
+                f"{self.num_layers * self.loops - 1}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +356,8 @@ class Lookup:
     """Multiply embeddings by sqrt(model_dim) (2017)."""
     norm: Norm | None = None
     """Normalise the embeddings."""
+    num_kinds: int = 0
+    """Also look up the piece's kind, in a table of so many rows (BERT's token types)."""
     previous: bool = False
     """Also look up the piece before, in a table of its own."""
     ngrams: tuple[int, ...] = ()
@@ -159,6 +371,39 @@ class Lookup:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Linear:
+    """Feature rows through one matrix: patches, frames, measurements; pieces with an id are looked up instead."""
+
+    num_features: int = 0
+    """Numbers per piece; 0: as many as the codec gives."""
+    bias: bool = True
+    num_ids: int = 0
+    """Learned vectors for pieces that have an id instead of features, such as a class piece; 0: as many as the codec
+    has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolution:
+    """Feature rows through two convolutions over time with GELUs, the second with a stride (Whisper).
+
+    A piece holds the `stride` frames that become it, side by side.
+    """
+
+    num_features: int = 80
+    """Numbers per frame."""
+    width: int = 3
+    """Frames under a kernel; odd."""
+    stride: int = 2
+
+    def __post_init__(self) -> None:
+        if self.width % 2 == 0 or self.width < 1 or self.stride < 1:
+            raise ValueError(f"width={self.width} must be odd, stride={self.stride} at least 1")
+
+
+Stem = Lookup | Linear | Convolution
+
+
+@dataclass(frozen=True, kw_only=True)
 class Vocabulary:
     """A score per piece of the vocabulary."""
 
@@ -167,6 +412,37 @@ class Vocabulary:
     bias: bool = False
     softcap: float | None = None
     """cap * tanh(logits / cap) (Gemma 2)."""
+    scale: float | None = None
+    """What hidden states are multiplied by first (T5 of 2020: 1 / sqrt(model_dim))."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedVocabulary:
+    """A dense layer, an activation and a norm before the scores (BERT's masked-language head)."""
+
+    activation: Activation = "gelu"
+    norm: Norm = LayerNorm()
+    dense_bias: bool = True
+    tied: bool = True
+    bias: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooled:
+    """One answer for a whole segment, given at each of its pieces: scores of classes, numbers, or a vector."""
+
+    over: Literal["first", "mean", "last"] = "first"
+    """The hidden state that speaks for a segment: its first piece's, the mean, or its last piece's."""
+    num_outputs: int = 0
+    """Classes or numbers; 0: as many classes as the codec has, or with `embed` none, the vector itself."""
+    embed: bool = False
+    """Give the pooled vector, scaled to length 1, instead of scores (sentence embedding)."""
+    hidden: bool = False
+    """A dense layer with tanh before the scores (BERT's pooler)."""
+    bias: bool = True
+
+
+Head = Vocabulary | MaskedVocabulary | Pooled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +468,10 @@ class ModelConfig:
     """Pieces; 0: as many as the codec has."""
     encoder: StackConfig | None = None
     decoder: StackConfig | None = StackConfig()
-    stem: Lookup = Lookup()
-    head: Vocabulary = Vocabulary()
+    stem: Stem = Lookup()
+    encoder_stem: Stem | None = None
+    """What the encoder of a pair reads through; absent: the one stem."""
+    head: Head = Vocabulary()
     dropout: float = 0.0
     """Dropout of the embeddings and of each branch's output."""
     initialization: Initialization = Initialization()
@@ -208,36 +486,71 @@ class ModelConfig:
             )
         if self.encoder is not None and self.encoder.cross != "none":
             raise ValueError(f"encoder.cross={self.encoder.cross!r}: only a decoder attends to an encoder")
+        if self.encoder is not None and self.decoder is not None and self.encoder.exits:
+            raise ValueError("encoder.exits: the head reads the decoder, so only that may have exits")
+        if self.encoder_stem is not None and (self.encoder is None or self.decoder is None):
+            raise ValueError("encoder_stem goes with an encoder and a decoder; a single stack reads through stem")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and less than 1")
+        if not isinstance(self.head, Pooled) and self.head.tied and not isinstance(self.stem, Lookup):
+            raise ValueError(f"head.tied with a {type(self.stem).__name__} stem: only a Lookup has a table to share")
         for name, stack in (("encoder", self.encoder), ("decoder", self.decoder)):
             for i, block in enumerate(stack.blocks if stack else ()):
-                heads = block.attention.num_heads
-                if block.attention.head_dim is None and self.model_dim % heads:
-                    raise ValueError(
-                        f"{name}.blocks.{i}: model_dim={self.model_dim} is not divisible by num_heads={heads}; "
-                        f"choose another number or set head_dim"
-                    )
-                if isinstance(stack.position if stack else None, Rotary) and self.head_dim(block) % 2:
-                    raise ValueError(
-                        f"{name}.blocks.{i}: rotary positions turn pairs, so head_dim={self.head_dim(block)} "
-                        f"must be even"
-                    )
+                assert stack is not None
+                self._check(f"{name}.blocks.{i}", stack, block)
+
+    def _check(self, where: str, stack: StackConfig, block: BlockConfig) -> None:
+        heads = block.attention.num_heads
+        if block.attention.head_dim is None and self.model_dim % heads:
+            raise ValueError(
+                f"{where}: model_dim={self.model_dim} is not divisible by num_heads={heads}; "
+                f"choose another number or set head_dim"
+            )
+        position = block.attention.position or stack.position
+        if isinstance(position, Rotary) and self.rotated_dim(block, position) % (2 * position.axes):
+            raise ValueError(
+                f"{where}: rotary positions turn pairs, so the {self.rotated_dim(block, position)} turned features of "
+                f"head_dim={self.head_dim(block)} must be a multiple of {2 * position.axes}"
+            )
+        if isinstance(block.feedforward, Experts) and isinstance(block.feedforward.router, ExpertChoice):
+            self._check_sight(where, stack, "router = expert_choice")
+        if block.depth is not None and not block.depth.predictor:
+            self._check_sight(where, stack, "depth without a predictor")
+
+    def _check_sight(self, where: str, stack: StackConfig, what: str) -> None:
+        if stack is self.decoder:
+            raise ValueError(
+                f"{where}: {what} looks at a row's future, which a causal decoder may not; use it in an encoder, "
+                f"or choose router = token_choice, or depth with a predictor"
+            )
 
     def head_dim(self, block: BlockConfig) -> int:
         """Width H of a head of this block."""
         return block.attention.head_dim or self.model_dim // block.attention.num_heads
 
-    def feedforward_dim(self, block: BlockConfig) -> int:
-        """Inner width F of this block's feed-forward."""
-        match block.feedforward:
+    def rotated_dim(self, block: BlockConfig, position: Rotary) -> int:
+        """How many features of a head are turned."""
+        return round(self.head_dim(block) * position.fraction)
+
+    def feedforward_dim(self, feedforward: Dense | Gated) -> int:
+        """Inner width F of a feed-forward, or of one expert."""
+        match feedforward:
             case Dense(feedforward_dim=width):
                 return width or 4 * self.model_dim
             case Gated(feedforward_dim=width):
                 return width or -(-8 * self.model_dim // 3 // 8) * 8
             case _:
-                assert_never(block.feedforward)
+                assert_never(feedforward)
 
     def layers(self, stack: StackConfig) -> list[BlockConfig]:
         """The config of each of the stack's blocks, bottom to top."""
         return [stack.blocks[i % len(stack.blocks)] for i in range(stack.num_layers)]
+
+    def length(self, stack: StackConfig) -> int:
+        """The most pieces a stack sees at once."""
+        return stack.context_length or self.context_length
+
+    @property
+    def stacks(self) -> list[StackConfig]:
+        """The stacks there are, the encoder first."""
+        return [stack for stack in (self.encoder, self.decoder) if stack is not None]

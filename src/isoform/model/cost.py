@@ -10,17 +10,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
+from isoform.mask import Window
 from isoform.model.config import (
+    AttentionConfig,
     BlockConfig,
+    Buckets,
+    Convolution,
     Dense,
+    Experts,
+    FeedForward,
     Gated,
+    Grid,
     LayerNorm,
     Learned,
+    Linear,
+    Lookup,
+    MaskedVocabulary,
     ModelConfig,
     Norm,
+    Pooled,
     RMSNorm,
     Rotary,
+    Shaw,
     StackConfig,
+    Stem,
+    TokenChoice,
+    Vocabulary,
 )
 
 
@@ -35,37 +50,45 @@ class Shape:
 
 def num_parameters(config: ModelConfig) -> int:
     """Parameters of the whole model, tied tables counted once."""
-    d, v = config.model_dim, config.vocab_size
-    looking_back = (v + 1) * config.stem.previous + sum(
-        min((v + 1) ** n, config.stem.ngram_rows) for n in config.stem.ngrams
+    stems = [config.stem] if config.encoder_stem is None else [config.stem, config.encoder_stem]
+    outside = sum(_stem_parameters(config, stem) for stem in stems) + _head_parameters(config)
+    return outside + sum(_stack_parameters(config, stack, active=False) for stack in config.stacks)
+
+
+def num_active_parameters(config: ModelConfig) -> int:
+    """Parameters that one piece goes through: of experts only those that it is sent to."""
+    idle = sum(
+        _stack_parameters(config, stack, active=False) - _stack_parameters(config, stack, active=True)
+        for stack in config.stacks
     )
-    stem = (v + looking_back) * d + _norm(config.stem.norm, d)
-    head = (0 if config.head.tied else v * d) + (v if config.head.bias else 0)
-    return stem + head + sum(_stack_parameters(config, stack) for stack in _stacks(config))
+    return num_parameters(config) - idle
 
 
 def num_matrix_parameters(config: ModelConfig) -> int:
     """Parameters of the blocks' matrices alone."""
-    d, total = config.model_dim, 0
-    for stack in _stacks(config):
+    total = 0
+    for stack in config.stacks:
         for block in config.layers(stack):
-            query, kv = _attention_widths(config, block)
             attentions = 2 if stack.cross != "none" else 1
-            matrices = 3 if isinstance(block.feedforward, Gated) else 2
-            total += attentions * (d * (query + 2 * kv) + query * d) + matrices * d * config.feedforward_dim(block)
+            matrices = _feedforward_matrices(config, block.feedforward, active=False)
+            total += attentions * _attention_matrices(config, block) + matrices
     return total
 
 
 def forward_flops(config: ModelConfig, shape: Shape) -> int:
-    """FLOPs of one forward pass over rows of this shape, the head included."""
+    """FLOPs of one forward pass over rows of this shape, stems and head included."""
     rows, length, source = shape.num_rows, shape.length, shape.source_length
-    flops = 2 * rows * length * config.model_dim * config.vocab_size
+    is_pair = config.encoder is not None and config.decoder is not None
+    flops = rows * length * (_stem_flops(config, config.stem) + _head_flops(config))
     if config.encoder is not None:
-        own = source if config.decoder is not None else length
-        flops += _stack_flops(config, config.encoder, rows, own, 0)
+        flops += _stack_flops(config, config.encoder, rows, source if is_pair else length, 0)
+        if is_pair and config.encoder_stem is not None:
+            flops += rows * source * _stem_flops(config, config.encoder_stem)
+        elif is_pair:
+            flops += rows * source * _stem_flops(config, config.stem)
     if config.decoder is not None:
         flops += _stack_flops(config, config.decoder, rows, length, source)
-    return flops
+    return round(flops)
 
 
 def training_flops(config: ModelConfig, shape: Shape) -> int:
@@ -74,47 +97,102 @@ def training_flops(config: ModelConfig, shape: Shape) -> int:
 
 
 def cache_bytes(config: ModelConfig, *, bytes_per_number: int = 4) -> int:
-    """Bytes of the key/value cache per piece of one row of the decoder."""
+    """Bytes of the key/value cache per piece of one row of the decoder, as long as no window is full."""
+    return sum(numbers for numbers, _ in _cache_numbers(config)) * bytes_per_number
+
+
+def full_cache_bytes(config: ModelConfig, *, bytes_per_number: int = 4) -> int:
+    """Bytes of the key/value cache of one row that fills the decoder's context; windowed layers keep their window."""
+    length = 0 if config.decoder is None else config.length(config.decoder)
+    return sum(numbers * min(length, reach) for numbers, reach in _cache_numbers(config)) * bytes_per_number
+
+
+def _cache_numbers(config: ModelConfig) -> list[tuple[int, int]]:
+    """Of each layer of the decoder: numbers per piece, and pieces that it keeps at most."""
     if config.decoder is None:
-        return 0
-    blocks = config.layers(config.decoder)
-    numbers = sum(2 * (b.attention.num_kv_heads or b.attention.num_heads) * config.head_dim(b) for b in blocks)
-    return numbers * bytes_per_number
+        return []
+    length, kept = config.length(config.decoder), []
+    for block in _decoder_layers(config):
+        pattern = block.attention.pattern
+        reach = pattern.before + 1 if isinstance(pattern, Window) else length
+        kept.append((2 * _widths(config, block)[1], min(reach, length)))
+    return kept
+
+
+def decode_flops(config: ModelConfig, past: int) -> int:
+    """FLOPs of one more piece after `past` pieces of one row; windowed layers look at their window."""
+    assert config.decoder is not None, "only a decoder decodes"
+    flops = float(_head_flops(config))
+    for (_, reach), block in zip(_cache_numbers(config), _decoder_layers(config), strict=True):
+        matrices = _attention_matrices(config, block) + _feedforward_matrices(config, block.feedforward, active=True)
+        query = _widths(config, block)[0]
+        flops += 2 * matrices + 4 * min(past, reach) * query
+        if config.decoder.cross != "none":
+            flops += 4 * config.model_dim * query
+    return round(flops)
+
+
+def decode_bytes(config: ModelConfig, past: int, *, bytes_per_number: int = 4) -> int:
+    """Bytes read for one more piece of one row: the parameters it goes through, and what the cache holds."""
+    tables = config.vocab_size * config.model_dim if not getattr(config.head, "tied", False) else 0
+    cache = sum(numbers * min(past, reach) for numbers, reach in _cache_numbers(config))
+    return (num_active_parameters(config) - tables + cache) * bytes_per_number
+
+
+def _decoder_layers(config: ModelConfig) -> list[BlockConfig]:
+    assert config.decoder is not None
+    return config.layers(config.decoder) * config.decoder.loops
 
 
 def activation_numbers(config: ModelConfig, shape: Shape) -> int:
     """Numbers kept between the forward and the backward pass, logits included."""
     rows, length, source = shape.num_rows, shape.length, shape.source_length
-    d, v = config.model_dim, config.vocab_size
+    d = config.model_dim
     is_pair = config.encoder is not None and config.decoder is not None
-    kept = rows * length * (3 * d + (4 if config.head.softcap else 3) * v)
-    for stack in _stacks(config):
+    match config.head:
+        case Vocabulary(softcap=softcap):
+            head = (4 if softcap else 3) * config.vocab_size
+        case MaskedVocabulary():
+            head = 3 * config.vocab_size + 3 * d
+        case Pooled(num_outputs=outputs):
+            head = 3 * outputs + d
+    kept = rows * length * (3 * d + head)
+    for stack in config.stacks:
         own = source if is_pair and stack is config.encoder else length
-        for block in config.layers(stack):
+        for block in config.layers(stack) * stack.loops:
             kept += rows * own * _block_activations(config, stack, block)
             if stack.cross != "none":
-                query, kv = _attention_widths(config, block)
+                query, kv = _widths(config, block)
                 kept += rows * (own * (2 * d + 2 * query) + source * 2 * kv)
-    return kept
+    return round(kept)
 
 
-def _block_activations(config: ModelConfig, stack: StackConfig, block: BlockConfig) -> int:
-    d, f = config.model_dim, config.feedforward_dim(block)
-    query, kv = _attention_widths(config, block)
+def _block_activations(config: ModelConfig, stack: StackConfig, block: BlockConfig) -> float:
+    d = config.model_dim
+    query, kv = _widths(config, block)
     attention = query + 2 * kv + query
-    if isinstance(stack.position, Rotary) or block.attention.qk_norm:
+    if isinstance(block.attention.position or stack.position, Rotary) or block.attention.qk_norm is not None:
         attention += query + kv  # normalised and turned copies
     if block.attention.value_shortcut:
         attention += kv
     if block.x0_shortcut:
         attention += d
-    inner = 4 * f if isinstance(block.feedforward, Gated) else 2 * f
     dropped = 2 * d if config.dropout else 0
-    return 4 * d + attention + inner + dropped
+    whole = 4 * d + attention + _inner_activations(config, block.feedforward) + dropped
+    return whole if block.depth is None else whole * block.depth.share
 
 
-def _stacks(config: ModelConfig) -> list[StackConfig]:
-    return [stack for stack in (config.encoder, config.decoder) if stack is not None]
+def _inner_activations(config: ModelConfig, feedforward: FeedForward) -> float:
+    match feedforward:
+        case Dense():
+            return 2 * config.feedforward_dim(feedforward)
+        case Gated():
+            return 4 * config.feedforward_dim(feedforward)
+        case Experts():
+            per_expert = _inner_activations(config, feedforward.expert) + 2 * config.model_dim
+            return per_expert * (_experts_per_piece(feedforward) + feedforward.num_shared)
+        case _:
+            assert_never(feedforward)
 
 
 def _norm(norm: Norm | None, dim: int) -> int:
@@ -129,45 +207,153 @@ def _norm(norm: Norm | None, dim: int) -> int:
             assert_never(norm)
 
 
-def _stack_parameters(config: ModelConfig, stack: StackConfig) -> int:
-    d, blocks = config.model_dim, config.layers(stack)
-    table = config.context_length * d if isinstance(stack.position, Learned) else 0
-    final = _norm(blocks[0].norm, d) if stack.final_norm else 0
-    return table + final + sum(_block_parameters(config, b, cross=stack.cross != "none") for b in blocks)
-
-
-def _block_parameters(config: ModelConfig, block: BlockConfig, *, cross: bool) -> int:
-    d, f = config.model_dim, config.feedforward_dim(block)
-    query, kv = _attention_widths(config, block)
-    attention = d * (query + 2 * kv) + query * d
-    if block.attention.bias:
-        attention += query + 2 * kv + d
-    match block.feedforward:
-        case Dense(bias=bias):
-            feedforward = 2 * d * f + (f + d if bias else 0)
-        case Gated(bias=bias):
-            feedforward = 3 * d * f + (2 * f + d if bias else 0)
+def _stem_parameters(config: ModelConfig, stem: Stem) -> int:
+    d, v = config.model_dim, config.vocab_size
+    match stem:
+        case Lookup():
+            looking_back = (v + 1) * stem.previous + sum(min((v + 1) ** n, stem.ngram_rows) for n in stem.ngrams)
+            return (v + looking_back + stem.num_kinds) * d + _norm(stem.norm, d)
+        case Linear():
+            return (stem.num_features + stem.bias + stem.num_ids) * d
+        case Convolution():
+            return (stem.width * (stem.num_features + d) + 2) * d
         case _:
-            assert_never(block.feedforward)
+            assert_never(stem)
+
+
+def _stem_flops(config: ModelConfig, stem: Stem) -> int:
+    """FLOPs per piece."""
+    d = config.model_dim
+    match stem:
+        case Lookup():
+            return 0
+        case Linear():
+            return 2 * stem.num_features * d
+        case Convolution():
+            return 2 * stem.width * d * (stem.stride * stem.num_features + d)
+        case _:
+            assert_never(stem)
+
+
+def _head_parameters(config: ModelConfig) -> int:
+    d, v, head = config.model_dim, config.vocab_size, config.head
+    match head:
+        case Vocabulary():
+            return (0 if head.tied else v * d) + v * head.bias
+        case MaskedVocabulary():
+            return (0 if head.tied else v * d) + v * head.bias + d * (d + head.dense_bias) + _norm(head.norm, d)
+        case Pooled():
+            outputs = 0 if head.embed else head.num_outputs
+            return outputs * (d + head.bias) + (d * (d + 1) if head.hidden else 0)
+        case _:
+            assert_never(head)
+
+
+def _head_flops(config: ModelConfig) -> int:
+    """FLOPs per piece."""
+    d, head = config.model_dim, config.head
+    match head:
+        case Vocabulary():
+            return 2 * d * config.vocab_size
+        case MaskedVocabulary():
+            return 2 * d * (config.vocab_size + d)
+        case Pooled():
+            return 2 * d * ((0 if head.embed else head.num_outputs) + (d if head.hidden else 0))
+        case _:
+            assert_never(head)
+
+
+def _stack_parameters(config: ModelConfig, stack: StackConfig, *, active: bool) -> int:
+    d, blocks = config.model_dim, config.layers(stack)
+    match stack.position:
+        case Learned():
+            table = config.length(stack) * d
+        case Grid(rows=rows, columns=columns):
+            table = (rows + columns) * d
+        case Buckets(num_buckets=buckets):
+            table = buckets * blocks[0].attention.num_heads
+        case _:
+            table = 0
+    norms = _norm(stack.input_norm, d) + (_norm(blocks[0].norm, d) if stack.final_norm else 0)
+    if not stack.first_norm:
+        norms -= (2 if blocks[0].norm_placement == "sandwich" else 1) * _norm(blocks[0].norm, d)
+    return table + norms + sum(_block_parameters(config, stack, block, active=active) for block in blocks)
+
+
+def _block_parameters(config: ModelConfig, stack: StackConfig, block: BlockConfig, *, active: bool) -> int:
+    d, feedforward = config.model_dim, block.feedforward
+    attentions = 2 if stack.cross != "none" else 1
+    numbers = attentions * (_attention_matrices(config, block) + _attention_vectors(config, block))
+    numbers += _feedforward_matrices(config, feedforward, active=active)
+    if not isinstance(feedforward, Experts) and feedforward.bias:
+        f = config.feedforward_dim(feedforward)
+        numbers += d + (2 * f if isinstance(feedforward, Gated) else f)
+    if isinstance(stack.position, Shaw) and block.attention.position is None:
+        numbers += (1 + stack.position.values) * (2 * stack.position.distance + 1) * config.head_dim(block)
     norms = 2 if block.norm_placement == "sandwich" else 1
-    branches = 3 if cross else 2
+    branches = attentions + (block.parallel != "one_norm")
     mixes = (2 if block.attention.value_shortcut else 0) + (2 if block.x0_shortcut else 0)
-    return attention * (branches - 1) + feedforward + branches * norms * _norm(block.norm, d) + mixes
+    return numbers + branches * norms * _norm(block.norm, d) + mixes + _depth_parameters(config, block)
 
 
-def _attention_widths(config: ModelConfig, block: BlockConfig) -> tuple[int, int]:
+def _depth_parameters(config: ModelConfig, block: BlockConfig) -> int:
+    """Of the router, and of the predictor with its bias."""
+    return 0 if block.depth is None else config.model_dim * (1 + block.depth.predictor) + block.depth.predictor
+
+
+def _widths(config: ModelConfig, block: BlockConfig) -> tuple[int, int]:
+    """Of all queries and of all keys together."""
     head_dim, attention = config.head_dim(block), block.attention
     return attention.num_heads * head_dim, (attention.num_kv_heads or attention.num_heads) * head_dim
 
 
-def _stack_flops(config: ModelConfig, stack: StackConfig, rows: int, length: int, source: int) -> int:
-    d, flops = config.model_dim, 0
-    for block in config.layers(stack):
-        query, kv = _attention_widths(config, block)
-        matrices = 3 if isinstance(block.feedforward, Gated) else 2
-        per_piece = d * (query + 2 * kv) + query * d + matrices * d * config.feedforward_dim(block)
+def _attention_matrices(config: ModelConfig, block: BlockConfig) -> int:
+    query, kv = _widths(config, block)
+    return config.model_dim * (2 * query + 2 * kv)
+
+
+def _attention_vectors(config: ModelConfig, block: BlockConfig) -> int:
+    query, kv = _widths(config, block)
+    attention: AttentionConfig = block.attention
+    bias = (query + (1 + attention.key_bias) * kv) * attention.bias
+    has_output_bias = attention.bias if attention.output_bias is None else attention.output_bias
+    norm, is_whole, head_dim = attention.qk_norm, attention.qk_norm_over == "projection", config.head_dim(block)
+    norms = _norm(norm, query) + _norm(norm, kv) if is_whole else 2 * _norm(norm, head_dim)
+    return bias + has_output_bias * config.model_dim + norms
+
+
+def _experts_per_piece(experts: Experts) -> float:
+    router = experts.router
+    return router.num_active if isinstance(router, TokenChoice) else router.capacity_factor
+
+
+def _feedforward_matrices(config: ModelConfig, feedforward: FeedForward, *, active: bool) -> int:
+    d = config.model_dim
+    match feedforward:
+        case Dense():
+            return 2 * d * config.feedforward_dim(feedforward)
+        case Gated():
+            return 3 * d * config.feedforward_dim(feedforward)
+        case Experts():
+            count = _experts_per_piece(feedforward) if active else feedforward.num_experts
+            expert = _feedforward_matrices(config, feedforward.expert, active=active)
+            return round((count + feedforward.num_shared) * expert) + feedforward.num_experts * d
+        case _:
+            assert_never(feedforward)
+
+
+def _stack_flops(config: ModelConfig, stack: StackConfig, rows: int, length: int, source: int) -> float:
+    d, flops = config.model_dim, 0.0
+    for block in config.layers(stack) * stack.loops:
+        query, kv = _widths(config, block)
+        own = length if block.depth is None else length * block.depth.share
+        per_piece = _attention_matrices(config, block) + _feedforward_matrices(config, block.feedforward, active=True)
         per_pair = 2 * query
-        flops += 2 * rows * (length * per_piece + length * length * per_pair)
+        flops += 2 * rows * (own * per_piece + own * own * per_pair)
+        if isinstance(stack.position, Shaw) and block.attention.position is None:
+            tables = 1 + stack.position.values
+            flops += 2 * rows * own * query * tables * (2 * stack.position.distance + 1)
         if stack.cross != "none":
-            flops += 2 * rows * (length * 2 * d * query + source * 2 * d * kv + length * source * per_pair)
+            flops += 2 * rows * (own * 2 * d * query + source * 2 * d * kv + own * source * per_pair)
+        flops += 2 * rows * length * _depth_parameters(config, block)
     return flops

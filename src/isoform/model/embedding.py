@@ -7,39 +7,25 @@ from typing import assert_never
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from isoform.batch import Pieces
-from isoform.model.config import LayerNorm, Lookup, Norm, RMSNorm, Vocabulary
-from isoform.model.kernels import rms_norm
-
-
-class FastRMSNorm(nn.RMSNorm):
-    """torch's RMSNorm through the kernel that is fast on the device."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(.., D) to (.., D)."""
-        return rms_norm(x, self.eps or 1e-6, self.weight)
-
-
-def build_norm(config: Norm, dim: int) -> nn.Module:
-    """A norm over the last dimension."""
-    match config:
-        case LayerNorm():
-            return nn.LayerNorm(dim, eps=config.epsilon, bias=config.bias)
-        case RMSNorm():
-            return FastRMSNorm(dim, eps=config.epsilon, elementwise_affine=config.scale)
-        case _:
-            assert_never(config)
+from isoform.mask import Coordinates
+from isoform.model import config
+from isoform.model.config import Convolution, Head, Lookup, MaskedVocabulary, Pooled, Stem, Vocabulary
+from isoform.model.feedforward import ACTIVATIONS
+from isoform.model.norm import build_norm
 
 
 class LookupStem(nn.Module):
-    """A vector per piece, optionally plus one for the piece before it and for the n-grams that end in it."""
+    """A vector per piece, optionally plus those of its kind, of the piece before, and of the n-grams that end in it."""
 
     def __init__(self, config: Lookup, vocab_size: int, model_dim: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, model_dim)
         self.multiplier = math.sqrt(model_dim) if config.scale else 1.0
         self.norm = None if config.norm is None else build_norm(config.norm, model_dim)
+        self.kinds = nn.Embedding(config.num_kinds, model_dim) if config.num_kinds else None
         self.vocab_size, self.orders = vocab_size, config.ngrams
         self.previous = nn.Embedding(vocab_size + 1, model_dim) if config.previous else None
         self.num_rows = [min((vocab_size + 1) ** n, config.ngram_rows) for n in config.ngrams]
@@ -51,6 +37,8 @@ class LookupStem(nn.Module):
         x = self.embedding(pieces.ids)
         if self.multiplier != 1.0:
             x = x * self.multiplier
+        if self.kinds is not None:
+            x = x + (self.kinds.weight[0] if pieces.kinds is None else self.kinds(pieces.kinds))
         if self.looks_back:
             before = self.before(pieces)
             if self.previous is not None:
@@ -82,19 +70,158 @@ class LookupStem(nn.Module):
 HASH, PRIME = 1_000_003, 2**31 - 1
 
 
+class LinearStem(nn.Module):
+    """Feature rows through one matrix; pieces that have an id get a learned vector instead."""
+
+    looks_back = 0
+
+    def __init__(self, config: config.Linear, model_dim: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(config.num_features, model_dim, bias=config.bias)
+        self.embedding = nn.Embedding(config.num_ids, model_dim) if config.num_ids else None
+
+    def forward(self, pieces: Pieces) -> Tensor:
+        """Pieces with features (B, T, F) to (B, T, D)."""
+        x = self.projection(features_of(pieces, self.projection.in_features))
+        if self.embedding is None:
+            return x
+        has_id = (pieces.ids >= 0).unsqueeze(-1)
+        return torch.where(has_id, self.embedding(pieces.ids.clamp(min=0)), x)
+
+
+class ConvolutionStem(nn.Module):
+    """Frames through two convolutions over time with GELUs, the second with a stride (Whisper, 2022, section 2.2)."""
+
+    looks_back = 0
+
+    def __init__(self, config: Convolution, model_dim: int) -> None:
+        super().__init__()
+        f, width, around = config.num_features, config.width, config.width // 2
+        self.stride = config.stride
+        self.first = nn.Conv1d(f, model_dim, width, padding=around)
+        self.second = nn.Conv1d(model_dim, model_dim, width, padding=around, stride=config.stride)
+
+    def forward(self, pieces: Pieces) -> Tensor:
+        """Pieces with `stride` frames each, (B, T, stride x F), to (B, T, D). Raises ValueError for packed rows."""
+        frames = features_of(pieces, self.stride * self.first.in_channels)
+        if pieces.coordinates.start != 0:
+            raise ValueError("a convolution over time needs rows of one segment from index 0 on; don't pack them")
+        frames = frames.reshape(len(frames), -1, self.first.in_channels).mT
+        return functional.gelu(self.second(functional.gelu(self.first(frames)))).mT
+
+
+def features_of(pieces: Pieces, num_features: int) -> Tensor:
+    """The features (B, T, F). Raises ValueError where there are none or another number of them."""
+    features = pieces.features
+    if features is None or features.shape[-1] != num_features:
+        there = "none" if features is None else f"{features.shape[-1]}"
+        raise ValueError(f"the stem reads {num_features} features per piece, but the pieces have {there}")
+    return features
+
+
+def build_stem(config: Stem, vocab_size: int, model_dim: int) -> LookupStem | LinearStem | ConvolutionStem:
+    """The module of a stem. Raises ValueError for a size that is still open."""
+    match config:
+        case Lookup():
+            if vocab_size < 1:
+                raise ValueError(f"vocab_size={vocab_size}: set it to the number of pieces of the codec")
+            return LookupStem(config, vocab_size, model_dim)
+        case Convolution():
+            return ConvolutionStem(config, model_dim)
+        case _:
+            if config.num_features < 1:
+                raise ValueError("stem.num_features=0: set it to the number of features that the codec gives")
+            return LinearStem(config, model_dim)
+
+
 class VocabularyHead(nn.Module):
     """A score per piece of the vocabulary; tied heads borrow the embedding's table."""
 
-    def __init__(self, config: Vocabulary, vocab_size: int, model_dim: int, table: Tensor) -> None:
+    def __init__(self, config: Vocabulary, vocab_size: int, model_dim: int, table: nn.Embedding | None) -> None:
         super().__init__()
-        assert isinstance(table, nn.Parameter)
-        self.weight = table if config.tied else nn.Parameter(torch.empty(vocab_size, model_dim))
+        self.weight = own_or_shared(config.tied, table, vocab_size, model_dim)
         self.bias = nn.Parameter(torch.empty(vocab_size)) if config.bias else None
-        self.softcap = config.softcap
+        self.softcap, self.scale = config.softcap, config.scale
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, coordinates: Coordinates | None = None) -> Tensor:
         """hidden (B, T, D) to logits (B, T, V)."""
-        logits = nn.functional.linear(hidden, self.weight, self.bias)
+        logits = functional.linear(hidden if self.scale is None else hidden * self.scale, self.weight, self.bias)
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits
+
+
+class MaskedVocabularyHead(nn.Module):
+    """Dense, activation and norm, then a score per piece of the vocabulary (BERT, Devlin et al. 2019)."""
+
+    def __init__(self, config: MaskedVocabulary, vocab_size: int, model_dim: int, table: nn.Embedding | None) -> None:
+        super().__init__()
+        self.dense = nn.Linear(model_dim, model_dim, bias=config.dense_bias)
+        self.activation, self.norm = ACTIVATIONS[config.activation], build_norm(config.norm, model_dim)
+        self.weight = own_or_shared(config.tied, table, vocab_size, model_dim)
+        self.bias = nn.Parameter(torch.empty(vocab_size)) if config.bias else None
+
+    def forward(self, hidden: Tensor, coordinates: Coordinates | None = None) -> Tensor:
+        """hidden (B, T, D) to logits (B, T, V)."""
+        return functional.linear(self.norm(self.activation(self.dense(hidden))), self.weight, self.bias)
+
+
+def own_or_shared(tied: bool, table: nn.Embedding | None, vocab_size: int, model_dim: int) -> nn.Parameter:
+    """The weight (V, D) of a head."""
+    if not tied:
+        return nn.Parameter(torch.empty(vocab_size, model_dim))
+    assert table is not None
+    return table_of(table)
+
+
+def table_of(embedding: nn.Embedding) -> nn.Parameter:
+    """The table of an embedding."""
+    assert isinstance(embedding.weight, nn.Parameter)
+    return embedding.weight
+
+
+class PooledHead(nn.Module):
+    """One answer per segment, given at each of its pieces."""
+
+    def __init__(self, config: Pooled, model_dim: int) -> None:
+        super().__init__()
+        if not config.embed and config.num_outputs < 1:
+            raise ValueError("head.num_outputs=0: set it to the number of classes, or set head.embed")
+        self.over, self.embeds = config.over, config.embed
+        self.dense = nn.Linear(model_dim, model_dim) if config.hidden else None
+        self.output = None if config.embed else nn.Linear(model_dim, config.num_outputs, bias=config.bias)
+
+    def forward(self, hidden: Tensor, coordinates: Coordinates | None = None) -> Tensor:
+        """hidden (B, T, D) at these coordinates (absent: a segment a row) to (B, T, C), the same all over a segment."""
+        pooled = self.pool(hidden, coordinates)
+        if self.dense is not None:
+            pooled = torch.tanh(self.dense(pooled))
+        return functional.normalize(pooled, dim=-1) if self.output is None else self.output(pooled)
+
+    def pool(self, hidden: Tensor, coordinates: Coordinates | None) -> Tensor:
+        """What speaks for the segment of each piece, (B, T, D)."""
+        if coordinates is None or coordinates.start is not None:
+            first, last = hidden[:, :1], hidden[:, -1:]
+            return {"first": first, "last": last, "mean": hidden.mean(1, keepdim=True)}[self.over].expand_as(hidden)
+        segment = coordinates.segment
+        same = (segment.unsqueeze(2) == segment.unsqueeze(1)) & (segment >= 0).unsqueeze(2)
+        if self.over == "mean":
+            return same.to(hidden.dtype) @ hidden / same.sum(-1, keepdim=True).clamp(min=1)
+        order = same.int()
+        at = order.argmax(-1) if self.over == "first" else segment.shape[1] - 1 - order.flip(-1).argmax(-1)
+        return hidden.gather(1, at.unsqueeze(-1).expand_as(hidden))
+
+
+def build_head(
+    config: Head, vocab_size: int, model_dim: int, table: nn.Embedding | None
+) -> VocabularyHead | MaskedVocabularyHead | PooledHead:
+    """The module of a head; `table`: the stem's (V, D), for one that is tied."""
+    match config:
+        case Vocabulary():
+            return VocabularyHead(config, vocab_size, model_dim, table)
+        case MaskedVocabulary():
+            return MaskedVocabularyHead(config, vocab_size, model_dim, table)
+        case Pooled():
+            return PooledHead(config, model_dim)
+        case _:
+            assert_never(config)

@@ -8,7 +8,7 @@ from typing import assert_never
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isoform.model.config import Activation, Dense, FeedForward, Gated
+from isoform.model.config import Activation, Dense, Gated
 from isoform.model.kernels import Linear, gelu_tanh, relu2
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -49,8 +49,10 @@ class GatedFeedForward(nn.Module):
         return self.down(self.activation(gate) * up)
 
 
-def build_feedforward(config: FeedForward, model_dim: int, feedforward_dim: int) -> DenseFeedForward | GatedFeedForward:
-    """The module of a feed-forward config; D = model_dim, F = feedforward_dim."""
+def build_feedforward(
+    config: Dense | Gated, model_dim: int, feedforward_dim: int
+) -> DenseFeedForward | GatedFeedForward:
+    """The module of a feed-forward config without experts; D = model_dim, F = feedforward_dim."""
     match config:
         case Dense():
             return DenseFeedForward(config, model_dim, feedforward_dim)

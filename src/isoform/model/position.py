@@ -1,21 +1,39 @@
 """Position schemes as hooks that the rest calls without asking which scheme it has.
 
-`embed(x, coordinates)` adds places to the embeddings; `at(coordinates)` gives the function that turns
-queries and keys. A new scheme is a class with these two methods.
+`embed` adds places to the embeddings, `at` turns queries and keys, `bias` adds to the scores by distance, `relative`
+gives vectors per distance to scores and values. A new scheme is a class with the hooks that it needs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import assert_never
 
 import torch
 from torch import Tensor, nn
 
 from isoform.mask import Coordinates
-from isoform.model.config import Learned, Position, Rotary, Sinusoidal
+from isoform.model.config import (
+    ALiBi,
+    Buckets,
+    Extension,
+    Grid,
+    Learned,
+    LinearExtension,
+    Llama3Extension,
+    NTKExtension,
+    Position,
+    Rotary,
+    Shaw,
+    Sinusoidal,
+    YaRNExtension,
+)
 
 Turn = Callable[[Tensor], Tensor]
+CPU = torch.device("cpu")
+"""Where tables are made, also for a model whose parameters are only described."""
 
 
 def unturned(heads: Tensor) -> Tensor:
@@ -23,18 +41,52 @@ def unturned(heads: Tensor) -> Tensor:
     return heads
 
 
-class NoPosition(nn.Module):
-    """Attention over a set: only the mask tells places apart."""
+@dataclass(frozen=True, eq=False)
+class Relative:
+    """Vectors along each edge, for one pass: which of the tables' R rows an edge has (B or 1, T, S)."""
+
+    rows: Tensor
+    keys: Tensor
+    values: Tensor | None
+
+    def scores(self, q: Tensor) -> Tensor:
+        """What the edges' keys add to the query-key products: q (B, N, T, H) to (B, N, T, S)."""
+        products = q @ self.keys.to(q.dtype).T
+        return products.gather(-1, self.rows.unsqueeze(1).expand(*products.shape[:2], *self.rows.shape[1:]))
+
+    def mixed(self, weights: Tensor) -> Tensor:
+        """What the edges' values add to the output: weights (B, N, T, S) to (B, N, T, H)."""
+        assert self.values is not None
+        by_row = weights.new_zeros(*weights.shape[:3], len(self.values))
+        by_row = by_row.scatter_add(-1, self.rows.unsqueeze(1).expand_as(weights), weights)
+        return by_row @ self.values.to(weights.dtype)
+
+
+class Scheme(nn.Module):
+    """The hooks of a position scheme; as they stand here places make no difference, and only the mask tells them."""
+
+    needs: frozenset[str] = frozenset()
+    """What a kernel must be able to do for it, beyond queries, keys and values: `bias`, `relative`, `values`."""
 
     def embed(self, x: Tensor, coordinates: Coordinates) -> Tensor:
+        """Embeddings (B, T, D) with their places in them."""
         return x
 
     def at(self, coordinates: Coordinates) -> Turn:
+        """What is done to queries and keys (B, T, heads, H) that stand at these coordinates."""
         return unturned
 
+    def bias(self, query: Coordinates, key: Coordinates) -> Tensor | None:
+        """What is added to the scores (B or 1, N, T, S), from the places alone."""
+        return None
 
-class AddedPosition(nn.Module):
-    """A table (context_length, D), learned or sinusoidal, whose rows are added to the embeddings."""
+    def relative(self, query: Coordinates, key: Coordinates) -> Relative | None:
+        """Vectors along the edges."""
+        return None
+
+
+class AddedPosition(Scheme):
+    """A table (L, D), learned or sinusoidal, whose rows are added to the embeddings."""
 
     def __init__(self, table: Tensor, *, learned: bool) -> None:
         super().__init__()
@@ -48,70 +100,215 @@ class AddedPosition(nn.Module):
             return x + self.table[coordinates.start : coordinates.start + x.shape[1]]
         return x + self.table[coordinates.places]
 
-    def at(self, coordinates: Coordinates) -> Turn:
-        return unturned
+
+class GridPosition(Scheme):
+    """A vector per row and one per column; places are (row, column)."""
+
+    def __init__(self, config: Grid, model_dim: int) -> None:
+        super().__init__()
+        self.row_table = nn.Parameter(torch.empty(config.rows, model_dim))
+        self.column_table = nn.Parameter(torch.empty(config.columns, model_dim))
+
+    def embed(self, x: Tensor, coordinates: Coordinates) -> Tensor:
+        row, column = _axes(coordinates, 2).unbind(-1)
+        return x + self.row_table[row] + self.column_table[column]
 
 
-class RotaryPosition(nn.Module):
-    """Rotary embedding (Su et al. 2021, eq. 34), halves layout: feature i is paired with i + H/2."""
+class RotaryPosition(Scheme):
+    """Rotary embedding (Su et al. 2021, eq. 34), halves layout: turned feature i is paired with i + R/2, R of them."""
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, base: float, head_dim: int, context_length: int) -> None:
+    def __init__(self, config: Rotary, rotated_dim: int, context_length: int) -> None:
         super().__init__()
-        frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-        angles = torch.arange(context_length, dtype=torch.float64)[:, None] * frequencies
-        angles_full = torch.cat([angles, angles], -1)
-        self.register_buffer("cos", angles_full.cos().float(), persistent=False)
-        signed = torch.cat([-angles.sin(), angles.sin()], -1)
-        self.register_buffer("sin", signed.float(), persistent=False)
-
-    def embed(self, x: Tensor, coordinates: Coordinates) -> Tensor:
-        return x
+        frequencies, factor = rotary_frequencies(config, rotated_dim // config.axes)
+        angles = torch.arange(context_length, dtype=torch.float64, device=CPU)[:, None] * frequencies
+        self.rotated_dim, self.axes = rotated_dim, config.axes
+        repeats = 2 if self.axes == 1 else 1  # of one axis the rows are kept as they are used
+        self.register_buffer("cos", (angles.cos() * factor).float().repeat(1, repeats), persistent=False)
+        self.register_buffer("sin", (angles.sin() * factor).float().repeat(1, repeats), persistent=False)
+        if self.axes == 1:
+            self.sin[:, : rotated_dim // 2].neg_()
 
     def at(self, coordinates: Coordinates) -> Turn:
-        if coordinates.start is not None and coordinates.place is None:
-            places: slice | Tensor = slice(coordinates.start, coordinates.start + coordinates.index.shape[-1])
-        else:
-            places = coordinates.places
-        cos, sin = self.cos[places].unsqueeze(-2), self.sin[places].unsqueeze(-2)  # (.., T, 1, H)
+        cos, sin = (t.unsqueeze(-2) for t in self.tables(coordinates))  # (.., T, 1, R)
 
         def turn(heads: Tensor) -> Tensor:
             """(B, T, heads, H), each pair of features turned by its piece's angle."""
-            c, s = cos.to(heads.dtype), sin.to(heads.dtype)
-            return heads * c + heads.roll(heads.shape[-1] // 2, -1) * s
+            c, s, turned_dim = cos.to(heads.dtype), sin.to(heads.dtype), self.rotated_dim
+            turned = heads if heads.shape[-1] == turned_dim else heads[..., :turned_dim]
+            out = turned * c + turned.roll(turned_dim // 2, -1) * s
+            return out if turned is heads else torch.cat([out, heads[..., turned_dim:]], -1)
 
         return turn
 
+    def tables(self, coordinates: Coordinates) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines (.., T, R) of the places."""
+        if self.axes > 1:
+            places = _axes(coordinates, self.axes)
+            cos, sin = self.cos[places].flatten(-2), self.sin[places].flatten(-2)
+            return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        if coordinates.start is not None and coordinates.place is None:
+            places = slice(coordinates.start, coordinates.start + coordinates.index.shape[-1])
+            return self.cos[places], self.sin[places]
+        return self.cos[coordinates.places], self.sin[coordinates.places]
 
-def sinusoids(context_length: int, dim: int, base: float) -> Tensor:
-    """(T, D) sines in even, cosines in odd features (Vaswani et al. 2017, section 3.5)."""
-    exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
-    angles = torch.arange(context_length, dtype=torch.float64)[:, None] * base**-exponents
-    table = torch.zeros(context_length, dim, dtype=torch.float64)
-    table[:, 0::2] = angles.sin()
-    table[:, 1::2] = angles.cos()[:, : dim // 2]
+
+class ShawPosition(Scheme):
+    """A learned vector per clipped distance for keys, and one for values (Shaw et al. 2018, eq. 3-4)."""
+
+    def __init__(self, config: Shaw, head_dim: int) -> None:
+        super().__init__()
+        self.distance = config.distance
+        self.key_table = nn.Parameter(torch.empty(2 * config.distance + 1, head_dim))
+        self.value_table = nn.Parameter(torch.empty(2 * config.distance + 1, head_dim)) if config.values else None
+        self.needs = frozenset({"relative", "values"} if config.values else {"relative"})
+
+    def relative(self, query: Coordinates, key: Coordinates) -> Relative | None:
+        rows = distances(query, key).clamp(-self.distance, self.distance) + self.distance
+        return Relative(rows, self.key_table, self.value_table)
+
+
+class BucketPosition(Scheme):
+    """A learned bias per head and bucket of distances: near ones exact, far ones by logarithm (T5, section 2.1)."""
+
+    needs = frozenset({"bias"})
+
+    def __init__(self, config: Buckets, num_heads: int) -> None:
+        super().__init__()
+        self.config = config
+        self.table = nn.Parameter(torch.empty(config.num_buckets, num_heads))
+
+    def bias(self, query: Coordinates, key: Coordinates) -> Tensor | None:
+        return self.table[self.buckets(distances(query, key))].movedim(-1, -3)
+
+    def buckets(self, distance: Tensor) -> Tensor:
+        """The bucket of each distance, key's place minus query's."""
+        count, first = self.config.num_buckets, torch.zeros_like(distance)
+        if self.config.bidirectional:
+            count //= 2
+            first, distance = (distance > 0) * count, distance.abs()
+        else:
+            distance = -distance.clamp(max=0)
+        exact = count // 2
+        ratio = (distance.clamp(min=1).float() / exact).log() / math.log(self.config.max_distance / exact)
+        far = (exact + (ratio * (count - exact)).long()).clamp(max=count - 1)
+        return first + torch.where(distance < exact, distance, far)
+
+
+class ALiBiPosition(Scheme):
+    """-slope x distance, with a slope per head (Press et al. 2022, section 3)."""
+
+    needs = frozenset({"bias"})
+    slopes: Tensor
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.register_buffer("slopes", torch.tensor(alibi_slopes(num_heads), device=CPU), persistent=False)
+
+    def bias(self, query: Coordinates, key: Coordinates) -> Tensor | None:
+        return -self.slopes[:, None, None] * distances(query, key).abs().unsqueeze(-3)
+
+
+def distances(query: Coordinates, key: Coordinates) -> Tensor:
+    """Key's place minus query's, (B, T, S)."""
+    return key.places.unsqueeze(1) - query.places.unsqueeze(2)
+
+
+def _axes(coordinates: Coordinates, count: int) -> Tensor:
+    place = coordinates.place
+    if place is None or place.dim() != 3 or place.shape[-1] != count:
+        there = "only an index" if place is None else f"places of shape {tuple(place.shape)}"
+        raise ValueError(f"the position scheme needs places of {count} numbers, but the pieces have {there}")
+    return place
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """The slope of each head: a geometric series from 2^(-8/n); for other counts than powers of two, that of the next
+    lower power and every other one of the next higher."""
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    finer = [2 ** (-4 * (i + 1) / power) for i in range(2 * power)]
+    return slopes + finer[0::2][: num_heads - power]
+
+
+def rotary_frequencies(config: Rotary, dim: int) -> tuple[Tensor, float]:
+    """Radians per place of each pair (dim / 2,), float64, and what cosines and sines are multiplied by."""
+    exponents = torch.arange(0, dim, 2, dtype=torch.float64, device=CPU) / dim
+    plain, extension = config.base**-exponents, config.extension
+    return (plain, 1.0) if extension is None else _extended(plain, config.base, dim, extension)
+
+
+def _extended(plain: Tensor, base: float, dim: int, extension: Extension) -> tuple[Tensor, float]:
+    slow = plain / extension.factor
+    match extension:
+        case LinearExtension():
+            return slow, 1.0
+        case NTKExtension(factor=factor):
+            exponents = torch.arange(0, dim, 2, dtype=torch.float64, device=CPU) / dim
+            return (base * factor ** (dim / (dim - 2))) ** -exponents, 1.0
+        case YaRNExtension():
+            first, last = (
+                dim * math.log(extension.original_length / (beta * 2 * math.pi)) / (2 * math.log(base))
+                for beta in (extension.beta_fast, extension.beta_slow)
+            )
+            low, high = max(math.floor(first), 0), min(math.ceil(last), dim - 1)
+            ramp = (torch.arange(len(plain), dtype=torch.float64, device=CPU) - low) / max(high - low, 0.001)
+            share = ramp.clamp(0, 1)
+            factor = extension.attention_factor
+            return slow * share + plain * (1 - share), 0.1 * math.log(
+                extension.factor
+            ) + 1 if factor is None else factor
+        case Llama3Extension(low_frequency_factor=low, high_frequency_factor=high):
+            turns = plain * extension.original_length / (2 * math.pi)
+            share = ((turns - low) / (high - low)).clamp(0, 1)
+            return slow * (1 - share) + plain * share, 1.0
+        case _:
+            assert_never(extension)
+
+
+def sinusoids(context_length: int, dim: int, base: float, order: str) -> Tensor:
+    """(T, D) sines and cosines (Vaswani et al. 2017, section 3.5), side by side or in halves."""
+    exponents = torch.arange(0, dim, 2, dtype=torch.float64, device=CPU) / dim
+    angles = torch.arange(context_length, dtype=torch.float64, device=CPU)[:, None] * base**-exponents
+    sin, cos = angles.sin(), angles.cos()[:, : dim // 2]
+    if order == "halves":
+        return torch.cat([sin, cos], -1).float()
+    table = torch.zeros(context_length, dim, dtype=torch.float64, device=CPU)
+    table[:, 0::2], table[:, 1::2] = sin, cos
     return table.float()
 
 
 def build_position(
-    config: Position | None, *, model_dim: int, head_dims: set[int], context_length: int
-) -> NoPosition | AddedPosition | RotaryPosition:
-    """The scheme a stack owns. Raises ValueError if rotary blocks disagree about the width of a head."""
+    config: Position | None, *, model_dim: int, num_heads: set[int], rotated_dims: set[int], context_length: int
+) -> Scheme:
+    """The scheme that the blocks of a stack share, from what they have; one per block is built by the block itself.
+
+    Raises ValueError if the blocks disagree about what they would share.
+    """
     match config:
-        case None:
-            return NoPosition()
+        case None | Shaw():
+            return Scheme()
         case Learned():
             return AddedPosition(torch.empty(context_length, model_dim), learned=True)
+        case Grid():
+            return GridPosition(config, model_dim)
         case Sinusoidal():
-            return AddedPosition(sinusoids(context_length, model_dim, config.base), learned=False)
+            return AddedPosition(sinusoids(context_length, model_dim, config.base, config.order), learned=False)
         case Rotary():
-            if len(head_dims) != 1:
-                raise ValueError(
-                    f"blocks of one stack share the rotary table, but have head_dim {sorted(head_dims)}; "
-                    f"give them one head_dim"
-                )
-            return RotaryPosition(config.base, head_dims.pop(), context_length)
+            return RotaryPosition(config, _only(rotated_dims, "rotary table", "head_dim"), context_length)
+        case Buckets():
+            return BucketPosition(config, _only(num_heads, "table of biases", "num_heads"))
+        case ALiBi():
+            return ALiBiPosition(_only(num_heads, "slopes", "num_heads"))
         case _:
             assert_never(config)
+
+
+def _only(values: set[int], what: str, field: str) -> int:
+    if len(values) != 1:
+        raise ValueError(
+            f"blocks of one stack share the {what}, but have {field} {sorted(values)}; give them one {field}"
+        )
+    return next(iter(values))

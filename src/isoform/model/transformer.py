@@ -7,20 +7,25 @@ was seen before as a cache.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from isoform.batch import Pieces, plain_pieces
 from isoform.mask import Causal, Coordinates, Full, Mask
-from isoform.model.attention import ALL, Allowed, Attention, lower
-from isoform.model.cache import Cache
-from isoform.model.config import BlockConfig, ModelConfig, Norm, StackConfig
-from isoform.model.embedding import LookupStem, VocabularyHead, build_norm
+from isoform.model.attention import Attention, Edges
+from isoform.model.cache import Cache, LayerCache
+from isoform.model.config import BlockConfig, Experts, ModelConfig, Norm, Rotary, Shaw, StackConfig
+from isoform.model.depth import DepthRouter, Subset
+from isoform.model.embedding import LookupStem, PooledHead, build_head, build_stem, table_of
+from isoform.model.experts import ExpertStack, Tally, build_experts
 from isoform.model.feedforward import build_feedforward
 from isoform.model.kernels import Linear, dropout
-from isoform.model.position import Turn, build_position
+from isoform.model.lowering import check_kernel, lower, reach
+from isoform.model.norm import ZeroCenteredRMSNorm, build_norm
+from isoform.model.position import Scheme, ShawPosition, Turn, build_position
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,15 +38,51 @@ class Memory:
 
 @dataclass(eq=False)
 class Pass:
-    """What the blocks of a stack share during one pass through it."""
+    """What the blocks of a stack share during one pass through it; what depends on mask and places is made once."""
 
     x0: Tensor
-    turn: Turn
-    allowed: Callable[[BlockConfig], Allowed]
-    memory: Tensor | None = None
-    memory_allowed: Allowed = ALL
+    coordinates: Coordinates
+    mask: Mask
+    memory: Memory | None = None
     cache: Cache | None = None
+    tally: Tally | None = None
     first_values: Tensor | None = None
+    kernel: str = "auto"
+    made: dict[tuple, Edges] = field(default_factory=dict)
+    turns: dict[int, Turn] = field(default_factory=dict)
+
+    def edges(self, block: BlockConfig, scheme: Scheme, layer: int) -> Edges:
+        """Who may attend to whom in a block, and what places say about it."""
+        keys = self.coordinates if self.cache is None else self.cache.keys(layer)
+        pattern = block.attention.pattern
+        known = pattern, id(scheme), id(keys)
+        if known not in self.made:
+            if id(scheme) not in self.turns:
+                self.turns[id(scheme)] = scheme.at(self.coordinates)
+            bias, relative = scheme.bias(self.coordinates, keys), scheme.relative(self.coordinates, keys)
+            mask = self.mask if pattern is None else self.mask & pattern
+            needs_all = bias is not None or relative is not None
+            allowed = lower(mask, self.coordinates, keys, wants_bias=needs_all, kernel=self.kernel)
+            self.made[known] = Edges(allowed, self.turns[id(scheme)], bias, relative)
+        return self.made[known]
+
+    @cached_property
+    def memory_edges(self) -> Edges:
+        """Who may ask the memory: every piece of the same segment."""
+        assert self.memory is not None
+        return Edges(lower(Full(), self.coordinates, self.memory.coordinates, kernel=self.kernel))
+
+    @property
+    def present(self) -> Tensor | None:
+        """Which slots hold a piece (B, T); None: all."""
+        return None if self.coordinates.start is not None else self.coordinates.segment >= 0
+
+    def within(self, subset: Subset) -> Pass:
+        """The same for some of the pieces."""
+        first = None if self.first_values is None else subset.gather(self.first_values)
+        coordinates = subset.coordinates(self.coordinates)
+        x0, others = subset.gather(self.x0), (self.memory, self.cache, self.tally)
+        return Pass(x0, coordinates, self.mask, *others, first, self.kernel)
 
 
 BEFORE_INNER_AFTER = {
@@ -49,6 +90,7 @@ BEFORE_INNER_AFTER = {
     "post": (False, False, True),
     "reordered": (False, True, False),
     "sandwich": (True, True, False),
+    "bare": (False, False, False),
 }
 
 
@@ -65,69 +107,129 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         """The stream (B, T, D) with the branch f added."""
-        y = f(x if self.before is None else self.before(x))
+        x = x + self.branch(f(self.entrance(x)))
+        return x if self.after is None else self.after(x)
+
+    def entrance(self, x: Tensor) -> Tensor:
+        """What f reads."""
+        return x if self.before is None else self.before(x)
+
+    def branch(self, y: Tensor) -> Tensor:
+        """What f gave, as it is added to the stream."""
         if self.inner is not None:
             y = self.inner(y)
-        if self.dropout and self.training:
-            y = dropout(y, self.dropout)
-        return x + y if self.after is None else self.after(x + y)
+        return dropout(y, self.dropout) if self.dropout and self.training else y
 
 
 class Block(nn.Module):
-    """Attention (and cross-attention where there is an encoder), then feed-forward."""
+    """Attention (and cross-attention where there is an encoder), then feed-forward, or both beside each other."""
 
-    def __init__(self, config: BlockConfig, model: ModelConfig, index: int, *, cross: bool) -> None:
+    def __init__(self, config: BlockConfig, model: ModelConfig, stack: StackConfig, *, is_first: bool) -> None:
         super().__init__()
         dim, head_dim = model.model_dim, model.head_dim(config)
-        self.config, self.index = config, index
+        self.config = config
 
-        def residual() -> Residual:
-            return Residual(config.norm, config.norm_placement, dim, model.dropout)
+        def residual(placement: str = config.norm_placement) -> Residual:
+            return Residual(config.norm, placement, dim, model.dropout)
 
-        self.attention_norm, self.attention = residual(), Attention(config.attention, dim, head_dim)
-        if cross:
+        self.position = _own_position(config, model, stack)
+        self.attention_norm = residual("bare") if is_first and not stack.first_norm else residual()
+        self.attention = Attention(config.attention, dim, head_dim)
+        if stack.cross != "none":
             self.cross_norm = residual()
             self.cross = Attention(config.attention, dim, head_dim, cross=True)
-        self.feedforward_norm = residual()
-        self.feedforward = build_feedforward(config.feedforward, dim, model.feedforward_dim(config))
+        self.feedforward_norm = residual("bare") if config.parallel == "one_norm" else residual()
+        match config.feedforward:
+            case Experts(expert=expert):
+                self.feedforward = build_experts(config.feedforward, dim, model.feedforward_dim(expert))
+            case _:
+                self.feedforward = build_feedforward(config.feedforward, dim, model.feedforward_dim(config.feedforward))
+        self.is_routed = isinstance(config.feedforward, Experts)
         self.x0_mix = nn.Parameter(torch.tensor([1.0, 0.0])) if config.x0_shortcut else None
+        self.depth = None if config.depth is None else DepthRouter(config.depth, dim)
+        self.is_causal = stack is model.decoder
 
-    def forward(self, x: Tensor, shared: Pass) -> Tensor:
-        """The stream (B, T, D) through this block."""
+    def forward(self, x: Tensor, shared: Pass, scheme: Scheme, layer: int) -> Tensor:
+        """The stream (B, T, D) through this block, the layer-th on its way; `scheme`: the stack's positions."""
+        if self.depth is None:
+            return self.through(x, shared, scheme, layer)
+        if self.is_causal and not self.training:
+            subset = self.depth.predict(x, shared.present)
+        else:
+            subset = self.depth.choose(x, shared.present, shared.tally)
+        inside = subset.gather(x)
+        if shared.cache is not None:
+            shared.cache.extend(subset.coordinates(shared.coordinates), layer)
+        return subset.scatter_back(x, inside, self.through(inside, shared.within(subset), scheme, layer))
+
+    def through(self, x: Tensor, shared: Pass, scheme: Scheme, layer: int) -> Tensor:
+        """The pieces (B, T, D) that go through."""
         if self.x0_mix is not None:
             x = self.x0_mix[0] * x + self.x0_mix[1] * shared.x0
-        cache, end = (None, 0) if shared.cache is None else (shared.cache.layers[self.index], shared.cache.length)
+        edges = shared.edges(self.config, scheme if self.position is None else self.position, layer)
+        cache = None if shared.cache is None else shared.cache.layers[layer]
 
         def attention(y: Tensor) -> Tensor:
-            allowed = shared.allowed(self.config)
-            y, values = self.attention(y, allowed, shared.turn, shared.first_values, cache, end)
+            y, values = self.attention(y, edges, shared.first_values, cache)
             if shared.first_values is None:
                 shared.first_values = values
             return y
 
+        def feedforward(y: Tensor) -> Tensor:
+            return self.feedforward(y, shared.present, shared.tally) if self.is_routed else self.feedforward(y)
+
+        if self.config.parallel != "none":
+            read = self.attention_norm.entrance(x)
+            beside = read if self.config.parallel == "one_norm" else self.feedforward_norm.entrance(x)
+            x = x + self.attention_norm.branch(attention(read)) + self.feedforward_norm.branch(feedforward(beside))
+            return x if shared.memory is None else self.read(x, shared, cache)
         x = self.attention_norm(x, attention)
         if shared.memory is not None:
-            memory, edges = shared.memory, shared.memory_allowed
-            x = self.cross_norm(x, lambda y: self.cross.read(y, memory, edges, cache))
-        return self.feedforward_norm(x, self.feedforward)
+            x = self.read(x, shared, cache)
+        return self.feedforward_norm(x, feedforward)
+
+    def read(self, x: Tensor, shared: Pass, cache: LayerCache | None) -> Tensor:
+        """The stream with what cross-attention found in the memory."""
+        memory = shared.memory
+        assert memory is not None
+        return self.cross_norm(x, lambda y: self.cross.read(y, memory.hidden, shared.memory_edges, cache))
+
+
+def _own_position(config: BlockConfig, model: ModelConfig, stack: StackConfig) -> Scheme | None:
+    own, head_dim = config.attention.position, model.head_dim(config)
+    if own is not None:
+        return build_position(
+            own,
+            model_dim=model.model_dim,
+            num_heads={config.attention.num_heads},
+            rotated_dims={model.rotated_dim(config, own)},
+            context_length=model.length(stack),
+        )
+    return ShawPosition(stack.position, head_dim) if isinstance(stack.position, Shaw) else None
 
 
 class Stack(nn.Module):
     """Blocks in series over one position scheme, and a final norm."""
 
+    kernel = "auto"
+
     def __init__(self, config: StackConfig, model: ModelConfig) -> None:
         super().__init__()
-        layers = model.layers(config)
+        self.config, layers = config, model.layers(config)
+        sharing = [block for block in layers if block.attention.position is None] or layers
+        self.context_length = model.length(config)
+        rotary = config.position if isinstance(config.position, Rotary) else Rotary()
         self.position = build_position(
             config.position,
             model_dim=model.model_dim,
-            head_dims={model.head_dim(block) for block in layers},
-            context_length=model.context_length,
+            num_heads={block.attention.num_heads for block in sharing},
+            rotated_dims={model.rotated_dim(block, rotary) for block in sharing},
+            context_length=self.context_length,
         )
-        cross = config.cross != "none"
-        self.blocks = nn.ModuleList(Block(block, model, i, cross=cross) for i, block in enumerate(layers))
+        self.input_norm = None if config.input_norm is None else build_norm(config.input_norm, model.model_dim)
+        self.blocks = nn.ModuleList(Block(block, model, config, is_first=i == 0) for i, block in enumerate(layers))
         self.final_norm = build_norm(layers[0].norm, model.model_dim) if config.final_norm else None
-        self.dropout, self.context_length = model.dropout, model.context_length
+        self.dropout = model.dropout
 
     def forward(
         self,
@@ -136,27 +238,30 @@ class Stack(nn.Module):
         mask: Mask,
         memory: Memory | None = None,
         cache: Cache | None = None,
+        tally: Tally | None = None,
     ) -> Tensor:
         """Embeddings (B, T, D) of pieces at these coordinates to hidden states (B, T, D)."""
-        keys = coordinates if cache is None else cache.extend(coordinates)
-        lowered: dict[Mask, Allowed] = {}
-
-        def allowed(block: BlockConfig) -> Allowed:
-            pattern = block.attention.pattern
-            whole = mask if pattern is None else mask & pattern
-            if whole not in lowered:
-                lowered[whole] = lower(whole, coordinates, keys)
-            return lowered[whole]
-
+        if cache is not None:
+            cache.extend(coordinates)
         x = self.position.embed(x, coordinates)
+        if self.input_norm is not None:
+            x = self.input_norm(x)
         if self.dropout and self.training:
             x = dropout(x, self.dropout)
-        shared = Pass(x, self.position.at(coordinates), allowed, cache=cache)
-        if memory is not None:
-            shared.memory = memory.hidden
-            shared.memory_allowed = lower(Full(), coordinates, memory.coordinates)
-        for block in self.blocks:
-            x = block(x, shared)
+        shared = Pass(x, coordinates, mask, memory, cache, tally, kernel=self.kernel)
+        for layer in range(self.num_layers):
+            x = self.blocks[layer % len(self.blocks)](x, shared, self.position, layer)
+            if tally is not None and layer + 1 in self.config.exits:
+                tally.exits.append(self.finished(x))
+        return self.finished(x)
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks that a piece goes through."""
+        return len(self.blocks) * self.config.loops
+
+    def finished(self, x: Tensor) -> Tensor:
+        """The stream as the head reads it."""
         return x if self.final_norm is None else self.final_norm(x)
 
 
@@ -168,51 +273,58 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        if config.vocab_size < 1:
-            raise ValueError(f"vocab_size={config.vocab_size}: set it to the number of pieces of the codec")
         self.config = config
-        self.stem = LookupStem(config.stem, config.vocab_size, config.model_dim)
+        self.stem = build_stem(config.stem, config.vocab_size, config.model_dim)
+        other = config.encoder_stem
+        self.encoder_stem = None if other is None else build_stem(other, config.vocab_size, config.model_dim)
         self.encoder = None if config.encoder is None else Stack(config.encoder, config)
         self.decoder = None if config.decoder is None else Stack(config.decoder, config)
-        self.head = VocabularyHead(config.head, config.vocab_size, config.model_dim, self.stem.embedding.weight)
+        table = self.stem.embedding if isinstance(self.stem, LookupStem) else None
+        self.head = build_head(config.head, config.vocab_size, config.model_dim, table)
         self.reset_parameters()
+
+    def tie(self) -> None:
+        """Let a tied head borrow the stem's table again, after the table was replaced."""
+        assert isinstance(self.stem, LookupStem) and not isinstance(self.head, PooledHead)
+        self.head.weight = table_of(self.stem.embedding)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw every parameter afresh, as config.initialization says, from torch's generator."""
         init = self.config.initialization
-        stacks = [s for s in (self.encoder, self.decoder) if s is not None]
-        branches = sum(
-            len(s.blocks) * (2 + (c.cross != "none")) for s, c in zip(stacks, self._stack_configs(), strict=True)
-        )
+        branches = sum(stack.num_layers * stack.loops * (2 + (stack.cross != "none")) for stack in self.config.stacks)
         for name, parameter in self.named_parameters():
             leaf = name.rsplit(".", 1)[-1]
             if leaf.endswith("_mix"):
                 continue  # shortcuts keep the values they were made with
-            if leaf == "bias":
+            module = self.get_submodule(name.rpartition(".")[0])
+            if leaf == "bias" or isinstance(module, ZeroCenteredRMSNorm):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 1:
                 nn.init.ones_(parameter)
             elif name.startswith(("stem.previous", "stem.ngrams")):
                 nn.init.zeros_(parameter)
-            elif name.startswith("stem.") or leaf == "table":
+            elif name.startswith(("stem.", "encoder_stem.")) or leaf.endswith("table"):
                 nn.init.normal_(parameter, std=init.embedding)
             elif name.startswith("head.") and init.head == "zero":
                 nn.init.zeros_(parameter)
             else:
-                std = parameter.shape[1] ** -0.5 if init.matrix is None else init.matrix
-                if name.endswith((".output.weight", ".down.weight")):
+                std = parameter.shape[-1] ** -0.5 if init.matrix is None else init.matrix
+                if name.endswith((".output.weight", ".down.weight", ".down")) and ".blocks." in name:
                     std *= {"matrix": 1.0, "scaled": branches**-0.5, "zero": 0.0}[init.output]
                 nn.init.normal_(parameter, std=std)
 
-    def _stack_configs(self) -> list[StackConfig]:
-        return [c for c in (self.config.encoder, self.config.decoder) if c is not None]
-
-    def encode(self, pieces: Pieces | Tensor, mask: Mask | None = None) -> Memory:
+    def encode(self, pieces: Pieces | Tensor, mask: Mask | None = None, tally: Tally | None = None) -> Memory:
         """What the encoder makes of pieces (B, S); everything sees everything unless a mask says otherwise."""
         assert self.encoder is not None, "this model has no encoder"
-        pieces = self._checked(pieces)
-        hidden = self.encoder(self.stem(pieces), pieces.coordinates, Full() if mask is None else mask)
+        pieces = self._checked(pieces, self.encoder)
+        x = (self.stem if self.encoder_stem is None else self.encoder_stem)(pieces)
+        hidden = self.encoder(x, pieces.coordinates, Full() if mask is None else mask, tally=tally)
         return Memory(hidden, pieces.coordinates)
 
     def decode(
@@ -221,6 +333,7 @@ class Transformer(nn.Module):
         mask: Mask | None = None,
         memory: Memory | None = None,
         cache: Cache | None = None,
+        tally: Tally | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of the decoder; causal unless a mask says otherwise.
 
@@ -230,13 +343,13 @@ class Transformer(nn.Module):
         if (memory is None) != (self.config.decoder.cross == "none"):
             wants = "no memory" if self.config.decoder.cross == "none" else "the encoder's memory"
             raise ValueError(f"decoder.cross={self.config.decoder.cross!r} wants {wants}")
-        pieces = self._checked(pieces)
+        pieces = self._checked(pieces, self.decoder)
         mask = Causal() if mask is None else mask
-        return self.decoder(self.stem(pieces), pieces.coordinates, mask, memory, cache)
+        return self.decoder(self.stem(pieces), pieces.coordinates, mask, memory, cache, tally)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (B, T, D) to scores (B, T, V)."""
-        return self.head(hidden)
+    def logits(self, hidden: Tensor, coordinates: Coordinates | None = None) -> Tensor:
+        """Hidden states (B, T, D) to scores (B, T, V); a pooled head wants to know where packed pieces stand."""
+        return self.head(hidden, coordinates)
 
     def hidden(
         self,
@@ -244,12 +357,16 @@ class Transformer(nn.Module):
         mask: Mask | None = None,
         source: Pieces | Tensor | None = None,
         source_mask: Mask | None = None,
+        tally: Tally | None = None,
     ) -> Tensor:
-        """What the head reads (B, T, D), whichever stacks there are; `source` goes to the encoder of a pair."""
+        """What the head reads (B, T, D), whichever stacks there are; `source` goes to the encoder of a pair.
+
+        tally: takes in what routed parts and early exits have to say beside it.
+        """
         if self.decoder is None:
-            return self.encode(pieces, mask).hidden
-        memory = None if source is None else self.encode(source, source_mask)
-        return self.decode(pieces, mask, memory)
+            return self.encode(pieces, mask, tally).hidden
+        memory = None if source is None else self.encode(source, source_mask, tally)
+        return self.decode(pieces, mask, memory, tally=tally)
 
     def forward(
         self,
@@ -257,32 +374,47 @@ class Transformer(nn.Module):
         mask: Mask | None = None,
         source: Pieces | Tensor | None = None,
         source_mask: Mask | None = None,
+        tally: Tally | None = None,
     ) -> Tensor:
         """Scores (B, T, V): `logits(hidden(...))`, for convenience."""
-        return self.logits(self.hidden(pieces, mask, source, source_mask))
+        coordinates = None if isinstance(pieces, Tensor) else pieces.coordinates
+        return self.logits(self.hidden(pieces, mask, source, source_mask, tally), coordinates)
 
     def build_cache(self, num_rows: int, capacity: int | None = None) -> Cache:
         """An empty cache for the decoder, of `capacity` slots (absent: context_length)."""
         assert self.config.decoder is not None, "this model has no decoder"
-        layers = self.config.layers(self.config.decoder)
-        shapes = [
-            (block.attention.num_kv_heads or block.attention.num_heads, self.config.head_dim(block)) for block in layers
-        ]
-        weight = self.stem.embedding.weight
+        stack, config = self.config.decoder, self.config
+        attentions = [(block.attention, config.head_dim(block)) for block in config.layers(stack)] * stack.loops
         return Cache(
-            shapes,
+            [(attention.num_kv_heads or attention.num_heads, head_dim) for attention, head_dim in attentions],
             num_rows=num_rows,
-            capacity=capacity or self.config.context_length,
-            device=weight.device,
-            dtype=weight.dtype,
+            capacity=capacity or config.length(stack),
+            own=[i for i, block in enumerate(config.layers(stack) * stack.loops) if block.depth is not None],
+            windows=[None if a.pattern is None else (reach(a.pattern) or (None, 0))[0] for a, _ in attentions],
+            device=self.device,
+            dtype=next(self.parameters()).dtype,
         )
 
     def reduce_products(self, dtype: torch.dtype) -> None:
         """Run the blocks' matrix products in this format, with all else in float32, in place: for CPUs, where
         autocast's smaller activations would cost more than they save. Parameters stay as they are."""
         for module in self.modules():
-            if isinstance(module, Linear):
+            if isinstance(module, Linear | ExpertStack):
                 module.product_dtype = dtype
+
+    def use_kernel(self, kernel: str) -> None:
+        """Attend by this kernel, in place: auto, dense, sdpa or flex.
+
+        Raises ValueError naming what the position schemes or dropout need that the kernel can't do.
+        """
+        for stack in (self.encoder, self.decoder):
+            schemes = [] if stack is None else [m for m in stack.modules() if isinstance(m, Scheme)]
+            attentions = [] if stack is None else [m for m in stack.modules() if isinstance(m, Attention)]
+            needs = {need for scheme in schemes for need in scheme.needs}
+            needs |= {"dropout"} if any(attention.dropout for attention in attentions) else set()
+            check_kernel(kernel, needs=needs, device=self.device)
+            for module in [stack, *attentions] if stack is not None else []:
+                module.kernel = kernel
 
     def compile_blocks(self) -> None:
         """Let torch.compile translate each block, in place; shapes are taken as fixed."""
@@ -290,13 +422,40 @@ class Transformer(nn.Module):
             for block in [] if stack is None else stack.blocks:
                 block.compile(dynamic=False)
 
-    def _checked(self, pieces: Pieces | Tensor) -> Pieces:
+    def cut(self, num_layers: int) -> Transformer:
+        """The model that stops after so many of its last stack's blocks, sharing all parameters: an early exit.
+
+        Raises ValueError for more blocks than there are, and for a looped stack.
+        """
+        is_encoder = self.decoder is None
+        stack = self.encoder if is_encoder else self.decoder
+        assert stack is not None
+        config = stack.config
+        if not 1 <= num_layers <= config.num_layers or config.loops > 1:
+            raise ValueError(
+                f"num_layers={num_layers}: cut after block 1 .. {config.num_layers} of a stack without loops"
+            )
+        blocks = tuple(self.config.layers(config)[:num_layers])
+        shorter = replace(config, blocks=blocks, num_layers=num_layers, exits=())
+        whole = self.config
+        with torch.device("meta"):
+            other = Transformer(replace(whole, encoder=shorter) if is_encoder else replace(whole, decoder=shorter))
+        part = other.encoder if is_encoder else other.decoder
+        assert part is not None
+        part.position, part.input_norm, part.final_norm = stack.position, stack.input_norm, stack.final_norm
+        part.blocks = nn.ModuleList(list(stack.blocks)[:num_layers])
+        other.stem, other.encoder_stem, other.head = self.stem, self.encoder_stem, self.head
+        if not is_encoder:
+            other.encoder = self.encoder
+        return other.train(self.training)
+
+    def _checked(self, pieces: Pieces | Tensor, stack: Stack) -> Pieces:
         if isinstance(pieces, Tensor):
             pieces = plain_pieces(pieces)
         start, length = pieces.coordinates.start or 0, pieces.ids.shape[1]
-        if start + length > self.config.context_length:
+        if start + length > stack.context_length:
             raise ValueError(
-                f"pieces {start} .. {start + length - 1} don't fit context_length={self.config.context_length}; "
+                f"pieces {start} .. {start + length - 1} don't fit context_length={stack.context_length}; "
                 f"shorten the input or train with a longer context"
             )
         return pieces

@@ -29,4 +29,12 @@ class Seq2seq:
     label_smoothing: float = 0.0
 
 
-Objective = Causal | Prefix | Seq2seq
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """The whole record is read in both directions by an encoder, and its label is what is to be said about it."""
+
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+
+Objective = Causal | Prefix | Seq2seq | Classification

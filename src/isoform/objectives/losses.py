@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 
 @dataclass(frozen=True, eq=False)
 class Loss:
     """total: what is minimised, summed over the batch; nats: the plain cross-entropy in it, detached;
-    weight: the sum of the loss weights."""
+    weight: the sum of the loss weights.
+
+    parts: further sums, detached, that are divided by the weight where they are noted; counts: numbers that are noted
+    as they are; loads: how many pieces chose each expert, by module.
+    """
 
     total: Tensor
     nats: Tensor
     weight: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+    loads: dict[nn.Module, Tensor] = field(default_factory=dict)
+
+
+def add_up(sums: dict, values: Mapping) -> None:
+    """Add each value to the sum of its name, in place."""
+    for name, value in values.items():
+        sums[name] = sums[name] + value if name in sums else value
 
 
 def weighted_cross_entropy(

@@ -75,7 +75,8 @@ def _polynomial(gram: Tensor) -> Tensor:
 
 
 class MuonOptimizer(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised (Jordan 2024). Matrices of one shape are worked on as one batch.
+    """Nesterov momentum, orthogonalised (Jordan 2024). Matrices of one shape, those of experts each by itself, are
+    worked on as one batch.
 
     `dtype` is that of the products: bfloat16 only where the device is good at it.
     """
@@ -102,11 +103,11 @@ class MuonOptimizer(torch.optim.Optimizer):
                 grads = [p.grad for p in params if p.grad is not None]
                 torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
                 ahead = torch._foreach_lerp(grads, momenta, group["momentum"])
-                updates = orthogonalize(torch.stack(ahead), self.steps, self.dtype)
-                scale = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
+                updates = orthogonalize(torch.stack(ahead).flatten(0, -3), self.steps, self.dtype)
+                scale = group["lr"] * math.sqrt(max(1.0, shape[-2] / shape[-1]))
                 if group["weight_decay"]:
                     torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(params, list(updates.unbind()), alpha=-scale)
+                torch._foreach_add_(params, list(updates.view(-1, *shape).unbind()), alpha=-scale)
 
     def _momentum(self, p: Tensor) -> Tensor:
         state = self.state[p]
@@ -135,7 +136,9 @@ def build_optimizers(
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    return ".blocks." in name and parameter.dim() == 2
+    """Whether it is a matrix of the blocks, or one per expert; tables and routers are looked up or score."""
+    is_other = name.endswith("table") or ".router." in name or ".predictor." in name
+    return ".blocks." in name and parameter.dim() >= 2 and not is_other
 
 
 def _adamw(

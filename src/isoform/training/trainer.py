@@ -17,7 +17,8 @@ from torch import nn
 
 from isoform.batch import Batch
 from isoform.machine import Machine
-from isoform.objectives.losses import Loss
+from isoform.model.experts import update_load_biases
+from isoform.objectives.losses import Loss, add_up
 from isoform.training.config import Training
 from isoform.training.optimizer import schedule_factor
 
@@ -77,12 +78,14 @@ def train_loop(
             model.train()
             machine.seed(hash((seed, step)) % 2**63)
             batch = batches(step)
-            nats = torch.zeros((), device=machine.device)
+            nats, parts, counts, loads = torch.zeros((), device=machine.device), {}, {}, {}
             for micro_batch in batch.micro_batches:
                 with torch.autocast(machine.device.type, machine.dtype, enabled=machine.uses_autocast):
                     result = loss(micro_batch.to(machine.device))
                 (result.total / batch.weight).backward()
                 nats += result.nats
+                for sums, values in ((parts, result.parts), (counts, result.counts), (loads, result.loads)):
+                    add_up(sums, values)
             norm = _clip(parameters, config.clip_norm)
             is_logged = step == 0 or (step + 1) % config.log_every == 0 or step + 1 == config.steps
             if not math.isfinite(float(norm)):
@@ -96,6 +99,7 @@ def train_loop(
                     group["lr"] = group["initial_lr"] * factor
                 o.step()
                 o.zero_grad(set_to_none=True)
+            update_load_biases(loads)
             if is_logged:
                 machine.synchronize()
             progress.step += 1
@@ -108,6 +112,9 @@ def train_loop(
                         "loss": float(nats) / batch.weight,
                         "learning_rate_factor": factor,
                         "gradient_norm": float(norm),
+                        **{name: float(value) / batch.weight for name, value in parts.items()},
+                        **{name: int(value) for name, value in counts.items()},
+                        **_heaviest(loads),
                         "tokens_seen": progress.tokens_seen,
                         **since.rates(progress),
                     }
@@ -131,6 +138,12 @@ def _clip(parameters: list[nn.Parameter], clip_norm: float | None) -> torch.Tens
     if clip_norm is not None and float(norm) > clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     return norm
+
+
+def _heaviest(loads: dict[nn.Module, torch.Tensor]) -> dict[str, float]:
+    """The most loaded expert of the step, as a multiple of its even share; nothing for models without experts."""
+    heaviest = [float(load.max() / load.mean()) for load in loads.values()]
+    return {"experts_load_max": max(heaviest)} if heaviest else {}
 
 
 class _Window:

@@ -1,0 +1,119 @@
+"""Eight experts of which two are active, beside the dense feed-forward that does the same products, in turn.
+
+    python benchmarks/experts.py [--rounds 15]
+
+Width 256, 2,048 pieces in 8 rows; each expert is half as wide as the dense feed-forward. Seconds are of forward and
+backward together, of the feed-forward alone and of a whole block with causal attention; one piece is forward alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from harness import in_turn, keep, ratios, summary
+from torch import nn
+
+from isoform.batch import plain_pieces
+from isoform.machine import choose_machine
+from isoform.mask import Causal
+from isoform.model.config import BlockConfig, Dense, Experts, FeedForward, Gated, ModelConfig, StackConfig, TokenChoice
+from isoform.model.experts import Tally
+from isoform.model.transformer import Transformer
+
+DIM, ROWS, LENGTH, PIECES_IN_TURN = 256, 8, 256, 50
+ROUTER = TokenChoice(num_active=2, balance_loss=0.01, z_loss=0.001)
+KINDS: dict[str, tuple[Dense | Gated, int]] = {"gated": (Gated(), 688), "dense": (Dense(), 1024)}
+
+
+def built(feedforward: FeedForward, dtype: torch.dtype) -> Transformer:
+    """A decoder of one block."""
+    torch.manual_seed(0)
+    stack = StackConfig(num_layers=1, blocks=(BlockConfig(feedforward=feedforward),), final_norm=False)
+    config = ModelConfig(model_dim=DIM, context_length=LENGTH, vocab_size=8, decoder=stack)
+    model = Transformer(config)
+    model.reduce_products(dtype)
+    return model
+
+
+def steps(model: Transformer, *, is_whole: bool) -> Callable[[], None]:
+    """Forward and backward of the block, or of its feed-forward alone."""
+    assert model.decoder is not None
+    decoder, coordinates = model.decoder, plain_pieces(torch.zeros(ROWS, LENGTH, dtype=torch.long)).coordinates
+    stream, feedforward = torch.randn(ROWS, LENGTH, DIM), decoder.blocks[0].feedforward
+    has_experts = isinstance(model.config.stacks[0].blocks[0].feedforward, Experts)
+
+    def work() -> None:
+        x, tally = stream.detach().requires_grad_(), Tally()
+        model.zero_grad(set_to_none=True)
+        if is_whole:
+            out = decoder(x, coordinates, Causal(), tally=tally)
+        else:
+            out = feedforward(x, None, tally) if has_experts else feedforward(x)
+        losses = list(tally.losses.values())
+        torch.autograd.backward([out, *losses], [stream, *map(torch.ones_like, losses)])
+
+    return work
+
+
+def pieces(feedforward: nn.Module) -> Callable[[], None]:
+    """One piece at a time through a feed-forward."""
+    piece = torch.randn(1, 1, DIM)
+
+    @torch.inference_mode()
+    def work() -> None:
+        for _ in range(PIECES_IN_TURN):
+            feedforward(piece)
+
+    return work
+
+
+def kept_bytes(work: Callable[[], None]) -> int:
+    """What autograd holds between forward and backward, parameters aside."""
+    held: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    return sum(held.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    choose_machine("cpu")  # sets how memory is kept and subnormals are flushed, as where a model is trained
+    results: dict[str, object] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        for kind, (expert, width) in KINDS.items():
+            half = Experts(num_experts=8, expert=replace(expert, feedforward_dim=width // 2), router=ROUTER)
+            models = {
+                "dense": built(replace(expert, feedforward_dim=width), dtype),
+                "experts": built(half, dtype),
+            }
+            of_kind: dict[str, object] = {}
+            for part, is_whole in (("feedforward", False), ("block", True)):
+                works = {name: steps(model, is_whole=is_whole) for name, model in models.items()}
+                seconds = in_turn(works, rounds=options.rounds, warm_up=3)
+                of_kind[part] = {
+                    **{f"{name}_milliseconds": summary([1e3 * s for s in seconds[name]]) for name in works},
+                    "times_dense": ratios(seconds, "dense", "experts"),
+                    "kept_mib": {name: round(kept_bytes(work) / 2**20, 1) for name, work in works.items()},
+                }
+            alone = {name: pieces(model.decoder.blocks[0].feedforward.eval()) for name, model in models.items()}
+            seconds = in_turn(alone, rounds=options.rounds, warm_up=3)
+            of_kind["one_piece_microseconds"] = {
+                name: summary([1e6 * s / PIECES_IN_TURN for s in seconds[name]]) for name in alone
+            }
+            results[f"{kind}, {str(dtype).removeprefix('torch.')}"] = of_kind
+    keep("experts", {"experts": 8, "active": 2, "width": DIM, "pieces": ROWS * LENGTH, **results})
+
+
+if __name__ == "__main__":
+    main()

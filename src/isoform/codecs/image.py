@@ -1,0 +1,87 @@
+"""Images as patches: squares of pixels, row by row, each one piece of features (ViT, Dosovitskiy et al. 2021).
+
+A class piece, the only one with an id, may come first. Places are (row, column); with a class piece the
+squares' rows count from 1, so that it stands apart in row 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isoform.batch import Encoding
+from isoform.codecs.codec import Codec
+from isoform.codecs.config import Patches
+from isoform.config import kind_of
+
+
+class PatchCodec(Codec):
+    """A record {"image", "label"} to patches and, by `decode`, the image again."""
+
+    def __init__(self, config: Patches) -> None:
+        self.config, self.num_classes = config, config.num_classes
+        self.num_features = config.size**2 * config.channels
+        first = int(config.class_piece)
+        rows, columns = config.height // config.size, config.width // config.size
+        self.num_places = first + rows, columns
+        places = np.stack(np.meshgrid(np.arange(rows) + first, np.arange(columns), indexing="ij"), -1).reshape(-1, 2)
+        self._places = np.concatenate([np.zeros((first, 2), np.int64), places])
+        self._ids = np.concatenate([np.zeros(first, np.int64), np.full(rows * columns, -1)])
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.config.class_piece)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an image: (height, width), and channels if there are several."""
+        config = self.config
+        return (config.height, config.width, config.channels)[: 2 if config.channels == 1 else 3]
+
+    def definition(self) -> dict[str, object]:
+        return {"kind": kind_of(Patches), **asdict(self.config)}
+
+    def encode(self, record: Mapping[str, Any]) -> Encoding:
+        """A record {"image"}, an array of the codec's shape, and perhaps {"label"}, a whole number.
+
+        Raises ValueError for other records, other shapes, numbers out of range and unknown labels.
+        """
+        if "image" not in record:
+            raise ValueError(f"a record has the keys {sorted(record)}; it needs 'image', and 'label' to learn from")
+        image, config, label = np.asarray(record["image"], np.float32), self.config, record.get("label")
+        if image.shape != self.shape:
+            raise ValueError(f"an image of shape {image.shape}, but this codec reads {self.shape}; resize it")
+        if not (image.min() >= 0 and image.max() <= config.maximum):  # NaN is refused too
+            raise ValueError(
+                f"an image with numbers from {image.min():g} to {image.max():g}; this codec reads 0 to "
+                f"{config.maximum:g}: scale it, or set codec.maximum"
+            )
+        if label is not None and not (int(label) == label and 0 <= label < config.num_classes):
+            raise ValueError(f"the label {label} is not among 0 .. {config.num_classes - 1}; set codec.num_classes")
+        size, first = config.size, int(config.class_piece)
+        grid = image.reshape(config.height // size, size, config.width // size, size, config.channels)
+        features = np.zeros((len(self._ids), self.num_features), np.float32)
+        features[first:] = grid.swapaxes(1, 2).reshape(-1, self.num_features) / config.maximum * 2 - 1
+        return Encoding(self._ids, features=features, places=self._places, label=None if label is None else int(label))
+
+    def decode(self, encoding: Encoding) -> np.ndarray:
+        """The image (height, width) or (height, width, channels), float32. Raises ValueError for other pieces."""
+        if encoding.features is None or encoding.features.shape != (len(self._ids), self.num_features):
+            raise ValueError(
+                f"an image has {len(self._ids)} pieces of {self.num_features} features; decode a whole one"
+            )
+        size, (rows, columns) = self.config.size, (self.config.height // self.config.size, self.num_places[1])
+        grid = encoding.features[int(self.config.class_piece) :].reshape(rows, columns, size, size, -1)
+        return ((grid.swapaxes(1, 2) + 1) / 2 * self.config.maximum).reshape(self.shape)
+
+
+def load_patches(form: Mapping[str, Any], path: Path) -> PatchCodec:
+    """The codec of a definition that was read from `path`. Raises ValueError where it is damaged."""
+    try:
+        return PatchCodec(Patches(**{key: value for key, value in form.items() if key != "kind"}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); copy it again or train once more") from None

@@ -1,0 +1,119 @@
+"""Mixture of depths: of each row only some pieces go through a block, the others stay as they are (Raposo et al. 2024).
+
+A block's wiring, for x (B, T, D) at `coordinates`, with `present` (B, T) or None:
+
+    subset = self.depth.choose(x, present, tally)        # training, and evaluation without a causal order
+    subset = self.depth.predict(x, present)              # evaluation in a causal order, cached or not
+    inside = subset.gather(x)                            # (B, C, D), in the order they had
+    y = block(inside, at = subset.coordinates(coordinates), present = subset.is_chosen)
+    x = subset.scatter_back(x, inside, y)
+
+Attention is among the chosen: their own coordinates (segment -1 where a slot is empty) are queries and keys alike, so
+that mask, segments and places mean what they mean elsewhere, and whatever else the block reads piece by piece (the
+embeddings of an x0 shortcut, the first block's values) goes through `gather` too. `predict` keeps all T slots, so a
+cache takes the block's keys with `subset.coordinates(coordinates)`: a piece that didn't go through has segment -1
+there, which no query sees. A block whose subset has no piece may be left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from isoform.mask import Coordinates
+from isoform.model.config import Depth
+from isoform.model.experts import Tally, quota
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """The pieces of each row that go through: C slots, in the order of the row.
+
+    indices: the piece in each slot (B, C), ascending, None: every piece has its own slot; is_chosen: whether the slot
+    counts (B, C); weights: what the block adds to a piece is multiplied by (B, C).
+    """
+
+    indices: Tensor | None
+    is_chosen: Tensor
+    weights: Tensor
+
+    def gather(self, x: Tensor) -> Tensor:
+        """What belongs to each slot (B, C, ..) of what belongs to each piece (B, T, ..)."""
+        if self.indices is None:
+            return x
+        if x.shape[0] != len(self.indices):
+            x = x.expand(len(self.indices), *x.shape[1:])
+        indices = self.indices.view(*self.indices.shape, *[1] * (x.dim() - 2))
+        return x.gather(1, indices.expand(*self.indices.shape, *x.shape[2:]))
+
+    def coordinates(self, coordinates: Coordinates) -> Coordinates:
+        """Where the slots stand (B, C); empty ones are in no segment."""
+        rows = len(self.is_chosen)
+        inside = coordinates.map(lambda t: self.gather(t.expand(rows, *t.shape[1:])))
+        return replace(inside, segment=inside.segment.masked_fill(~self.is_chosen, -1))
+
+    def scatter_back(self, x: Tensor, inside: Tensor, y: Tensor) -> Tensor:
+        """The stream (B, T, D) after a block made y (B, C, D) of inside = gather(x): x + weight (y - inside) where a
+        piece was chosen (Raposo et al. 2024, eq. 1, f being what the block adds), x elsewhere."""
+        added = (y - inside) * self.weights.unsqueeze(-1).to(y.dtype)
+        added = added.masked_fill(~self.is_chosen.unsqueeze(-1), 0)
+        if self.indices is None:
+            return x + added
+        return x.scatter_add(1, self.indices.unsqueeze(-1).expand_as(added), added)
+
+
+def choose(scores: Tensor, present: Tensor | None, share: float) -> Subset:
+    """The ceil(share x pieces) pieces of each row that score highest, in their order; weights are sigmoids.
+
+    scores (B, T); present (B, T): which slots hold a piece, absent: all. The paper multiplies by the score itself,
+    which at first is next to nothing; the sigmoid chooses alike and starts from a half.
+    """
+    if present is None:
+        present = torch.ones_like(scores, dtype=torch.bool)
+    takes = quota(present.sum(-1, keepdim=True), share)
+    ranked = scores.detach().masked_fill(~present, -torch.inf).topk(max(1, int(takes.max())), dim=-1).indices
+    indices, order = ranked.sort(-1)
+    return Subset(indices, order < takes, scores.sigmoid().gather(-1, indices))
+
+
+class DepthRouter(nn.Module):
+    """Scores pieces and, if asked, learns to foresee from the piece alone whether it will be among the chosen."""
+
+    def __init__(self, config: Depth, model_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.router = nn.Linear(model_dim, 1, bias=False)
+        self.predictor = nn.Linear(model_dim, 1) if config.predictor else None
+
+    def choose(self, x: Tensor, present: Tensor | None = None, tally: Tally | None = None) -> Subset:
+        """The pieces of x (B, T, D) that go through, by their rank in the row: it looks at the future."""
+        subset = choose(_scores(self.router, x), present, self.config.share)
+        if tally is not None:
+            tally.add(self, losses=self._losses(x, subset, present))
+        return subset
+
+    def predict(self, x: Tensor, present: Tensor | None = None) -> Subset:
+        """Those of which the predictor says, each by itself, that they go through; all slots are kept."""
+        assert self.predictor is not None, "config.py refuses depth without a predictor where order is causal"
+        is_chosen = _scores(self.predictor, x) > 0
+        return Subset(None, is_chosen if present is None else is_chosen & present, _scores(self.router, x).sigmoid())
+
+    def _losses(self, x: Tensor, subset: Subset, present: Tensor | None) -> dict[str, Tensor]:
+        if self.predictor is None:
+            return {}
+        foreseen = _scores(self.predictor, x.detach())
+        assert subset.indices is not None
+        happened = torch.zeros_like(foreseen).scatter_(1, subset.indices, subset.is_chosen.to(foreseen.dtype))
+        nats = functional.binary_cross_entropy_with_logits(foreseen, happened, reduction="none")
+        mean = nats.mean() if present is None else (nats * present).sum() / present.sum().clamp(min=1)
+        return {"predictor_loss": self.config.predictor_loss * mean}
+
+
+def _scores(linear: nn.Linear, x: Tensor) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    bias = None if linear.bias is None else linear.bias.to(wide)
+    with torch.autocast(x.device.type, enabled=False):
+        return functional.linear(x.to(wide), linear.weight.to(wide), bias).squeeze(-1)

@@ -1,0 +1,133 @@
+"""A trained model made larger without changing what it says: experts out of one feed-forward, more blocks, more width.
+
+What is added gives nothing at first, because the matrices that lead back into the residual stream are zero for it, or
+because copies share the work; it learns from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from isoform.model.config import BlockConfig, Experts, ModelConfig, StackConfig, TokenChoice
+from isoform.model.experts import upcycle_state
+from isoform.model.transformer import Block, Transformer
+
+
+@torch.no_grad()
+def upcycle(model: Transformer, num_experts: int, num_active: int = 2, *, seed: int = 0) -> Transformer:
+    """Each feed-forward copied into so many experts, of which a new router picks num_active for a piece (Komatsuzaki
+    et al. 2023, "Sparse Upcycling"). The weights of a piece's experts sum to 1, so it hears what it heard before.
+
+    Raises ValueError for feed-forwards that are experts already or have biases.
+    """
+
+    def block_of(block: BlockConfig) -> BlockConfig:
+        inner = block.feedforward
+        if isinstance(inner, Experts):
+            raise ValueError("the model has experts already; only one feed-forward can be copied into several")
+        inner = replace(inner, feedforward_dim=model.config.feedforward_dim(inner), bias=False)
+        router = TokenChoice(num_active=num_active, balance_loss=0.01)
+        return replace(block, feedforward=Experts(num_experts=num_experts, expert=inner, router=router))
+
+    grown = _fresh(_with_blocks(model.config, block_of), seed)
+    state = {name: tensor for name, tensor in model.state_dict().items() if ".feedforward." not in name}
+    for name, block in model.named_modules():
+        if isinstance(block, Block):
+            experts = block_of(block.config).feedforward
+            assert isinstance(experts, Experts)
+            copies = upcycle_state(block.feedforward.state_dict(), experts)
+            state |= {f"{name}.feedforward.{part}": tensor for part, tensor in copies.items()}
+    left = grown.load_state_dict(state, strict=False)
+    assert all(name.endswith(".router.weight") for name in left.missing_keys) and not left.unexpected_keys
+    return grown.train(model.training)
+
+
+@torch.no_grad()
+def deepen(model: Transformer, num_layers: int, *, seed: int = 0) -> Transformer:
+    """So many blocks in the last stack, the new ones spread among the old and giving nothing at first.
+
+    Raises ValueError for fewer blocks than there are, and for forms whose blocks can't be passed by: norms on the sum,
+    exits, loops, shortcuts.
+    """
+    is_decoder = model.config.decoder is not None
+    stack = model.config.decoder or model.config.encoder
+    assert stack is not None
+    layers = model.config.layers(stack)
+    if num_layers < stack.num_layers:
+        raise ValueError(f"num_layers={num_layers} is fewer than the {stack.num_layers} there are")
+    if any(b.norm_placement == "post" or b.x0_shortcut or b.attention.value_shortcut for b in layers):
+        raise ValueError("blocks with a norm on the sum or with shortcuts can't be passed by; nothing can be added")
+    if stack.exits or stack.loops > 1 or any(isinstance(b.feedforward, Experts) for b in layers):
+        raise ValueError("stacks with exits, loops or experts can't be deepened")
+    origin = [i * stack.num_layers // num_layers for i in range(num_layers)]
+    is_new = [i > 0 and origin[i] == origin[i - 1] for i in range(num_layers)]
+    deeper = replace(stack, num_layers=num_layers, blocks=tuple(layers[o] for o in origin))
+    whole = model.config
+    config = replace(whole, decoder=deeper) if is_decoder else replace(whole, encoder=deeper)
+    grown, old, name = _fresh(config, seed), model.state_dict(), "decoder" if is_decoder else "encoder"
+    for key, tensor in grown.state_dict().items():
+        if not key.startswith(f"{name}.blocks."):
+            tensor.copy_(old[key])
+            continue
+        _, _, layer, rest = key.split(".", 3)
+        if not is_new[int(layer)]:
+            tensor.copy_(old[f"{name}.blocks.{origin[int(layer)]}.{rest}"])
+        elif rest.startswith(("attention.output.", "cross.output.", "feedforward.down.")):
+            tensor.zero_()
+        elif rest.startswith(("attention_norm.inner.", "cross_norm.inner.", "feedforward_norm.inner.")):
+            tensor.copy_(old[f"{name}.blocks.{origin[int(layer)]}.{rest}"])
+            if rest.endswith(".bias"):
+                tensor.zero_()
+    return grown.train(model.training)
+
+
+@torch.no_grad()
+def widen(model: Transformer, feedforward_dim: int, *, seed: int = 0) -> Transformer:
+    """Feed-forwards of this inner width, the new part giving nothing at first (Net2Net's idea, Chen et al. 2016).
+
+    Raises ValueError for a smaller width than there is, and for experts.
+    """
+
+    def block_of(block: BlockConfig) -> BlockConfig:
+        inner = block.feedforward
+        if isinstance(inner, Experts):
+            raise ValueError("experts can't be widened; widen before upcycling")
+        if feedforward_dim < model.config.feedforward_dim(inner):
+            raise ValueError(
+                f"feedforward_dim={feedforward_dim} is less than the {model.config.feedforward_dim(inner)} there are"
+            )
+        return replace(block, feedforward=replace(inner, feedforward_dim=feedforward_dim))
+
+    grown, old = _fresh(_with_blocks(model.config, block_of), seed), model.state_dict()
+    for name, tensor in grown.state_dict().items():
+        _grow_into(tensor, old[name], name)
+    return grown.train(model.training)
+
+
+def _grow_into(tensor: Tensor, old: Tensor, name: str) -> None:
+    if tensor.shape == old.shape:
+        tensor.copy_(old)
+    elif name.endswith(".down.weight"):
+        tensor.zero_()
+        tensor[:, : old.shape[1]] = old
+    else:  # rows of one matrix, or of gate and up, one above the other
+        parts = 2 if ".gate_up." in name else 1
+        for part, before in zip(tensor.chunk(parts), old.chunk(parts), strict=True):
+            part[: len(before)] = before
+
+
+def _with_blocks(config: ModelConfig, block_of) -> ModelConfig:
+    def stack_of(stack: StackConfig | None) -> StackConfig | None:
+        return None if stack is None else replace(stack, blocks=tuple(map(block_of, stack.blocks)))
+
+    return replace(config, encoder=stack_of(config.encoder), decoder=stack_of(config.decoder))
+
+
+def _fresh(config: ModelConfig, seed: int) -> Transformer:
+    """A model whose parameters are drawn from a generator of its own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Transformer(config)

@@ -1,0 +1,382 @@
+"""From a mask to a kernel: how the one predicate becomes booleans, a band or a shortcut, and the softmax over it.
+
+`lower` looks at mask and coordinates once for all blocks that share them; `attend` takes what it gives. A mask that
+holds every query to the pieces near it becomes a band: chunks of queries against the keys around them, so that time
+and memory grow with the length and not with its square (Beltagy et al. 2020, section 3.1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.functional import scaled_dot_product_attention
+
+from isoform.machine import compiler
+from isoform.mask import Both, Causal, Coordinates, Either, Full, Mask, Prefix, Window, allowed_pair, attended
+from isoform.model.kernels import is_short, short_causal_attention
+
+CAUSAL, ALL = "causal", "all"
+CHUNK = 128
+"""Queries of a band that share their keys. At 8192 pieces and a window of 256, 64 is as fast and 256 a tenth slower."""
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """A mask that reaches `before` slots back and `after` ahead, on T slots cut into chunks of queries.
+
+    Chunk i asks the slots i chunk - before .. (i + 1) chunk + after - 1. hidden (B or 1, chunks, chunk, chunk + before
+    + after) float32: 0 where a query sees a key, else -inf; has_key (B, 1, T, 1): which queries see any, None: all.
+    Queries that see none are 0 everywhere in `hidden`, as a softmax needs something to normalise over.
+    """
+
+    chunk: int
+    before: int
+    after: int
+    hidden: Tensor
+    has_key: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """What FlexAttention wants: the predicate of one pair, (row, head, query, key) to a boolean, and its blocks."""
+
+    mask_mod: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    block_mask: Any
+
+
+Allowed = Tensor | str | Band | Blocks
+"""Which keys each query may see: booleans (B or 1, 1, T, S), a band, blocks, or one of the shortcuts CAUSAL and ALL."""
+
+
+# Which masks have a shape that kernels can use ------------------------------------------------------------------------
+
+
+@lru_cache
+def reach(mask: Mask) -> tuple[float, float] | None:
+    """How many pieces back and ahead, by index, a query can see at most; None where neither has a bound."""
+    before, after = _reach(mask)
+    return None if before == after == math.inf else (before, after)
+
+
+def _reach(mask: Mask) -> tuple[float, float]:
+    match mask:
+        case Causal():
+            return math.inf, 0
+        case Window(before=before, after=after):
+            return before, after
+        case Both(left=left, right=right):
+            (b, a), (d, c) = _reach(left), _reach(right)
+            return min(b, d), min(a, c)
+        case Either(left=left, right=right):
+            (b, a), (d, c) = _reach(left), _reach(right)
+            return max(b, d), max(a, c)
+    return math.inf, math.inf
+
+
+@lru_cache
+def interval(mask: Mask) -> tuple[float, float] | None:
+    """Of plain rows: (before, after) if a query sees exactly the pieces up to so many back and ahead; None if not.
+
+    All masks below see the piece itself, or nothing at all (a prefix that plain rows don't have, -inf), so that what
+    is common to two of them, or in either, is in one piece again.
+    """
+    match mask:
+        case Full():
+            return math.inf, math.inf
+        case Prefix():
+            return -math.inf, -math.inf
+        case Causal() | Window():
+            return _reach(mask)
+        case Both(left=left, right=right) | Either(left=left, right=right):
+            one, other = interval(left), interval(right)
+            if one is None or other is None:
+                return None
+            choose = min if isinstance(mask, Both) else max
+            return choose(one[0], other[0]), choose(one[1], other[1])
+    return None
+
+
+def lower(
+    mask: Mask, query: Coordinates, key: Coordinates, *, wants_bias: bool = False, kernel: str = "auto"
+) -> Allowed:
+    """The mask on these coordinates, as the kernel wants it.
+
+    wants_bias: something will be added to the scores of all pairs, or their weights asked for, which bands can't do.
+    """
+    if kernel == "flex":
+        return _blocks(mask, query, key)
+    near = interval(mask)
+    shortcut = _shortcut(near, query, key)
+    if shortcut is not None:
+        return shortcut
+    is_exact = query.start is not None and near is not None and near[0] >= 0
+    far = near if is_exact else reach(mask)
+    if far is not None and kernel == "auto" and not wants_bias and _is_banded(far, query, key):
+        before, after = int(far[0]), int(far[1])
+        return _plain_band(query, before, after) if is_exact else _band(mask, query, before, after)
+    return attended(mask, query, key).unsqueeze(1)
+
+
+def _shortcut(near: tuple[float, float] | None, query: Coordinates, key: Coordinates) -> str | None:
+    """ALL or CAUSAL, if that is what plain rows see."""
+    if near is None or query.start is None:
+        return None
+    bounds = key.bounds
+    if bounds is None:
+        return None
+    first, last = query.start, query.start + query.index.shape[-1] - 1
+    is_back, is_ahead = last - bounds[0] <= near[0], bounds[1] - first <= near[1]
+    if is_back and is_ahead:
+        return ALL
+    same = query.start == key.start and query.index.shape[-1] == key.index.shape[-1]
+    return CAUSAL if is_back and near[1] == 0 and same else None
+
+
+def _is_banded(far: tuple[float, float], query: Coordinates, key: Coordinates) -> bool:
+    """Whether slots that are further apart than the mask reaches can't see each other, and that makes most pairs."""
+    same = query is key or (query.start is not None and query.start == key.start)
+    length = query.index.shape[-1]
+    is_square = same and query.is_ordered and length == key.index.shape[-1]
+    return is_square and length >= 2 * (far[0] + far[1] + CHUNK)
+
+
+def _columns(at: Coordinates, size: int, offset: int) -> tuple[Tensor, Tensor]:
+    """The slots from `offset` after the beginning of each chunk on, (chunks, size), and whether the row has them."""
+    length = at.index.shape[-1]
+    starts = torch.arange(offset, length + offset, CHUNK, device=at.index.device)
+    columns = starts.unsqueeze(1) + torch.arange(size, device=at.index.device)
+    return columns.clamp(0, length - 1), (columns >= 0) & (columns < length)
+
+
+def _plain_band(at: Coordinates, before: int, after: int) -> Band:
+    """Chunks of plain rows differ at the ends alone; queries past the end see what is there to be seen."""
+    width = CHUNK + before + after
+    _, is_inside = _columns(at, width, -before)
+    distance = torch.arange(CHUNK, device=is_inside.device).unsqueeze(1) + before
+    distance = distance - torch.arange(width, device=is_inside.device)
+    edges = ((distance <= before) & (distance >= -after)) & is_inside.unsqueeze(1)
+    edges[-1] |= ~edges[-1].any(-1, keepdim=True)
+    return Band(CHUNK, before, after, _hidden(edges).unsqueeze(0), None)
+
+
+def _band(mask: Mask, at: Coordinates, before: int, after: int) -> Band:
+    """The predicate on the slots around each chunk of queries."""
+    num_rows, length = max(len(at.index), len(at.segment)), at.index.shape[-1]
+    width = CHUNK + before + after
+
+    def chunked(columns: Tensor, is_inside: Tensor) -> Coordinates:
+        inside = at.map(lambda t: t.expand(num_rows, *t.shape[1:])[:, columns].flatten(0, 1))
+        return replace(inside, segment=inside.segment.masked_fill(~is_inside.repeat(num_rows, 1), -1))
+
+    edges = attended(mask, chunked(*_columns(at, CHUNK, 0)), chunked(*_columns(at, width, -before)))
+    edges = edges.view(num_rows, -1, CHUNK, width)
+    has_key = edges.any(-1, keepdim=True)
+    return Band(CHUNK, before, after, _hidden(edges | ~has_key), has_key.view(num_rows, 1, -1, 1)[:, :, :length])
+
+
+def _hidden(edges: Tensor) -> Tensor:
+    """What is added to the scores."""
+    return torch.zeros(edges.shape, device=edges.device).masked_fill_(~edges, -math.inf)
+
+
+def _blocks(mask: Mask, query: Coordinates, key: Coordinates) -> Blocks:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    num_rows, num_queries = query.index.shape
+
+    def mask_mod(row: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return allowed_pair(mask, query.map(lambda t: t[row, i]), key.map(lambda t: t[row, j]))
+
+    device = str(query.index.device)
+    return Blocks(mask_mod, create_block_mask(mask_mod, num_rows, None, num_queries, key.index.shape[1], device))
+
+
+# Kernels --------------------------------------------------------------------------------------------------------------
+
+ABILITIES: dict[str, frozenset[str]] = {
+    "auto": frozenset({"bias", "relative", "values", "dropout", "weights", "gradients"}),
+    "dense": frozenset({"bias", "relative", "values", "dropout", "weights", "gradients"}),
+    "sdpa": frozenset({"bias", "relative", "dropout", "gradients"}),
+    "flex": frozenset({"bias", "relative", "gradients"}),
+}
+"""What each kernel can do beyond queries, keys and values: add a bias to the scores that depends on places (`bias`) or
+on the query too (`relative`), mix vectors along the edges into the values (`values`), drop weights out, give them."""
+
+
+def check_kernel(kernel: str, *, needs: Collection[str], device: torch.device | str) -> None:
+    """Raises ValueError for a kernel that isn't there, or can't do on this device what is needed (see ABILITIES)."""
+    if kernel not in ABILITIES:
+        raise ValueError(f"kernel={kernel!r} isn't there; choose among {', '.join(ABILITIES)}")
+    is_cpu = torch.device(device).type == "cpu"
+    lacks = set(needs) - ABILITIES[kernel] | (set(needs) & {"gradients"} if kernel == "flex" and is_cpu else set())
+    if lacks:
+        others = ", ".join(name for name, can in ABILITIES.items() if can.issuperset(needs) and name != kernel)
+        raise ValueError(
+            f"kernel={kernel!r} on {torch.device(device).type} can't do {', '.join(sorted(lacks))}; choose {others}"
+        )
+    if kernel == "flex" and is_cpu and compiler() is None:
+        raise ValueError("kernel='flex' is compiled, but there is no C++ compiler here; install one or choose auto")
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    allowed: Allowed,
+    *,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    kernel: str = "auto",
+) -> Tensor:
+    """softmax(scale q k^T + bias) v over the allowed keys: (B, N, T, H) with (B, K, S, H) to (B, N, T, H).
+
+    scale: absent, 1 / sqrt(H); bias: (B or 1, N, T, S). A query without any key gives zeros and no gradient.
+    Raises ValueError where the kernel can't do what is asked.
+    """
+    if kernel == "dense":
+        weights = functional.dropout(attention_weights(q, k, allowed, scale=scale, bias=bias), dropout)
+        return weights @ _per_head(v, q)
+    if kernel == "flex":
+        return _attend_flex(q, k, v, allowed, scale, bias, dropout)
+    if isinstance(allowed, Band) and bias is None and kernel == "auto":
+        return _attend_band(q, k, v, allowed, scale, dropout)
+    is_grouped = q.shape[1] != k.shape[1]
+    if isinstance(allowed, str) and (bias is None or allowed == ALL):
+        is_causal = allowed == CAUSAL and q.shape[2] > 1
+        if is_causal and not dropout and scale is None and kernel == "auto" and is_short(q, k):
+            return short_causal_attention(q, k, v)
+        return scaled_dot_product_attention(
+            q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=is_causal, scale=scale, enable_gqa=is_grouped
+        )
+    edges = dense_edges(allowed, q, k)
+    has_key = edges.any(-1, keepdim=True)
+    edges = edges | ~has_key  # a row of the softmax needs something to normalise over
+    scores = edges if bias is None else bias.masked_fill(~edges, -math.inf)
+    out = scaled_dot_product_attention(q, k, v, attn_mask=scores, dropout_p=dropout, scale=scale, enable_gqa=is_grouped)
+    return out * has_key
+
+
+def attention_weights(
+    q: Tensor, k: Tensor, allowed: Allowed, *, scale: float | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """The softmax itself, in plain products: (B, N, T, H) with (B, K, S, H) to (B, N, T, S); zeros without keys."""
+    scores = q * (q.shape[-1] ** -0.5 if scale is None else scale) @ _per_head(k, q).mT
+    if bias is not None:
+        scores = scores + bias
+    if not isinstance(allowed, str) or allowed != ALL:
+        edges = dense_edges(allowed, q, k)
+        has_key = edges.any(-1, keepdim=True)
+        return scores.masked_fill(~edges & has_key, -math.inf).softmax(-1) * has_key
+    return scores.softmax(-1)
+
+
+def _per_head(kv: Tensor, q: Tensor) -> Tensor:
+    """Keys or values (B, K, S, H) for each of N query heads."""
+    groups = q.shape[1] // kv.shape[1]
+    return kv if groups == 1 else kv.repeat_interleave(groups, 1)
+
+
+def dense_edges(allowed: Allowed, q: Tensor, k: Tensor) -> Tensor:
+    """What `lower` gave, as booleans (B or 1, 1, T, S), for q (.., T, H) and k (.., S, H)."""
+    num_queries, num_keys = q.shape[2], k.shape[2]
+    match allowed:
+        case Tensor():
+            return allowed
+        case Blocks(mask_mod=mask_mod):
+            row, i, j = (torch.arange(n, device=q.device) for n in (len(q), num_queries, num_keys))
+            return mask_mod(row[:, None, None], row[:1], i[:, None], j).unsqueeze(1)
+        case Band():
+            return _dense_band(allowed, num_queries)
+    edges = torch.ones(1, 1, num_queries, num_keys, dtype=torch.bool, device=q.device)
+    return edges if allowed == ALL else edges.tril(num_keys - num_queries)
+
+
+def _dense_band(band: Band, length: int) -> Tensor:
+    rows, num_chunks, chunk, width = band.hidden.shape
+    padded = torch.zeros(rows, num_chunks * chunk, num_chunks * chunk + width - chunk, dtype=torch.bool)
+    padded = padded.to(band.hidden.device)
+    for i in range(num_chunks):
+        own = slice(i * chunk, (i + 1) * chunk)
+        padded[:, own, own.start : own.start + width] = band.hidden[:, i] == 0
+    edges = padded[:, :length, band.before : band.before + length].unsqueeze(1)
+    return edges if band.has_key is None else edges & band.has_key
+
+
+def _attend_band(q: Tensor, k: Tensor, v: Tensor, band: Band, scale: float | None, dropout: float) -> Tensor:
+    """Each chunk of queries against the keys around it; rows in turn, as chunks take the place of the batch."""
+    num_rows, num_heads, length, _ = q.shape
+    num_chunks, width = band.hidden.shape[1], band.hidden.shape[3]
+    missing = num_chunks * band.chunk - length
+    queries = functional.pad(q, (0, 0, 0, missing)) if missing else q
+    keys, values = (functional.pad(t, (0, 0, band.before, band.after + missing)) for t in (k, v))
+    hidden = band.hidden.to(q.dtype).unsqueeze(2).expand(num_rows, -1, -1, -1, -1)
+    outs = []
+    for one_q, one_k, one_v, one_hidden in zip(*(t.unbind() for t in (queries, keys, values, hidden)), strict=True):
+        out = scaled_dot_product_attention(
+            one_q.unflatten(1, (num_chunks, band.chunk)).transpose(0, 1),
+            one_k.unfold(1, width, band.chunk).permute(1, 0, 3, 2),
+            one_v.unfold(1, width, band.chunk).permute(1, 0, 3, 2),
+            attn_mask=one_hidden,
+            dropout_p=dropout,
+            scale=scale,
+            enable_gqa=num_heads != k.shape[1],
+        )
+        outs.append(out.transpose(1, 2).flatten(0, 1))
+    out = outs[0].unsqueeze(0) if num_rows == 1 else torch.stack(outs)
+    out = out[:, :length].transpose(1, 2)
+    return out if band.has_key is None else out * band.has_key
+
+
+@lru_cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    compiled = torch.compile(flex_attention, dynamic=False)  # with open shapes its C++ is wrong in torch 2.13
+
+    def call(*arguments: Any, **keywords: Any) -> Tensor:
+        """Each mask and shape is a program of its own; after too many of them torch would fall back to dense scores
+        with a warning, so it is told to fail instead."""
+        with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
+            return compiled(*arguments, **keywords)
+
+    return call
+
+
+def _attend_flex(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Allowed, scale: float | None, bias: Tensor | None, dropout: float
+) -> Tensor:
+    """FlexAttention; on CPUs forward only. Its backward pass needs CUDA."""
+    has_gradients = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, v, bias))
+    needs = {"dropout": bool(dropout), "bias": bias is not None, "gradients": has_gradients}
+    check_kernel("flex", needs=[name for name, is_needed in needs.items() if is_needed], device=q.device)
+    block_mask = None
+    if not isinstance(allowed, str) or allowed != ALL:
+        block_mask = (allowed if isinstance(allowed, Blocks) else _dense_blocks(dense_edges(allowed, q, k))).block_mask
+    score_mod = None
+    if bias is not None:
+        rows = bias.expand(len(q), *bias.shape[1:])
+
+        def score_mod(score: Tensor, row: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return score + rows[row, head, i, j]
+
+    is_grouped = q.shape[1] != k.shape[1]
+    return _compiled_flex()(q, k, v, score_mod=score_mod, block_mask=block_mask, scale=scale, enable_gqa=is_grouped)
+
+
+def _dense_blocks(edges: Tensor) -> Blocks:
+    """Booleans (B or 1, 1, T, S) as blocks."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def mask_mod(row: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return edges[row if len(edges) > 1 else 0, 0, i, j]
+
+    shape = len(edges), None, edges.shape[2], edges.shape[3]
+    return Blocks(mask_mod, create_block_mask(mask_mod, *shape, str(edges.device)))

@@ -1,0 +1,188 @@
+"""The cache: cached = uncached against the predicate, however the pieces come; how many keys are held, and copied."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isoform.batch import plain_coordinates
+from isoform.mask import Causal, Coordinates, Full, Local2D, Mask, Prefix, Strided, Window, attended
+from isoform.model.cache import AllSlots, Cache, RingSlots
+from isoform.model.lowering import ALL, CAUSAL, attend, dense_edges, lower, reach
+
+LENGTH, ROWS, HEADS, DIM = 23, 2, 2, 4
+
+
+def part(at: Coordinates, start: int, stop: int) -> Coordinates:
+    """Some columns; plain rows stay plain."""
+    cut = at.map(lambda t: t[:, start:stop])
+    return replace(cut, start=start if at.start is not None else None)
+
+
+def build(windows: list[float | None], capacity: int = LENGTH, num_rows: int = ROWS, **options) -> Cache:
+    shapes = [(HEADS, DIM)] * len(windows)
+    options = {"device": torch.device("cpu"), "dtype": torch.float64, **options}
+    return Cache(shapes, num_rows=num_rows, capacity=capacity, windows=windows, **options)
+
+
+def check_cached_equals_uncached(masks: list[Mask], at: Coordinates, sizes: list[int]) -> Cache:
+    """Whatever comes out of the layers piece by piece is what the predicate says of the whole rows."""
+    torch.manual_seed(0)
+    num_rows, length = at.index.shape
+    q, k, v = (torch.randn(len(masks), num_rows, HEADS, length, DIM, dtype=torch.float64) for _ in range(3))
+    whole = [attend(q[n], k[n], v[n], attended(mask, at, at).unsqueeze(1)) for n, mask in enumerate(masks)]
+    cache = build([(reach(mask) or (None, 0))[0] for mask in masks], length, num_rows)
+    start = 0
+    for size in sizes:
+        stop = min(start + size, length)
+        query = part(at, start, stop)
+        cache.extend(query)
+        for n, mask in enumerate(masks):
+            key, value = cache.layers[n].append(k[n, :, :, start:stop], v[n, :, :, start:stop])
+            keys = cache.keys(n)
+            assert keys.index.shape[1] == key.shape[2] == value.shape[2]
+            edges = lower(mask, query, keys)
+            predicted = attended(mask, query, keys).unsqueeze(1)
+            assert torch.equal(dense_edges(edges, q[n, :, :, start:stop], key).expand_as(predicted), predicted)
+            out = attend(q[n, :, :, start:stop], key, value, edges)
+            torch.testing.assert_close(out, whole[n][:, :, start:stop])
+        start = stop
+        if start == length:
+            return cache
+    raise AssertionError("the sizes don't reach the end")
+
+
+MASKS = [
+    Causal(),
+    Window(0) & Causal(),
+    Window(4) & Causal(),
+    Window(4, 2) & (Prefix() | Causal()),
+    Window(11) & Causal(),
+    Window(40) & Causal(),
+    Strided(3) & Window(6) & Causal(),
+    Local2D(1, 2) & Window(8) & Causal(),
+]
+
+
+def rows(kind: str) -> Coordinates:
+    """Rows with places three wide."""
+    at = plain_coordinates(ROWS, LENGTH)
+    place = torch.stack([at.index // 3, at.index % 3], -1)
+    if kind == "plain":
+        return replace(at, place=place)
+    segment, index = at.segment.clone(), at.index.clone()
+    if kind == "padded left":
+        segment[1, :5], index[1] = -1, index[1] - 5
+    elif kind == "padded right":  # prompts of 9 and 4 pieces beside each other, then all go on
+        segment[1, 4:9], index[1, 9:] = -1, index[1, 9:] - 5
+    elif kind == "packed":
+        segment[0, 8:], index[0, 8:] = 1, index[0, 8:] - 8
+        segment[1, 15:], index[1, 15:] = 1, index[1, 15:] - 15
+    elif kind == "gaps":  # now one row goes on, now the other
+        for row in range(ROWS):
+            is_piece = torch.arange(LENGTH) % (2 + row) != 0
+            segment[row], index[row] = torch.where(is_piece, 0, -1), is_piece.cumsum(0) - 1
+    return Coordinates(segment, index, (index < 3) & (index >= 0) if kind == "prefix" else None, place)
+
+
+@pytest.mark.parametrize("kind", ["plain", "prefix", "padded left", "padded right", "packed", "gaps"])
+@pytest.mark.parametrize(
+    "sizes",
+    [[1] * 23, [23], [9] + [1] * 14, [4, 5, 5, 9], [2, 1, 1, 7, 1, 1, 1, 6, 3]],
+    ids=lambda s: f"{len(s)} parts",
+)
+def test_cached_equals_uncached(kind, sizes):
+    sees_ahead = kind == "prefix" and sizes[0] < 3  # pieces that come later can't be seen
+    check_cached_equals_uncached([m for m in MASKS if not (sees_ahead and "Prefix" in str(m))], rows(kind), sizes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_cached_equals_uncached_however_pieces_come(data):
+    length = data.draw(st.integers(1, 30))
+    is_piece = torch.tensor([[data.draw(st.integers(0, 4)) > 0 for _ in range(length)] for _ in range(ROWS)])
+    index = is_piece.cumsum(1) - 1
+    at = Coordinates(torch.where(is_piece, 0, -1), index)
+    if data.draw(st.booleans()):
+        at = plain_coordinates(ROWS, length)
+    masks = [Window(data.draw(st.integers(0, 12))) & Causal() for _ in range(3)]
+    sizes = data.draw(st.lists(st.sampled_from([1, 1, 1, 2, 3, 8]), min_size=length, max_size=length))
+    check_cached_equals_uncached(masks, at, sizes)
+
+
+@pytest.mark.parametrize("kind", ["plain", "padded right"])
+def test_a_window_holds_no_more_keys_than_it_sees(kind):
+    cache = check_cached_equals_uncached(
+        [m & Causal() for m in (Window(4), Full(), Window(4, 1), Window(LENGTH))], rows(kind), [9] + [1] * 14
+    )
+    assert [layer.key.shape[2] for layer in cache.layers] == [5, LENGTH, 5, LENGTH]
+    assert [cache.keys(n).index.shape[1] for n in range(4)] == [5, LENGTH, 5, LENGTH]
+    assert isinstance(cache.layers[0].slots, RingSlots) and isinstance(cache.layers[3].slots, AllSlots)
+    assert cache.layers[0].slots is cache.layers[2].slots and cache.keys(0) is cache.keys(2)
+
+
+def test_a_ring_of_plain_rows_needs_no_mask_and_copies_nothing():
+    cache, mask = build([4]), Window(4) & Causal()
+    found = []
+    for start, stop in [(0, 3), (3, 4), *((i, i + 1) for i in range(4, 12))]:
+        new = plain_coordinates(ROWS, stop - start, start=start)
+        cache.extend(new)
+        kv = torch.randn(ROWS, HEADS, stop - start, DIM, dtype=torch.float64)
+        key, _ = cache.layers[0].append(kv, kv)
+        found.append(lower(mask, new, cache.keys(0)))
+        assert start == 0 or key.data_ptr() == cache.layers[0].key.data_ptr()
+    assert found == [CAUSAL] + [ALL] * 9
+
+
+def test_prefill_of_plain_rows_keeps_its_shortcut():
+    cache, new = build([4, None]), plain_coordinates(ROWS, 15)
+    cache.extend(new)
+    assert lower(Causal(), new, cache.keys(0)) == lower(Causal(), new, cache.keys(1)) == CAUSAL
+
+
+def test_pieces_follow_the_newest_of_their_row():
+    cache = build([None, 3])
+    assert cache.next_coordinates().start == 0
+    cache.extend(plain_coordinates(ROWS, 4))
+    following = cache.next_coordinates()
+    assert following.start == 4 and following.index.tolist() == [[4], [4]] and following.segment.tolist() == [[0], [0]]
+    cache = build([None, 3])
+    at = rows("padded right")
+    cache.extend(part(at, 0, 9))
+    for i in range(9, 12):
+        following = cache.next_coordinates()
+        assert following.start is None
+        assert torch.equal(following.index, at.index[:, i : i + 1]) and (following.segment == 0).all()
+        cache.extend(following)
+    pausing = Coordinates(torch.tensor([[0], [-1]]), torch.tensor([[12], [0]]))
+    cache.extend(pausing)
+    assert cache.next_coordinates().index.tolist() == [[13], [7]]
+
+
+def test_a_layer_of_its_own_is_told_by_itself_what_it_sees():
+    cache = build([None, None, 3], own=[1])
+    new = plain_coordinates(ROWS, 4)
+    some = replace(new, segment=torch.tensor([[0, -1, 0, 0], [-1, -1, 0, -1]]), start=None)
+    cache.extend(new)
+    cache.extend(some, layer=1)
+    assert (cache.keys(0).segment == 0).all() and (cache.keys(2).segment == 0).all()
+    assert torch.equal(cache.keys(1).segment, some.segment)
+
+
+def test_a_full_cache_says_so_and_rings_go_on():
+    cache = build([None], 3)
+    cache.extend(plain_coordinates(ROWS, 3))
+    with pytest.raises(ValueError, match="has 3 slots but 4 pieces came"):
+        cache.extend(plain_coordinates(ROWS, 1, start=3))
+    cache = build([1, 0], 3)
+    for start in range(9):
+        assert cache.next_coordinates().start == start
+        cache.extend(cache.next_coordinates())
+    assert cache.keys(0).span == (7, 8) and cache.length == 9
+
+
+def test_infinity_is_no_window():
+    assert isinstance(build([math.inf]).layers[0].slots, AllSlots)

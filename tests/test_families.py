@@ -1,0 +1,277 @@
+"""Every family of transformers' models in our one: equal logits, cached and padded, equal gradients, and back again."""
+
+import logging
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from families import LENGTH, VOCAB, all_peers, make
+from isoform.batch import Pieces, plain_coordinates
+from isoform.checkpoint.families import canonical
+from isoform.checkpoint.huggingface import family_of, read_folder, state_of, write_folder
+from isoform.mask import Coordinates, Window
+from isoform.model.config import LayerNorm, LinearExtension, ModelConfig, RMSNorm, Rotary
+from isoform.model.transformer import Transformer
+
+logging.getLogger("transformers").setLevel(logging.ERROR)
+PEERS = all_peers()
+ALL = pytest.mark.parametrize("name", PEERS)
+DECODERS = [name for name, peer in PEERS.items() if peer.form == "decoder"]
+LIMIT = 5e-5  # of logits whose standard deviation is about 1, in float32
+made: dict[str, tuple] = {}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("families")
+
+
+def both(name: str, root: Path):
+    """Their model and ours, read from what they saved."""
+    if name not in made:
+        theirs = make(PEERS[name], root / name)
+        made[name] = theirs, read_folder(root / name)
+    return made[name]
+
+
+def ids(seed: int, length: int = LENGTH) -> torch.Tensor:
+    return torch.randint(3, VOCAB, (2, length), generator=torch.Generator().manual_seed(seed))
+
+
+def inputs(name: str):
+    """What both sides are asked: keywords for theirs, arguments for ours, and the columns that are compared."""
+    form, generator = PEERS[name].form, torch.Generator().manual_seed(5)
+    if form == "patches":
+        picture = torch.randn(2, 3, 16, 16, generator=generator)
+        patches = picture.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(2, 16, -1)
+        features = torch.cat([torch.zeros(2, 1, patches.shape[-1]), patches], 1)
+        return {"pixel_values": picture}, (featured(features, 0),), {}
+    if form == "frames":
+        frames = torch.randn(2, 10, 40, generator=generator)
+        asked = {"input_features": frames, "decoder_input_ids": ids(1)}
+        return asked, (ids(1),), {"source": featured(frames.mT.reshape(2, 20, 20))}
+    if form == "pair":
+        return {"input_ids": ids(2, 25), "decoder_input_ids": ids(1)}, (ids(1),), {"source": ids(2, 25)}
+    return {"input_ids": ids(1)}, (ids(1),), {}
+
+
+def featured(features: torch.Tensor, first: int = -1) -> Pieces:
+    kinds = torch.full(features.shape[:2], -1)
+    kinds[:, 0] = first
+    return Pieces(kinds, plain_coordinates(*features.shape[:2]), features=features)
+
+
+def our_logits(model: Transformer, name: str, **more) -> torch.Tensor:
+    _, arguments, keywords = inputs(name)
+    logits = model(*arguments, **keywords, **more)
+    return logits[:, 0] if PEERS[name].form == "patches" else logits
+
+
+@ALL
+def test_logits_are_equal(name, root):
+    theirs, ours = both(name, root)
+    with torch.no_grad():
+        expected, got = theirs(**inputs(name)[0]).logits, our_logits(ours, name)
+    assert expected.std() >= (0.8 if name == "vit" else 1)
+    assert (got - expected).abs().max() < LIMIT
+
+
+@pytest.mark.parametrize("name", [n for n in PEERS if PEERS[n].form != "encoder" and n != "vit"])
+@torch.no_grad()
+def test_cached_logits_are_equal(name, root):
+    theirs, ours = both(name, root)
+    expected, (_, (text,), keywords) = theirs(**inputs(name)[0]).logits, inputs(name)
+    memory = ours.encode(keywords["source"]) if keywords else None
+    cache, at = ours.build_cache(2), 0
+    for size in (5, 1, 9, *[1] * 15):
+        pieces = Pieces(text[:, at : at + size], plain_coordinates(2, size, start=at))
+        got = ours.logits(ours.decode(pieces, memory=memory, cache=cache))
+        assert (got - expected[:, at : at + size]).abs().max() < LIMIT
+        at += size
+    assert at == LENGTH
+
+
+@pytest.mark.parametrize("name", [n for n in PEERS if PEERS[n].form in ("decoder", "encoder", "pair")])
+@torch.no_grad()
+def test_padding_makes_no_difference(name, root):
+    """Decoders padded at the left, as prompts are; encoders at the right."""
+    theirs, ours = both(name, root)
+    form, is_real = PEERS[name].form, torch.ones(2, LENGTH, dtype=torch.long)
+    if form == "decoder":
+        is_real[1, :8] = 0
+        index = (is_real.cumsum(1) - 1).clamp(min=0)
+        expected = theirs(input_ids=ids(1), attention_mask=is_real, position_ids=index).logits
+    else:
+        is_real[1, 22:] = 0
+        index = torch.arange(LENGTH).expand(2, -1)
+    pieces = Pieces(ids(1), Coordinates(is_real - 1, index))
+    if form == "pair":
+        expected = theirs(input_ids=ids(1), attention_mask=is_real, decoder_input_ids=ids(2)).logits
+        got, is_real = ours(ids(2), source=pieces), torch.ones_like(is_real)
+    else:
+        expected = theirs(input_ids=ids(1), attention_mask=is_real).logits if form == "encoder" else expected
+        got = ours(pieces)
+    assert ((got - expected)[is_real.bool()]).abs().max() < LIMIT
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "mixtral", "bart"])
+def test_gradients_are_equal(name, root):
+    theirs, ours = both(name, root)
+    for model, logits in ((theirs, theirs(**inputs(name)[0]).logits), (ours, our_logits(ours, name))):
+        model.zero_grad()
+        cross_entropy(logits.flatten(0, 1), ids(9).flatten()).backward()
+    gradients = Transformer(ours.config)
+    gradients.load_state_dict({n: p.grad for n, p in ours.named_parameters()} | _shared(ours), strict=False)
+    write_folder(gradients, root / "gradients" / name)
+    back = PEERS[name].model.from_pretrained(root / "gradients" / name).state_dict()
+    compared = 0
+    for n, p in theirs.named_parameters():
+        if p.grad is not None and "embed_positions" not in n:
+            torch.testing.assert_close(back[n], p.grad, rtol=2e-4, atol=2e-5)
+            compared += 1
+    assert compared > 20
+
+
+def _shared(model: Transformer) -> dict:
+    return {"head.weight": model.stem.embedding.weight.grad} if model.config.head.tied else {}
+
+
+@ALL
+def test_there_and_back_is_the_same_bits(name, root):
+    theirs, ours = both(name, root)
+    folder = root / "written" / name
+    assert write_folder(ours, folder) == type(theirs).__name__
+    back = read_folder(folder)
+    assert family_of(back.config)[0].model_type == theirs.config.model_type
+    assert canonical(back.config) == canonical(ours.config)
+    for n, tensor in state_of(ours).items():
+        assert torch.equal(tensor, state_of(back)[n]), n
+    again = PEERS[name].model.from_pretrained(folder).eval()
+    for n, tensor in again.state_dict().items():
+        before = theirs.state_dict()[n]
+        rows = 2 if name == "bart" and "embed_positions" in n else 0  # BART's tables begin with two unused rows
+        assert torch.equal(tensor[rows:], before[rows:]), n
+    with torch.no_grad():
+        assert torch.equal(again(**inputs(name)[0]).logits, theirs(**inputs(name)[0]).logits)
+
+
+# What proves that the tests above can fail: with the same weights and one field altered, logits differ.
+
+HARMLESS = {
+    "dropout", "initialization", "exits", "exit_loss", "x0_shortcut", "balance_loss", "z_loss", "context_length",
+    "key_bias",  # softmax forgets what all keys have in common
+    "tied",  # with the same numbers in both tables
+    "ngram_rows",  # without n-grams
+}  # fmt: skip
+
+
+def alterations(value, where: str = ""):
+    """Copies of a config tree, each with one leaf changed, beside the path of the leaf."""
+    for field in fields(value):
+        path, old = f"{where}.{field.name}".lstrip("."), getattr(value, field.name)
+        is_idle = field.name == "qk_norm_over" and value.qk_norm is None
+        if field.name in HARMLESS or is_idle:
+            continue
+        if isinstance(old, tuple):
+            for i, item in enumerate(old if old and is_dataclass(old[0]) else ()):
+                for changed, at in alterations(item, f"{path}.{i}"):
+                    whole = (*old[:i], changed, *old[i + 1 :])
+                    yield replace_at(value, field.name, whole, is_refused=changed is None), at
+        elif is_dataclass(old):
+            for changed, at in alterations(old, path):
+                yield replace_at(value, field.name, changed, is_refused=changed is None), at
+            if isinstance(old, LayerNorm | RMSNorm):
+                other = RMSNorm(epsilon=old.epsilon) if isinstance(old, LayerNorm) else LayerNorm(epsilon=old.epsilon)
+                yield replace_at(value, field.name, other), f"{path}.kind"
+        else:
+            for other in others(field.name, old):
+                yield replace_at(value, field.name, other), path
+
+
+def replace_at(value, name, new, *, is_refused=False):
+    try:
+        if is_refused:
+            return None
+        return replace(value, **{name: new})
+    except ValueError:
+        return None  # no such model: that is a difference too
+
+
+OTHERS = {
+    "activation": ("silu", "gelu", "relu"),
+    "norm_placement": ("pre", "post", "reordered", "sandwich"),
+    "parallel": ("none", "own_norms", "one_norm"),
+    "cross": ("none", "separate"),
+    "qk_norm_over": ("head", "projection"),
+    "order": ("interleaved", "halves"),
+    "score": ("softmax", "sigmoid"),
+    "over": ("first", "mean", "last"),
+}
+ABSENT = {
+    "pattern": Window(3, 3),
+    "position": Rotary(base=3.0),
+    "extension": LinearExtension(factor=4.0),
+    "qk_norm": RMSNorm(scale=False),
+    "softcap": 1.0,
+    "scale": 1.3,
+}
+
+
+def others(name: str, old):
+    if name in OTHERS:
+        return [other for other in OTHERS[name] if other != old][:1]
+    if isinstance(old, bool):
+        return [not old]
+    if old is None:
+        return [ABSENT[name]] if name in ABSENT else []
+    if isinstance(old, int):
+        by_factor = ("num_heads", "num_kv_heads", "head_dim", "model_dim", "max_distance", "original_length")
+        return [old * 4 if name in by_factor else old + 1]
+    if name == "fraction":
+        return [0.5]
+    return [max(old * 4, 0.3)] if isinstance(old, float) else []
+
+
+MUST_SEE = {
+    "gpt2": {"decoder.blocks.0.norm.epsilon", "decoder.blocks.0.feedforward.activation", "stem.scale", "head.softcap"},
+    "llama3": {"decoder.position.extension.factor", "decoder.position.base", "decoder.blocks.0.attention.scale"},
+    "mistral": {"decoder.blocks.0.attention.pattern.before"},
+    "gemma3": {"decoder.blocks.0.attention.position.base", "decoder.position.base", "stem.scale"},
+    "mixtral": {"decoder.blocks.0.feedforward.router.num_active"},
+    "qwen3-moe": {"decoder.blocks.0.feedforward.router.normalize"},
+    "t5": {"encoder.position.bidirectional", "encoder.position.max_distance", "head.scale"},
+    "modernbert": {"encoder.blocks.1.attention.pattern.after", "encoder.blocks.1.attention.position.base"},
+}
+
+
+@ALL
+@torch.no_grad()
+def test_every_field_that_matters_breaks_parity_when_altered(name, root):
+    _, ours = both(name, root)
+    expected, seen, unseen = our_logits(ours, name), set(), set()
+    for config, path in alterations(ours.config):
+        (seen if differs(config, ours, name, expected) else unseen).add(path)
+    assert unseen <= ALLOWED_UNSEEN, f"altering {sorted(unseen - ALLOWED_UNSEEN)} changed nothing"
+    assert MUST_SEE.get(name, set()) <= seen
+    assert len(seen) > 12
+
+
+ALLOWED_UNSEEN = {
+    "vocab_size",  # of a model of features
+    *(f"decoder.blocks.{i}.attention.pattern.after" for i in range(6)),  # what lies ahead is hidden anyway
+}
+
+
+def differs(config: ModelConfig | None, ours: Transformer, name: str, expected: torch.Tensor) -> bool:
+    if config is None:
+        return True
+    try:
+        other = Transformer(config).eval()
+        other.load_state_dict(ours.state_dict())
+        got = our_logits(other, name)
+    except (ValueError, RuntimeError, AssertionError):
+        return True  # the weights don't even fit
+    return got.shape != expected.shape or bool((got - expected).abs().max() > 1e-3)

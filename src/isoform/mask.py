@@ -37,6 +37,7 @@ class Coordinates:
     start: int | None = None
     is_ordered: bool = False
     span: tuple[int, int] | None = None
+    axes: tuple[Tensor, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.start is not None and not self.is_ordered:
@@ -56,7 +57,23 @@ class Coordinates:
         """The same coordinates with every tensor passed through f; whether they are plain is forgotten."""
         prefix = None if self.prefix is None else f(self.prefix)
         place = None if self.place is None else f(self.place)
-        return Coordinates(f(self.segment), f(self.index), prefix, place)
+        axes = None if self.axes is None else tuple(map(f, self.axes))
+        return Coordinates(f(self.segment), f(self.index), prefix, place, axes=axes)
+
+    def along(self, axis: int) -> Tensor:
+        """One of the numbers of places that have several. Raises ValueError where there are none."""
+        if self.axes is not None:
+            return self.axes[axis]
+        if self.place is None:
+            raise ValueError("pieces with places (row, column) are needed, but these have only an index")
+        return self.place[..., axis]
+
+    def apart(self) -> Coordinates:
+        """The same with `axes` in the stead of places that have several numbers."""
+        if self.place is None or self.place.dim() == self.index.dim():
+            return self
+        axes = tuple(number.contiguous() for number in self.place.unbind(-1))
+        return Coordinates(self.segment, self.index, self.prefix, axes=axes)
 
 
 class Mask(ABC):
@@ -156,10 +173,9 @@ class Local2D(Mask):
             raise ValueError(f"rows={self.rows} and columns={self.columns} must be at least 0")
 
     def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
-        if query.place is None or key.place is None:
-            raise ValueError("Local2D needs pieces with places (row, column), but these have only an index")
-        near = (query.place - key.place).abs()
-        return (near[..., 0] <= self.rows) & (near[..., 1] <= self.columns)
+        rows = (query.along(0) - key.along(0)).abs()
+        columns = (query.along(1) - key.along(1)).abs()
+        return (rows <= self.rows) & (columns <= self.columns)
 
 
 @dataclass(frozen=True)

@@ -742,7 +742,9 @@ def _numbers(stored: Stored, numbers: np.ndarray, gguf: Any) -> Tensor:
     if kind.name in FLOATS:
         return torch.from_numpy(np.array(raw)).view(FLOATS[kind.name]).reshape(stored.shape)
     rows = np.asarray(raw).reshape(math.prod(stored.shape[:-1]), -1)
-    return torch.from_numpy(np.asarray(gguf.dequantize(rows, kind), np.float32).reshape(stored.shape))
+    with np.errstate(all="ignore"):  # whoever builds the model looks for numbers that aren't finite
+        values = np.asarray(gguf.dequantize(rows, kind), np.float32)
+    return torch.from_numpy(values.reshape(stored.shape))
 
 
 def _formed(tensor: Tensor, form: str, config: Mapping[str, Any]) -> Tensor:

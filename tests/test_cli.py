@@ -14,6 +14,7 @@ import torch
 import isoform
 from isoform import options
 from isoform.cli import VERBS, main
+from isoform.model.presets import PRESETS
 
 SNAPSHOT = Path(__file__).parent / "snapshots/interface.json"
 TINY = [
@@ -270,3 +271,35 @@ def test_a_full_disk_ends_in_74_with_the_last_checkpoint_kept(here, monkeypatch,
     assert main(["train", "--out", "full", "--training.steps", "9", "-q"]) == 74
     assert "No space left" in capsys.readouterr().err
     assert main(["generate", "full", "--prompt", "to", "--max_tokens", "1", "-q"]) == 0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_be_estimated(name, capsys):
+    assert main(["estimate", name, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["num_active_parameters"] <= said["num_parameters"]
+    assert "NVIDIA H200" in said["work"]["training"]["roofs"] and said["work"]["reading"]["intensity"] > 1
+    assert ("one more piece" in said["work"]) == (PRESETS[name].model.decoder is not None)
+
+
+def test_two_presets_are_compared_as_stacks(capsys):
+    assert main(["recipes", "--diff", "bert", "gpt2"]) == 0
+    said = capsys.readouterr().out
+    assert "model.form: encoder -> decoder" in said and "norm_placement: post -> pre" in said
+    assert "num_layers" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["convert", "nowhere"], "name what to convert"),
+        (["convert", "nowhere", "out"], "no Hugging Face folder"),
+        (["generate", "nothing.gguf"], "nothing.gguf can't be read"),
+        (["estimate", "brt"], 'did you mean "bert"'),
+        (["train", "reverse-decoder", "--kernel", "flex", "--training.steps", "1"], "can't do gradients"),
+    ],
+)
+def test_forms_and_folders_are_refused_in_words(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 65
+    assert words in capsys.readouterr().err

@@ -156,6 +156,9 @@ def test_there_and_back_is_the_same_bits(name, root):
         assert torch.equal(tensor[rows:], before[rows:]), n
     with torch.no_grad():
         assert torch.equal(again(**inputs(name)[0]).logits, theirs(**inputs(name)[0]).logits)
+    again.save_pretrained(root / "saved" / name)
+    for n, tensor in state_of(read_folder(root / "saved" / name)).items():
+        assert torch.equal(tensor, state_of(ours)[n]), n
 
 
 # What proves that the tests above can fail: with the same weights and one field altered, logits differ.

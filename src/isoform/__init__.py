@@ -18,15 +18,22 @@ if TYPE_CHECKING:
     from isoform.experiment import train as train
     from isoform.generation.config import Sampling as Sampling
     from isoform.mask import Causal as Causal
+    from isoform.mask import FixedSparse as FixedSparse
     from isoform.mask import Full as Full
+    from isoform.mask import Local2D as Local2D
     from isoform.mask import Mask as Mask
     from isoform.mask import Prefix as Prefix
+    from isoform.mask import Strided as Strided
     from isoform.mask import Window as Window
     from isoform.model.config import ModelConfig as ModelConfig
+    from isoform.model.growth import deepen as deepen
+    from isoform.model.growth import upcycle as upcycle
+    from isoform.model.growth import widen as widen
     from isoform.model.transformer import Transformer as Transformer
     from isoform.recipe import Recipe as Recipe
     from isoform.recipe import load_recipe as load_recipe
     from isoform.run import Run as Run
+    from isoform.run import export as export
     from isoform.run import load as load
 
 _WHERE = {
@@ -34,21 +41,28 @@ _WHERE = {
     "Causal": "isoform.mask",
     "Encoding": "isoform.batch",
     "Example": "isoform.batch",
+    "FixedSparse": "isoform.mask",
     "Full": "isoform.mask",
+    "Local2D": "isoform.mask",
     "Mask": "isoform.mask",
     "ModelConfig": "isoform.model.config",
     "Pieces": "isoform.batch",
     "Prefix": "isoform.mask",
     "Recipe": "isoform.recipe",
     "Run": "isoform.run",
+    "Strided": "isoform.mask",
     "Sampling": "isoform.generation.config",
     "Transformer": "isoform.model.transformer",
     "Window": "isoform.mask",
     "build_codec": "isoform.codecs.text",
+    "deepen": "isoform.model.growth",
+    "export": "isoform.run",
     "generate": "isoform.experiment",
     "load": "isoform.run",
     "load_recipe": "isoform.recipe",
     "train": "isoform.experiment",
+    "upcycle": "isoform.model.growth",
+    "widen": "isoform.model.growth",
 }
 
 __all__ = ["__version__", *sorted(_WHERE)]

@@ -33,7 +33,7 @@ class Verb:
     function: str
     summary: str
     takes: str = ""
-    """What stands before the flags: a `recipe`, or a `form`, which is a recipe or a preset."""
+    """What stands before the flags: a `recipe`, or a `form`, which is a recipe, a preset or a trained model."""
 
 
 VERBS = {
@@ -125,8 +125,10 @@ def _call(name: str, arguments: list[str], terminal: Terminal):
 
 
 def _with_recipe(kind: type, arguments: list[str], takes: str):
-    from isoform.recipe import load_form, load_recipe
+    from isoform.recipe import is_model_path, load_form, load_recipe
 
+    if takes == "form" and arguments and is_model_path(arguments[0]):
+        return arguments[0], kind(), arguments[1:]
     if arguments and not arguments[0].startswith("-"):
         load = load_recipe if takes == "recipe" else load_form
         return arguments[0], kind(recipe=load(arguments[0])), arguments[1:]

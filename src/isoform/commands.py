@@ -45,7 +45,8 @@ from isoform.model.cost import (
     num_active_parameters,
     num_parameters,
 )
-from isoform.model.presets import PRESETS, Preset
+from isoform.model.presets import PRESETS
+from isoform.objectives.config import Classification
 from isoform.objectives.views import build_view
 from isoform.options import (
     ConvertOptions,
@@ -57,7 +58,7 @@ from isoform.options import (
     RecipesOptions,
     TrainOptions,
 )
-from isoform.recipe import Recipe, builtin_recipes, load_form, load_recipe
+from isoform.recipe import Recipe, builtin_recipes, is_model_path, load_form, load_recipe
 from isoform.report import write_report
 from isoform.run import Run, Trained, export, load
 from isoform.terminal import Terminal, count, duration
@@ -94,6 +95,7 @@ def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
             name=Path(name).stem or "run",
             machine=machine,
             compile=options.machine.compile,
+            kernel=options.machine.kernel,
             terminal=terminal,
             should_stop=lambda: bool(received),
         )
@@ -150,6 +152,9 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     """Continue a text with a trained model."""
     machine = _machine(options.machine)
     trained = load(options.run, machine.device, machine.dtype)
+    trained.model.use_kernel(options.machine.kernel)
+    if trained.model.decoder is None:
+        raise ValueError(f"{options.run} is an encoder, which doesn't write; name a model with a decoder")
     text = options.prompt
     if text is None:
         text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
@@ -204,7 +209,12 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
     machine, results = _machine(options.machine), []
     for path in options.runs:
         trained = load(path, machine.device)
+        trained.model.use_kernel(options.machine.kernel)
         data = trained.recipe.data
+        if not (options.path or data.path):
+            raise ValueError(f"{path} was trained elsewhere and has no held-out text of its own; name one with --path")
+        if trained.model.decoder is None and not isinstance(trained.recipe.objective, Classification):
+            raise ValueError(f"{path} is an encoder for masked pieces, which can't be scored by the next piece")
         where = (options.path, options.path) if options.path else (data.path, data.validation_path)
         records = load_source(*where).validation
         score = evaluate_held_out(trained.model, trained.recipe, trained.codec, records, machine, limit=options.limit)
@@ -259,13 +269,15 @@ def estimate(options: EstimateOptions, terminal: Terminal, name: str) -> Result:
     """Parameters, FLOPs, memory and time of a recipe or a preset, before anything is trained."""
     machine = _machine(options.machine)
     if name in PRESETS and name not in builtin_recipes():
-        return _estimate_preset(options.recipe, PRESETS[name], machine, terminal, name)
+        return _estimate_model(options.recipe, PRESETS[name].parameters, machine, terminal, name)
+    if is_model_path(name):
+        return _estimate_model(load(name).recipe, None, machine, terminal, name)
     prepared = prepare(options.recipe)
     _say_costs(prepared, machine, terminal)
     return Result({"recipe": name, **_costs(prepared, machine)})
 
 
-def _estimate_preset(recipe: Recipe, preset: Preset, machine: Machine, terminal: Terminal, name: str) -> Result:
+def _estimate_model(recipe: Recipe, published: str | None, machine: Machine, terminal: Terminal, name: str) -> Result:
     """What one row of full context costs to train on, to read, and to continue by one piece; on which roof each is."""
     model, peaks = recipe.model, measured_peaks(machine)
     length = model.context_length
@@ -280,7 +292,7 @@ def _estimate_preset(recipe: Recipe, preset: Preset, machine: Machine, terminal:
     }
     if model.decoder is not None:
         work["one more piece"] = decode_flops(model, length), decode_bytes(model, length, bytes_per_number=2)
-    terminal.say(f"parameters      {parameters:,}  (counted; published: {preset.parameters or 'no figure'})")
+    terminal.say(f"parameters      {parameters:,}  (counted{'' if published is None else f'; published: {published}'})")
     if active != parameters:
         terminal.say(f"  active        {active:,} for each piece  (counted)")
     terminal.say(f"row             {length:,} pieces" + (f", {source:,} of source" if source else ""))
@@ -292,10 +304,10 @@ def _estimate_preset(recipe: Recipe, preset: Preset, machine: Machine, terminal:
     there = {f"{device_name(machine.device)} (measured)": peaks, **KNOWN_PEAKS}
     width = max(map(len, there)) + 2
     values: dict = {
-        "preset": name,
+        "model": name,
         "num_parameters": parameters,
         "num_active_parameters": active,
-        "published_parameters": preset.parameters,
+        "published_parameters": published,
         "shape": asdict(shape),
         "memory": memory,
         "cache_bytes": cache,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from isoform import run as runs
 from isoform.batch import Batch, Example, collate
-from isoform.checkpoint.huggingface import state_of
+from isoform.checkpoint.huggingface import exportable, state_of
 from isoform.checkpoint.store import (
     Checkpoint,
     find_checkpoint,
@@ -42,7 +42,7 @@ from isoform.generation.config import Sampling
 from isoform.generation.decode import Generation, build_prompt
 from isoform.generation.decode import generate as generate_texts
 from isoform.machine import Machine, can_compile, choose_machine, describe, measured_peaks, peak_memory
-from isoform.model.cost import Shape, num_parameters, training_flops
+from isoform.model.cost import Shape, num_active_parameters, num_parameters, training_flops
 from isoform.model.experts import Tally
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Objective
@@ -179,6 +179,7 @@ def train(
     name: str = "run",
     machine: Machine | None = None,
     compile: bool | None = None,
+    kernel: str = "auto",
     terminal: Terminal | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Run:
@@ -201,7 +202,7 @@ def train(
         elif any(path.name != ".lock" for path in run.folder.iterdir()):
             raise ConfigError(f"{run.folder} holds something else than a run; name a new folder with --out")
         runs.begin(run, prepared.recipe, prepared.codec, is_pair=prepared.split.is_pair)
-        _Session(run, prepared, machine, compile, terminal).go(should_stop)
+        _Session(run, prepared, machine, compile, kernel, terminal).go(should_stop)
     return run
 
 
@@ -250,11 +251,18 @@ class _Session:
     """One process's part of a run: from its newest checkpoint to its end, or to the next interruption."""
 
     def __init__(
-        self, run: Run, prepared: Prepared, machine: Machine, compile: bool | None, terminal: Terminal
+        self,
+        run: Run,
+        prepared: Prepared,
+        machine: Machine,
+        compile: bool | None,
+        kernel: str,
+        terminal: Terminal,
     ) -> None:
         self.run, self.prepared, self.machine, self.terminal = run, prepared, machine, terminal
         self.recipe = prepared.recipe
         self.model = build_model(self.recipe, machine)
+        self.model.use_kernel(kernel, trains=True)
         self.optimizers = build_optimizers(self.recipe.training.optimizer, self.model, machine.dtype)
         self.progress, self.wall_before = Progress(), 0.0
         self.bar, self.validation = Bar(), {}
@@ -420,11 +428,12 @@ class _Session:
             "train_seconds": progress.train_seconds,
             "tokens_per_second": progress.tokens_seen / progress.train_seconds,
             "num_parameters": parameters,
-            "num_active_parameters": parameters,
+            "num_active_parameters": num_active_parameters(self.recipe.model),
             "flops": flops,
             "utilisation": flops / progress.train_seconds / self.peak_flops,
             "peak_flops": self.peak_flops,
             "peak_memory_bytes": peak_memory(self.machine),
+            "exportable": exportable(self.recipe.model),
             "data": self.prepared.split.describe(),
             "machine": describe(self.machine),
         }

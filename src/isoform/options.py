@@ -35,6 +35,9 @@ class MachineOptions:
     """Format of the matrix products; auto: what the device is good at."""
     compile: bool | None = None
     """Compile the blocks with torch.compile (on CPUs that takes a C++ compiler); absent: on CUDA only."""
+    kernel: Literal["auto", "dense", "sdpa", "flex"] = "auto"
+    """How attention is computed: as is fast here, by plain products, torch's fused kernel, or FlexAttention, which
+    is compiled and can't train on CPUs."""
     deterministic: bool = False
     """On CUDA: the same bits each time, at some cost. CPUs give them anyway."""
 

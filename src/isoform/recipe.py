@@ -92,6 +92,11 @@ def load_form(name: str) -> Recipe:
     return recipe_of(PRESETS[name].model)
 
 
+def is_model_path(name: str) -> bool:
+    """Whether a name is that of a trained model on disk: a folder that is there, or a GGUF file."""
+    return name.endswith(".gguf") or Path(name).is_dir()
+
+
 def recipe_of(model: ModelConfig) -> Recipe:
     """A recipe that says what a model is, for one that comes without."""
     is_pair = model.encoder is not None and model.decoder is not None

@@ -379,6 +379,14 @@ def family_of(config: ModelConfig) -> tuple[Family, dict]:
     raise ValueError(f"no class of transformers has words for this model: {said}")
 
 
+def exportable(config: ModelConfig) -> str | None:
+    """The class of transformers that a model can be written for; None if there is none."""
+    try:
+        return str(family_of(config)[1]["architectures"][0])
+    except ValueError:
+        return None
+
+
 def write_folder(model: Transformer, folder: Path, extra: Mapping[str, object] | None = None) -> str:
     """Write config.json and safetensors that transformers reads; gives the class that does.
 

@@ -402,8 +402,8 @@ class Transformer(nn.Module):
             if isinstance(module, Linear | ExpertStack):
                 module.product_dtype = dtype
 
-    def use_kernel(self, kernel: str) -> None:
-        """Attend by this kernel, in place: auto, dense, sdpa or flex.
+    def use_kernel(self, kernel: str, *, trains: bool = False) -> None:
+        """Attend by this kernel, in place: auto, dense, sdpa or flex; `trains`: gradients will be asked for.
 
         Raises ValueError naming what the position schemes or dropout need that the kernel can't do.
         """
@@ -412,6 +412,7 @@ class Transformer(nn.Module):
             attentions = [] if stack is None else [m for m in stack.modules() if isinstance(m, Attention)]
             needs = {need for scheme in schemes for need in scheme.needs}
             needs |= {"dropout"} if any(attention.dropout for attention in attentions) else set()
+            needs |= {"gradients"} if trains else set()
             check_kernel(kernel, needs=needs, device=self.device)
             for module in [stack, *attentions] if stack is not None else []:
                 module.kernel = kernel

@@ -256,3 +256,9 @@ def test_activations_are_those_that_autograd_keeps(preset):
     assert loss > 0
     measured = sum(size for address, size in kept.items() if address not in own)
     assert 4 * activation_numbers(wide, Shape(8, 160)) == pytest.approx(measured, rel=0.1)
+
+
+def test_blocks_with_the_same_rotary_scheme_share_its_tables():
+    block = BlockConfig(attention=AttentionConfig(position=Rotary(base=7.0)))
+    first, second = build(config(block=block, position=Rotary())).decoder.blocks
+    assert first.position is second.position

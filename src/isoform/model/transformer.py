@@ -25,7 +25,7 @@ from isoform.model.feedforward import build_feedforward
 from isoform.model.kernels import Linear, dropout
 from isoform.model.lowering import check_kernel, lower, reach
 from isoform.model.norm import ZeroCenteredRMSNorm, build_norm
-from isoform.model.position import Scheme, ShawPosition, Turn, build_position
+from isoform.model.position import RotaryPosition, Scheme, ShawPosition, Turn, build_position
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,10 @@ class Residual(nn.Module):
 class Block(nn.Module):
     """Attention (and cross-attention where there is an encoder), then feed-forward, or both beside each other."""
 
-    def __init__(self, config: BlockConfig, model: ModelConfig, stack: StackConfig, *, is_first: bool) -> None:
+    def __init__(
+        self, config: BlockConfig, model: ModelConfig, stack: StackConfig, position: Scheme | None, *, is_first: bool
+    ) -> None:
+        """`position`: a scheme of its own; None: the stack's."""
         super().__init__()
         dim, head_dim = model.model_dim, model.head_dim(config)
         self.config = config
@@ -132,7 +135,7 @@ class Block(nn.Module):
         def residual(placement: str = config.norm_placement) -> Residual:
             return Residual(config.norm, placement, dim, model.dropout)
 
-        self.position = _own_position(config, model, stack)
+        self.position = position
         self.attention_norm = residual("bare") if is_first and not stack.first_norm else residual()
         self.attention = Attention(config.attention, dim, head_dim)
         if stack.cross != "none":
@@ -195,17 +198,21 @@ class Block(nn.Module):
         return self.cross_norm(x, lambda y: self.cross.read(y, memory.hidden, shared.memory_edges, cache))
 
 
-def _own_position(config: BlockConfig, model: ModelConfig, stack: StackConfig) -> Scheme | None:
-    own, head_dim = config.attention.position, model.head_dim(config)
-    if own is not None:
-        return build_position(
-            own,
-            model_dim=model.model_dim,
-            num_heads={config.attention.num_heads},
-            rotated_dims={model.rotated_dim(config, own)},
-            context_length=model.length(stack),
-        )
-    return ShawPosition(stack.position, head_dim) if isinstance(stack.position, Shaw) else None
+def _own_positions(layers: list[BlockConfig], model: ModelConfig, stack: StackConfig) -> list[Scheme | None]:
+    """The scheme of each block that has one of its own; equal rotary schemes are one, as their tables are large."""
+    rotary: dict[tuple[Rotary, int], Scheme] = {}
+    schemes: list[Scheme | None] = []
+    for block in layers:
+        own = block.attention.position
+        if own is not None:
+            known = own, model.rotated_dim(block, own)
+            if known not in rotary:
+                rotary[known] = RotaryPosition(*known, model.length(stack))
+            schemes.append(rotary[known])
+        else:
+            shaw = stack.position if isinstance(stack.position, Shaw) else None
+            schemes.append(None if shaw is None else ShawPosition(shaw, model.head_dim(block)))
+    return schemes
 
 
 class Stack(nn.Module):
@@ -227,7 +234,10 @@ class Stack(nn.Module):
             context_length=self.context_length,
         )
         self.input_norm = None if config.input_norm is None else build_norm(config.input_norm, model.model_dim)
-        self.blocks = nn.ModuleList(Block(block, model, config, is_first=i == 0) for i, block in enumerate(layers))
+        own = _own_positions(layers, model, config)
+        self.blocks = nn.ModuleList(
+            Block(block, model, config, own[i], is_first=i == 0) for i, block in enumerate(layers)
+        )
         self.final_norm = build_norm(layers[0].norm, model.model_dim) if config.final_norm else None
         self.dropout = model.dropout
 

@@ -354,7 +354,7 @@ def family_of(config: ModelConfig) -> tuple[Family, dict]:
 
     A family fits if reading what it wrote gives the same model again.
     """
-    target, misses = canonical(config), dict[str, list[str]]()
+    target, misses, wordless = canonical(config), dict[str, list[str]](), dict[str, list[str]]()
     with torch.device("meta"):
         state = state_of(Transformer(config))
     for family in FAMILIES:
@@ -362,7 +362,7 @@ def family_of(config: ModelConfig) -> tuple[Family, dict]:
         try:
             written = {**start, **family.write(config), "dtype": "float32"}
         except Unfit as error:
-            misses[family.model_type] = [str(error)]
+            wordless[family.model_type] = [str(error)]
             continue
         names, homeless = set(), []
         for ours, tensor in state.items():
@@ -374,8 +374,14 @@ def family_of(config: ModelConfig) -> tuple[Family, dict]:
         if not changed and not homeless:
             return family, written
         misses[family.model_type] = changed or homeless
-    near = sorted(misses.items(), key=lambda item: (item[1][0] in ("encoder", "decoder"), len(item[1])))
-    said = "; ".join(f"{name} for {', '.join(fields)}" for name, fields in near[:3])
+    by_reason: dict[str, list[str]] = {}
+    for name, fields in [*sorted(misses.items(), key=lambda item: len(item[1])), *wordless.items()]:
+        by_reason.setdefault(", ".join(fields), []).append(name)
+    said = "; ".join(
+        f"{', '.join(names)}: none for {reason}"
+        for reason, names in by_reason.items()
+        if reason not in ("encoder", "decoder")
+    )
     raise ValueError(f"no class of transformers has words for this model: {said}")
 
 

@@ -200,7 +200,7 @@ def test_a_run_learns_is_evaluated_and_writes_no_text(tmp_path, capsys):
     assert main(["evaluate", folder]) == 0
     assert "–" in capsys.readouterr().out
     assert main(["generate", folder, "--prompt", "a"]) == 65
-    assert "reads patches, not text" in capsys.readouterr().err
+    assert "is an encoder, which doesn't write" in capsys.readouterr().err
     assert main(["estimate", "digits", *TINY]) == 0
 
 
@@ -233,7 +233,7 @@ class Without(Codec):
         (lambda: Patches(maximum=0.0), "must be positive"),
         (lambda: load_tokens([{"image": np.zeros((2, 2))}] * 2, CODEC), "record 0: an image of shape"),
         (lambda: load_tokens(images(9), Without()), "of 9 records have features"),
-        (lambda: as_text(CODEC), "reads patches, not text"),
+        (lambda: as_text(CODEC), "is an encoder, which doesn't write"),
         (lambda: load_source("toy:numbers"), "toy:reverse and toy:digits"),
         (lambda: filled(recipe(stem=Lookup()), CODEC), "the stem Lookup with the codec patches, which gives rows of 4"),
         (lambda: filled(recipe(), build_codec(Bytes(), [])), "the stem Linear with the codec bytes, which gives ids"),

@@ -233,7 +233,7 @@ class Without(Codec):
         (lambda: Patches(maximum=0.0), "must be positive"),
         (lambda: load_tokens([{"image": np.zeros((2, 2))}] * 2, CODEC), "record 0: an image of shape"),
         (lambda: load_tokens(images(9), Without()), "of 9 records have features"),
-        (lambda: as_text(CODEC), "is an encoder, which doesn't write"),
+        (lambda: as_text(CODEC), "reads patches, not text"),
         (lambda: load_source("toy:numbers"), "toy:reverse and toy:digits"),
         (lambda: filled(recipe(stem=Lookup()), CODEC), "the stem Lookup with the codec patches, which gives rows of 4"),
         (lambda: filled(recipe(), build_codec(Bytes(), [])), "the stem Linear with the codec bytes, which gives ids"),

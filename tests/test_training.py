@@ -187,7 +187,7 @@ def test_orthogonalized_matrices_have_singular_values_near_one(shape, dtype):
 
 def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else():
     model = Transformer(config())
-    muon, adam = build_optimizers(Muon(embedding_learning_rate=0.5), model)
+    muon, adam = build_optimizers(Muon(adam=replace(Muon().adam, embedding_learning_rate=0.5)), model)
     inside = {id(p) for group in muon.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert (id(parameter) in inside) == (".blocks." in name and parameter.dim() == 2), name

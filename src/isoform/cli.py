@@ -41,6 +41,8 @@ VERBS = {
     "generate": Verb("GenerateOptions", "isoform.commands:generate", "continue a text with a trained model"),
     "evaluate": Verb("EvaluateOptions", "isoform.commands:evaluate", "loss and bits per byte, on any text"),
     "estimate": Verb("EstimateOptions", "isoform.commands:estimate", "parameters, FLOPs, memory, time", "form"),
+    "scale": Verb("ScaleOptions", "isoform.commands:scale", "ladder of sizes, law, forecast, report", "recipe"),
+    "reproduce": Verb("ReproduceOptions", "isoform.commands:reproduce", "check a claim; --list"),
     "convert": Verb("ConvertOptions", "isoform.commands:convert", "Hugging Face folders and GGUF files, in and out"),
     "doctor": Verb("DoctorOptions", "isoform.commands:doctor", "what this machine can do"),
     "recipes": Verb("RecipesOptions", "isoform.commands:recipes", "recipes and presets; --diff A B"),
@@ -86,6 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read us has gone; Python would complain while flushing
         return DONE
+    except BlockingIOError as error:
+        return _failed(terminal, TRANSIENT, str(error), _trace(terminal))
     except OSError as error:
         code = STORAGE if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS) else BAD_INPUT
         return _failed(terminal, code, str(error), _trace(terminal))

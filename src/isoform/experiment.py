@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ from isoform.codecs.config import Characters
 from isoform.codecs.text import build_codec, load_codec
 from isoform.config import ConfigError, differences, from_dict, load_toml
 from isoform.data.loader import Loader, build_loader, validation_batches
-from isoform.data.sources import Record, Split, load_source
+from isoform.data.sources import Record, Split, first_part, load_source
 from isoform.data.tokens import load_tokens
 from isoform.evaluation.evaluate import Score, apply, evaluate
 from isoform.generation.config import Sampling
@@ -54,7 +55,7 @@ from isoform.terminal import Progress as Bar
 from isoform.terminal import Terminal, count
 from isoform.training.ledger import JsonLedger, cut_metrics, read_metrics
 from isoform.training.optimizer import build_optimizers, load_optimizer_state, optimizer_state
-from isoform.training.trainer import GlobalBatch, Progress, train_loop
+from isoform.training.trainer import Diverged, GlobalBatch, Progress, train_loop
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,7 @@ def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
         codec = build_codec(recipe.codec, _texts(recipe, split))
     recipe = runs.filled(recipe, codec)
     view = build_view(recipe.objective)
-    tokens = load_tokens(split.train, codec)
+    tokens = load_tokens(first_part(split.train, recipe.data.fraction), codec)
     length = recipe.model.context_length
     loader = build_loader(recipe.data, tokens, view, context_length=length, seed=recipe.seed)
     bytes_per_piece = None
@@ -247,6 +248,34 @@ def classify(trained: Trained, records: Sequence[Record]) -> torch.Tensor:
     return apply(trained.model, view, batch)[:, 0].float().softmax(-1)
 
 
+def measure_speed(prepared: Prepared, machine: Machine, *, steps: int = 3) -> float:
+    """Training FLOPs per second of a prepared recipe here: the best of some steps after one to warm up.
+
+    Nothing is kept of them.
+    """
+    recipe = prepared.recipe
+    model = build_model(recipe, machine)
+    progress, seconds = Progress(), []
+    short = replace(recipe.training, steps=steps + 1, validate_every=0, sample_every=0, checkpoint_every=0, log_every=1)
+
+    train_loop(
+        model,
+        build_optimizers(recipe.training.optimizer, model, machine.dtype),
+        short,
+        batches=lambda step: global_batch(prepared, step),
+        loss=batch_loss(model, prepared.view, recipe.objective),
+        machine=machine,
+        seed=recipe.seed,
+        progress=progress,
+        note=lambda line: seconds.append(progress.train_seconds) if "loss" in line else None,
+        validate=dict,
+        sample=lambda: None,
+        save=lambda: None,
+        should_stop=lambda: False,
+    )
+    return prepared.flops_per_step / min(b - a for a, b in pairwise(seconds))
+
+
 class _Session:
     """One process's part of a run: from its newest checkpoint to its end, or to the next interruption."""
 
@@ -322,7 +351,7 @@ class _Session:
         if first >= training.steps and self.run.summary.exists():
             self.terminal.say(f"{self.run.folder} is finished: {first} steps")
             return
-        for stale in (self.run.summary, self.run.report, self.run.weights):
+        for stale in (self.run.summary, self.run.report, self.run.weights, self.run.diverged):
             stale.unlink(missing_ok=True)  # of the shorter run that this one extends
         ledger = JsonLedger(self.run.metrics)
         try:
@@ -342,6 +371,10 @@ class _Session:
                     save=self.save,
                     should_stop=should_stop,
                 )
+        except Diverged as error:
+            said = {"step": self.progress.step + 1, "message": str(error)}
+            runs.write_text(self.run.diverged, json.dumps(said) + "\n")
+            raise
         finally:
             ledger.close()
         if self.progress.step == training.steps:

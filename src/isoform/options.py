@@ -9,6 +9,7 @@ import tyro
 
 from isoform.generation.config import Sampling
 from isoform.recipe import Recipe
+from isoform.scaling.config import Ladder
 
 Inline = tyro.conf.arg(name="")
 
@@ -53,6 +54,63 @@ class TrainOptions:
     """Prepare everything, say what would be trained, and stop."""
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """Who makes the runs of a study."""
+
+    pool: str = "runs/pool"
+    """Where runs lie, named by their content; a run that is there is not made again."""
+    engine: Literal["local", "ray", "slurm"] = "local"
+    """Processes here, or the nodes of a Ray or Slurm cluster, which must share the pool's file system."""
+    workers: int = 0
+    """Runs side by side; 0: as many as CPU cores on a CPU, one on another device."""
+    threads: int = 1
+    """CPU threads of each run; small models are made fastest by many runs of one thread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleOptions:
+    """Plan a ladder of sizes, run it, fit its law, forecast, report."""
+
+    recipe: Annotated[Recipe, Inline] = Recipe()
+    ladder: Annotated[Ladder, Inline] = Ladder()
+    against: str = ""
+    """Another recipe (a name or a TOML path) to climb the same ladder with, or changes of this one:
+    KEY=VALUE,KEY=VALUE; the two are compared."""
+    forecast: float = 10.0
+    """Forecast a run of so many times the largest run's compute."""
+    verify: bool = False
+    """Train the run that was forecast, and score the forecast."""
+    price: dict[str, float] = field(default_factory=dict)
+    """What an hour costs, in any money: --price.here 0.1 --price.H200 3.5."""
+    out: str = ""
+    """The folder of the report; empty: runs/scale-RECIPE."""
+    dry_run: bool = False
+    """Say what would be run and what it would take, and stop."""
+    study: Annotated[StudyOptions, Inline] = StudyOptions()
+    machine: Annotated[MachineOptions, Inline] = MachineOptions()
+    output: Annotated[Output, Inline] = Output()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceOptions:
+    """Check a claim: make its runs, decide by its rule, write its page."""
+
+    claim: tyro.conf.Positional[str] = ""
+    """The id of a built-in claim, or the path of a TOML file."""
+    list: bool = False
+    """All claims, with the verdicts found in --out."""
+    quick: bool = False
+    """The short form, of at most five minutes; its pages are named ID-quick."""
+    extend: bool = False
+    """Take the runs that the JSON in --out knows as done, and make those that are missing."""
+    out: str = "docs/results"
+    """Where ID.md, ID.json and the pictures go."""
+    study: Annotated[StudyOptions, Inline] = StudyOptions()
+    machine: Annotated[MachineOptions, Inline] = field(default_factory=MachineOptions)
+    output: Annotated[Output, Inline] = field(default_factory=Output)
 
 
 @dataclass(frozen=True, kw_only=True)

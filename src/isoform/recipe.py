@@ -5,8 +5,10 @@ The built-in ones lie in `recipes/`; their first lines say command, expected tim
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from isoform.codecs.config import Characters, Codec
 from isoform.config import ConfigError, from_dict, load_toml, overlay, to_dict, unknown
@@ -113,17 +115,26 @@ def _is_path(name: str) -> bool:
     return name.endswith(".toml") or "/" in name or "\\" in name
 
 
-def recipe_from_dict(data: dict) -> Recipe:
+def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
     """A recipe from plain data, the preset of its model resolved."""
-    data = dict(data)
-    model = dict(data.pop("model", {}))
+    return from_dict(Recipe, _without_preset(data))
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with plain data laid over it; a preset among it starts the model afresh."""
+    return overlay(recipe, _without_preset(changes))
+
+
+def _without_preset(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data in which the model's preset is laid out in full."""
+    model = dict(data.get("model", {}))
     preset = model.pop("preset", None)
     if preset is None:
-        return from_dict(Recipe, {**data, "model": model})
+        return dict(data)
     if preset not in PRESETS:
         raise unknown("preset", str(preset), PRESETS)
     try:
         start = overlay(replace(PRESETS[preset].model, vocab_size=0), model)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
-    return from_dict(Recipe, {**data, "model": to_dict(start)})
+    return {**data, "model": to_dict(start)}

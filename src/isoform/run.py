@@ -67,6 +67,11 @@ class Run:
         return self.folder / "report.html"
 
     @property
+    def diverged(self) -> Path:
+        """There if the run ended with a loss or gradient that isn't finite: the step and what was said."""
+        return self.folder / "diverged.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 

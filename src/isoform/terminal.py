@@ -60,8 +60,9 @@ class _Lines(Progress):
         now = time.perf_counter()
         if now - self.last >= self.every or done == self.total:
             self.last = now
-            left = (now - self.start) / max(1, done - self.first) * (self.total - done)
-            self.terminal.say(f"{done:>7} / {self.total}  {words}  {duration(left)} left")
+            here = done - self.first
+            left = f"  {duration((now - self.start) / here * (self.total - done))} left" if here else ""
+            self.terminal.say(f"{done:>7} / {self.total}  {words}{left}")
 
 
 @contextmanager

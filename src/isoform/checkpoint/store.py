@@ -45,7 +45,7 @@ class UnknownFormat(ValueError):
     """A checkpoint of a newer isoform: sound perhaps, so it is neither read nor set aside."""
 
 
-class FolderInUse(ValueError):
+class FolderInUse(BlockingIOError):
     """Another process trains in the folder."""
 
 
@@ -408,6 +408,18 @@ def purge_checkpoints(folder: Path, *, keep: int, files: Files = DISK) -> None:
         raise StorageError(errno.EIO, f"{error}. Nothing was removed; look after the disk") from error
     except OSError as error:
         raise _storage_error(error, f"old checkpoints in {folder} can't be removed") from error
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether another process trains in a run directory now."""
+    try:
+        with (folder / ".lock").open("r+", encoding="utf-8") as file:
+            _lock(file.fileno())
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @contextmanager

@@ -17,3 +17,9 @@ class Data:
     rows: Literal["stream", "packed"] = "stream"
     """stream: all documents end to end, cut every context_length pieces; packed: whole documents side by
     side that don't see each other."""
+    fraction: float = 1.0
+    """Of the training records so much is used, from their beginning; what is held out stays the same."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"data.fraction={self.fraction} must be above 0 and at most 1")

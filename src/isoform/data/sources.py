@@ -146,6 +146,26 @@ def _files(root: Path) -> list[Path]:
     return files
 
 
+def first_part(records: Sequence[Record], fraction: float) -> Sequence[Record]:
+    """The first records of a split: of texts so much of their characters, the last one cut; of others so many of them.
+
+    Raises ValueError where that leaves nothing.
+    """
+    if fraction == 1:
+        return records
+    if "text" not in records[0]:
+        return records[: max(1, int(fraction * len(records)))]
+    left, part = int(fraction * sum(len(record["text"]) for record in records)), []
+    for record in records:
+        if left <= 0:
+            break
+        part.append({"text": record["text"][:left]})
+        left -= len(record["text"])
+    if not part:
+        raise ValueError(f"data.fraction={fraction} of the text is less than a character; give a larger part")
+    return part
+
+
 def _find(root: Path, suffixes: Sequence[str]) -> list[Path]:
     """All files with these suffixes under a folder, hidden ones left out, in the order of their names."""
     found = {p.relative_to(root).parts: p for p in root.rglob("*") if p.suffix.lower() in suffixes and p.is_file()}

@@ -12,6 +12,8 @@ class AdamW:
     beta2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.1
+    embedding_learning_rate: float | None = None
+    """Of the stem's tables; absent: learning_rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +27,6 @@ class Muon:
     newton_schulz_steps: int = 5
     adam: AdamW = AdamW(learning_rate=1e-2, weight_decay=0.0)
     """For embeddings, head, gains and biases."""
-    embedding_learning_rate: float | None = None
-    """Of the stem's tables; absent: adam.learning_rate."""
 
 
 Optimizer = AdamW | Muon

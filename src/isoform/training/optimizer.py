@@ -130,7 +130,7 @@ def build_optimizers(
         case Muon():
             matrices = [p for n, p in named if _is_matrix(n, p)]
             others = [(n, p) for n, p in named if not _is_matrix(n, p)]
-            return [MuonOptimizer(matrices, config, dtype), _adamw(config.adam, others, config.embedding_learning_rate)]
+            return [MuonOptimizer(matrices, config, dtype), _adamw(config.adam, others)]
         case _:
             assert_never(config)
 
@@ -141,15 +141,13 @@ def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
     return ".blocks." in name and parameter.dim() >= 2 and not is_other
 
 
-def _adamw(
-    config: AdamW, named: list[tuple[str, nn.Parameter]], embedding_rate: float | None = None
-) -> torch.optim.Optimizer:
-    rate, decay = config.learning_rate, config.weight_decay
+def _adamw(config: AdamW, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+    rate, tables_rate, decay = config.learning_rate, config.embedding_learning_rate, config.weight_decay
     tables = [p for n, p in named if n.startswith("stem.") and p.dim() >= 2]
     matrices = [p for n, p in named if not n.startswith("stem.") and p.dim() >= 2]
     vectors = [p for _, p in named if p.dim() < 2]
     groups = [
-        {"params": tables, "lr": rate if embedding_rate is None else embedding_rate, "weight_decay": decay},
+        {"params": tables, "lr": rate if tables_rate is None else tables_rate, "weight_decay": decay},
         {"params": matrices, "lr": rate, "weight_decay": decay},
         {"params": vectors, "lr": rate, "weight_decay": 0.0},
     ]

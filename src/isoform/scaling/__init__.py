@@ -1,0 +1,1 @@
+"""Ladders of runs, laws fitted to them, forecasts, claims."""

@@ -1,0 +1,248 @@
+"""A claim is a file: question, source, runs, statistic, and the rule that decides, written before the runs.
+
+What a statistic makes of the runs is a `Findings`: numbers with intervals, tables and pictures. The rule compares the
+numbers with bounds: all intervals inside, the claim holds; one outside, it doesn't; else it can't be told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, assert_never
+
+from isoform.config import ConfigError, from_dict, load_toml, unknown
+from isoform.recipe import Recipe, builtin_recipes, changed, load_recipe
+from isoform.scaling.config import Ladder
+from isoform.scaling.curves import Estimate
+from isoform.scaling.findings import Findings, exponents, forecasts, gains, published, recovered
+from isoform.scaling.study import Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """A bound on one of the statistic's numbers."""
+
+    value: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError(f"the bound on {self.value!r} needs either at_least or at_most")
+
+    def __str__(self) -> str:
+        sign, bound = ("≥", self.at_least) if self.at_most is None else ("≤", self.at_most)
+        return f"{self.value} {sign} {bound:g}"
+
+    def verdict(self, estimate: Estimate) -> bool | None:
+        """Whether the whole interval is inside (True) or outside (False); None where it isn't told."""
+        low, high = estimate.low, estimate.high
+        if low is None or high is None or math.isnan(estimate.value):
+            return None
+        if self.at_least is not None:
+            return True if low >= self.at_least else False if high < self.at_least else None
+        assert self.at_most is not None
+        return True if high <= self.at_most else False if low > self.at_most else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecasts:
+    """The largest computes, each forecast from the runs below 1/8 of it.
+
+    Numbers: median_error, error_of_naive (that of the forecast / that of "it stays the same"), widest (half of the
+    widest interval, as a part of the loss), held (share of intervals that hold).
+    """
+
+    top: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gains:
+    """Each arm against another: compute multipliers at both ends, and their growth.
+
+    Numbers, for each arm NAME: NAME.least, NAME.most, NAME.growth; and NAME.whole, the multiplier at the most compute
+    against the first arm.
+    """
+
+    over: str = "compute"
+    """compute, or seconds of measured training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exponents:
+    """The curves of all arms side by side, over compute and over seconds; where their order flips.
+
+    Numbers, for each arm NAME: NAME.exponent, NAME.loss (at the most compute), NAME.seconds_exponent; for every pair
+    NAME/OTHER: NAME/OTHER.flip_compute and .flip_seconds, the cost at which OTHER is overtaken.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """Laws fitted to simulated ladders whose truth is known.
+
+    Numbers, for each truth: NAME.alpha_median_error, .alpha_p90_error, .alpha_coverage, the same for beta,
+    .forecast_coverage, .forecast_width, .optimal_exponent_coverage and .recovered_exponent (median, 5 and 95 %).
+    """
+
+    repetitions: int = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What the published constants of Chinchilla's law imply.
+
+    Numbers, for besiroglu and hoffmann: NAME.exponent of the optimal size, NAME.tokens_per_parameter at `compute`.
+    """
+
+    compute: float = 5.76e23
+
+
+Statistic = Forecasts | Gains | Exponents | Recovery | Published
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way of doing it: the claim's recipe with these changes."""
+
+    name: str
+    after: str = ""
+    """The earlier arm whose recipe it changes; empty: the claim's own."""
+    against: str = ""
+    """The arm it is held against; empty: the one it comes after, or else the first."""
+    why: str = ""
+    """What differs, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One question, and how it is decided."""
+
+    question: str
+    source: str
+    says: str
+    """What the source says."""
+    statistic: Statistic
+    rule: tuple[Condition, ...]
+    reads: str = ""
+    """What the numbers mean together, for the page."""
+    budget: str = ""
+    """About how long it takes, where."""
+    recipe: str = ""
+    ladder: Ladder = Ladder()
+    sweep: tuple[float, ...] = ()
+    """Factors of the learning rate that each arm tries on the ladder's second compute, with one seed; the best is
+    taken for all its runs."""
+    arms: tuple[Arm, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A claim with the recipes of its arms."""
+
+    id: str
+    claim: Claim
+    recipes: Mapping[str, Recipe]
+    is_quick: bool
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return f"{self.id}-quick" if self.is_quick else self.id
+
+
+def builtin_claims() -> dict[str, Path]:
+    """The claims that come with the package, by id."""
+    return {path.stem: path for path in sorted((Path(__file__).parent.parent / "claims").glob("*.toml"))}
+
+
+def load_claim(name: str, *, quick: bool = False) -> Loaded:
+    """A built-in claim by its id, or a TOML file by its path; quick: with what its [quick] table changes.
+
+    Raises ConfigError for what is unknown or contradictory.
+    """
+    known = builtin_claims()
+    is_path = name.endswith(".toml") or "/" in name
+    if not is_path and name not in known:
+        raise unknown("claim", name, known)
+    path = Path(name) if is_path else known[name]
+    data = load_toml(path)
+    shortened = data.pop("quick", None)
+    if quick:
+        if shortened is None:
+            raise ConfigError(f"{path} has no [quick] table; run it whole, or write one")
+        data = _laid_over(data, shortened)
+    changes = data.pop("changes", {})
+    of_arms = [dict(arm) for arm in data.get("arms", [])]
+    changes_of = {arm.get("name", ""): arm.pop("changes", {}) for arm in of_arms}
+    if of_arms:
+        data["arms"] = of_arms
+    try:
+        claim = from_dict(Claim, data)
+        recipes: dict[str, Recipe] = {}
+        if claim.recipe:
+            own = changed(_base(claim.recipe, path), changes)
+            for arm in claim.arms or (Arm(name=path.stem),):
+                if arm.after and arm.after not in recipes:
+                    raise unknown("arm", arm.after, recipes)
+                recipes[arm.name] = changed(recipes.get(arm.after, own), changes_of.get(arm.name, {}))
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    names = [arm.name for arm in claim.arms]
+    for arm in claim.arms:
+        if arm.against and arm.against not in names:
+            raise unknown("arm", arm.against, names, where=str(path))
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{path}: two arms have the same name; rename one")
+    return Loaded(path.stem, claim, recipes, quick)
+
+
+def _base(name: str, claim: Path) -> Recipe:
+    """A built-in recipe, or one that lies beside the claim."""
+    return load_recipe(name if name in builtin_recipes() else str(claim.parent / name))
+
+
+def _laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables merged, everything else replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _laid_over(merged[key], value) if both else value
+    return merged
+
+
+HOLDS, FAILS, UNTOLD = "holds", "does not hold", "can't be told at this budget"
+
+
+def decide(claim: Claim, findings: Findings) -> str:
+    """The verdict of the rule. Raises ValueError for a bound on a number that the statistic doesn't give."""
+    answers = []
+    for condition in claim.rule:
+        if condition.value not in findings.values:
+            raise unknown("value", condition.value, findings.values, where="rule")
+        answers.append(condition.verdict(findings.values[condition.value]))
+    return FAILS if False in answers else UNTOLD if None in answers else HOLDS
+
+
+def measure(claim: Claim, rows: Sequence[Row]) -> Findings:
+    """The claim's statistic of its runs. Raises ValueError where the runs are too few for it."""
+    match claim.statistic:
+        case Forecasts(top=top):
+            return forecasts(rows, top)
+        case Gains(over=over):
+            return gains(_pairs(claim), rows, over)
+        case Exponents():
+            return exponents(rows)
+        case Recovery(repetitions=repetitions):
+            return recovered(repetitions)
+        case Published(compute=compute):
+            return published(compute)
+        case _:
+            assert_never(claim.statistic)
+
+
+def _pairs(claim: Claim) -> list[tuple[str, str]]:
+    """Each arm but the first, and what it is held against."""
+    return [(arm.name, arm.against or arm.after or claim.arms[0].name) for arm in claim.arms[1:]]

@@ -1,0 +1,93 @@
+"""How a study climbs: sizes by one dial, pieces per size, seeds, and how hyper-parameters move along. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedRatio:
+    """Each size sees the same number of pieces per parameter (Hoffmann et al. 2022 found about 20 best)."""
+
+    sizes: int = 8
+    tokens_per_parameter: float = 20.0
+    """Parameters as compute counts them: training FLOPs per piece / 6."""
+
+    def __post_init__(self) -> None:
+        if self.sizes < 1 or self.tokens_per_parameter <= 0:
+            raise ValueError(f"sizes={self.sizes} must be at least 1, tokens_per_parameter above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsoFlop:
+    """Groups of equal compute, in each of which size is traded against pieces (Hoffmann et al. 2022, section 3.2)."""
+
+    groups: int = 4
+    sizes: int = 5
+    """Of each group."""
+    tokens_per_parameter: float = 20.0
+    """Of the middle size of a group."""
+    spread: float = 30.0
+    """Most pieces per parameter in a group, divided by the fewest."""
+
+    def __post_init__(self) -> None:
+        if self.groups < 1 or self.sizes < 1 or self.tokens_per_parameter <= 0 or self.spread < 1:
+            raise ValueError(
+                f"groups={self.groups} and sizes={self.sizes} must be at least 1, tokens_per_parameter above 0, "
+                f"spread={self.spread} at least 1"
+            )
+
+
+Design = FixedRatio | IsoFlop
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuP:
+    """Maximal update (Yang et al. 2022): Adam's rate for matrices falls as 1 / width, its decay keeps the product;
+    the rate of tables, and Muon's, whose updates have a fixed spectral norm, stay. The batch stays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Powers:
+    """Powers of a run's compute relative to the recipe's own, as they are fitted to sweeps (DeepSeek 2024 found -0.125
+    and 0.33)."""
+
+    learning_rate: float = -0.125
+    batch: float = 0.33
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unchanged:
+    """The recipe's own rates and batch at every size."""
+
+
+Transfer = MuP | Powers | Unchanged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """Runs of one recipe from small to large, within a budget."""
+
+    budget: float = 1e13
+    """Training FLOPs of all runs together."""
+    minutes: float | None = None
+    """Instead of a budget: so many minutes here, at measured speed."""
+    decades: float = 2.0
+    """Between the least and the most compute of a run, in powers of ten."""
+    design: Design = FixedRatio()
+    depth_exponent: float = 1.0
+    """Layers grow as this power of the width: 1 keeps the recipe's ratio of width to depth, 0 its depth."""
+    transfer: Transfer = MuP()
+    seeds: int = 1
+    small_seeds: int = 1
+    """Seeds of each run below 1/8 of the largest compute, where they are cheap; at least `seeds`."""
+
+    def __post_init__(self) -> None:
+        if self.budget <= 0 or (self.minutes is not None and self.minutes <= 0) or self.decades < 0:
+            raise ValueError(f"budget={self.budget:g} and minutes must be above 0, decades={self.decades} not negative")
+        if self.seeds < 1 or self.small_seeds < 1:
+            raise ValueError(f"seeds={self.seeds} and small_seeds={self.small_seeds} must be at least 1")
+
+
+SMALL = 1 / 8
+"""Runs below this part of the largest compute are cheap: they get more seeds, and forecasts start from them."""

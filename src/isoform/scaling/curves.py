@@ -1,0 +1,267 @@
+"""What the runs of a study say: the law, forecasts held against later runs, one method against another, and the cost.
+
+A gain is told as a compute multiplier: how many times the compute the baseline needs to reach the same loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+import numpy as np
+
+from isoform.scaling.config import SMALL
+from isoform.scaling.laws import Fit, Forecast, Points, PowerLaw, fit_power_law
+from isoform.scaling.study import Row
+
+CLOSE = 0.1
+"""Costs that differ by more than this part are not the same cost."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with the ends of its 90 % interval; None where the runs are too few for one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.4g}"
+        return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A forecast of a run from runs of less than 1/8 of its compute, and what the run then reached."""
+
+    compute: float
+    num_fitted: int
+    forecast: Forecast
+    actual: float
+    naive: float
+    """The loss of the largest run that was fitted: "it stays the same"."""
+
+    @property
+    def error(self) -> float:
+        """Relative error of the forecast."""
+        return abs(self.forecast.loss / self.actual - 1)
+
+    @property
+    def naive_error(self) -> float:
+        return abs(self.naive / self.actual - 1)
+
+    @property
+    def is_held(self) -> bool | None:
+        """Whether the interval holds what was reached; None without an interval."""
+        low, high = self.forecast.low, self.forecast.high
+        return None if low is None or high is None else low <= self.actual <= high
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the interval, as a part of the loss."""
+        low, high = self.forecast.low, self.forecast.high
+        return None if low is None or high is None else (high - low) / 2 / self.actual
+
+
+def finite(rows: Iterable[Row]) -> list[Row]:
+    """The rows with a loss, least compute first."""
+    return sorted((row for row in rows if row.is_finite), key=lambda row: (row.compute, row.seed))
+
+
+def left_out(rows: Iterable[Row]) -> list[tuple[Row, str]]:
+    """The rows that no fit uses, and why."""
+    return [(row, row.reason or "no loss") for row in rows if not row.is_finite]
+
+
+def arms(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows by arm, in the order in which arms come first."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.arm, []).append(row)
+    return found
+
+
+def to_points(rows: Sequence[Row], num_unique: int | None = None) -> Points:
+    """Finished runs as what laws are fitted to; num_unique: pieces of the text, beyond which they repeat."""
+    return Points(
+        unique_tokens=None if num_unique is None else np.full(len(rows), float(num_unique)),
+        parameters=np.array([row.parameters for row in rows]),
+        tokens=np.array([float(row.tokens) for row in rows]),
+        loss=np.array([row.loss for row in rows], dtype=float),
+    )
+
+
+def curve(
+    rows: Sequence[Row], cost: Callable[[Row], float] = lambda row: row.compute, *, with_floor: bool = True
+) -> Fit[PowerLaw]:
+    """Loss against a cost, of an arm's runs. Raises ValueError for too few."""
+    rows = finite(rows)
+    at, losses = np.array([cost(row) for row in rows]), np.array([row.loss for row in rows], dtype=float)
+    return fit_power_law(at, losses, with_floor=with_floor)
+
+
+def score_forecasts(rows: Sequence[Row], top: int = 3) -> list[Scored]:
+    """Of the largest computes, what the runs below 1/8 of each would have said. Raises ValueError for too few runs."""
+    rows = finite(rows)
+    computes = sorted({row.group for row in rows}, key=lambda g: median(r.compute for r in rows if r.group == g))
+    scored = []
+    for group in computes[-top:]:
+        there = [row for row in rows if row.group == group]
+        compute = fmean(row.compute for row in there)
+        below = [row for row in rows if row.compute < SMALL * compute]
+        fit = curve(below)
+        largest = max(row.compute for row in below)
+        naive = fmean(row.loss for row in below if row.compute > 0.99 * largest and row.loss is not None)
+        forecast = fit.forecast(lambda law, at=compute: float(law.loss(at)))
+        scored.append(Scored(compute, len(below), forecast, fmean(r.loss for r in there if r.loss is not None), naive))
+    return scored
+
+
+@dataclass(frozen=True)
+class Gain:
+    """One arm against the baseline, as two curves."""
+
+    arm: str
+    least: Estimate
+    """Compute multiplier at the least compute of both arms."""
+    most: Estimate
+    """… and at the most."""
+    growth: Estimate
+    """Exponent by which the multiplier grows with compute."""
+    loss_change: float
+    """Relative change of the loss at the most compute, by the curves."""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the gain is real at the largest compute, and where it goes."""
+        real = _sign(self.most, 1.0)
+        trend = _sign(self.growth, 0.0)
+        if real is None or trend is None:
+            return "too few runs to tell"
+        start = _sign(self.least, 1.0)
+        if start and real and start != real:
+            return "reverses"
+        if not real:
+            return "fades" if start and trend == -start else "noise"
+        what = "a gain" if real > 0 else "a loss"
+        return f"{what}, {'grows' if trend == real else 'fades' if trend == -real else 'holds'}"
+
+
+def _sign(estimate: Estimate, zero: float) -> int | None:
+    """1 or -1 if the interval lies on one side of zero, 0 if it doesn't, None without one."""
+    if estimate.low is None or estimate.high is None:
+        return None
+    return 1 if estimate.low > zero else -1 if estimate.high < zero else 0
+
+
+def gain(
+    baseline: Sequence[Row], method: Sequence[Row], cost: Callable[[Row], float] = lambda row: row.compute
+) -> Gain:
+    """How many times the compute (or other cost) the baseline needs for the method's loss, and where that goes.
+
+    Intervals are of 90 %, from the replicates of both curves. Raises ValueError for too few runs.
+    """
+    base, other = curve(baseline, cost), curve(method, cost)
+    costs = [[cost(row) for row in finite(rows)] for rows in (baseline, method)]
+    low, high = max(map(min, costs)), min(map(max, costs))
+
+    def multiplier(one: PowerLaw, two: PowerLaw, at: float) -> float:
+        return inverse(one, float(two.loss(at))) / at
+
+    def growth(one: PowerLaw, two: PowerLaw) -> float:
+        ends = [math.log(multiplier(one, two, at)) for at in (low, high)]
+        return (ends[1] - ends[0]) / math.log(high / low)
+
+    def estimate(function: Callable[[PowerLaw, PowerLaw], float]) -> Estimate:
+        value = function(base.law, other.law)
+        if not base.replicates or not other.replicates:
+            return Estimate(value)
+        values = [function(a, b) for a, b in zip(base.replicates, other.replicates, strict=False)]
+        return Estimate(value, *(float(q) for q in np.quantile(values, (0.05, 0.95))))
+
+    return Gain(
+        method[0].arm,
+        estimate(lambda a, b: multiplier(a, b, low)),
+        estimate(lambda a, b: multiplier(a, b, high)),
+        estimate(growth),
+        float(other.law.loss(high)) / float(base.law.loss(high)) - 1,
+    )
+
+
+def inverse(law: PowerLaw, loss: float) -> float:
+    """The cost at which a curve reaches a loss; what it never reaches costs infinitely much."""
+    low, high = -60.0, 120.0
+    if float(law.loss(math.exp(high))) > loss:
+        return math.inf
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float(law.loss(math.exp(middle))) > loss else (low, middle)
+    return math.exp(high)
+
+
+def crossing(one: PowerLaw, other: PowerLaw, low: float, high: float) -> float | None:
+    """The cost between two ends at which two curves have the same loss, if their order differs at the ends."""
+
+    def ahead(at: float) -> float:
+        return float(one.loss(at)) - float(other.loss(at))
+
+    if ahead(low) * ahead(high) >= 0:
+        return None
+    for _ in range(80):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if ahead(middle) * ahead(high) < 0 else (low, middle)
+    return high
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an arm costs at its largest compute: counted and measured side by side."""
+
+    arm: str
+    num_parameters: float
+    num_active_parameters: float
+    compute: float
+    tokens_per_second: float
+    train_seconds: float
+    peak_memory_bytes: float
+    loss: float
+
+
+def costs(rows: Sequence[Row]) -> list[Cost]:
+    """Of each arm the mean over the seeds of its largest runs."""
+    found = []
+    for arm, of_arm in arms(finite(rows)).items():
+        most = max(row.compute for row in of_arm)
+        there = [row for row in of_arm if row.compute > most / 1.05]
+
+        def mean(name: str, there: Sequence[Row] = there) -> float:
+            return fmean(float(getattr(row, name)) for row in there)
+
+        names = list(Cost.__dataclass_fields__)[1:]
+        found.append(Cost(arm, **{name: mean(name) for name in names}))
+    return found
+
+
+def mismatches(found: Sequence[Cost], matched: str = "compute") -> list[str]:
+    """Warnings: arms that are equal in one cost and differ by more than 10 % from the first arm in another."""
+    words = {
+        "num_parameters": "parameters",
+        "num_active_parameters": "active parameters",
+        "compute": "training FLOPs",
+        "tokens_per_second": "measured throughput",
+        "peak_memory_bytes": "peak memory",
+    }
+    said = []
+    for other in found[1:]:
+        different = []
+        for name, word in words.items():
+            here, there = getattr(found[0], name), getattr(other, name)
+            if name != matched and here and abs(there / here - 1) > CLOSE:
+                different.append(f"{there / here - 1:+.0%} {word}")
+        if different:
+            said.append(f"{other.arm} is matched on {words[matched]}, but has {', '.join(different)}")
+    return said

@@ -1,0 +1,276 @@
+"""From a budget and a recipe to a list of runs: one dial, the width, sets depth and heads; compute sets the pieces.
+
+Parameters are counted as compute counts them, N = training FLOPs per piece / 6, so that C = 6 N D holds exactly, with
+attention, head and routed experts in it (as the FLOPs per piece of DeepSeek 2024).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from isoform.model.config import BlockConfig, Dense, Experts, Gated, ModelConfig, Rotary, StackConfig
+from isoform.model.cost import Shape, training_flops
+from isoform.recipe import Recipe
+from isoform.scaling.config import SMALL, FixedRatio, IsoFlop, Ladder, MuP, Powers, Unchanged
+from isoform.training.config import AdamW, Muon, Optimizer
+
+LEAST_STEPS = 20
+"""Optimizer steps below which a run says nothing about its size."""
+
+WIDTH_STEP = 8
+"""Widths are multiples of this."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One run of a ladder."""
+
+    recipe: Recipe
+    parameters: float
+    """As compute counts them."""
+    tokens: int
+    compute: float
+    """Training FLOPs."""
+    group: int
+    """Runs of one group have the same compute."""
+
+    @property
+    def width(self) -> int:
+        return self.recipe.model.model_dim
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.seed
+
+
+def plan_ladder(recipe: Recipe, ladder: Ladder, *, speed: Callable[[Recipe], float] | None = None) -> list[Rung]:
+    """The runs of a ladder, in order of compute; the recipe's vocabulary must be filled in.
+
+    speed: FLOPs per second of a recipe here, asked if the ladder's budget is in minutes. Raises ValueError for a budget
+    that is too small, saying what would suffice, and for a recipe that can't be made smaller.
+    """
+    most = _most_compute(recipe, ladder, speed)
+    rungs = _rungs(recipe, ladder, most)
+    if (short := _shortest(rungs)) < LEAST_STEPS:
+        enough = most
+        while _shortest(_rungs(recipe, ladder, enough)) < LEAST_STEPS:
+            enough *= 1.25
+        spent, needed = (sum(rung.compute for rung in _rungs(recipe, ladder, top)) for top in (most, enough))
+        raise ValueError(
+            f"the budget of {spent:.2g} FLOPs is too small for this ladder: its shortest run would take {short} steps, "
+            f"and fewer than {LEAST_STEPS} say nothing; {needed:.2g} FLOPs would suffice, or fewer decades, or a "
+            f"smaller training.global_batch_tokens"
+        )
+    return rungs
+
+
+def _shortest(rungs: Sequence[Rung]) -> int:
+    return min(rung.recipe.training.steps for rung in rungs)
+
+
+def _rungs(recipe: Recipe, ladder: Ladder, most: float) -> list[Rung]:
+    """The runs of a ladder whose largest has `most` FLOPs."""
+    rungs = []
+    for group, compute in enumerate(_computes(ladder, most)):
+        seeds = ladder.seeds if compute > SMALL * most * (1 + 1e-9) else max(ladder.seeds, ladder.small_seeds)
+        taken: set[int] = set()
+        for ratio in _ratios(ladder):
+            sized = _nearest_size(recipe, ladder, math.sqrt(compute / (6 * ratio)))
+            if sized.model.model_dim in taken:
+                continue
+            taken.add(sized.model.model_dim)
+            rungs += [_rung(recipe, sized, ladder, compute, group, recipe.seed + i) for i in range(seeds)]
+    return rungs
+
+
+def parameters(recipe: Recipe) -> float:
+    """Parameters as compute counts them: training FLOPs per piece / 6."""
+    length = recipe.model.context_length
+    return training_flops(recipe.model, Shape(1, length, length)) / length / 6
+
+
+def _computes(ladder: Ladder, most: float) -> Sequence[float]:
+    """The compute of each group, least first."""
+    count = ladder.design.sizes if isinstance(ladder.design, FixedRatio) else ladder.design.groups
+    if count == 1:
+        return [most]
+    return [most * 10 ** (ladder.decades * (i / (count - 1) - 1)) for i in range(count)]
+
+
+def _ratios(ladder: Ladder) -> Sequence[float]:
+    """Pieces per parameter of a group's runs, the smallest model first."""
+    match ladder.design:
+        case FixedRatio(tokens_per_parameter=ratio):
+            return [ratio]
+        case IsoFlop(sizes=sizes, tokens_per_parameter=ratio, spread=spread):
+            middle = (sizes - 1) / 2
+            return [ratio * spread ** ((middle - i) / max(1, sizes - 1)) for i in range(sizes)]
+        case _:
+            assert_never(ladder.design)
+
+
+def _most_compute(recipe: Recipe, ladder: Ladder, speed: Callable[[Recipe], float] | None) -> float:
+    """The compute of the largest run that makes the whole ladder cost its budget."""
+    if ladder.minutes is None:
+        return ladder.budget / sum(share for share, _ in _shares(ladder))
+    assert speed is not None, "a budget in minutes needs a measured speed"
+    low, high = 1e3, 1e30
+    for _ in range(60):  # time grows with the largest run's compute, so its logarithm can be halved towards it
+        most = math.sqrt(low * high)
+        seconds = 0.0
+        for share, ratio in _shares(ladder):
+            sized = _nearest_size(recipe, ladder, math.sqrt(share * most / (6 * ratio)))
+            seconds += share * most / speed(sized)
+        low, high = (most, high) if seconds < 60 * ladder.minutes else (low, most)
+        if high / low < 1.001:
+            break
+    return low
+
+
+def _shares(ladder: Ladder) -> Iterator[tuple[float, float]]:
+    """Of each run, seeds counted: its compute as a part of the largest run's, and its pieces per parameter."""
+    for compute in _computes(ladder, 1.0):
+        seeds = ladder.seeds if compute > SMALL * (1 + 1e-9) else max(ladder.seeds, ladder.small_seeds)
+        for ratio in _ratios(ladder):
+            yield from [(compute, ratio)] * seeds
+
+
+def _rung(own: Recipe, sized: Recipe, ladder: Ladder, compute: float, group: int, seed: int) -> Rung:
+    """A sized recipe with its steps, rates and seed; the warm-up keeps its share of the steps."""
+    count = parameters(sized)
+    moved = _moved(own, sized, ladder, compute)
+    batch = moved.training.global_batch_tokens
+    steps = max(1, round(compute / (6 * count * batch)))
+    schedule, longer = moved.training.schedule, steps / own.training.steps
+    training = replace(
+        moved.training,
+        steps=steps,
+        schedule=replace(schedule, warmup_steps=round(schedule.warmup_steps * longer)),
+        validate_every=0,
+        sample_every=0,
+        checkpoint_every=max(1, steps // 8),
+        keep_checkpoints=1,
+        log_every=max(1, steps // 100),
+    )
+    run = replace(moved, training=training, seed=seed, expected_loss=None)
+    return Rung(run, count, steps * batch, 6 * count * steps * batch, group)
+
+
+def _moved(own: Recipe, sized: Recipe, ladder: Ladder, compute: float) -> Recipe:
+    """The sized recipe with the hyper-parameters that its width or compute asks for."""
+    training = sized.training
+    match ladder.transfer:
+        case Unchanged():
+            return sized
+        case MuP():
+            wider = sized.model.model_dim / own.model.model_dim
+            return replace(sized, training=replace(training, optimizer=_for_width(training.optimizer, wider)))
+        case Powers(learning_rate=rate, batch=batch):
+            own_tokens = own.training.global_batch_tokens * own.training.steps
+            times = compute / (6 * parameters(own) * own_tokens)
+            length = sized.model.context_length
+            tokens = max(1, round(training.global_batch_tokens * times**batch / length)) * length
+            moved = scale_rates(training.optimizer, times**rate)
+            return replace(sized, training=replace(training, optimizer=moved, global_batch_tokens=tokens))
+        case _:
+            assert_never(ladder.transfer)
+
+
+def _for_width(optimizer: Optimizer, wider: float) -> Optimizer:
+    """Yang et al. 2022, table 8: matrices learn at 1 / width, tables and vectors as before."""
+    match optimizer:
+        case AdamW(learning_rate=rate, embedding_learning_rate=tables):
+            return replace(
+                optimizer,
+                learning_rate=rate / wider,
+                embedding_learning_rate=rate if tables is None else tables,
+                weight_decay=optimizer.weight_decay * wider,
+            )
+        case Muon():
+            return optimizer
+        case _:
+            assert_never(optimizer)
+
+
+def scale_rates(optimizer: Optimizer, factor: float) -> Optimizer:
+    """The optimizer with all its learning rates times a factor."""
+    rate = optimizer.learning_rate * factor
+    match optimizer:
+        case AdamW(embedding_learning_rate=tables):
+            return replace(
+                optimizer, learning_rate=rate, embedding_learning_rate=None if tables is None else tables * factor
+            )
+        case Muon(adam=adam):
+            scaled = scale_rates(adam, factor)
+            assert isinstance(scaled, AdamW)
+            return replace(optimizer, learning_rate=rate, adam=scaled)
+        case _:
+            assert_never(optimizer)
+
+
+def _nearest_size(recipe: Recipe, ladder: Ladder, target: float) -> Recipe:
+    """The recipe at the width whose parameters are nearest to a number, on a logarithmic scale."""
+    low, high = 1, 2
+    while parameters(resized(recipe, high * WIDTH_STEP, ladder.depth_exponent)) < target:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        if parameters(resized(recipe, middle * WIDTH_STEP, ladder.depth_exponent)) < target:
+            low = middle
+        else:
+            high = middle
+    both = [resized(recipe, multiple * WIDTH_STEP, ladder.depth_exponent) for multiple in (low, high)]
+    return min(both, key=lambda sized: abs(math.log(parameters(sized) / target)))
+
+
+def resized(recipe: Recipe, width: int, depth_exponent: float = 1.0) -> Recipe:
+    """The recipe at another width: heads keep their width, as nearly as the new one can be divided, and are more or
+    fewer; layers follow the width's power; stated feed-forward widths keep their ratio.
+
+    Raises ValueError for early exits, which name layers that may be gone.
+    """
+    model = recipe.model
+    times = width / model.model_dim
+
+    def stack(config: StackConfig | None) -> StackConfig | None:
+        if config is None:
+            return None
+        if config.exits:
+            raise ValueError("a ladder can't resize a model with early exits, which name its layers; leave exits out")
+        layers = config.num_layers * times**depth_exponent
+        blocks = tuple(_resized_block(model, config, block, width) for block in config.blocks)
+        return replace(config, num_layers=max(1, round(layers)), blocks=blocks)
+
+    sized = replace(model, model_dim=width, encoder=stack(model.encoder), decoder=stack(model.decoder))
+    return replace(recipe, model=sized)
+
+
+def _resized_block(model: ModelConfig, stack: StackConfig, block: BlockConfig, width: int) -> BlockConfig:
+    attention, times = block.attention, width / model.model_dim
+    heads = max(1, round(attention.num_heads * times))
+    if attention.head_dim is None:
+        position = attention.position or stack.position
+        turned = 2 * position.axes if isinstance(position, Rotary) else 1
+        fitting = [n for n in range(1, width + 1) if width % n == 0 and width // n % turned == 0]
+        heads = min(fitting, key=lambda n: abs(math.log(width / n / model.head_dim(block))))
+    groups = attention.num_heads // (attention.num_kv_heads or attention.num_heads)
+    keys = None if attention.num_kv_heads is None else max(1, heads // groups)
+    if attention.num_kv_heads == 1:
+        keys = 1  # multi-query is so at every size
+    while keys is not None and heads % keys:
+        keys -= 1
+    attention = replace(attention, num_heads=heads, num_kv_heads=keys)
+    feedforward = block.feedforward
+    if isinstance(feedforward, Experts):
+        feedforward = replace(feedforward, expert=_resized_feedforward(feedforward.expert, times))
+    else:
+        feedforward = _resized_feedforward(feedforward, times)
+    return replace(block, attention=attention, feedforward=feedforward)
+
+
+def _resized_feedforward(feedforward: Dense | Gated, times: float) -> Dense | Gated:
+    width = feedforward.feedforward_dim
+    return feedforward if width is None else replace(feedforward, feedforward_dim=max(8, round(width * times / 8) * 8))

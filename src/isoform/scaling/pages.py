@@ -1,0 +1,126 @@
+"""A study as a page: findings, costs, every run; HTML that needs nothing else, or Markdown beside its pictures."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from isoform.report import STYLE
+from isoform.scaling.curves import costs, left_out, mismatches
+from isoform.scaling.findings import Table
+from isoform.scaling.study import Row
+from isoform.terminal import count, duration
+
+
+@dataclass
+class Page:
+    """What is told, in order."""
+
+    title: str
+    lead: list[str]
+    tables: list[Table] = field(default_factory=list)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    origin: list[str] = field(default_factory=list)
+    """Command, machine, versions."""
+
+
+def cost_tables(rows: Sequence[Row]) -> tuple[list[Table], list[str]]:
+    """What each arm costs at its largest compute, side by side, and what is not equal; nothing for no runs."""
+    found = costs(rows)
+    lines = tuple(
+        (
+            one.arm,
+            f"{one.num_parameters:,.0f}",
+            f"{one.num_active_parameters:,.0f}",
+            f"{one.compute:.3g}",
+            f"{count(one.tokens_per_second)}",
+            duration(one.train_seconds),
+            f"{count(one.peak_memory_bytes)}B",
+            f"{one.loss:.4f}",
+        )
+        for one in found
+    )
+    head = ("arm", "parameters", "active", "FLOPs", "pieces/s", "training", "peak memory", "loss")
+    if not lines:
+        return [], []
+    return [Table("Cost of the largest runs, counted and measured", head, lines)], mismatches(found)
+
+
+def run_tables(rows: Sequence[Row]) -> list[Table]:
+    """Every run, and those that no fit uses."""
+    lines = tuple(
+        (
+            row.id[:8],
+            row.arm + ("" if row.purpose == "ladder" else f" ({row.purpose})"),
+            f"{row.width} × {row.num_layers}",
+            f"{row.seed}",
+            f"{row.num_parameters:,}",
+            f"{row.tokens:,}",
+            f"{row.compute:.3g}",
+            f"{row.learning_rate:.3g}",
+            f"{row.train_seconds:.1f}",
+            f"{count(row.tokens_per_second)}",
+            "–" if row.loss is None else f"{row.loss:.4f}",
+        )
+        for row in sorted(rows, key=lambda row: (row.purpose != "ladder", row.arm, row.compute, row.seed))
+    )
+    head = (
+        "run",
+        "arm",
+        "width × layers",
+        "seed",
+        "parameters",
+        "pieces",
+        "FLOPs",
+        "rate",
+        "seconds",
+        "pieces/s",
+        "loss",
+    )
+    tables = [Table("Runs", head, lines)] if lines else []
+    if out := left_out(rows):
+        tables.append(Table("Left out", ("run", "why"), tuple((row.id[:8], why) for row, why in out)))
+    return tables
+
+
+def to_html(page: Page) -> str:
+    """One file that needs nothing else."""
+    parts = [f"<h1>{html.escape(page.title)}</h1>"]
+    parts += [f'<p class="lead">{html.escape(line)}</p>' for line in page.lead]
+    for name, png in page.pictures.items():
+        data = base64.b64encode(png).decode()
+        parts.append(
+            f'<h2>{html.escape(name.capitalize())}</h2><figure><img alt="{html.escape(name)}" '
+            f'style="max-width:100%" src="data:image/png;base64,{data}"></figure>'
+        )
+    for note in page.notes:
+        parts.append(f"<p>{html.escape(note)}</p>")
+    for table in page.tables:
+        head = "".join(f'<th style="width:auto">{html.escape(cell)}</th>' for cell in table.head)
+        lines = "".join(f"<tr>{''.join(f'<td>{html.escape(c)}</td>' for c in line)}</tr>" for line in table.lines)
+        parts.append(
+            f"<h2>{html.escape(table.title)}</h2>"
+            f"<div style='overflow-x:auto'><table><tr>{head}</tr>{lines}</table></div>"
+        )
+    parts += [f"<p><small>{html.escape(line)}</small></p>" for line in page.origin]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width">\n<title>{html.escape(page.title)} · isoform</title>'
+        f"<style>{STYLE}</style></head><body>\n{chr(10).join(parts)}\n</body></html>\n"
+    )
+
+
+def to_markdown(page: Page, files: Mapping[str, str]) -> str:
+    """Markdown beside its pictures, whose file names are given by what they show."""
+    parts = [f"# {page.title}", *page.lead]
+    parts += [f"![{name}]({files[name]})" for name in page.pictures]
+    parts += page.notes
+    for table in page.tables:
+        lines = [table.head, tuple("---" for _ in table.head), *table.lines]
+        body = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+        parts.append(f"## {table.title}\n\n{body}")
+    parts += page.origin
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,151 @@
+"""Pictures of studies: curves on logarithmic axes with their intervals, residuals, parabolas. PNG bytes come out."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from isoform.scaling.curves import Scored, finite
+from isoform.scaling.laws import Fit, Minima
+from isoform.scaling.study import Row
+from isoform.terminal import count
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS = ("#1f5fa8", "#b3392f", "#2f8f5b", "#8a5bb0", "#c98a1b", "#4d5866", "#d0699b", "#3aa6b0")
+
+
+def new_figure(width: float = 7.2, height: float = 4.4) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes in the style of all pictures here."""
+    import matplotlib  # a second to import: only when a picture is made
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, which="both", linewidth=0.6)
+    return figure, axes
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file, without the time of its making; the figure is closed."""
+    from matplotlib import pyplot
+
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
+    return file.getvalue()
+
+
+def loss_against_cost(
+    curves: Mapping[str, tuple[Sequence[Row], Fit | None]],
+    cost: Callable[[Row], float] = lambda row: row.compute,
+    *,
+    label: str = "training compute, FLOPs",
+    forecasts: Sequence[Scored] = (),
+    reach: float = 1.0,
+) -> bytes:
+    """Runs and their curves by arm, with 90 % intervals of the curves; `reach`: how far beyond the runs they go on."""
+    figure, axes = new_figure()
+    for (arm, (rows, fit)), color in zip(curves.items(), COLORS * 9, strict=False):
+        rows = finite(rows)
+        at = np.array([cost(row) for row in rows])
+        axes.plot(at, np.array([row.loss for row in rows]), "o", color=color, markersize=4, alpha=0.75, label=arm)
+        if fit is None or not len(at):
+            continue
+        line = np.geomspace(at.min(), at.max() * reach, 120)
+        axes.plot(line, fit.law.loss(line), color=color, linewidth=1.3)
+        if fit.replicates:
+            each = np.array([law.loss(line) for law in fit.replicates])
+            axes.fill_between(line, *np.quantile(each, (0.05, 0.95), axis=0), color=color, alpha=0.15, linewidth=0)
+    for i, scored in enumerate(forecasts):
+        said = scored.forecast
+        if said.low is not None and said.high is not None:
+            bars = [[said.loss - said.low], [said.high - said.loss]]
+            words = "forecast from runs below 1/8 of the compute" if i == 0 else None
+            axes.errorbar(
+                [scored.compute],
+                [said.loss],
+                yerr=bars,
+                fmt="_",
+                color="#1d2430",
+                capsize=4,
+                linewidth=1.2,
+                label=words,
+            )
+    _logarithmic(axes, label)
+    axes.legend(frameon=False)
+    return to_png(figure)
+
+
+def _logarithmic(axes: Axes, label: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(label)
+    axes.set_ylabel("held-out loss, nats per piece")
+    low, high = axes.get_ylim()
+    steps = LogLocator(
+        subs=(1, 1.2, 1.4, 1.6, 1.8, 2, 2.2, 2.5, 3, 3.5, 4, 5, 6, 7, 8) if high / low < 8 else (1, 2, 5)
+    )
+    axes.yaxis.set_major_locator(steps)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def residuals(fit: Fit, at: Sequence[float]) -> bytes:
+    """What the law leaves unexplained, in percent, run by run."""
+    figure, axes = new_figure(height=2.6)
+    axes.axhline(0, color="#4d5866", linewidth=0.8)
+    axes.plot(at, 100 * np.asarray(fit.residuals), "o", color=COLORS[0], markersize=4, alpha=0.75)
+    axes.set_xscale("log")
+    axes.set_xlabel("training compute, FLOPs")
+    axes.set_ylabel("residual, %")
+    return to_png(figure)
+
+
+def isoflop(rows: Sequence[Row], minima: Minima) -> bytes:
+    """Loss against size at equal compute, with the parabola of each group and its minimum (Hoffmann et al. 2022)."""
+    figure, axes = new_figure()
+    rows = finite(rows)
+    for group, color in zip(sorted({row.group for row in rows}), COLORS * 9, strict=False):
+        there = [row for row in rows if row.group == group]
+        sizes, losses = np.log([row.parameters for row in there]), np.array([row.loss for row in there])
+        compute = float(np.median([row.compute for row in there]))
+        axes.plot(np.exp(sizes), losses, "o", color=color, markersize=4, label=f"{count(compute)}FLOP")
+        if len(set(sizes.tolist())) >= 3:
+            line = np.linspace(sizes.min(), sizes.max(), 60)
+            axes.plot(np.exp(line), np.polyval(np.polyfit(sizes, losses, 2), line), color=color, linewidth=1.1)
+    for minimum in minima:
+        axes.plot(minimum.parameters, minimum.loss, "*", color="#1d2430", markersize=9)
+    axes.set_xscale("log")
+    axes.set_xlabel("parameters, as compute counts them")
+    axes.set_ylabel("held-out loss, nats per piece")
+    axes.legend(frameon=False)
+    return to_png(figure)
+
+
+def multipliers(gains: Mapping[str, tuple[float, float | None, float | None]], label: str) -> bytes:
+    """Numbers with their intervals, one below the other, on a logarithmic axis around 1."""
+    figure, axes = new_figure(height=0.9 + 0.38 * len(gains))
+    for i, (value, low, high) in enumerate(gains.values()):
+        if math.isfinite(value):
+            axes.plot(value, i, "o", color=COLORS[0], markersize=5)
+        if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
+            axes.plot([low, high], [i, i], color=COLORS[0], linewidth=2)
+    axes.axvline(1, color="#4d5866", linewidth=0.8)
+    axes.set_yticks(range(len(gains)), list(gains))
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
+    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    axes.set_xlabel(label)
+    return to_png(figure)

@@ -1,0 +1,254 @@
+"""Claims: files that say what decides, statistics that find what was put in, pages that can be read."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from isoform.cli import main
+from isoform.config import ConfigError
+from isoform.model.config import LayerNorm, RMSNorm, Rotary, Sinusoidal
+from isoform.scaling.claims import (
+    FAILS,
+    HOLDS,
+    UNTOLD,
+    Arm,
+    Claim,
+    Condition,
+    Exponents,
+    Forecasts,
+    Gains,
+    Published,
+    builtin_claims,
+    decide,
+    load_claim,
+    measure,
+)
+from isoform.scaling.curves import Estimate, costs, crossing, gain, inverse, mismatches, score_forecasts
+from isoform.scaling.findings import Findings, Table, exact
+from isoform.scaling.laws import PowerLaw
+from isoform.scaling.pages import Page, cost_tables, run_tables, to_html, to_markdown
+from isoform.scaling.study import Row
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def rows(law: PowerLaw, *, arm="a", sizes=10, decades=2.5, seeds=3, noise=0.0, speed=1e9, seed=0) -> list[Row]:
+    """Runs of a ladder that follows a law."""
+    rng, made = np.random.default_rng(seed), []
+    for group in range(sizes):
+        compute = 1e11 * 10 ** (decades * group / (sizes - 1))
+        n = math.sqrt(compute / 120)
+        for s in range(seeds):
+            loss = float(law.loss(compute)) * math.exp(noise * rng.standard_normal())
+            made.append(
+                Row(
+                    id=f"{arm}{group}{s}" + "0" * 12,
+                    arm=arm,
+                    purpose="ladder",
+                    seed=s,
+                    width=8 * (group + 2),
+                    group=group,
+                    parameters=n,
+                    tokens=round(20 * n),
+                    compute=compute,
+                    loss=loss,
+                    num_parameters=round(n),
+                    num_active_parameters=round(n),
+                    train_seconds=compute / speed,
+                    tokens_per_second=20 * n / (compute / speed),
+                    peak_memory_bytes=10**9,
+                )
+            )
+    return made
+
+
+LAW = PowerLaw(scale=2e11, exponent=0.12, floor=0.8)
+
+
+def claim(statistic, rule, arms=()) -> Claim:
+    return Claim(question="?", source="s", says="so", statistic=statistic, rule=rule, arms=arms)
+
+
+@pytest.mark.parametrize("name", sorted(builtin_claims()))
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_claim_that_comes_along_can_be_read(name, quick):
+    loaded = load_claim(name, quick=quick)
+    assert loaded.claim.question.endswith("?") and loaded.claim.rule and loaded.claim.source
+    assert bool(loaded.recipes) == bool(loaded.claim.recipe)
+    if loaded.claim.arms:
+        assert list(loaded.recipes) == [arm.name for arm in loaded.claim.arms]
+        assert len(
+            {str(recipe.model) + str(recipe.data) + str(recipe.training) for recipe in loaded.recipes.values()}
+        ) == len(loaded.recipes)
+    first = builtin_claims()[name].read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ")
+
+
+def test_arms_change_the_arm_they_come_after_and_nothing_else():
+    recipes = load_claim("block").recipes
+    (old,), (pre,) = recipes["2017"].model.decoder.blocks, recipes["pre-norm"].model.decoder.blocks
+    assert (old.norm_placement, pre.norm_placement) == ("post", "pre")
+    assert old.norm == pre.norm == LayerNorm()
+    (rms,) = recipes["rms-norm"].model.decoder.blocks
+    assert isinstance(rms.norm, RMSNorm) and rms.norm_placement == "pre"
+    assert isinstance(recipes["rms-norm"].model.decoder.position, Sinusoidal)
+    assert isinstance(recipes["rotary"].model.decoder.position, Rotary)
+    assert recipes["untied"].model.head.tied is False and recipes["gated"].model.head.tied is True
+
+
+@pytest.mark.parametrize(
+    ("condition", "estimate", "answer"),
+    [
+        (Condition(value="x", at_least=1), Estimate(1.2, 1.0, 1.4), True),
+        (Condition(value="x", at_least=1), Estimate(1.2, 0.9, 1.4), None),
+        (Condition(value="x", at_least=1), Estimate(0.8, 0.7, 0.99), False),
+        (Condition(value="x", at_most=1), Estimate(0.8, 0.7, 1.0), True),
+        (Condition(value="x", at_most=1), Estimate(0.8, 0.7, 1.1), None),
+        (Condition(value="x", at_most=1), Estimate(1.2, 1.1, 1.3), False),
+        (Condition(value="x", at_most=1), Estimate(0.5), None),
+        (Condition(value="x", at_most=1), Estimate(math.nan, math.nan, math.nan), None),
+    ],
+)
+def test_a_bound_compares_the_whole_interval(condition, estimate, answer):
+    assert condition.verdict(estimate) is answer
+
+
+def test_a_rule_holds_if_every_bound_does():
+    both = claim(Published(), (Condition(value="x", at_least=1), Condition(value="y", at_most=2)))
+    told = [((1, 1, 1), HOLDS), ((0.5, 0.5, 0.5), FAILS), ((1, 0.5, 1.5), UNTOLD)]
+    for (value, low, high), verdict in told:
+        assert decide(both, Findings({"x": Estimate(value, low, high), "y": exact(1.0)})) == verdict
+    assert decide(both, Findings({"x": Estimate(1, 0.5, 1.5), "y": exact(3.0)})) == FAILS
+    with pytest.raises(ValueError, match='unknown value "y"'):
+        decide(both, Findings({"x": exact(1.0)}))
+
+
+def test_forecasts_of_a_lawful_ladder_are_good_and_scored_by_what_lies_below():
+    made = rows(LAW, sizes=12, noise=0.002)
+    scored = score_forecasts(made)
+    assert len(scored) == 3
+    for one in scored:
+        assert one.num_fitted == sum(row.compute < one.compute / 8 for row in made)
+        assert one.error < 0.02 and one.naive_error > 2 * one.error and one.half_width < 0.05
+    findings = measure(claim(Forecasts(), ()), made)
+    assert findings.values["median_error"].value < 0.01
+    assert findings.values["exponent"].low < 0.12 < findings.values["exponent"].high
+    assert all(png.startswith(PNG) for png in findings.pictures.values()) and len(findings.pictures) == 2
+
+
+def test_a_method_that_needs_half_the_compute_is_found_to():
+    method = PowerLaw(scale=LAW.scale / 2, exponent=LAW.exponent, floor=LAW.floor)
+    one = gain(rows(LAW, noise=0.002), rows(method, arm="b", noise=0.002, seed=1))
+    for end in (one.least, one.most):
+        assert end.low < 2 < end.high and 1.6 < end.value < 2.4
+    assert one.verdict == "a gain, holds"
+    same = gain(rows(LAW, noise=0.002), rows(LAW, arm="b", noise=0.002, seed=1))
+    assert same.verdict == "noise"
+    worse = gain(rows(LAW, noise=0.002), rows(PowerLaw(2 * LAW.scale, LAW.exponent, LAW.floor), noise=0.002, seed=2))
+    assert worse.verdict == "a loss, holds"
+    crossed = gain(rows(LAW, noise=0.001), rows(PowerLaw(6e10, 0.08, 0.8), noise=0.001, seed=3))
+    assert crossed.verdict in ("reverses", "a gain, fades", "a loss, grows") and crossed.growth.high < 0
+
+
+def test_a_method_that_is_worth_a_power_of_compute_grows():
+    better = PowerLaw(scale=1e11, exponent=0.15, floor=0.8)
+    one = gain(rows(LAW, noise=0.001), rows(better, arm="b", noise=0.001, seed=1))
+    assert one.verdict == "a gain, grows" and one.growth.low > 0
+    findings = measure(claim(Gains(), (), (Arm(name="a"), Arm(name="b"))), [*rows(LAW), *rows(better, arm="b")])
+    assert {"b.least", "b.most", "b.growth"} <= findings.values.keys()
+
+
+def test_curves_of_arms_say_where_their_order_flips():
+    one, other = PowerLaw(2e11, 0.12, 0.8), PowerLaw(2.83e10, 0.08, 0.8)
+    at = crossing(one, other, 1e8, 1e22)
+    assert at is not None and float(one.loss(at)) == pytest.approx(float(other.loss(at)))
+    assert crossing(one, other, 1e8, at / 10) is None
+    findings = measure(claim(Exponents(), ()), [*rows(one), *rows(other, arm="b", speed=2e9)])
+    assert findings.values["a.exponent"].value == pytest.approx(0.12, abs=0.02)
+    assert {"a/b.flip_compute", "a/b.flip_seconds", "b.seconds_exponent"} <= findings.values.keys()
+
+
+def test_a_curve_is_inverted():
+    for compute in (1e9, 1e12, 1e18):
+        assert inverse(LAW, float(LAW.loss(compute))) == pytest.approx(compute, rel=1e-6)
+    assert inverse(LAW, 0.5) == math.inf
+
+
+def test_costs_that_differ_are_warned_of():
+    made = [*rows(LAW), *(row for row in rows(LAW, arm="b", speed=5e8))]
+    found = costs(made)
+    assert [one.arm for one in found] == ["a", "b"]
+    (warning,) = mismatches(found)
+    assert warning == "b is matched on training FLOPs, but has -50% measured throughput"
+    assert mismatches(found[:1]) == []
+    tables, warnings = cost_tables(made)
+    assert len(tables) == 1 and warnings == [warning]
+    assert cost_tables([]) == ([], [])
+
+
+def test_runs_without_a_loss_are_left_out_and_named():
+    made = rows(LAW, sizes=8, seeds=1)
+    lost = Row(
+        **{**made[0].__dict__, "id": "f" * 16, "loss": None, "reason": "diverged: step 3: the gradient norm is nan"}
+    )
+    scored = score_forecasts([*made, lost], top=1)
+    assert scored[0].num_fitted == 5 and scored[0].forecast.low is None
+    tables = run_tables([*made, lost])
+    assert tables[1].title == "Left out" and tables[1].lines == (("f" * 8, lost.reason),)
+
+
+def test_pages_hold_everything_and_escape_it():
+    page = Page("Is a < b?", ["**Holds.**"], [Table("T", ("x", "y"), (("a|b", "<&>"),))], {"the law": PNG}, ["note"])
+    text = to_markdown(page, {"the law": "x-the-law.png"})
+    assert "# Is a < b?" in text and "![the law](x-the-law.png)" in text and "| a\\|b | <&> |" in text
+    page_html = to_html(page)
+    assert "&lt;&amp;&gt;" in page_html and "data:image/png;base64," in page_html and "Is a &lt; b?" in page_html
+
+
+def test_the_command_writes_a_page_that_says_what_was_found(tmp_path, capsys):
+    out = tmp_path / "results"
+    assert main(["reproduce", "chinchilla", "--out", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["verdict"] == HOLDS
+    kept = json.loads((out / "chinchilla.json").read_text())
+    assert kept["command"] == "isoform reproduce chinchilla" or kept["command"].startswith("isoform reproduce")
+    for key in ("machine", "versions", "seeds", "repeats", "rows", "verdict", "rule"):
+        assert key in kept
+    page = (out / "chinchilla.md").read_text()
+    assert page.startswith("# Do the constants") and "**Holds.**" in page and str(tmp_path) not in page
+    assert main(["reproduce", "--list", "--out", str(out)]) == 0
+    listed = capsys.readouterr().out
+    assert "chinchilla" in listed and HOLDS in listed and "not run yet" in listed
+
+
+def test_a_claim_of_ones_own_is_read_by_path(tmp_path, capsys):
+    path = tmp_path / "mine.toml"
+    shutil.copy(builtin_claims()["chinchilla"], path)
+    path.write_text(path.read_text().replace("at_most = 0.46", "at_most = 0.2"))
+    assert main(["reproduce", str(path), "--out", str(tmp_path / "out")]) == 0
+    assert FAILS in capsys.readouterr().out
+    assert (tmp_path / "out/mine.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('kind = "published"', 'kind = "publish"'), 'unknown kind "publish"'),
+        (("question =", "qestion ="), 'unknown key "qestion"'),
+        (("at_most = 0.46", "at_most = 0.46, at_least = 0.1"), "either at_least or at_most"),
+        (("[statistic]", 'recipe = "nowhere.toml"\n[statistic]'), "nowhere.toml"),
+        (("[statistic]", 'recipe = "ladder"\n[[arms]]\nname = "b"\nafter = "a"\n[statistic]'), 'unknown arm "a"'),
+        (("[quick]", ""), "no \\[quick\\] table"),
+    ],
+)
+def test_a_claim_that_is_wrong_is_refused_by_name(tmp_path, change, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(builtin_claims()["chinchilla"].read_text().replace(*change))
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_claim(str(path), quick=True)
+    assert "mine.toml" in str(caught.value)
+    with pytest.raises(ConfigError, match='unknown claim "chinchila": did you mean "chinchilla"'):
+        load_claim("chinchila")

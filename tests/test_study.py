@@ -1,0 +1,201 @@
+"""Studies with real processes: what is done is skipped, what was cut goes on, what fails is told."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from isoform.codecs.config import Characters
+from isoform.config import dump_toml
+from isoform.data.config import Data
+from isoform.experiment import prepare
+from isoform.model.config import AttentionConfig, BlockConfig, ModelConfig, StackConfig
+from isoform.recipe import Recipe
+from isoform.scaling.engines import Local
+from isoform.scaling.ladder import Rung
+from isoform.scaling.study import Study, fingerprint, make_job, rows_from_json, rows_to_json
+from isoform.terminal import Terminal
+from isoform.training.config import AdamW, Training
+
+TEXT = "to be or not to be, that is the question. " * 60
+QUIET = Terminal(quiet=True)
+
+
+def recipe(path, *, steps=20, seed=0, every=0, rate=1e-3) -> Recipe:
+    return Recipe(
+        data=Data(path=str(path)),
+        codec=Characters(),
+        model=ModelConfig(
+            model_dim=16,
+            context_length=16,
+            decoder=StackConfig(num_layers=1, blocks=(BlockConfig(attention=AttentionConfig(num_heads=2)),)),
+        ),
+        training=Training(
+            steps=steps,
+            global_batch_tokens=64,
+            validate_every=0,
+            checkpoint_every=every,
+            sample_tokens=1,
+            optimizer=AdamW(learning_rate=rate),
+            clip_norm=None,
+        ),
+        seed=seed,
+    )
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def job(of: Recipe, arm="a", group=0):
+    prepared = prepare(of)
+    rung = Rung(prepared.recipe, 100.0, of.training.steps * 64, 6e4 * of.training.steps, group)
+    return make_job(arm, rung, fingerprint(prepared))
+
+
+def test_an_id_is_the_content(text, tmp_path):
+    elsewhere = tmp_path / "copy.txt"
+    elsewhere.write_text(TEXT)
+    one = job(recipe(text))
+    assert job(recipe(elsewhere)).id == one.id == job(replace(recipe(text), sample_prompt="x", expected_loss=1.0)).id
+    others = [
+        recipe(text, seed=1),
+        recipe(text, steps=21),
+        replace(recipe(text), data=Data(path=str(text), fraction=0.5)),
+    ]
+    elsewhere.write_text(TEXT + "!")
+    assert len({one.id, job(recipe(elsewhere)).id, *(job(other).id for other in others)}) == 5
+
+
+def test_runs_are_made_once_and_rows_survive_json(text, tmp_path):
+    jobs = [job(recipe(text, seed=seed), arm="ab"[seed]) for seed in (0, 1)]
+    study = Study([*jobs, jobs[0]], tmp_path / "pool")
+    assert study.run(Local(2, 1), QUIET) and not study.open
+    assert [row.arm for row in study.rows] == ["a", "b"]
+    for row in study.rows:
+        assert row.is_finite and row.steps == 20 and row.num_parameters > 0 and row.tokens_per_second > 0
+        assert row.machine["threads"] == 1 and row.data[0]["title"] == "text.txt"
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "pool").rglob("*.json*")}
+    again = Study(jobs, tmp_path / "pool")
+    assert again.run(Local(2, 1), QUIET)
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "pool").rglob("*.json*")}
+    known = rows_from_json(json.loads(json.dumps(rows_to_json(study.rows))))
+    elsewhere = Study(jobs, tmp_path / "other", known)
+    assert not elsewhere.open and elsewhere.rows == study.rows
+
+
+def wait_for(condition, seconds=60):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.02)
+
+
+def test_a_worker_that_is_killed_goes_on_from_its_checkpoint(text, tmp_path):
+    one, quick = job(recipe(text, steps=900, every=50)), job(recipe(text, seed=1))
+    pool = tmp_path / "pool"
+    engine, killed = Local(2, 1), []
+    start = engine.start
+
+    def starting(command):
+        ticket = start(command)
+        if one.id in str(command.log):
+            killed.append(ticket.handle)
+        return ticket
+
+    engine.start = starting
+
+    def kill():
+        wait_for(lambda: list((pool / one.id / "checkpoints").glob("step-*")))
+        killed[0].kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    study = Study([one, quick], pool)
+    assert study.run(engine, QUIET)
+    killer.join()
+    assert len(killed) == 2 and killed[0].returncode == -signal.SIGKILL
+    assert [row.is_finite for row in study.rows] == [True, True]
+    uninterrupted = Study([one], tmp_path / "other")
+    assert uninterrupted.run(Local(1, 1), QUIET)
+    assert uninterrupted.rows[0].loss == study.rows[0].loss
+
+
+CLIMB = """
+import sys
+from pathlib import Path
+from test_study import QUIET, Local, Study, job, recipe
+text, pool = sys.argv[1:]
+jobs = [job(recipe(text, steps=900, every=100)), job(recipe(text, seed=1))]
+Study(jobs, Path(pool)).run(Local(2, 1), QUIET)
+"""
+
+
+def test_the_parent_may_be_killed_and_nothing_is_made_twice(text, tmp_path):
+    pool = tmp_path / "pool"
+    path = [os.path.dirname(__file__), *sys.path]  # noqa: PTH120
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    parent = subprocess.Popen([sys.executable, "-c", CLIMB, str(text), str(pool)], env=environment)
+    long, short = job(recipe(text, steps=900, every=100)), job(recipe(text, seed=1))
+    wait_for(lambda: (pool / short.id / "summary.json").exists())
+    finished = (pool / short.id / "summary.json").stat().st_mtime_ns
+    parent.kill()
+    parent.wait()
+    study = Study([long, short], pool)
+    assert study.run(Local(2, 1), QUIET)
+    assert [row.is_finite for row in study.rows] == [True, True]
+    assert (pool / short.id / "summary.json").stat().st_mtime_ns == finished
+    assert "Traceback" not in (pool / f"{long.id}.log").read_text()
+
+
+def test_a_study_that_is_asked_to_stop_saves_and_goes_on(text, tmp_path):
+    one, pool = job(recipe(text, steps=3000, every=500)), tmp_path / "pool"
+    study = Study([one], pool)
+    stops = []
+
+    def should_stop():
+        metrics = pool / one.id / "metrics.jsonl"
+        stops.append(metrics.exists() and metrics.stat().st_size > 0)
+        return stops[-1]
+
+    assert not study.run(Local(1, 1), QUIET, should_stop=should_stop)
+    (checkpoint,) = (pool / one.id / "checkpoints").glob("step-*")
+    assert 0 < int(checkpoint.name.split("-")[1]) < 3000
+    assert study.run(Local(1, 1), QUIET) and study.rows[0].is_finite
+
+
+def test_a_diverged_run_has_no_loss_and_is_not_made_again(text, tmp_path, capfd):
+    one = job(recipe(text, rate=1e30, steps=40))
+    study = Study([one], tmp_path / "pool")
+    assert study.run(Local(1, 1), Terminal(quiet=True))
+    (row,) = study.rows
+    assert (not row.is_finite and "not finite" in row.reason) or "diverged: step" in row.reason
+    assert row.reason in capfd.readouterr().err
+    assert not Study([one], tmp_path / "pool").open
+
+
+def test_a_run_that_fails_says_what_it_said(text, tmp_path):
+    one = job(recipe(text))
+    study = Study([one], tmp_path / "pool")
+    text.unlink()
+    assert study.run(Local(1, 1), QUIET)
+    (row,) = study.rows
+    assert row.reason.startswith("ended with 65: ") and "text.txt" in row.reason
+    assert Study([one], tmp_path / "pool").open == [one]
+
+
+def test_two_recipes_with_one_id_are_refused(text, tmp_path):
+    one, pool = job(recipe(text)), tmp_path / "pool"
+    pool.mkdir()
+    (pool / f"{one.id}.toml").write_text(dump_toml(recipe(text, steps=7)))
+    with pytest.raises(ValueError, match="recipe of another run with the same id"):
+        Study([one], pool)

@@ -191,6 +191,8 @@ class BaselineModel(nn.Module):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 1:
                 nn.init.ones_(parameter)
+            elif self.config.head.tied and name.startswith("stem.embedding"):
+                nn.init.normal_(parameter, std=0.02)  # or it would begin by saying the same piece again
             else:
                 nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
         for module in self.modules():

@@ -411,8 +411,8 @@ def _baseline_activations(config: Baseline) -> int:
     """Numbers kept per piece."""
     d, n = config.model_dim, config.num_layers
     match config:
-        case LSTM():  # normalised, four gates, the cell and its tanh, the output
-            kept, branches = 8 * d * n, n
+        case LSTM():  # normalised, in, out, and the 15 of each feature that oneDNN keeps; other kernels keep half
+            kept, branches = 18 * d * n, n
         case CausalConvolution():  # normalised, the pieces under the kernel side by side; the feed-forward
             kept, branches = ((2 + config.kernel_size) * d + 2 * config.inner_dim) * n, 2 * n
         case NGramMlp():  # the embeddings of the bag, and each feed-forward

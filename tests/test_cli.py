@@ -249,7 +249,7 @@ def test_memory_that_is_not_there_names_the_setting(here, monkeypatch, capsys):
     def build(*arguments):
         torch.empty(2**50)
 
-    monkeypatch.setattr("isoform.experiment.Transformer", build)
+    monkeypatch.setattr("isoform.experiment.build_module", build)
     assert main(["train", "shakespeare", "--data.path", "text.txt", *TINY, "--out", "large"]) == 65
     assert "micro_batch_size" in capsys.readouterr().err
 

@@ -35,6 +35,7 @@ from isoform.machine import (
     measured_peaks,
     peak_memory,
 )
+from isoform.model.config import ModelConfig
 from isoform.model.cost import (
     Shape,
     activation_numbers,
@@ -47,6 +48,7 @@ from isoform.model.cost import (
     num_parameters,
 )
 from isoform.model.presets import PRESETS
+from isoform.model.transformer import Transformer
 from isoform.objectives.config import Classification
 from isoform.objectives.views import build_view
 from isoform.options import (
@@ -112,7 +114,7 @@ def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
         return Result({"out": str(run.folder), "stopped": signal.Signals(received[-1]).name}, code)
     write_report(run)
     summary = json.loads(run.summary.read_text(encoding="utf-8"))
-    _say_summary(run, summary, terminal)
+    _say_summary(run, summary, terminal, writes=isinstance(recipe.model, ModelConfig))
     return Result({"out": str(run.folder), **summary})
 
 
@@ -133,7 +135,7 @@ def _interruptions() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _say_summary(run: Run, summary: dict, terminal: Terminal) -> None:
+def _say_summary(run: Run, summary: dict, terminal: Terminal, *, writes: bool) -> None:
     samples = run.samples.read_text(encoding="utf-8").split("== step ")
     if len(samples) > 1:
         terminal.say(f"\n{samples[-1].split(chr(10), 1)[1].strip()}\n")
@@ -151,7 +153,7 @@ def _say_summary(run: Run, summary: dict, terminal: Terminal) -> None:
         f"{summary['utilisation']:.0%} of the measured peak"
     )
     terminal.say(f"report         {run.report}")
-    if is_text:
+    if is_text and writes:
         terminal.say(f"go on          isoform generate {run.folder} --prompt '…'")
 
 
@@ -159,8 +161,9 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     """Continue a text with a trained model."""
     machine = _machine(options.machine)
     trained = load(options.run, machine.device, machine.dtype)
-    trained.model.use_kernel(options.machine.kernel)
-    if trained.model.decoder is None:
+    model = trained.transformer
+    model.use_kernel(options.machine.kernel)
+    if model.decoder is None:
         raise ValueError(f"{options.run} is an encoder, which doesn't write; name a model with a decoder")
     text = options.prompt
     if text is None:
@@ -171,7 +174,7 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     shows = not terminal.json and not options.probabilities
     if shows and sampling.num_samples == 1 and not trained.is_pair:
         terminal.say(text, end="")
-    for event in generate_texts(trained.model, codec, prompt, sampling, view.inputs_mask):
+    for event in generate_texts(model, codec, prompt, sampling, view.inputs_mask):
         if isinstance(event, Generation):
             finished.append(event)
         elif shows and sampling.num_samples == 1:
@@ -188,10 +191,11 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
 
 
 def _walk(trained: Trained, text: str, terminal: Terminal) -> list[dict]:
-    if trained.model.encoder is not None or trained.is_pair:
+    model = trained.transformer
+    if model.encoder is not None or trained.is_pair:
         raise ValueError("--probabilities walks plain texts; this model was trained on pairs of source and target")
     codec = as_text(trained.codec)
-    expectations = walk(trained.model, codec.encode_text(text))
+    expectations = walk(model, codec.encode_text(text))
 
     def show(piece: int) -> str:
         return codec.piece_text(piece).replace(" ", "␣")
@@ -220,7 +224,8 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
         data = trained.recipe.data
         if not (options.path or data.path):
             raise ValueError(f"{path} was trained elsewhere and has no held-out text of its own; name one with --path")
-        if trained.model.decoder is None and not isinstance(trained.recipe.objective, Classification):
+        is_encoder = isinstance(trained.model, Transformer) and trained.model.decoder is None
+        if is_encoder and not isinstance(trained.recipe.objective, Classification):
             raise ValueError(f"{path} is an encoder for masked pieces, which can't be scored by the next piece")
         where = (options.path, options.path) if options.path else (data.path, data.validation_path)
         records = load_source(*where).validation
@@ -249,7 +254,7 @@ def _costs(prepared: Prepared, machine: Machine) -> dict:
         "flops": flops,
         "tokens": recipe.training.global_batch_tokens * recipe.training.steps,
         "memory": {"process": process, **training_memory(recipe.model, shape, recipe.training.optimizer)},
-        "cache_bytes_per_token": cache_bytes(recipe.model),
+        "cache_bytes_per_token": cache_bytes(recipe.model) if isinstance(recipe.model, ModelConfig) else None,
         "peak_flops": peak,
         "seconds_at_peak": flops / peak,
         "machine": describe(machine),
@@ -265,7 +270,8 @@ def _say_costs(prepared: Prepared, machine: Machine, terminal: Terminal) -> None
     terminal.say(f"memory          {count(sum(memory.values()))}B  (estimated; the allocator takes more)")
     for what, size in memory.items():
         terminal.say(f"  {what:<14}{count(size)}B")
-    terminal.say(f"cache           {count(costs['cache_bytes_per_token'])}B per token and row when generating")
+    if costs["cache_bytes_per_token"] is not None:
+        terminal.say(f"cache           {count(costs['cache_bytes_per_token'])}B per token and row when generating")
     terminal.say(
         f"time            at least {duration(costs['seconds_at_peak'])}, at the measured peak of "
         f"{count(costs['peak_flops'])}FLOP/s; small models reach a third to a half of it"
@@ -288,7 +294,8 @@ def _estimate_model(recipe: Recipe, published: str | None, machine: Machine, ter
     """What one row of full context costs to train on, to read, and to continue by one piece; on which roof each is."""
     model, peaks = recipe.model, measured_peaks(machine)
     length = model.context_length
-    source = model.length(model.encoder) if model.encoder and model.decoder else 0
+    decoder = model if isinstance(model, ModelConfig) and model.decoder is not None else None
+    source = decoder.length(decoder.encoder) if decoder and decoder.encoder else 0
     shape = Shape(1, length, source)
     memory = training_memory(model, shape, recipe.training.optimizer)
     parameters, active = num_parameters(model), num_active_parameters(model)
@@ -297,16 +304,16 @@ def _estimate_model(recipe: Recipe, published: str | None, machine: Machine, ter
         "training": (3 * forward, 4 * (6 * parameters + 2 * activation_numbers(model, shape))),
         "reading": (forward, 2 * parameters + 2 * activation_numbers(model, shape)),
     }
-    if model.decoder is not None:
-        work["one more piece"] = decode_flops(model, length), decode_bytes(model, length, bytes_per_number=2)
+    if decoder is not None:
+        work["one more piece"] = decode_flops(decoder, length), decode_bytes(decoder, length, bytes_per_number=2)
     terminal.say(f"parameters      {parameters:,}  (counted{'' if published is None else f'; published: {published}'})")
     if active != parameters:
         terminal.say(f"  active        {active:,} for each piece  (counted)")
     terminal.say(f"row             {length:,} pieces" + (f", {source:,} of source" if source else ""))
     for what, size in memory.items():
         terminal.say(f"  {what:<14}{count(size)}B  (counted, float32)")
-    cache = full_cache_bytes(model, bytes_per_number=2)
-    if model.decoder is not None:
+    cache = 0 if decoder is None else full_cache_bytes(decoder, bytes_per_number=2)
+    if decoder is not None:
         terminal.say(f"  cache         {count(cache)}B  (counted, bfloat16, full context)")
     there = {f"{device_name(machine.device)} (measured)": peaks, **KNOWN_PEAKS}
     width = max(map(len, there)) + 2

@@ -43,6 +43,7 @@ from isoform.generation.config import Sampling
 from isoform.generation.decode import Generation, build_prompt
 from isoform.generation.decode import generate as generate_texts
 from isoform.machine import Machine, can_compile, choose_machine, describe, measured_peaks, peak_memory
+from isoform.model.baselines import BaselineModel, build_module
 from isoform.model.cost import Shape, num_active_parameters, num_parameters, training_flops
 from isoform.model.experts import Tally
 from isoform.model.transformer import Transformer
@@ -100,7 +101,7 @@ def _texts(recipe: Recipe, split: Split) -> list[str]:
 
 
 def evaluate_held_out(
-    model: Transformer,
+    model: Transformer | BaselineModel,
     recipe: Recipe,
     codec: Codec,
     records: Sequence[Record],
@@ -131,18 +132,17 @@ def _first_rows(batches: Iterable[tuple[Batch, int]], limit: int) -> Iterator[tu
             return
 
 
-def build_model(recipe: Recipe, machine: Machine) -> Transformer:
+def build_model(recipe: Recipe, machine: Machine) -> Transformer | BaselineModel:
     """The recipe's model, its parameters drawn from the recipe's seed."""
     torch.manual_seed(recipe.seed)
-    model = Transformer(recipe.model).to(machine.device)
+    model = build_module(recipe.model).to(machine.device)
     if machine.device.type == "cpu":
         model.reduce_products(machine.dtype)
     return model
 
 
-def batch_loss(model: Transformer, view: View, objective: Objective) -> Callable[[Batch], Loss]:
+def batch_loss(model: Transformer | BaselineModel, view: View, objective: Objective) -> Callable[[Batch], Loss]:
     """The loss of a batch under an objective, with what routed parts and early exits add to it."""
-    stack = model.config.stacks[-1]
 
     def against_targets(logits: Tensor, batch: Batch) -> Loss:
         return weighted_cross_entropy(
@@ -157,8 +157,9 @@ def batch_loss(model: Transformer, view: View, objective: Objective) -> Callable
         tally = Tally()
         result = tally.added_to(against_targets(apply(model, view, batch, tally), batch))
         if tally.exits:
+            assert isinstance(model, Transformer)
             early = [against_targets(model.logits(x, batch.inputs.coordinates), batch).total for x in tally.exits]
-            mean = stack.exit_loss * torch.stack(early).mean()
+            mean = model.config.stacks[-1].exit_loss * torch.stack(early).mean()
             result = replace(result, total=result.total + mean, parts={**result.parts, "exit_loss": mean.detach()})
         return result
 
@@ -225,10 +226,10 @@ def generate(trained: Trained, prompt: str, sampling: Sampling | None = None) ->
 
     One sample; `generation.decode.generate` has the rest.
     """
-    view, codec = build_view(trained.recipe.objective), as_text(trained.codec)
+    model, view, codec = trained.transformer, build_view(trained.recipe.objective), as_text(trained.codec)
     start = build_prompt(codec, prompt, is_pair=trained.is_pair, view=view)
     one = replace(sampling or Sampling(), num_samples=1)
-    for event in generate_texts(trained.model, codec, start, one, view.inputs_mask):
+    for event in generate_texts(model, codec, start, one, view.inputs_mask):
         if not isinstance(event, Generation):
             yield event[1]
 
@@ -313,7 +314,7 @@ class _Session:
     def _sample_prompt(self) -> str:
         """The recipe's prompt, unless this text has other characters than the one the recipe was made for."""
         codec = self.prepared.codec
-        if not isinstance(codec, TextCodec):
+        if not isinstance(codec, TextCodec) or not isinstance(self.model, Transformer):
             return ""
         try:
             codec.encode_text(self.recipe.sample_prompt)
@@ -410,9 +411,9 @@ class _Session:
         return self.validation
 
     def sample(self) -> None:
-        """Append a sample to samples.txt, if there is text to write."""
+        """Append a sample to samples.txt, if there is text to write and a Transformer to write it."""
         recipe, prepared = self.recipe, self.prepared
-        if not isinstance(prepared.codec, TextCodec):
+        if not isinstance(prepared.codec, TextCodec) or not isinstance(self.model, Transformer):
             return
         sampling = Sampling(max_tokens=recipe.training.sample_tokens, temperature=0.8, seed=recipe.seed)
         prompt = build_prompt(prepared.codec, self.prompt, is_pair=prepared.split.is_pair, view=prepared.view)

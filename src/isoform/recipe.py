@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from isoform.codecs.config import Characters, Codec
-from isoform.config import ConfigError, from_dict, load_toml, overlay, to_dict, unknown
+from isoform.config import ConfigError, from_dict, kind_of, load_toml, overlay, to_dict, unknown
 from isoform.data.config import Data
-from isoform.model.config import ModelConfig, Pooled
+from isoform.model.config import Baseline, Model, ModelConfig, Pooled
 from isoform.model.presets import PRESETS
 from isoform.objectives.config import Causal, Classification, Objective, Seq2seq
 from isoform.training.config import Training
@@ -26,7 +26,8 @@ class Recipe:
     data: Data = Data()
     codec: Codec = Characters()
     objective: Objective = Causal()
-    model: ModelConfig = ModelConfig()
+    model: Model = ModelConfig()
+    """A Transformer, which is what `kind` means where it is absent, or a baseline to compare it with."""
     training: Training = Training()
     seed: int = 0
     """Of everything random: parameters, order, dropout, samples."""
@@ -42,20 +43,10 @@ class Recipe:
                 f"training.global_batch_tokens={tokens} is not a multiple of model.context_length={length}; "
                 f"choose {max(1, tokens // length) * length}"
             )
-        is_pair = self.model.encoder is not None and self.model.decoder is not None
-        if is_pair != (type(self.objective).__name__ == "Seq2seq"):
-            raise ValueError(
-                f"objective {type(self.objective).__name__} with {'an encoder-decoder' if is_pair else 'one stack'}: "
-                f"the objective seq2seq goes with an encoder and a decoder, the others with one stack"
-            )
-        classifies, is_pooled = isinstance(self.objective, Classification), isinstance(self.model.head, Pooled)
-        if classifies != is_pooled or (classifies and self.model.decoder is not None):
-            raise ValueError(
-                f"objective {type(self.objective).__name__} with "
-                f"{'an encoder' if self.model.decoder is None else 'a decoder'} and the head "
-                f"{type(self.model.head).__name__}: classification goes with model.decoder = none, an encoder and the "
-                f"head pooled, the others with a head that scores pieces"
-            )
+        if isinstance(self.model, ModelConfig):
+            _check_stacks(self.model, self.objective)
+        else:
+            _check_baseline(self.model, self.objective)
 
     @property
     def rows_per_step(self) -> int:
@@ -66,6 +57,31 @@ class Recipe:
     def rows_per_pass(self) -> int:
         """Rows that go through the model at once."""
         return min(self.training.micro_batch_size or self.rows_per_step, self.rows_per_step)
+
+
+def _check_stacks(model: ModelConfig, objective: Objective) -> None:
+    is_pair = model.encoder is not None and model.decoder is not None
+    if is_pair != (type(objective).__name__ == "Seq2seq"):
+        raise ValueError(
+            f"objective {type(objective).__name__} with {'an encoder-decoder' if is_pair else 'one stack'}: "
+            f"the objective seq2seq goes with an encoder and a decoder, the others with one stack"
+        )
+    classifies, is_pooled = isinstance(objective, Classification), isinstance(model.head, Pooled)
+    if classifies != is_pooled or (classifies and model.decoder is not None):
+        raise ValueError(
+            f"objective {type(objective).__name__} with "
+            f"{'an encoder' if model.decoder is None else 'a decoder'} and the head "
+            f"{type(model.head).__name__}: classification goes with model.decoder = none, an encoder and the "
+            f"head pooled, the others with a head that scores pieces"
+        )
+
+
+def _check_baseline(model: Baseline, objective: Objective) -> None:
+    if not isinstance(objective, Causal):
+        raise ValueError(
+            f"objective {type(objective).__name__} with model.kind={kind_of(type(model))!r}: baselines only predict "
+            f"every next piece; set objective.kind to causal, or model.kind to model_config"
+        )
 
 
 def builtin_recipes() -> dict[str, Path]:
@@ -133,6 +149,10 @@ def _without_preset(data: Mapping[str, Any]) -> dict[str, Any]:
         return dict(data)
     if preset not in PRESETS:
         raise unknown("preset", str(preset), PRESETS)
+    if (kind := model.get("kind", "model_config")) != "model_config":
+        raise ConfigError(
+            f"model: preset={preset!r} with kind={kind!r}: presets are Transformers; leave one of them out"
+        )
     try:
         start = overlay(replace(PRESETS[preset].model, vocab_size=0), model)
     except ValueError as error:

@@ -30,11 +30,12 @@ from isoform.codecs.bpe import TOKENIZER_FILE, BPECodec
 from isoform.codecs.codec import FILE, Codec
 from isoform.codecs.numbers import NumberCodec
 from isoform.codecs.text import load_codec
-from isoform.config import dump_toml, from_dict, load_toml, to_dict
-from isoform.model.config import Convolution, Grid, Head, Linear, Lookup, ModelConfig, Pooled, Stem
+from isoform.config import dump_toml, from_dict, kind_of, load_toml, to_dict
+from isoform.model.baselines import BaselineModel, build_module
+from isoform.model.config import Convolution, Grid, Head, Linear, Lookup, Model, ModelConfig, Pooled, Stem
 from isoform.model.cost import num_matrix_parameters
 from isoform.model.transformer import Transformer
-from isoform.objectives.config import Classification
+from isoform.objectives.config import Classification, Objective
 from isoform.recipe import Recipe, recipe_of
 
 FORMAT = 1
@@ -93,11 +94,21 @@ class Run:
 class Trained:
     """What a run made: a model in evaluation mode, its codec and recipe; `is_pair`: it was given sources."""
 
-    model: Transformer
+    model: Transformer | BaselineModel
     codec: Codec
     recipe: Recipe
     is_pair: bool
     step: int
+
+    @property
+    def transformer(self) -> Transformer:
+        """The model, for what only a Transformer does. Raises ValueError for a baseline."""
+        if isinstance(self.model, BaselineModel):
+            raise ValueError(
+                f"this model is a baseline ({kind_of(type(self.model.config))}), to be compared by isoform evaluate; "
+                f"to generate or convert, train its recipe with model.kind = model_config"
+            )
+        return self.model
 
 
 def next_run(name: str, root: Path = Path("runs")) -> Run:
@@ -123,7 +134,7 @@ def begin(run: Run, recipe: Recipe, codec: Codec, *, is_pair: bool) -> None:
         "model_type": "isoform",
         "format": FORMAT,
         "is_pair": is_pair,
-        "model": to_dict(recipe.model),
+        "model": {"kind": kind_of(type(recipe.model)), **to_dict(recipe.model)},
     }
     write_text(run.model / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
     write_text(run.recipe, dump_toml(recipe))
@@ -190,7 +201,7 @@ def export(trained: Trained, folder: Path) -> str:
     codec, special = trained.codec, {}
     if isinstance(codec, BPECodec):
         special = {"eos_token_id": codec.end_of_text, "bos_token_id": codec.end_of_text}
-    architecture = write_folder(trained.model, folder, special)
+    architecture = write_folder(trained.transformer, folder, special)
     if isinstance(codec, BPECodec):
         codec.save(folder)
         (folder / FILE).unlink()
@@ -219,7 +230,8 @@ def _load_run(run: Run) -> Trained:
         raise ValueError(
             f"{path} was written in format {config['format']}, this isoform reads up to {FORMAT}; upgrade it"
         )
-    model = Transformer(from_dict(ModelConfig, config["model"]))
+    kind = {"kind": kind_of(ModelConfig)}  # which older runs don't say
+    model = build_module(from_dict(Model, {**kind, **config["model"]}))
     checkpoint = find_checkpoint(run.checkpoints) if run.checkpoints.is_dir() else None
     weights = run.weights
     if checkpoint is not None:
@@ -235,7 +247,7 @@ def _load_run(run: Run) -> Trained:
     return Trained(model, load_codec(run.model), recipe, bool(config["is_pair"]), step)
 
 
-def load_state(model: Transformer, tensors: dict[str, torch.Tensor]) -> None:
+def load_state(model: Transformer | BaselineModel, tensors: dict[str, torch.Tensor]) -> None:
     """Put tensors into the model. Raises ValueError naming what is missing, unexpected or of another shape."""
     expected = state_of(model)
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
@@ -254,17 +266,25 @@ def filled(recipe: Recipe, codec: Codec) -> Recipe:
 
     Raises ValueError if it states others that don't fit, or a stem or head that doesn't go with the codec.
     """
-    sized = replace(recipe.model, stem=_filled_stem(recipe.model.stem, codec), head=_filled_head(recipe, codec))
-    for stack in sized.stacks:
-        if isinstance(stack.position, Grid):
-            _check_places((stack.position.rows, stack.position.columns), codec)
-    stated = recipe.model.vocab_size
+    sized = _sized(recipe.model, recipe.objective, codec)
+    stated = sized.vocab_size
     if stated and stated < codec.vocab_size:
         raise ValueError(
             f"model.vocab_size={stated} is smaller than the codec's {codec.vocab_size} pieces; "
             f"leave it out to take the codec's"
         )
     return replace(recipe, model=replace(sized, vocab_size=stated or max(1, codec.vocab_size)))
+
+
+def _sized(model: Model, objective: Objective, codec: Codec) -> Model:
+    """The model with the sizes of stem and head taken from the codec."""
+    stem = _filled_stem(model.stem, codec)
+    if not isinstance(model, ModelConfig):
+        return model
+    for stack in model.stacks:
+        if isinstance(stack.position, Grid):
+            _check_places((stack.position.rows, stack.position.columns), codec)
+    return replace(model, stem=stem, head=_filled_head(model.head, objective, codec))
 
 
 def _filled_stem(stem: Stem, codec: Codec) -> Stem:
@@ -289,9 +309,8 @@ def _filled_stem(stem: Stem, codec: Codec) -> Stem:
     return stem
 
 
-def _filled_head(recipe: Recipe, codec: Codec) -> Head:
-    head = recipe.model.head
-    if not isinstance(head, Pooled) or not isinstance(recipe.objective, Classification):
+def _filled_head(head: Head, objective: Objective, codec: Codec) -> Head:
+    if not isinstance(head, Pooled) or not isinstance(objective, Classification):
         return head
     if not (head.num_outputs or codec.num_classes) or 0 < head.num_outputs < codec.num_classes or head.embed:
         raise ValueError(

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from isoform.checkpoint.families import FAMILIES, Family, Fields, Unfit, canonical, known_types
 from isoform.config import differences, to_dict
-from isoform.model.config import AttentionConfig, BlockConfig, ModelConfig
+from isoform.model.baselines import BaselineModel
+from isoform.model.config import AttentionConfig, BlockConfig, Model, ModelConfig
 from isoform.model.cost import num_parameters
 from isoform.model.transformer import Transformer
 
@@ -234,7 +235,7 @@ def _full(family: Family, name: str) -> str:
     return family.prefix + name if name.split(".")[0] in beginnings else name
 
 
-def state_of(model: Transformer) -> dict[str, Tensor]:
+def state_of(model: Transformer | BaselineModel) -> dict[str, Tensor]:
     """The model's tensors by name, a tied table once."""
     state = dict(model.state_dict())
     if is_tied(model):
@@ -242,7 +243,7 @@ def state_of(model: Transformer) -> dict[str, Tensor]:
     return state
 
 
-def is_tied(model: Transformer) -> bool:
+def is_tied(model: Transformer | BaselineModel) -> bool:
     """Whether the head uses the stem's table."""
     return getattr(model.config.head, "tied", False)
 
@@ -385,8 +386,10 @@ def family_of(config: ModelConfig) -> tuple[Family, dict]:
     raise ValueError(f"no class of transformers has words for this model: {said}")
 
 
-def exportable(config: ModelConfig) -> str | None:
+def exportable(config: Model) -> str | None:
     """The class of transformers that a model can be written for; None if there is none."""
+    if not isinstance(config, ModelConfig):
+        return None
     try:
         return str(family_of(config)[1]["architectures"][0])
     except ValueError:

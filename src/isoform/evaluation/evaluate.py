@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from isoform.batch import Batch
 from isoform.machine import Machine
+from isoform.model.baselines import BaselineModel
 from isoform.model.experts import Tally
 from isoform.model.transformer import Transformer
 from isoform.objectives.views import View
@@ -30,14 +31,14 @@ class Score:
     num_targets: int
 
 
-def apply(model: Transformer, view: View, batch: Batch, tally: Tally | None = None) -> torch.Tensor:
+def apply(model: Transformer | BaselineModel, view: View, batch: Batch, tally: Tally | None = None) -> Tensor:
     """Logits (B, T, V) of a batch under an objective's masks; the tally takes what training needs beside them."""
     return model(batch.inputs, view.inputs_mask, batch.source, view.source_mask, tally)
 
 
 @torch.inference_mode()
 def evaluate(
-    model: Transformer,
+    model: Transformer | BaselineModel,
     view: View,
     batches: Iterable[tuple[Batch, int]],
     machine: Machine,

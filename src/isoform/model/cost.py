@@ -2,7 +2,8 @@
 
 A product of (m, k) by (k, n) counts 2 m k n; attention is counted in full, masked or not, as the kernels
 that skip are a property of the machine; training is three times the forward pass (each product has two in
-its backward pass). Tested against the built model and torch's FLOP counter.
+its backward pass). Of baselines a place costs the same wherever it stands, so packed rows are counted as if they
+were whole. Tested against the built model and torch's FLOP counter.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from typing import assert_never
 
 from isoform.mask import Window
 from isoform.model.config import (
+    LSTM,
     AttentionConfig,
+    Baseline,
     BlockConfig,
     Buckets,
+    CausalConvolution,
     Convolution,
     Dense,
     Experts,
@@ -26,7 +30,9 @@ from isoform.model.config import (
     Linear,
     Lookup,
     MaskedVocabulary,
+    Model,
     ModelConfig,
+    NGramMlp,
     Norm,
     Pooled,
     RMSNorm,
@@ -48,15 +54,20 @@ class Shape:
     source_length: int = 0
 
 
-def num_parameters(config: ModelConfig) -> int:
+def num_parameters(config: Model) -> int:
     """Parameters of the whole model, tied tables counted once."""
+    if not isinstance(config, ModelConfig):
+        stem, head = _stem_parameters(config, config.stem), _vocabulary_parameters(config, config.head)
+        return stem + head + num_matrix_parameters(config) + _baseline_vectors(config)
     stems = [config.stem] if config.encoder_stem is None else [config.stem, config.encoder_stem]
     outside = sum(_stem_parameters(config, stem) for stem in stems) + _head_parameters(config)
     return outside + sum(_stack_parameters(config, stack, active=False) for stack in config.stacks)
 
 
-def num_active_parameters(config: ModelConfig) -> int:
+def num_active_parameters(config: Model) -> int:
     """Parameters that one piece goes through: of experts only those that it is sent to."""
+    if not isinstance(config, ModelConfig):
+        return num_parameters(config)
     idle = sum(
         _stack_parameters(config, stack, active=False) - _stack_parameters(config, stack, active=True)
         for stack in config.stacks
@@ -64,8 +75,10 @@ def num_active_parameters(config: ModelConfig) -> int:
     return num_parameters(config) - idle
 
 
-def num_matrix_parameters(config: ModelConfig) -> int:
+def num_matrix_parameters(config: Model) -> int:
     """Parameters of the blocks' matrices alone."""
+    if not isinstance(config, ModelConfig):
+        return config.num_layers * _layer_matrices(config)
     total = 0
     for stack in config.stacks:
         for block in config.layers(stack):
@@ -75,9 +88,11 @@ def num_matrix_parameters(config: ModelConfig) -> int:
     return total
 
 
-def forward_flops(config: ModelConfig, shape: Shape) -> int:
+def forward_flops(config: Model, shape: Shape) -> int:
     """FLOPs of one forward pass over rows of this shape, stems and head included."""
     rows, length, source = shape.num_rows, shape.length, shape.source_length
+    if not isinstance(config, ModelConfig):
+        return 2 * rows * length * (num_matrix_parameters(config) + config.model_dim * config.vocab_size)
     is_pair = config.encoder is not None and config.decoder is not None
     flops = rows * length * (_stem_flops(config, config.stem) + _head_flops(config))
     if config.encoder is not None:
@@ -91,7 +106,7 @@ def forward_flops(config: ModelConfig, shape: Shape) -> int:
     return round(flops)
 
 
-def training_flops(config: ModelConfig, shape: Shape) -> int:
+def training_flops(config: Model, shape: Shape) -> int:
     """FLOPs of a forward and a backward pass; the optimizer's own are not counted."""
     return 3 * forward_flops(config, shape)
 
@@ -144,10 +159,12 @@ def _decoder_layers(config: ModelConfig) -> list[BlockConfig]:
     return config.layers(config.decoder) * config.decoder.loops
 
 
-def activation_numbers(config: ModelConfig, shape: Shape) -> int:
+def activation_numbers(config: Model, shape: Shape) -> int:
     """Numbers kept between the forward and the backward pass, logits included."""
     rows, length, source = shape.num_rows, shape.length, shape.source_length
     d = config.model_dim
+    if not isinstance(config, ModelConfig):
+        return rows * length * _baseline_activations(config)
     is_pair = config.encoder is not None and config.decoder is not None
     match config.head:
         case Vocabulary(softcap=softcap):
@@ -207,7 +224,7 @@ def _norm(norm: Norm | None, dim: int) -> int:
             assert_never(norm)
 
 
-def _stem_parameters(config: ModelConfig, stem: Stem) -> int:
+def _stem_parameters(config: Model, stem: Stem) -> int:
     d, v = config.model_dim, config.vocab_size
     match stem:
         case Lookup():
@@ -239,7 +256,7 @@ def _head_parameters(config: ModelConfig) -> int:
     d, v, head = config.model_dim, config.vocab_size, config.head
     match head:
         case Vocabulary():
-            return (0 if head.tied else v * d) + v * head.bias
+            return _vocabulary_parameters(config, head)
         case MaskedVocabulary():
             return (0 if head.tied else v * d) + v * head.bias + d * (d + head.dense_bias) + _norm(head.norm, d)
         case Pooled():
@@ -247,6 +264,10 @@ def _head_parameters(config: ModelConfig) -> int:
             return outputs * (d + head.bias) + (d * (d + 1) if head.hidden else 0)
         case _:
             assert_never(head)
+
+
+def _vocabulary_parameters(config: Model, head: Vocabulary) -> int:
+    return (0 if head.tied else config.vocab_size * config.model_dim) + config.vocab_size * head.bias
 
 
 def _head_flops(config: ModelConfig) -> int:
@@ -357,3 +378,46 @@ def _stack_flops(config: ModelConfig, stack: StackConfig, rows: int, length: int
             flops += 2 * rows * (own * 2 * d * query + source * 2 * d * kv + own * source * per_pair)
         flops += 2 * rows * length * _depth_parameters(config, block)
     return flops
+
+
+def _layer_matrices(config: Baseline) -> int:
+    """Numbers of a block's matrices."""
+    d = config.model_dim
+    match config:
+        case LSTM():
+            return 8 * d * d
+        case CausalConvolution():
+            return config.kernel_size * d * d + 2 * d * config.inner_dim
+        case NGramMlp():
+            return 2 * d * config.inner_dim
+        case _:
+            assert_never(config)
+
+
+def _baseline_vectors(config: Baseline) -> int:
+    """An LSTM's two biases for each of its four gates, and the weights of a bag."""
+    match config:
+        case LSTM():
+            return 8 * config.model_dim * config.num_layers
+        case CausalConvolution():
+            return 0
+        case NGramMlp():
+            return config.bag * config.model_dim
+        case _:
+            assert_never(config)
+
+
+def _baseline_activations(config: Baseline) -> int:
+    """Numbers kept per piece."""
+    d, n = config.model_dim, config.num_layers
+    match config:
+        case LSTM():  # normalised, in, out, and the 15 of each feature that oneDNN keeps; other kernels keep half
+            kept, branches = 18 * d * n, n
+        case CausalConvolution():  # normalised, the pieces under the kernel side by side; the feed-forward
+            kept, branches = ((2 + config.kernel_size) * d + 2 * config.inner_dim) * n, 2 * n
+        case NGramMlp():  # the embeddings of the bag, and each feed-forward
+            kept, branches = d + (d + 2 * config.inner_dim) * n, n
+        case _:
+            assert_never(config)
+    head = (4 if config.head.softcap else 3) * config.vocab_size
+    return 3 * d + kept + (d * branches if config.dropout else 0) + head

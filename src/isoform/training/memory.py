@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from isoform.model.config import ModelConfig
+from isoform.model.config import Model
 from isoform.model.cost import Shape, activation_numbers, num_matrix_parameters, num_parameters
 from isoform.training.config import AdamW, Muon, Optimizer
 
 FLOAT = 4
 
 
-def training_memory(config: ModelConfig, shape: Shape, optimizer: Optimizer) -> dict[str, int]:
+def training_memory(config: Model, shape: Shape, optimizer: Optimizer) -> dict[str, int]:
     """Bytes of parameters, gradients, optimizer and activations for micro-batches of this shape, in float32."""
     parameters = num_parameters(config)
     match optimizer:

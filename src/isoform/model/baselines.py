@@ -1,0 +1,249 @@
+"""Models without attention that predict the next piece, to compare the Transformer with: LSTM, dilated convolution,
+bag of n-grams. They have its stem, head, norms and feed-forward, so that what differs is how pieces hear of each other.
+
+No core knows of packing: packed rows are laid out anew with one segment a row, and put back afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import assert_never
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from isoform.batch import Pieces, plain_pieces
+from isoform.mask import Causal, Coordinates, Mask
+from isoform.model.config import LSTM, Baseline, CausalConvolution, Dense, Model, ModelConfig, NGramMlp, RMSNorm
+from isoform.model.embedding import LookupStem, VocabularyHead
+from isoform.model.experts import Tally
+from isoform.model.feedforward import build_feedforward
+from isoform.model.kernels import Linear, dropout
+from isoform.model.norm import ZeroCenteredRMSNorm, build_norm
+from isoform.model.transformer import Residual, Transformer
+
+NORM = RMSNorm(scale=False)
+
+
+def shifted(x: Tensor, reaches: Sequence[int]) -> list[Tensor]:
+    """The rows (B, T, D) moved so many places to the right, each with zeros before it."""
+    most, length = max(reaches), x.shape[1]
+    padded = functional.pad(x, (0, 0, most, 0))
+    return [padded[:, most - by : most - by + length] for by in reaches]
+
+
+class Recurrence(nn.Module):
+    """An LSTM over each row (B, T, D), from a state of zeros."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(dim, dim, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        return self.lstm(x)[0]
+
+    def reset_parameters(self) -> None:
+        """Orthogonal recurrence, and gates that remember at first (Jozefowicz et al. 2015)."""
+        for name, parameter in self.lstm.named_parameters():
+            gates = parameter.chunk(4)  # input, forget, cell, output
+            if "weight_hh" in name:
+                for gate in gates:
+                    nn.init.orthogonal_(gate)
+            elif "weight_ih" in name:
+                nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+            else:
+                nn.init.zeros_(parameter)
+                if "bias_ih" in name:
+                    nn.init.ones_(gates[1])
+
+
+class Taps(nn.Module):
+    """A causal dilated convolution as one product with the pieces under the kernel side by side, oldest first.
+
+    Written so its weights are one matrix (outputs, taps x inputs): Muon treats it as any other, and on CPUs its product
+    runs in the format of the others.
+    """
+
+    def __init__(self, dim: int, kernel_size: int, dilation: int) -> None:
+        super().__init__()
+        self.reaches = [i * dilation for i in reversed(range(kernel_size))]
+        self.output = Linear(kernel_size * dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        return self.output(torch.cat(shifted(x, self.reaches), -1))
+
+
+class Bag(nn.Module):
+    """Each place's sum of the vectors of the last pieces, weighted by distance and feature."""
+
+    def __init__(self, dim: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        newest, *others = shifted(x, range(len(self.weight)))
+        summed = newest * self.weight[0]
+        for weight, other in zip(self.weight[1:], others, strict=True):
+            summed = torch.addcmul(summed, other, weight)
+        return summed
+
+    def reset_parameters(self) -> None:
+        """The newest piece weighs most, at first."""
+        nn.init.zeros_(self.weight).add_(0.8 ** torch.arange(len(self.weight)).unsqueeze(1))
+
+
+class Block(nn.Module):
+    """Residual branches one after the other, each with its norm before it."""
+
+    def __init__(self, branches: Sequence[nn.Module], config: Baseline) -> None:
+        super().__init__()
+        self.residual = Residual(NORM, "pre", config.model_dim, config.dropout)
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The stream (B, T, D) through this block."""
+        for branch in self.branches:
+            x = self.residual(x, branch)
+        return x
+
+
+class Core(nn.Module):
+    """What lies between embeddings and head, over rows of one segment each."""
+
+    def __init__(self, config: Baseline) -> None:
+        super().__init__()
+        dim, layers = config.model_dim, range(config.num_layers)
+        self.bag = None
+        branches: list[list[nn.Module]]
+        match config:
+            case LSTM():
+                branches = [[Recurrence(dim)] for _ in layers]
+            case CausalConvolution():
+                branches = [[Taps(dim, config.kernel_size, d), _feedforward(config)] for d in config.dilations]
+            case NGramMlp():
+                self.bag = Bag(dim, config.bag)
+                branches = [[_feedforward(config)] for _ in layers]
+            case _:
+                assert_never(config)
+        self.blocks = nn.ModuleList(Block(of_block, config) for of_block in branches)
+        self.final_norm = build_norm(NORM, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeddings (B, T, D) to hidden states (B, T, D)."""
+        x = x if self.bag is None else self.bag(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.final_norm(x)
+
+
+def _feedforward(config: CausalConvolution | NGramMlp) -> nn.Module:
+    dense = Dense(feedforward_dim=config.feedforward_dim, activation="relu2")
+    return build_feedforward(dense, config.model_dim, config.inner_dim)
+
+
+def by_segment(core: Callable[[Tensor], Tensor], x: Tensor, coordinates: Coordinates) -> Tensor:
+    """The core over packed rows x (B, T, D), each segment as a row of its own; empty slots stay zero."""
+    is_there, index = coordinates.segment >= 0, coordinates.index
+    row = torch.arange(len(x), device=x.device).unsqueeze(1) * (coordinates.segment.max() + 1)
+    segments, number = (row + coordinates.segment)[is_there].unique(return_inverse=True)
+    at = number, index[is_there]
+    rows = x.new_zeros(len(segments), int(at[1].max()) + 1, x.shape[-1])
+    rows = rows.index_put(at, x[is_there])
+    hidden = core(rows)
+    return hidden.new_zeros(x.shape).index_put((is_there,), hidden[at])
+
+
+class BaselineModel(nn.Module):
+    """A stem, a core and a head, with what training and evaluation ask of a Transformer.
+
+    Raises ValueError for a vocab_size of 0 (fill it in from the codec first).
+    """
+
+    def __init__(self, config: Baseline) -> None:
+        super().__init__()
+        if config.vocab_size < 1:
+            raise ValueError(f"vocab_size={config.vocab_size}: set it to the number of pieces of the codec")
+        self.config = config
+        self.stem = LookupStem(config.stem, config.vocab_size, config.model_dim)
+        self.core = Core(config)
+        self.head = VocabularyHead(config.head, config.vocab_size, config.model_dim, self.stem.embedding)
+        self.reset_parameters()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw every parameter afresh: matrices for unit variance, n-gram tables, branches' last matrices and an untied
+        head zero, so that it guesses evenly and every branch begins with nothing."""
+        for name, parameter in self.named_parameters():
+            module = self.get_submodule(name.rpartition(".")[0])
+            is_zero = name.startswith(("stem.previous", "stem.ngrams", "head.")) or isinstance(
+                module, ZeroCenteredRMSNorm
+            )
+            if is_zero or name.endswith((".output.weight", ".down.weight", ".bias")):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 1:
+                nn.init.ones_(parameter)
+            elif self.config.head.tied and name.startswith("stem.embedding"):
+                nn.init.normal_(parameter, std=0.02)  # or it would begin by saying the same piece again
+            else:
+                nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+        for module in self.modules():
+            if isinstance(module, Recurrence | Bag):
+                module.reset_parameters()
+
+    def forward(
+        self,
+        pieces: Pieces | Tensor,
+        mask: Mask | None = None,
+        source: Pieces | Tensor | None = None,
+        source_mask: Mask | None = None,
+        tally: Tally | None = None,
+    ) -> Tensor:
+        """Scores (B, T, V) of what follows each piece; the other arguments are those of a Transformer.
+
+        Raises ValueError for a mask that isn't causal, for a source, and for rows that are too long or go on from
+        others.
+        """
+        pieces = plain_pieces(pieces) if isinstance(pieces, Tensor) else pieces
+        coordinates, length = pieces.coordinates, pieces.ids.shape[1]
+        if source is not None or mask not in (None, Causal()):
+            raise ValueError(f"a baseline reads forwards and has no encoder, but was given the mask {mask}; use causal")
+        if coordinates.start or length > self.config.context_length:
+            raise ValueError(
+                f"pieces {coordinates.start or 0} .. {(coordinates.start or 0) + length - 1} don't fit a baseline of "
+                f"context_length={self.config.context_length}, which reads rows from their start; shorten the input"
+            )
+        x = self.stem(pieces)
+        if self.config.dropout and self.training:
+            x = dropout(x, self.config.dropout)
+        return self.head(self.core(x) if coordinates.start == 0 else by_segment(self.core, x, coordinates))
+
+    def reduce_products(self, dtype: torch.dtype) -> None:
+        """Run the blocks' matrix products in this format, with all else in float32, in place; LSTMs stay in float32."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.product_dtype = dtype
+
+    def use_kernel(self, kernel: str, *, trains: bool = False) -> None:
+        """Here for the sake of the Transformer's name: raises ValueError for any kernel but auto."""
+        if kernel != "auto":
+            raise ValueError(f"kernel={kernel!r}: a baseline has no attention to compute; leave it at auto")
+
+    def compile_blocks(self) -> None:
+        """Let torch.compile translate each block, in place, but for LSTMs, which torch runs as one kernel."""
+        if not isinstance(self.config, LSTM):
+            for block in self.core.blocks:
+                block.compile()
+
+
+def build_module(config: Model) -> Transformer | BaselineModel:
+    """The module of a model's config, its parameters drawn from torch's generator."""
+    return Transformer(config) if isinstance(config, ModelConfig) else BaselineModel(config)

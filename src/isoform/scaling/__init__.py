@@ -1,0 +1,1 @@
+"""Scaling: many runs as one study, wherever their commands run."""

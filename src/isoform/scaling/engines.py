@@ -1,0 +1,351 @@
+"""Where the commands of a study run: on this machine, in a Ray cluster, or under Slurm.
+
+A command is a line of words like `isoform train RECIPE --out FOLDER`: it can be resumed, and does nothing when it is
+done already. So an engine needs no memory of its own: it starts commands, says how they ended and asks them to end; who
+starts what again, and when, is its caller's business. Between machines go words, never objects of ours; the nodes of a
+cluster are expected to share a file system and to have the same environment installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+CANNOT_START = 127
+"""The code of a command that could not be started, as shells have it; its log says why."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A process to run: its words, what is added to its environment, and the file its output goes to."""
+
+    words: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...]
+    log: Path
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A command that was started: what its engine knows it by, and whether it was asked to end."""
+
+    handle: Any
+    is_stopped: bool = False
+
+
+class Engine(ABC):
+    """Where commands run, each with `threads` CPUs, which it is told by OMP_NUM_THREADS unless it says otherwise."""
+
+    threads: int
+
+    @property
+    @abstractmethod
+    def slots(self) -> int:
+        """Commands that run at once; large where the engine queues those that have to wait."""
+
+    @abstractmethod
+    def start(self, command: Command) -> Ticket:
+        """Start it, or queue it; its output is added to its log."""
+
+    def start_all(self, commands: Sequence[Command]) -> list[Ticket]:
+        """Start several, together where that spares a queue."""
+        return [self.start(command) for command in commands]
+
+    @abstractmethod
+    def code(self, ticket: Ticket) -> int | None:
+        """How it ended: its exit code, or minus the signal that ended it; None while it runs or waits.
+
+        A command that was lost with its node has -9, one that was asked to end before it began -15.
+        """
+
+    def stop(self, ticket: Ticket) -> None:
+        """Ask it to end after a clean save (SIGTERM), without waiting.
+
+        Asking again does nothing: a second SIGTERM would end a run before it has saved.
+        """
+        if not ticket.is_stopped:
+            ticket.is_stopped = True
+            self._end(ticket)
+
+    @abstractmethod
+    def _end(self, ticket: Ticket) -> None:
+        """Send SIGTERM, once."""
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to let go of
+        """Let go of what the engine holds; commands should have ended before."""
+
+    def _arguments(self, command: Command) -> tuple[list[str], dict[str, str], str, str]:
+        """What `launch` takes, as plain values: the log and the current folder by their full paths."""
+        environment = {"OMP_NUM_THREADS": str(self.threads), **dict(command.environment)}
+        return list(command.words), environment, str(command.log.absolute()), str(Path.cwd())
+
+
+def launch(words: list[str], environment: dict[str, str], log: str, folder: str) -> subprocess.Popen[bytes] | None:
+    """Start words in a folder, their output added to a log; None if that can't be done, which the log then says."""
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    with Path(log).open("ab") as file:
+        try:
+            return subprocess.Popen(
+                words,
+                cwd=folder,
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        except OSError as error:
+            file.write(f"{words[0]} can't be started: {error}\n".encode())
+            return None
+
+
+def run(words: list[str], environment: dict[str, str], log: str, folder: str, signals: tuple[int, ...]) -> int:
+    """Launch words and wait for their exit code; of `signals`, the first is passed on to them as SIGTERM.
+
+    This is all that a node runs of ours. Signals are noted and looked at between waits, so that none is lost while
+    the process is being made.
+    """
+    with _noted(signals) as asked:
+        process = launch(words, environment, log, folder) if not asked else None
+        if process is None:
+            return -signal.SIGTERM if asked else CANNOT_START
+        while True:
+            try:
+                return process.wait(None if asked else 0.2)
+            except subprocess.TimeoutExpired:
+                if asked:
+                    process.terminate()
+
+
+@contextlib.contextmanager
+def _noted(signals: tuple[int, ...]) -> Iterator[list[int]]:
+    asked: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in signals}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Local(Engine):
+    """Processes of this machine, as many at once as there are workers.
+
+    They need nobody: if the process that started them is killed, they run on to their end. A Ctrl-C at the terminal
+    reaches them as well as it.
+    """
+
+    def __init__(self, workers: int, threads: int) -> None:
+        self.workers, self.threads = workers, threads
+
+    @property
+    def slots(self) -> int:
+        return self.workers
+
+    def start(self, command: Command) -> Ticket:
+        return Ticket(launch(*self._arguments(command)))
+
+    def code(self, ticket: Ticket) -> int | None:
+        return CANNOT_START if ticket.handle is None else ticket.handle.poll()
+
+    def _end(self, ticket: Ticket) -> None:
+        if ticket.handle is not None:
+            ticket.handle.terminate()
+
+
+class RayEngine(Engine):
+    """Tasks of a Ray cluster: the one RAY_ADDRESS names, else one that runs here, else one made for the occasion.
+
+    A task that is lost with its node or its worker is not tried again by Ray: the caller decides. When the process
+    that started them ends, however it does, Ray ends its tasks.
+    """
+
+    def __init__(self, workers: int, threads: int, *, gpus: float = 0) -> None:
+        self.threads, self.ray = threads, _package("ray")
+        self.last_asked: dict[Ticket, float] = {}
+        self.is_ours = not self.ray.is_initialized()
+        if self.is_ours:
+            with _own_sigterm():
+                self._connect(workers, gpus)
+        if self.slots == 0:
+            self.close()
+            raise ValueError(f"no node of the Ray cluster has {threads} CPUs; give each command fewer threads")
+        self.run = self.ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(run)
+
+    def _connect(self, workers: int, gpus: float) -> None:
+        quiet = {"log_to_driver": False, "configure_logging": False}
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            self.ray.init(address="auto", **quiet)
+        except ConnectionError:
+            if "RAY_ADDRESS" in os.environ:
+                address = os.environ["RAY_ADDRESS"]
+                raise ValueError(f"no Ray cluster answers at RAY_ADDRESS={address}; start it, or unset it") from None
+            self.ray.init(
+                address="local",
+                num_cpus=workers * self.threads,
+                object_store_memory=10**8,  # exit codes are all that lies there
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                **quiet,
+            )
+
+    @property
+    def slots(self) -> int:
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        return sum(int(resources.get("CPU", 0)) // self.threads for resources in nodes)
+
+    def start(self, command: Command) -> Ticket:
+        return Ticket(self.run.remote(*self._arguments(command), (signal.SIGINT, signal.SIGTERM)))
+
+    def code(self, ticket: Ticket) -> int | None:
+        ready, _ = self.ray.wait([ticket.handle], timeout=0)
+        if not ready:
+            if time.monotonic() - self.last_asked.get(ticket, float("inf")) > 1.0:
+                self._end(ticket)  # Ray loses a cancellation that meets its task just as it begins
+            return None
+        errors = self.ray.exceptions
+        try:
+            return self.ray.get(ticket.handle)
+        except errors.TaskCancelledError:
+            return -signal.SIGTERM
+        except errors.RayTaskError:
+            raise  # ours: the node lacks the package, or doesn't share the file system
+        except errors.RayError:
+            return -9
+
+    def _end(self, ticket: Ticket) -> None:
+        self.last_asked[ticket] = time.monotonic()
+        self.ray.cancel(ticket.handle, force=False)  # a SIGINT in the task, the first of which `run` passes on
+
+    def close(self) -> None:
+        if self.is_ours:
+            self.ray.shutdown()
+
+
+class SlurmEngine(Engine):
+    """Jobs under Slurm, submitted by submitit; those that are started together are one array.
+
+    They outlive the process that submitted them. Slurm is told not to requeue them, since their caller starts them
+    again, and to send SIGTERM a while before their time is up. submitit pickles the call of `run`, by its name and
+    with plain words.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        threads: int,
+        folder: Path,
+        *,
+        gpus: int = 0,
+        timeout_min: int = 240,
+        partition: str | None = None,
+        cluster: Literal["slurm", "local"] = "slurm",
+    ) -> None:
+        self.threads, self.cluster = threads, cluster
+        submitit = _package("submitit")
+        try:
+            self.executor = submitit.AutoExecutor(folder, cluster=cluster)
+        except RuntimeError as error:
+            raise ValueError(f"Slurm can't be used here: {error}; choose another engine") from error
+        self.executor.update_parameters(
+            name="isoform",
+            timeout_min=timeout_min,
+            cpus_per_task=threads,
+            gpus_per_node=gpus or None,
+            slurm_partition=partition,
+            slurm_array_parallelism=workers,
+            slurm_additional_parameters={"signal": "TERM@90", "no-requeue": True},
+        )
+        self.patience = 15.0 if cluster == "slurm" else 0.0
+        """Seconds between two questions to Slurm, and until the result of a job that is over may be missed."""
+        self.last_asked = -self.patience
+        self.over_since: dict[Ticket, float] = {}
+
+    @property
+    def slots(self) -> int:
+        return 1000  # Slurm's own default for the size of an array
+
+    def start(self, command: Command) -> Ticket:
+        return self.start_all([command])[0]
+
+    def start_all(self, commands: Sequence[Command]) -> list[Ticket]:
+        if not commands:
+            return []
+        # Slurm itself sends signals to every process of a job; passed on, they would arrive twice.
+        signals = () if self.cluster == "slurm" else (signal.SIGTERM, signal.SIGUSR2)
+        with self.executor.batch():
+            jobs = [self.executor.submit(run, *self._arguments(command), signals) for command in commands]
+        return [Ticket(job) for job in jobs]
+
+    def code(self, ticket: Ticket) -> int | None:
+        job = ticket.handle
+        now = time.monotonic()
+        is_due = now - self.last_asked >= self.patience
+        if is_due:
+            self.last_asked = now
+        is_over = job.done(force_check=is_due) or job.state == "PREEMPTED"
+        if job.paths.result_pickle.exists():
+            return job.result()
+        if is_over and now - self.over_since.setdefault(ticket, now) >= self.patience:
+            return -signal.SIGTERM if ticket.is_stopped else -9
+        return None
+
+    def _end(self, ticket: Ticket) -> None:
+        job = ticket.handle
+        if self.cluster == "slurm":
+            job.cancel(check=False)
+        elif not job.done():
+            os.kill(int(job.job_id), signal.SIGTERM)  # a local job's cancel() would give it a second to save
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep what this process does on SIGTERM, which ray.init would replace."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _package(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:
+        raise ValueError(f"the package {name!r} is not installed; run: pip install 'isoform[cluster]'") from None
+
+
+def build_engine(
+    name: Literal["local", "ray", "slurm"],
+    workers: int,
+    threads: int,
+    folder: Path,
+    *,
+    gpus: int = 0,
+    timeout_min: int = 240,
+    partition: str | None = None,
+) -> Engine:
+    """An engine for commands of `threads` CPUs each; `workers` of them at once, where the engine doesn't know better.
+
+    folder is for Slurm's scripts; gpus are each command's in a cluster; a Slurm job has timeout_min minutes, and is
+    asked to end before they are over. Raises ValueError for what is absent.
+    """
+    match name:
+        case "local":
+            return Local(workers, threads)
+        case "ray":
+            return RayEngine(workers, threads, gpus=gpus)
+        case "slurm":
+            return SlurmEngine(workers, threads, folder, gpus=gpus, timeout_min=timeout_min, partition=partition)

@@ -161,46 +161,42 @@ class Local(Engine):
 
 
 class RayEngine(Engine):
-    """Tasks of a Ray cluster: the one RAY_ADDRESS names, else one that runs here, else one made for the occasion.
+    """Tasks of a Ray cluster: of the one that RAY_ADDRESS names (`auto`: that of this machine), else of its own.
 
-    A task that is lost with its node or its worker is not tried again by Ray: the caller decides. When the process
-    that started them ends, however it does, Ray ends its tasks.
+    Without a name Ray would also take the cluster that another study made for itself, which goes away with it. A task
+    that is lost with its node or its worker is not tried again by Ray: the caller decides. When the process that
+    started them ends, however it does, Ray ends its tasks.
     """
 
     def __init__(self, workers: int, threads: int, *, gpus: float = 0) -> None:
         self.threads, self.ray = threads, _package("ray")
+        self.needs = {"CPU": threads, **({"GPU": gpus} if gpus else {})}
         self.is_ours = not self.ray.is_initialized()
         if self.is_ours:
             with _own_sigterm():
-                self._connect(workers, gpus)
+                self._connect(workers)
         if self.slots == 0:
             self.close()
-            raise ValueError(f"no node of the Ray cluster has {threads} CPUs; give each command fewer threads")
+            wanted = " and ".join(f"{number} {what}" for what, number in self.needs.items())
+            raise ValueError(f"no node of the Ray cluster has {wanted}; let each command have fewer")
         self.run = self.ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(run)
 
-    def _connect(self, workers: int, gpus: float) -> None:
-        quiet = {"log_to_driver": False, "configure_logging": False}
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    def _connect(self, workers: int) -> None:
+        options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        if address == "local":
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            options |= {"num_cpus": workers * self.threads, "include_dashboard": False}
+            options |= {"object_store_memory": 10**8}  # exit codes are all that lies there
         try:
-            self.ray.init(address="auto", **quiet)
-        except ConnectionError:
-            if "RAY_ADDRESS" in os.environ:
-                address = os.environ["RAY_ADDRESS"]
-                raise ValueError(f"no Ray cluster answers at RAY_ADDRESS={address}; start it, or unset it") from None
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
-            self.ray.init(
-                address="local",
-                num_cpus=workers * self.threads,
-                object_store_memory=10**8,  # exit codes are all that lies there
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
+            self.ray.init(address, **options)
+        except ConnectionError as error:
+            raise ValueError(f"no Ray cluster answers at RAY_ADDRESS={address}; start it, or unset that") from error
 
     @property
     def slots(self) -> int:
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        return sum(int(resources.get("CPU", 0)) // self.threads for resources in nodes)
+        return sum(min(int(has.get(what, 0) // number) for what, number in self.needs.items()) for has in nodes)
 
     def start(self, command: Command) -> Ticket:
         return Ticket(self.run.remote(*self._arguments(command), (signal.SIGINT, signal.SIGTERM)))
@@ -261,10 +257,11 @@ class SlurmEngine(Engine):
             slurm_array_parallelism=workers,
             slurm_additional_parameters={"signal": "TERM@90", "no-requeue": True},
         )
-        self.patience = 15.0 if cluster == "slurm" else 0.0
-        """Seconds between two questions to Slurm, and until the result of a job that is over may be missed."""
-        self.last_asked = -self.patience
-        self.over_since: dict[Ticket, float] = {}
+        self.patience = 30.0 if cluster == "slurm" else 0.0
+        """Seconds between two looks at the queue, and until a job that left it without a result counts as lost."""
+        self.queue: set[str] | None = None
+        self.queue_seen = -self.patience
+        self.gone_since: dict[Ticket, float] = {}
 
     @property
     def slots(self) -> int:
@@ -283,17 +280,25 @@ class SlurmEngine(Engine):
         return [Ticket(job) for job in jobs]
 
     def code(self, ticket: Ticket) -> int | None:
-        job = ticket.handle
-        now = time.monotonic()
-        is_due = now - self.last_asked >= self.patience
-        if is_due:
-            self.last_asked = now
-        is_over = job.done(force_check=is_due) or job.state == "PREEMPTED"
+        now, job = time.monotonic(), ticket.handle
+        is_gone = job.done() if self.cluster == "local" else self._has_left_queue(job.job_id, now)
         if job.paths.result_pickle.exists():
             return job.result()
-        if is_over and now - self.over_since.setdefault(ticket, now) >= self.patience:
+        if not is_gone:
+            self.gone_since.pop(ticket, None)
+            if ticket.is_stopped and self.cluster == "local":
+                self._end(ticket)  # a local job loses the signal that meets it as it begins; `run` takes only the first
+        elif now - self.gone_since.setdefault(ticket, now) >= self.patience:
             return -signal.SIGTERM if ticket.is_stopped else -9
         return None
+
+    def _has_left_queue(self, job_id: str, now: float) -> bool:
+        """Whether Slurm has done with a job, as it says itself: sacct, which submitit asks, is not on every cluster."""
+        if now - self.queue_seen >= self.patience:
+            words = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
+            said = subprocess.run(words, capture_output=True, text=True, check=False)
+            self.queue, self.queue_seen = set(said.stdout.split()) if said.returncode == 0 else None, now
+        return self.queue is not None and job_id not in self.queue
 
     def _end(self, ticket: Ticket) -> None:
         job = ticket.handle

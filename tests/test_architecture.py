@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src/isoform"
 FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = {path: ".".join(path.relative_to(SOURCE).with_suffix("").parts) for path in FILES}
-FOLDERS = ("codecs", "objectives", "data", "model", "training", "generation")
+FOLDERS = ("codecs", "objectives", "data", "model", "training", "generation", "scaling")
 
 ROWS = [
     *("config", "mask"),
@@ -23,18 +23,15 @@ ROWS = [
     *("data.sources", "data.tokens", "data.order", "data.packing", "data.loader"),
     *("model.position", "model.cache", "model.kernels", "model.norm", "model.lowering", "model.attention"),
     *("model.feedforward", "model.experts", "model.depth", "model.embedding", "model.transformer", "model.growth"),
-    *(
-        "model.baselines",
-        "model.cost",
-        "checkpoint.store",
-        "checkpoint.families",
-        "checkpoint.huggingface",
-        "checkpoint.gguf",
-    ),
+    *("model.baselines", "model.cost"),
+    *("checkpoint.store", "checkpoint.families", "checkpoint.huggingface", "checkpoint.gguf"),
     *("terminal", "run"),
     *("training.optimizer", "training.memory", "training.ledger", "training.trainer"),
     *("generation.sampling", "generation.decode", "evaluation.evaluate"),
-    *("experiment", "scaling.engines", "report", "options", "commands", "cli"),
+    *("experiment", "report"),
+    *("scaling.ladder", "scaling.engines", "scaling.study", "scaling.laws", "scaling.simulation", "scaling.curves"),
+    *("scaling.pictures", "scaling.findings", "scaling.claims", "scaling.pages", "scaling.lab"),
+    *("options", "commands", "cli"),
 ]
 
 
@@ -108,7 +105,11 @@ def test_the_tree_in_the_readme_is_the_real_one():
         name = line.split()[0]
         folder = name if name.endswith("/") else folder if line.startswith("    ") else ""
         shown |= {name if name.endswith("/") else folder + name}
-    real = {p.relative_to(SOURCE).as_posix() for p in FILES if p.name != "__init__.py"} | {"__init__.py", "recipes/"}
+    real = {p.relative_to(SOURCE).as_posix() for p in FILES if p.name != "__init__.py"} | {
+        "__init__.py",
+        "recipes/",
+        "claims/",
+    }
     real |= {f"{p.parent.name}/" for p in FILES if p.parent != SOURCE}
     assert shown == real
 

@@ -636,6 +636,11 @@ class CausalConvolution(_Baseline):
         return 4 * self.model_dim if self.feedforward_dim is None else self.feedforward_dim
 
     @property
+    def least_layers(self) -> int:
+        """Blocks that it takes to see as far back as it should."""
+        return len(self._cycle)
+
+    @property
     def _wanted(self) -> int:
         return self.context_length if self.receptive_field is None else self.receptive_field
 

@@ -131,9 +131,8 @@ def say_plan(planned: Plan, terminal: Terminal) -> None:
         of_size.setdefault((rung.group, rung.width), []).append(rung)
     for there in of_size.values():
         one = there[0]
-        layers = sum(stack.num_layers for stack in one.recipe.model.stacks)
         terminal.say(
-            f"{one.width:>7}{layers:>7}{one.parameters:>12.3g}{one.tokens:>11.3g}{one.compute:>10.2e}"
+            f"{one.width:>7}{one.num_layers:>7}{one.parameters:>12.3g}{one.tokens:>11.3g}{one.compute:>10.2e}"
             f"{one.recipe.training.steps:>8}{one.recipe.training.optimizer.learning_rate:>9.2g}  {len(there)}"
         )
     terminal.say(

@@ -11,7 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from isoform.model.config import BlockConfig, Dense, Experts, Gated, ModelConfig, Rotary, StackConfig
+from isoform.model.config import (
+    LSTM,
+    Baseline,
+    BlockConfig,
+    CausalConvolution,
+    Dense,
+    Experts,
+    Gated,
+    ModelConfig,
+    NGramMlp,
+    Rotary,
+    StackConfig,
+)
 from isoform.model.cost import Shape, training_flops
 from isoform.recipe import Recipe
 from isoform.scaling.config import SMALL, FixedRatio, IsoFlop, Ladder, MuP, Powers, Unchanged
@@ -40,6 +52,12 @@ class Rung:
     @property
     def width(self) -> int:
         return self.recipe.model.model_dim
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks of all stacks."""
+        model = self.recipe.model
+        return sum(stack.num_layers for stack in model.stacks) if isinstance(model, ModelConfig) else model.num_layers
 
     @property
     def seed(self) -> int:
@@ -234,18 +252,44 @@ def resized(recipe: Recipe, width: int, depth_exponent: float = 1.0) -> Recipe:
     """
     model = recipe.model
     times = width / model.model_dim
+    if not isinstance(model, ModelConfig):
+        return replace(recipe, model=_resized_baseline(model, width, times**depth_exponent))
 
-    def stack(config: StackConfig | None) -> StackConfig | None:
-        if config is None:
-            return None
-        if config.exits:
-            raise ValueError("a ladder can't resize a model with early exits, which name its layers; leave exits out")
-        layers = config.num_layers * times**depth_exponent
-        blocks = tuple(_resized_block(model, config, block, width) for block in config.blocks)
-        return replace(config, num_layers=max(1, round(layers)), blocks=blocks)
+    sides = {
+        name: None if stack is None else _resized_stack(model, stack, width, depth_exponent)
+        for name, stack in (("encoder", model.encoder), ("decoder", model.decoder))
+    }
+    return replace(recipe, model=replace(model, model_dim=width, **sides))
 
-    sized = replace(model, model_dim=width, encoder=stack(model.encoder), decoder=stack(model.decoder))
-    return replace(recipe, model=sized)
+
+def _resized_stack(model: ModelConfig, stack: StackConfig, width: int, depth_exponent: float) -> StackConfig:
+    if stack.exits:
+        raise ValueError("a ladder can't resize a model with early exits, which name its layers; leave exits out")
+    layers = stack.num_layers * (width / model.model_dim) ** depth_exponent
+    blocks = tuple(_resized_block(model, stack, block, width) for block in stack.blocks)
+    return replace(stack, num_layers=max(1, round(layers)), blocks=blocks)
+
+
+def _resized_baseline(model: Baseline, width: int, deeper: float) -> Baseline:
+    """A baseline at another width; a convolution stays deep enough to see what it should."""
+    layers = max(1, round(model.num_layers * deeper))
+    match model:
+        case LSTM():
+            return replace(model, model_dim=width, num_layers=layers)
+        case CausalConvolution(feedforward_dim=inner):
+            layers = max(layers, model.least_layers)
+            inner = _scaled(inner, width / model.model_dim)
+            return replace(model, model_dim=width, num_layers=layers, feedforward_dim=inner)
+        case NGramMlp(feedforward_dim=inner):
+            inner = _scaled(inner, width / model.model_dim)
+            return replace(model, model_dim=width, num_layers=layers, feedforward_dim=inner)
+        case _:
+            assert_never(model)
+
+
+def _scaled(inner: int | None, times: float) -> int | None:
+    """A stated inner width times a factor, as a multiple of 8."""
+    return None if inner is None else max(8, round(inner * times / 8) * 8)
 
 
 def _resized_block(model: ModelConfig, stack: StackConfig, block: BlockConfig, width: int) -> BlockConfig:
@@ -272,5 +316,4 @@ def _resized_block(model: ModelConfig, stack: StackConfig, block: BlockConfig, w
 
 
 def _resized_feedforward(feedforward: Dense | Gated, times: float) -> Dense | Gated:
-    width = feedforward.feedforward_dim
-    return feedforward if width is None else replace(feedforward, feedforward_dim=max(8, round(width * times / 8) * 8))
+    return replace(feedforward, feedforward_dim=_scaled(feedforward.feedforward_dim, times))

@@ -141,7 +141,7 @@ class Study:
             compute=rung.compute,
             loss=None,
             learning_rate=optimizer.learning_rate,
-            num_layers=sum(stack.num_layers for stack in rung.recipe.model.stacks),
+            num_layers=rung.num_layers,
             steps=rung.recipe.training.steps,
         )
         if run.summary.exists():

@@ -255,11 +255,11 @@ def resized(recipe: Recipe, width: int, depth_exponent: float = 1.0) -> Recipe:
     if not isinstance(model, ModelConfig):
         return replace(recipe, model=_resized_baseline(model, width, times**depth_exponent))
 
-    sides = {
-        name: None if stack is None else _resized_stack(model, stack, width, depth_exponent)
-        for name, stack in (("encoder", model.encoder), ("decoder", model.decoder))
-    }
-    return replace(recipe, model=replace(model, model_dim=width, **sides))
+    encoder, decoder = (
+        None if stack is None else _resized_stack(model, stack, width, depth_exponent)
+        for stack in (model.encoder, model.decoder)
+    )
+    return replace(recipe, model=replace(model, model_dim=width, encoder=encoder, decoder=decoder))
 
 
 def _resized_stack(model: ModelConfig, stack: StackConfig, width: int, depth_exponent: float) -> StackConfig:

@@ -75,7 +75,7 @@ class Exponents:
     """The curves of all arms side by side, over compute and over seconds; where their order flips.
 
     Numbers, for each arm NAME: NAME.exponent, NAME.loss (at the most compute), NAME.seconds_exponent; for every pair
-    NAME/OTHER: NAME/OTHER.flip_compute and .flip_seconds, the cost at which OTHER is overtaken.
+    OTHER/NAME, the ratio of their losses there, and NAME/OTHER.flip_compute and .flip_seconds, where their order flips.
     """
 
 

@@ -6,6 +6,7 @@ A gain is told as a compute multiplier: how many times the compute the baseline 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -98,10 +99,11 @@ def to_points(rows: Sequence[Row], num_unique: int | None = None) -> Points:
 def curve(
     rows: Sequence[Row], cost: Callable[[Row], float] = lambda row: row.compute, *, with_floor: bool = True
 ) -> Fit[PowerLaw]:
-    """Loss against a cost, of an arm's runs. Raises ValueError for too few."""
+    """Loss against a cost, of an arm's runs; replicates are drawn anew for each arm. Raises ValueError for too few."""
     rows = finite(rows)
+    seed = zlib.crc32(rows[0].arm.encode()) if rows else 0
     at, losses = np.array([cost(row) for row in rows]), np.array([row.loss for row in rows], dtype=float)
-    return fit_power_law(at, losses, with_floor=with_floor)
+    return fit_power_law(at, losses, with_floor=with_floor, seed=seed)
 
 
 def score_forecasts(rows: Sequence[Row], top: int = 3) -> list[Scored]:

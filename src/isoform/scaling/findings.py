@@ -151,6 +151,8 @@ def exponents(rows: Sequence[Row]) -> Findings:
                 if at is not None:
                     flips.append(f"{other} at {count(at)}")
                 findings.values[f"{name}/{other}.flip_{what}"] = exact(math.nan if at is None else at)
+                if what == "compute":
+                    findings.values[f"{other}/{name}"] = _ratio(other_fit, fit, high)
             exponent, loss = (findings.values[f"{name}.{prefix}{v}"] for v in ("exponent", "loss"))
             lines.append((name, str(exponent), str(loss), ", ".join(flips) or "none"))
         head = ("arm", "exponent", f"loss at {count(high)}{'FLOP' if what == 'compute' else 's'}", "order flips with")
@@ -165,6 +167,19 @@ PUBLISHED = {
     "hoffmann": Chinchilla(1.6934, 406.4, 0.3392, 410.7, 0.2849),
 }
 """Chinchilla's law as Besiroglu et al. 2024 refitted it, and as Hoffmann et al. 2022 printed it."""
+
+
+def _ratio(one: Fit[PowerLaw], other: Fit[PowerLaw], at: float) -> Estimate:
+    """One curve's loss over another's at a cost."""
+
+    def of(a: PowerLaw, b: PowerLaw) -> float:
+        return float(a.loss(at)) / float(b.loss(at))
+
+    if not one.replicates or not other.replicates:
+        return Estimate(of(one.law, other.law))
+    values = [of(a, b) for a, b in zip(one.replicates, other.replicates, strict=False)]
+    low, high = map(float, np.quantile(values, (0.05, 0.95)))
+    return Estimate(of(one.law, other.law), low, high)
 
 
 def recovered(repetitions: int) -> Findings:

@@ -27,7 +27,7 @@ ROWS = [
     *("terminal", "run"),
     *("training.optimizer", "training.memory", "training.ledger", "training.trainer"),
     *("generation.sampling", "generation.decode", "evaluation.evaluate"),
-    *("experiment", "report", "options", "commands", "cli"),
+    *("experiment", "scaling.laws", "scaling.simulation", "report", "options", "commands", "cli"),
 ]
 
 

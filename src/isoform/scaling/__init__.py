@@ -1,0 +1,1 @@
+"""The scaling lab: how loss falls with size, data and compute, with honest intervals."""

@@ -27,6 +27,9 @@ Values = float | np.ndarray
 EXPONENTS = (0.01, 2.0)
 """Where exponents of N and of D may lie; that of compute is at most 1, as β α / (α + β) is with both at 2."""
 
+LEAST_SLOPE = 0.005
+"""Of log loss in log compute, in the middle of the runs: flatter runs have no law to be found."""
+
 HUBER = 2.0
 """Width of the Huber loss in units of the noise: least squares would be 1 to 2 % more precise on normal noise."""
 
@@ -313,14 +316,22 @@ def _descend(
     idle = np.zeros(len(theta), int)
     live = np.arange(len(theta))
     for _ in range(steps):
-        t, h, g = theta[live], square[live].copy(), slope[live].copy()
-        held = ((t <= form.lower) & (g >= 0)) | ((t >= form.upper) & (g <= 0))
-        h[held[:, :, None] | held[:, None, :]] = 0
-        g[held] = 0
+        t, h, g = theta[live], square[live].copy(), slope[live]
         diagonal = np.einsum("bii->bi", h)
         diagonal += damping[live, None] * np.maximum(diagonal, 1e-9) + 1e-15
-        diagonal[held] = 1
-        moved = np.clip(t - np.linalg.solve(h, g[..., None])[..., 0], form.lower, form.upper)
+        # Numbers that lean on a bound stay; those that a step would carry past one go as far as it, and the rest of
+        # the step is solved for again, knowing that.
+        fixed = ((t <= form.lower) & (g >= 0)) | ((t >= form.upper) & (g <= 0))
+        step = np.zeros_like(t)
+        for _ in range(p):
+            step = _solve_free(h, g, step, fixed)
+            inside = np.clip(t + step, form.lower, form.upper) - t
+            crossed = inside != step
+            if not crossed.any():
+                break
+            step = np.where(crossed, inside, step)
+            fixed = fixed | crossed
+        moved = np.clip(t + step, form.lower, form.upper)
         predicted, jacobian = form.predict(moved)
         r = predicted - seen[live]
         reached = cost_of(r)
@@ -335,8 +346,16 @@ def _descend(
         live = live[(idle[live] < 2) & (damping[live] < 1e10)]
         if not len(live):
             break
-    assert theta.shape[1] == p
     return theta, cost
+
+
+def _solve_free(h: np.ndarray, g: np.ndarray, step: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """The step [b, p] to the bottom of the quadratic of slope g and curvature h, where some of it is given."""
+    given = np.where(fixed, step, 0)
+    free = h * (~fixed[:, :, None] & ~fixed[:, None, :])
+    free += np.eye(h.shape[1]) * fixed[:, :, None]
+    right = np.where(fixed, 0, -g - (h @ given[..., None])[..., 0])
+    return np.where(fixed, step, np.linalg.solve(free, right[..., None])[..., 0])
 
 
 def _fit(form: _Form[Law], points: Points, replicates: int, seed: int) -> Fit[Law]:
@@ -397,8 +416,10 @@ def _draw_noise(
         own = residuals - mean[group]
         within = (own**2).sum() / (n - groups)
         between = (size * mean**2).sum() / (groups - free)
-        component = (between - within) / (n / groups)
-        if component > 0:
+        # Believed when it lies a standard error above what seeds alone would show, else the two are one noise.
+        doubt = np.sqrt(2 / (groups - free) + 2 / (n - groups))
+        if between > within * (1 + doubt):
+            component = (between - within) / (n / groups)
             several = size[group] > 1
             pool = own[several] * np.sqrt(size[group] / (size[group] - 1 + 1e-9))[several]
             factor = scale(n - groups)
@@ -446,7 +467,7 @@ def fit_power_law(
 ) -> Fit[PowerLaw]:
     """L = floor + (scale / C)^exponent through runs given as Points, or as their compute (FLOPs) and loss (nats).
 
-    The floor lies in [0, least loss], the exponent in [0.01, 1]. ValueError for too few runs or too little spread.
+    The floor is at least 0, the exponent at most 1. ValueError for too few runs or too little spread.
     """
     if isinstance(compute, Points):
         points = compute
@@ -456,43 +477,37 @@ def fit_power_law(
         raise ValueError("loss is missing: give Points, or compute and loss")
     x = np.log(points.compute)
     _require(points, 3 if with_floor else 2, x[:, None], {"values of compute": x})
-    least, centre = points.loss.min(), x.mean()
+    middle, centre = np.exp(np.log(points.loss).mean()), x.mean()
     dx = x - centre
 
+    # In logs: height and slope in the middle of the runs, and where the exponent lies between the slope, which is its
+    # value without a floor, and 1. In floor and exponent themselves the descent would creep along a bent valley.
+    def shape(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        height, slope, between = theta.T[..., None]
+        gamma = slope + (1 - slope) * between
+        return height, slope, between, gamma
+
     def predict(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        floor, a, gamma = theta.T[..., None]
-        power = np.exp(a - gamma * dx)
-        total = floor + power
-        jacobian = np.stack([np.ones_like(power), power, -dx * power], -1) / total[..., None]
-        return np.log(least * total), jacobian
+        height, slope, between, gamma = shape(theta)
+        share, power = slope / gamma, np.exp(-gamma * dx)
+        total = 1 + share * (power - 1)
+        by_share, by_gamma = power - 1, -share * dx * power
+        by_slope = by_share * (1 - share * (1 - between)) / gamma + by_gamma * (1 - between)
+        by_between = (1 - slope) * (by_gamma - by_share * share / gamma)
+        jacobian = np.stack([total, by_slope, by_between], -1) / total[..., None]
+        return np.log(middle * total) + height, jacobian
 
     def build(theta: np.ndarray) -> PowerLaw:
-        floor, a, gamma = theta.tolist()
-        return PowerLaw(float(np.exp((np.log(least) + a) / gamma + centre)), gamma, float(least * floor))
+        height, slope, _, gamma = (x.item() for x in shape(theta[None]))
+        level = middle * np.exp(height)
+        scale = np.exp(np.log(level * slope / gamma) / gamma + centre)
+        return PowerLaw(float(scale), gamma, float(level * (1 - slope / gamma)))
 
-    middle = np.median(points.loss) / least
-    starts = np.array(
-        [
-            [f, np.log(middle - f + 1e-3), g]
-            for f in ((0, 0.4, 0.8, 0.95) if with_floor else (0,))
-            for g in (0.03, 0.1, 0.3, 0.8)
-        ]
-    )
     top = 1.0 if with_floor else 0.0
-    return _fit(
-        _Form(
-            ("floor", "scale", "exponent"),
-            predict,
-            np.array([0, -12, EXPONENTS[0]]),
-            np.array([top, 4, 1]),
-            starts,
-            build,
-            x[:, None],
-        ),
-        points,
-        replicates,
-        seed,
-    )
+    starts = [[0, slope, t] for slope in (0.01, 0.03, 0.1, 0.3) for t in ((0, 0.1, 0.3, 0.7) if with_floor else (0,))]
+    names = ("loss", "slope", "exponent") if with_floor else ("loss", "exponent", "")
+    bounds = np.array([[-1, LEAST_SLOPE, 0], [1, 0.99, top]])
+    return _fit(_Form(names, predict, *bounds, np.array(starts), build, x[:, None]), points, replicates, seed)
 
 
 def _worth_terms(theta: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

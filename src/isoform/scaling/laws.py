@@ -278,7 +278,8 @@ def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
 class _Form(Generic[Law]):
     """A law as the descent sees it: p numbers within bounds, well scaled."""
 
-    names: tuple[str, ...]
+    words: tuple[tuple[str, str], ...]
+    """[p], what it means that a number lies at its lower or its upper bound."""
     predict: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     """Numbers [b, p] to log loss [b, n] and its derivatives [b, n, p]."""
     lower: np.ndarray
@@ -377,67 +378,80 @@ def _fit(form: _Form[Law], points: Points, replicates: int, seed: int) -> Fit[La
     predicted, jacobian = form.predict(best[None])
     residuals = (seen - predicted)[0]
     noise = float(np.sqrt((residuals**2).sum() / df))
+    _, group = np.unique(np.round(form.coordinates, 6), axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    shared = _shared_variance(residuals, group, free)
+    notes = list(_notes(form, best, jacobian[0]))
+    if shared > 0:
+        notes.append(f"runs of one size agree better with each other than with the law, which is {shared**0.5:.2g} off")
     rng = np.random.default_rng(seed)
-    drawn, fresh = _draw_noise(residuals, jacobian[0], form.coordinates, free, replicates, rng)
+    drawn, fresh = _draw_noise(residuals, jacobian[0], group, shared, free, replicates, rng)
     laws = ()
     if replicates:
         anew, _ = _descend(form, predicted + drawn, np.repeat(best[None], replicates, 0), width)
         laws = tuple(form.build(t) for t in anew)
-    return Fit(form.build(best), points, residuals, noise, laws, fresh, tuple(_notes(form, best, jacobian[0])))
+    return Fit(form.build(best), points, residuals, noise, laws, fresh, tuple(notes))
+
+
+def _shared_variance(residuals: np.ndarray, group: np.ndarray, free: int) -> float:
+    """Variance of what the law misses in the same way in all runs of a group; 0 where there is no telling.
+
+    It is believed when the groups' means scatter by a standard error more than seeds alone would make them.
+    """
+    size = np.bincount(group)
+    n, groups = len(group), len(size)
+    if not n > groups > free:
+        return 0.0
+    mean = np.bincount(group, residuals) / size
+    within = ((residuals - mean[group]) ** 2).sum() / (n - groups)
+    between = (size * mean**2).sum() / (groups - free)
+    doubt = np.sqrt(2 / (groups - free) + 2 / (n - groups))
+    return float(between - within) / (n / groups) if between > within * (1 + doubt) and between > 1e-14 else 0.0
 
 
 def _draw_noise(
     residuals: np.ndarray,
     jacobian: np.ndarray,
-    coordinates: np.ndarray,
+    group: np.ndarray,
+    shared: float,
     free: int,
     replicates: int,
     rng: np.random.Generator,
     fresh: int = 16,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log noise of data drawn anew [replicates, n], and of new runs beside them [replicates, fresh]."""
-    n = len(residuals)
-    _, group, size = np.unique(np.round(coordinates, 6), axis=0, return_inverse=True, return_counts=True)
-    group = group.reshape(-1)
-    groups = len(size)
+    size = np.bincount(group)
+    n, groups = len(residuals), len(size)
 
     def scale(df: int) -> np.ndarray:
         return np.sqrt(df / rng.chisquare(df, (replicates, 1)))
 
-    def leverage(rows: np.ndarray) -> np.ndarray:
-        q, _ = np.linalg.qr(rows)
-        return np.minimum((q * q).sum(1), 0.95)
-
-    pool = residuals / np.sqrt(1 - leverage(jacobian))
-    pool -= pool.mean()
-    factor, shared = scale(n - free), np.zeros((replicates, groups + fresh))
-    if n > groups > free:
-        mean = np.bincount(group, residuals) / size
-        own = residuals - mean[group]
-        within = (own**2).sum() / (n - groups)
-        between = (size * mean**2).sum() / (groups - free)
-        # Believed when it lies a standard error above what seeds alone would show, else the two are one noise.
-        doubt = np.sqrt(2 / (groups - free) + 2 / (n - groups))
-        if between > within * (1 + doubt):
-            component = (between - within) / (n / groups)
-            several = size[group] > 1
-            pool = own[several] * np.sqrt(size[group] / (size[group] - 1 + 1e-9))[several]
-            factor = scale(n - groups)
-            shared = np.sqrt(component) * scale(groups - free) * rng.standard_normal((replicates, groups + fresh))
+    if shared > 0:
+        own = residuals - (np.bincount(group, residuals) / size)[group]
+        several = size[group] > 1
+        pool = own[several] * np.sqrt(size[group] / np.maximum(size[group] - 1, 1))[several]
+        factor = scale(n - groups)
+        off = np.sqrt(shared) * scale(groups - free) * rng.standard_normal((replicates, groups + fresh))
+    else:
+        q, _ = np.linalg.qr(jacobian)
+        pool = residuals / np.sqrt(1 - np.minimum((q * q).sum(1), 0.95))
+        pool -= pool.mean()
+        factor, off = scale(n - free), np.zeros((replicates, groups + fresh))
     index = rng.integers(len(pool), size=(replicates, n + fresh))
-    drawn = factor * pool[index] + shared[:, np.concatenate([group, groups + np.arange(fresh)])]
+    drawn = factor * pool[index] + off[:, np.concatenate([group, groups + np.arange(fresh)])]
     return drawn[:, :n], drawn[:, n:]
 
 
 def _notes(form: _Form, theta: np.ndarray, jacobian: np.ndarray) -> Iterator[str]:
-    for i, name in enumerate(form.names):
+    for i, (at_lower, at_upper) in enumerate(form.words):
         if form.lower[i] == form.upper[i]:
             continue
-        for bound in (form.lower[i], form.upper[i]):
-            if abs(theta[i] - bound) < 1e-9:
-                yield f"{name} lies at its bound, {bound:.3g}"
-        if np.linalg.norm(jacobian[:, i]) < 1e-7:
-            yield f"{name} isn't determined by these runs"
+        if theta[i] - form.lower[i] < 1e-9:
+            yield at_lower
+        elif form.upper[i] - theta[i] < 1e-9:
+            yield at_upper
+        elif np.abs(jacobian[:, i]).max() < 1e-6:
+            yield f"these runs don't determine a number of the law, which is left where it began: {at_lower} or above"
 
 
 def _require(points: Points, free: int, distinct: np.ndarray, spreads: dict[str, np.ndarray]) -> None:
@@ -455,6 +469,18 @@ def _require(points: Points, free: int, distinct: np.ndarray, spreads: dict[str,
                 f"the runs have {kinds} different {name}, which cover a factor of {np.exp(np.ptp(values)):.3g}: "
                 f"{max(1, 3 - kinds)} more, so that there are three over a factor of two, would suffice"
             )
+
+
+def _require_plane(points: Points, free: int, *more: np.ndarray) -> None:
+    """The same for laws of N and D, which also have to leave the line between the two."""
+    x, y = np.log(points.parameters), np.log(points.tokens)
+    _require(points, free, np.stack([x, y, *more], 1), {"sizes": x, "numbers of pieces": y})
+    off = np.linalg.svd(np.stack([x - x.mean(), y - y.mean()]), compute_uv=False)[-1] / np.sqrt(len(x))
+    if off < 0.1:
+        raise ValueError(
+            "size and pieces of the runs rise together, so that the law can't tell them apart: "
+            "2 more, with half and twice the pieces per parameter or beyond, would suffice"
+        )
 
 
 def fit_power_law(
@@ -505,16 +531,29 @@ def fit_power_law(
 
     top = 1.0 if with_floor else 0.0
     starts = [[0, slope, t] for slope in (0.01, 0.03, 0.1, 0.3) for t in ((0, 0.1, 0.3, 0.7) if with_floor else (0,))]
-    names = ("loss", "slope", "exponent") if with_floor else ("loss", "exponent", "")
-    bounds = np.array([[-1, LEAST_SLOPE, 0], [1, 0.99, top]])
-    return _fit(_Form(names, predict, *bounds, np.array(starts), build, x[:, None]), points, replicates, seed)
+    words = (
+        ("the loss is at its lower bound", "the loss is at its upper bound"),
+        (f"the loss hardly falls: its slope is at the bound, {LEAST_SLOPE}", "the slope is at its bound, 0.99"),
+        ("the floor is at its bound, 0", "the exponent is at its bound, 1"),
+    )
+    lower, upper = np.array([-1, LEAST_SLOPE, 0]), np.array([1, 0.99, top])
+    return _fit(_Form(words, predict, lower, upper, np.array(starts), build, x[:, None]), points, replicates, seed)
 
 
-def _worth_terms(theta: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of E + exp(a - α x) + exp(b - β y): the whole [b, n], and the terms of N and of D."""
-    floor, a, alpha, b, beta = theta.T[:5, :, None]
-    u, v = np.exp(a - alpha * dx), np.exp(b - beta * dy)
-    return floor + u + v, u, v
+def _chinchilla_words() -> tuple[tuple[str, str], ...]:
+    low, high = EXPONENTS
+    return (
+        ("the floor is at its bound, 0", "the floor is at its bound, the least loss seen"),
+        ("the number of parameters has no effect", "scale_n is at its upper bound"),
+        (f"alpha is at its bound, {low}", f"alpha is at its bound, {high}"),
+        ("the number of pieces has no effect", "scale_d is at its upper bound"),
+        (f"beta is at its bound, {low}", f"beta is at its bound, {high}"),
+    )
+
+
+# Of floor, log term and exponent of N, log term and exponent of D: terms at the middle of the runs over the least loss.
+_LOWER = np.array([0, -9, EXPONENTS[0], -9, EXPONENTS[0]])
+_UPPER = np.array([1, 5, EXPONENTS[1], 5, EXPONENTS[1]])
 
 
 def _chinchilla_form(points: Points) -> _Form[Chinchilla]:
@@ -523,40 +562,27 @@ def _chinchilla_form(points: Points) -> _Form[Chinchilla]:
     dx, dy = x - cx, y - cy
 
     def predict(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        total, u, v = _worth_terms(theta, dx, dy)
+        floor, a, alpha, b, beta = theta.T[..., None]
+        u, v = np.exp(a - alpha * dx), np.exp(b - beta * dy)
+        total = floor + u + v
         jacobian = np.stack([np.ones_like(u), u, -dx * u, v, -dy * v], -1) / total[..., None]
         return np.log(least * total), jacobian
 
     def build(theta: np.ndarray) -> Chinchilla:
         floor, a, alpha, b, beta = theta.tolist()
-        return Chinchilla(
-            float(least * floor),
-            float(least * np.exp(a + alpha * cx)),
-            alpha,
-            float(least * np.exp(b + beta * cy)),
-            beta,
-        )
+        scale_n, scale_d = least * np.exp(a + alpha * cx), least * np.exp(b + beta * cy)
+        return Chinchilla(float(least * floor), float(scale_n), alpha, float(scale_d), beta)
 
     # For each pair of exponents the rest is linear: relative least squares, cut off at a little above 0.
     starts = []
     for alpha in (0.1, 0.25, 0.5, 1.0):
         for beta in (0.1, 0.25, 0.5, 1.0):
-            columns = (
-                np.stack([np.ones_like(dx), np.exp(-alpha * dx), np.exp(-beta * dy)], 1)
-                * (least / points.loss)[:, None]
-            )
+            columns = np.stack([np.ones_like(dx), np.exp(-alpha * dx), np.exp(-beta * dy)], 1)
+            columns *= (least / points.loss)[:, None]
             floor, a, b = np.linalg.lstsq(columns, np.ones(len(points)), rcond=None)[0]
             starts.append([min(max(floor, 0.02), 0.98), np.log(max(a, 0.01)), alpha, np.log(max(b, 0.01)), beta])
-    low, high = EXPONENTS
-    return _Form(
-        ("floor", "scale_n", "alpha", "scale_d", "beta"),
-        predict,
-        np.array([0, -9, low, -9, low]),
-        np.array([1, 5, high, 5, high]),
-        np.array(starts),
-        build,
-        np.stack([x, y], 1),
-    )
+    coordinates = np.stack([x, y], 1)
+    return _Form(_chinchilla_words(), predict, _LOWER, _UPPER, np.array(starts), build, coordinates)
 
 
 def fit_chinchilla(points: Points, *, replicates: int = 200, seed: int = 0) -> Fit[Chinchilla]:
@@ -564,6 +590,269 @@ def fit_chinchilla(points: Points, *, replicates: int = 200, seed: int = 0) -> F
 
     Exponents lie in [0.01, 2], the floor in [0, least loss]. ValueError for too few runs or too little spread.
     """
-    x, y = np.log(points.parameters), np.log(points.tokens)
-    _require(points, 5, np.stack([x, y], 1), {"sizes": x, "numbers of pieces": y})
+    _require_plane(points, 5)
     return _fit(_chinchilla_form(points), points, replicates, seed)
+
+
+def fit_kaplan(points: Points, *, replicates: int = 200, seed: int = 0) -> Fit[Kaplan]:
+    """((Nc / N)^(αN / αD) + Dc / D)^αD through runs that differ in N and in D, and not along one line of the two.
+
+    Exponents lie in [0.01, 2]. ValueError for too few runs or too little spread.
+    """
+    _require_plane(points, 4)
+    x, y = np.log(points.parameters), np.log(points.tokens)
+    cx, cy, middle = x.mean(), y.mean(), np.log(points.loss).mean()
+    dx, dy = x - cx, y - cy
+
+    # p and q are αN log(Nc / N) and αD log(Dc / D) in the middle of the runs: log losses if the other were without end.
+    def predict(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        p, alpha_n, q, alpha_d = theta.T[..., None]
+        u, v = (p - alpha_n * dx) / alpha_d, q / alpha_d - dy
+        total = np.logaddexp(u, v)
+        by_u, by_v = np.exp(u - total), np.exp(v - total)
+        return middle + alpha_d * total, np.stack([by_u, -dx * by_u, by_v, total - by_u * u - by_v * q / alpha_d], -1)
+
+    def build(theta: np.ndarray) -> Kaplan:
+        p, alpha_n, q, alpha_d = theta.tolist()
+        return Kaplan(
+            float(np.exp((p + middle) / alpha_n + cx)), alpha_n, float(np.exp((q + middle) / alpha_d + cy)), alpha_d
+        )
+
+    low, high = EXPONENTS
+    words = (
+        ("the number of parameters has no effect", "critical_n is at its upper bound"),
+        (f"alpha_n is at its bound, {low}", f"alpha_n is at its bound, {high}"),
+        ("the number of pieces has no effect", "critical_d is at its upper bound"),
+        (f"alpha_d is at its bound, {low}", f"alpha_d is at its bound, {high}"),
+    )
+    grid = (0.03, 0.1, 0.3, 0.8)
+    starts = np.array([[-d * np.log(2), n, -d * np.log(2), d] for n in grid for d in grid])
+    lower, upper = np.array([-9, low, -9, low]), np.array([3, high, 3, high])
+    return _fit(_Form(words, predict, lower, upper, starts, build, np.stack([x, y], 1)), points, replicates, seed)
+
+
+def fit_data_constrained(points: Points, *, replicates: int = 200, seed: int = 0) -> Fit[DataConstrained]:
+    """Muennighoff et al.'s law through runs of which some repeat their data; `unique_tokens` says how much there is.
+
+    All seven numbers are fitted at once, where the paper fits five to runs without repeats and then the decays.
+    Decays lie in [0.05, 1000]. That of parameters is determined by runs with more of them than the optimum of one
+    epoch; a note says where there are none. ValueError for too few runs, too little spread or too few repeats.
+    """
+    unique = points.tokens if points.unique_tokens is None else points.unique_tokens
+    repeats = points.tokens > 1.5 * unique
+    if repeats.sum() < 2:
+        raise ValueError(
+            f"{repeats.sum()} runs repeat their data (D > 1.5 U): {2 - repeats.sum()} more that do would suffice"
+        )
+    _require_plane(points, 7, np.log(unique))
+    x, y = np.log(points.parameters), np.log(points.tokens)
+    endless = np.isinf(unique)
+    log_unique = np.log(np.where(endless, 1.0, unique))
+    least, cx, cy = points.loss.min(), x.mean(), y.mean()
+    first_d = np.where(endless, y, np.minimum(y, log_unique))
+    repeats_d = np.expm1(y - first_d)
+
+    def worth(first: np.ndarray, again: np.ndarray, decay: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Log worth of `exp(first)` seen `again` times more, and its derivatives by log decay and by `first`."""
+        fading = np.exp(-again / decay)
+        times = 1 + decay * (1 - fading)
+        return first + np.log(times), (times - 1 - again * fading) / times, 1 - fading * (again + 1) / times
+
+    def predict(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        floor, a, alpha, b, beta, log_rd, log_rn = theta.T[..., None]
+        both, ratio = alpha + beta, beta / alpha
+        balance = (np.log(alpha / beta) + a + alpha * cx - b - beta * cy) / both
+        optimum = balance + ratio * (log_unique + balance)
+        over = (optimum < x) & ~endless
+        first_n = np.where(over, optimum, x)
+        log_n, n_by_rn, n_by_first = worth(first_n, np.expm1(x - first_n), np.exp(log_rn))
+        log_d, d_by_rd, _ = worth(first_d, repeats_d, np.exp(log_rd))
+        u, v = np.exp(a - alpha * (log_n - cx)), np.exp(b - beta * (log_d - cy))
+        total = floor + u + v
+        # The first parameters are the optimum of the law itself, so that all its numbers move them.
+        through = -alpha * u * np.where(over, n_by_first, 0)
+        by_balance, slope = 1 + ratio, log_unique + balance
+        columns = [
+            np.ones_like(u),
+            u + through * by_balance / both,
+            u * (cx - log_n) + through * (by_balance * (1 / alpha + cx - balance) / both - ratio / alpha * slope),
+            v - through * by_balance / both,
+            v * (cy - log_d) + through * (by_balance * (-1 / beta - cy - balance) / both + slope / alpha),
+            -beta * v * d_by_rd,
+            -alpha * u * n_by_rn,
+        ]
+        return np.log(least * total), np.stack(columns, -1) / total[..., None]
+
+    def build(theta: np.ndarray) -> DataConstrained:
+        floor, a, alpha, b, beta, log_rd, log_rn = theta.tolist()
+        scale_n, scale_d = least * np.exp(a + alpha * cx), least * np.exp(b + beta * cy)
+        law = (float(least * floor), float(scale_n), alpha, float(scale_d), beta)
+        return DataConstrained(*law, float(np.exp(log_rd)), float(np.exp(log_rn)))
+
+    # From Chinchilla's law of all runs, and of those that repeat little where there are enough of them.
+    begun = [points]
+    if (~repeats).sum() > 8:
+        begun.append(points.where(~repeats))
+    starts = []
+    for some in begun:
+        law = _fit(_chinchilla_form(some), some, 0, 0).law
+        a, b = (
+            np.log(t / least) for t in (law.scale_n * np.exp(-law.alpha * cx), law.scale_d * np.exp(-law.beta * cy))
+        )
+        five = [law.floor / least, a, law.alpha, b, law.beta]
+        starts += [[*five, np.log(rd), np.log(rn)] for rd in (1, 6, 40) for rn in (1, 6, 40)]
+    words = (
+        *_chinchilla_words(),
+        ("decay_d is at its bound, 0.05: repeats are worth nothing", "decay_d is at its bound, 1000: repeats are new"),
+        ("decay_n is at its bound, 0.05", "decay_n is at its bound, 1000"),
+    )
+    decays = np.log([[0.05, 0.05], [1000, 1000]])
+    lower, upper = np.append(_LOWER, decays[0]), np.append(_UPPER, decays[1])
+    coordinates = np.stack([x, y, log_unique], 1)
+    return _fit(_Form(words, predict, lower, upper, np.array(starts), build, coordinates), points, replicates, seed)
+
+
+# -------------------------------------------------------------------------------------------- minima at equal compute
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """Where the loss of runs of one compute is least."""
+
+    compute: float
+    """FLOPs, the geometric mean of the group."""
+    parameters: float
+    tokens: float
+    loss: float
+    error: float | None
+    """Standard error of log N; None where no run is left over to tell noise."""
+    interval: tuple[float, float] | None
+    """Of `parameters`, 90 % (Fieller 1954)."""
+    degrees: int
+    """Of freedom, with which noise is known: that of all groups together."""
+
+
+@dataclass(frozen=True)
+class Minima:
+    """The minima that were found, and what has to be said of groups that were left out."""
+
+    minima: tuple[Minimum, ...]
+    notes: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[Minimum]:
+        return iter(self.minima)
+
+    def __len__(self) -> int:
+        return len(self.minima)
+
+    def __getitem__(self, index: int) -> Minimum:
+        return self.minima[index]
+
+
+def _group_by_compute(compute: np.ndarray, gap: float = 1.1) -> np.ndarray:
+    """[n], the number of each run's group: a gap of more than 10 % between neighbours begins another."""
+    order = np.argsort(compute)
+    group = np.empty(len(compute), int)
+    group[order] = np.cumsum(np.diff(np.log(compute[order]), prepend=-np.inf) > np.log(gap))
+    return group
+
+
+def isoflop_minima(points: Points, groups: np.ndarray | None = None) -> Minima:
+    """A parabola of log loss in log N through each group of runs of equal compute (Hoffmann et al. 2022, 3.2).
+
+    `groups` are [n] labels; absent, runs belong together whose compute follows within 10 %. The noise is taken to be
+    that of all groups together. A group whose minimum lies outside its sizes, or isn't told from noise, is left out,
+    with a note. ValueError for a group that spans more than 30 % in compute.
+    """
+    from scipy.special import stdtrit
+
+    labels = _group_by_compute(points.compute) if groups is None else np.asarray(groups)
+    if labels.shape != points.loss.shape:
+        raise ValueError(f"groups has shape {labels.shape} for {len(points)} runs; every run needs one label")
+    notes, curves, squares, degrees = [], [], 0.0, 0
+    for label in np.unique(labels):
+        group = points.where(labels == label)
+        span = group.compute.max() / group.compute.min()
+        if span > 1.3:
+            raise ValueError(f"compute in group {label} spans a factor of {span:.2f}; split it, below 1.3 is one group")
+        compute = float(np.exp(np.log(group.compute).mean()))
+        x, y = np.log(group.parameters), np.log(group.loss)
+        kinds = len(np.unique(np.round(x, 6)))
+        if kinds < 3:
+            notes.append(f"{compute:.3g} FLOPs left out: {kinds} sizes, and a parabola needs three")
+            continue
+        centre = x.mean()
+        design = np.stack([np.ones_like(x), x - centre, (x - centre) ** 2], 1)
+        inverse = np.linalg.inv(design.T @ design)
+        curve = inverse @ design.T @ y
+        squares += float(((y - design @ curve) ** 2).sum())
+        degrees += len(x) - 3
+        curves.append((compute, centre, x, curve, inverse))
+    noise = squares / degrees if degrees else None
+    found = []
+    for compute, centre, x, (top, slope, bend), inverse in curves:
+        if bend <= 0 or not x.min() <= centre - slope / (2 * bend) <= x.max():
+            notes.append(f"{compute:.3g} FLOPs left out: the minimum lies outside its sizes")
+            continue
+        place = -slope / (2 * bend)
+        error = interval = None
+        if noise is not None:
+            # Fieller: the places whose slope, slope + 2 bend x, isn't told from 0.
+            limit = stdtrit(degrees, 0.95) ** 2 * noise
+            square = 4 * (bend**2 - limit * inverse[2, 2])
+            if square <= 0:
+                notes.append(f"{compute:.3g} FLOPs left out: its bend isn't told from noise")
+                continue
+            linear = 4 * (slope * bend - limit * inverse[1, 2])
+            root = np.sqrt(max(linear**2 - 4 * square * (slope**2 - limit * inverse[1, 1]), 0))
+            low, high = (np.exp(centre + (-linear + sign * root) / (2 * square)) for sign in (-1, 1))
+            interval = (float(low), float(high))
+            by = np.array([0, 1, 2 * place]) / (2 * bend)
+            error = float(np.sqrt(noise * by @ inverse @ by))
+        n = float(np.exp(centre + place))
+        loss = float(np.exp(top + slope * place / 2))
+        found.append(Minimum(compute, n, compute / (6 * n), loss, error, interval, degrees))
+    return Minima(tuple(found), tuple(notes))
+
+
+@dataclass(frozen=True)
+class Exponent:
+    """N = coefficient · C^exponent at the least loss for its compute; that of D is 1 - exponent."""
+
+    exponent: float
+    coefficient: float
+    interval: tuple[float, float] | None
+    """Of the exponent."""
+
+
+def fit_exponent(minima: Minima, level: float = 0.9) -> Exponent:
+    """A line through log N of the minima over log C, each weighted by its error (Hoffmann et al. 2022, 3.2).
+
+    Where the minima scatter more about the line than their errors say, the interval is widened by as much.
+    No interval where their errors aren't known. ValueError below two minima of different compute.
+    """
+    from scipy.special import stdtrit
+
+    x, y = (np.log([getattr(m, name) for m in minima]) for name in ("compute", "parameters"))
+    if len(x) < 2 or np.ptp(x) < np.log(2):
+        raise ValueError(
+            f"{len(x)} minima within a factor of two of compute: {max(1, 2 - len(x))} more, at another, would suffice"
+        )
+    errors = [m.error for m in minima if m.error is not None]
+    known = len(errors) == len(x)
+    weights = 1 / np.maximum(errors, 1e-12) ** 2 if known else np.ones(len(x))
+    centre = np.average(x, weights=weights)
+    dx = x - centre
+    exponent = float((weights * dx * y).sum() / (weights * dx**2).sum())
+    constant = float(np.average(y, weights=weights) - exponent * centre)
+    interval = None
+    if known:
+        spread = (weights * dx**2).sum() ** -0.5
+        left = weights * (y - constant - exponent * x) ** 2
+        excess = left.sum() / (len(x) - 2) if len(x) > 2 else 0
+        degrees = minima[0].degrees
+        if excess > 1:
+            spread, degrees = spread * np.sqrt(excess), len(x) - 2 + degrees
+        reach = float(stdtrit(degrees, (1 + level) / 2) * spread)
+        interval = (exponent - reach, exponent + reach)
+    return Exponent(exponent, float(np.exp(constant)), interval)

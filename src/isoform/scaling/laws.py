@@ -380,9 +380,9 @@ def _fit(form: _Form[Law], points: Points, replicates: int, seed: int) -> Fit[La
     noise = float(np.sqrt((residuals**2).sum() / df))
     _, group = np.unique(np.round(form.coordinates, 6), axis=0, return_inverse=True)
     group = group.reshape(-1)
-    shared = _shared_variance(residuals, group, free)
+    shared, evidence = _shared_variance(residuals, group, free)
     notes = list(_notes(form, best, jacobian[0]))
-    if shared > 0:
+    if evidence > 2:
         notes.append(f"runs of one size agree better with each other than with the law, which is {shared**0.5:.2g} off")
     rng = np.random.default_rng(seed)
     drawn, fresh = _draw_noise(residuals, jacobian[0], group, shared, free, replicates, rng)
@@ -393,20 +393,20 @@ def _fit(form: _Form[Law], points: Points, replicates: int, seed: int) -> Fit[La
     return Fit(form.build(best), points, residuals, noise, laws, fresh, tuple(notes))
 
 
-def _shared_variance(residuals: np.ndarray, group: np.ndarray, free: int) -> float:
-    """Variance of what the law misses in the same way in all runs of a group; 0 where there is no telling.
+def _shared_variance(residuals: np.ndarray, group: np.ndarray, free: int) -> tuple[float, float]:
+    """Variance of what the law misses in the same way in all runs of a group, and by how many standard errors it shows.
 
-    It is believed when the groups' means scatter by a standard error more than seeds alone would make them.
+    It is believed when the groups' means scatter by one standard error more than seeds alone would make them, else 0.
     """
     size = np.bincount(group)
     n, groups = len(group), len(size)
     if not n > groups > free:
-        return 0.0
+        return 0.0, 0.0
     mean = np.bincount(group, residuals) / size
-    within = ((residuals - mean[group]) ** 2).sum() / (n - groups)
-    between = (size * mean**2).sum() / (groups - free)
-    doubt = np.sqrt(2 / (groups - free) + 2 / (n - groups))
-    return float(between - within) / (n / groups) if between > within * (1 + doubt) and between > 1e-14 else 0.0
+    within = max(float(((residuals - mean[group]) ** 2).sum()) / (n - groups), 1e-14)
+    between = float((size * mean**2).sum()) / (groups - free)
+    evidence = (between / within - 1) / (2 / (groups - free) + 2 / (n - groups)) ** 0.5
+    return (between - within) / (n / groups) if evidence > 1 else 0.0, evidence
 
 
 def _draw_noise(
@@ -850,9 +850,6 @@ def fit_exponent(minima: Minima, level: float = 0.9) -> Exponent:
         spread = (weights * dx**2).sum() ** -0.5
         left = weights * (y - constant - exponent * x) ** 2
         excess = left.sum() / (len(x) - 2) if len(x) > 2 else 0
-        degrees = minima[0].degrees
-        if excess > 1:
-            spread, degrees = spread * np.sqrt(excess), len(x) - 2 + degrees
-        reach = float(stdtrit(degrees, (1 + level) / 2) * spread)
+        reach = float(stdtrit(minima[0].degrees, (1 + level) / 2) * spread * max(1, excess) ** 0.5)
         interval = (exponent - reach, exponent + reach)
     return Exponent(exponent, float(np.exp(constant)), interval)

@@ -186,7 +186,7 @@ class Kaplan:
 
 @dataclass(frozen=True)
 class DataConstrained:
-    """Chinchilla's law of what D pieces and N parameters are worth when data repeat (Muennighoff et al. 2023, section 3).
+    """Chinchilla's law of what D pieces and N parameters are worth when data repeat (Muennighoff et al. 2023).
 
     With U pieces in the data set, D pieces seen are worth U_D (1 + r (1 - exp(-R / r))): U_D = min(D, U) are seen for
     the first time, R = D / U_D - 1 times again, and r = `decay_d`. Parameters likewise, where the first ones are

@@ -6,7 +6,7 @@ starts of a fit at once and then all its bootstrap replicates at once.
 Everywhere N is "parameters as compute counts them": the training FLOPs of a piece over six, so that C = 6 N D exactly.
 D is the pieces seen in training, C is in FLOPs, the loss in nats per piece, all of it float64.
 
-- the residual is log(predicted) - log(seen), under a Huber loss (Hoffmann et al. 2022, D.2), whose width is twice the
+- the residual is log(predicted) - log(seen), under a Huber loss (Hoffmann et al. 2022, 3.3), whose width is twice the
   noise as read from the data: their 1e-3 amounts to absolute deviations, which cost a third of the runs' worth;
 - replicates are new data: the fitted law times residuals drawn anew, each widened by its leverage, all of them by
   sqrt(df / chi2_df), so that percentiles become Student's for a law that is linear in its numbers;
@@ -143,7 +143,7 @@ class Chinchilla:
         return d / n
 
     def inference_optimum(self, target_loss: Values, inference_tokens: Values) -> tuple[np.ndarray, np.ndarray]:
-        """N and D that reach `target_loss` nats at the least 6 N D + 2 N D_inference (Sardana et al. 2023, eq. 2).
+        """N and D that reach `target_loss` nats at the least 6 N D + 2 N D_inference (Sardana et al. 2023).
 
         `inference_tokens` are the pieces that the model will serve. ValueError for a loss that isn't above the floor.
         """
@@ -180,12 +180,13 @@ class Kaplan:
     def loss(self, parameters: Values, tokens: Values) -> np.ndarray:
         """Nats per piece of N parameters after D pieces."""
         n, d = np.asarray(parameters, np.float64), np.asarray(tokens, np.float64)
-        return ((self.critical_n / n) ** (self.alpha_n / self.alpha_d) + self.critical_d / d) ** self.alpha_d
+        size = self.alpha_n / self.alpha_d * np.log(self.critical_n / n)
+        return np.exp(self.alpha_d * np.logaddexp(size, np.log(self.critical_d / d)))
 
 
 @dataclass(frozen=True)
 class DataConstrained:
-    """Chinchilla's law of what D pieces and N parameters are worth when data repeat (Muennighoff et al. 2023, eq. 5).
+    """Chinchilla's law of what D pieces and N parameters are worth when data repeat (Muennighoff et al. 2023).
 
     With U pieces in the data set, D pieces seen are worth U_D (1 + r (1 - exp(-R / r))): U_D = min(D, U) are seen for
     the first time, R = D / U_D - 1 times again, and r = `decay_d`. Parameters likewise, where the first ones are
@@ -211,8 +212,9 @@ class DataConstrained:
         """Nats per piece of N parameters after D pieces, drawn from a data set of U."""
         n, d, u = (np.asarray(x, np.float64) for x in (parameters, tokens, unique_tokens))
         first_d = np.minimum(d, u)
-        balance = (self.alpha * self.scale_n / (self.beta * self.scale_d)) ** (1 / (self.alpha + self.beta))
-        first_n = np.minimum(n, balance * (u * balance) ** (self.beta / self.alpha))
+        balance = np.log(self.alpha * self.scale_n / (self.beta * self.scale_d)) / (self.alpha + self.beta)
+        optimum = balance + self.beta / self.alpha * (np.log(u) + balance)
+        first_n = np.where(optimum < np.log(n), np.exp(np.minimum(optimum, np.log(n))), n)
         worth_d = first_d * (1 - self.decay_d * np.expm1(-(d / first_d - 1) / self.decay_d))
         worth_n = first_n * (1 - self.decay_n * np.expm1(-(n / first_n - 1) / self.decay_n))
         return self.unconstrained.loss(worth_n, worth_d)
@@ -385,7 +387,7 @@ def _fit(form: _Form[Law], points: Points, replicates: int, seed: int) -> Fit[La
     if evidence > 2:
         notes.append(f"runs of one size agree better with each other than with the law, which is {shared**0.5:.2g} off")
     rng = np.random.default_rng(seed)
-    drawn, fresh = _draw_noise(residuals, jacobian[0], group, shared, free, replicates, rng)
+    drawn, fresh = _draw_noise(residuals, jacobian[0][:, form.lower < form.upper], group, shared, free, replicates, rng)
     laws = ()
     if replicates:
         anew, _ = _descend(form, predicted + drawn, np.repeat(best[None], replicates, 0), width)
@@ -424,7 +426,8 @@ def _draw_noise(
     n, groups = len(residuals), len(size)
 
     def scale(df: int) -> np.ndarray:
-        return np.sqrt(df / rng.chisquare(df, (replicates, 1)))
+        # A single degree of freedom allows any noise at all; beyond thirty times lies none of a 90 % interval.
+        return np.minimum(np.sqrt(df / rng.chisquare(df, (replicates, 1))), 30)
 
     if shared > 0:
         own = residuals - (np.bincount(group, residuals) / size)[group]
@@ -627,14 +630,14 @@ def fit_kaplan(points: Points, *, replicates: int = 200, seed: int = 0) -> Fit[K
     )
     grid = (0.03, 0.1, 0.3, 0.8)
     starts = np.array([[-d * np.log(2), n, -d * np.log(2), d] for n in grid for d in grid])
-    lower, upper = np.array([-9, low, -9, low]), np.array([3, high, 3, high])
+    lower, upper = np.array([-9, low, -9, low]), np.array([1, high, 1, high])
     return _fit(_Form(words, predict, lower, upper, starts, build, np.stack([x, y], 1)), points, replicates, seed)
 
 
 def fit_data_constrained(points: Points, *, replicates: int = 200, seed: int = 0) -> Fit[DataConstrained]:
     """Muennighoff et al.'s law through runs of which some repeat their data; `unique_tokens` says how much there is.
 
-    All seven numbers are fitted at once, where the paper fits five to runs without repeats and then the decays.
+    All seven numbers are fitted at once, where the paper fits the decays last, to the other five.
     Decays lie in [0.05, 1000]. That of parameters is determined by runs with more of them than the optimum of one
     epoch; a note says where there are none. ValueError for too few runs, too little spread or too few repeats.
     """

@@ -108,6 +108,9 @@ def test_arms_change_the_arm_they_come_after_and_nothing_else():
         (Condition(value="x", at_most=1), Estimate(0.8, 0.7, 1.0), True),
         (Condition(value="x", at_most=1), Estimate(0.8, 0.7, 1.1), None),
         (Condition(value="x", at_most=1), Estimate(1.2, 1.1, 1.3), False),
+        (Condition(value="x", at_least=0, at_most=1), Estimate(0.5, 0.2, 0.9), True),
+        (Condition(value="x", at_least=0, at_most=1), Estimate(0.5, 0.2, 1.9), None),
+        (Condition(value="x", at_least=0, at_most=1), Estimate(1.5, 1.2, 1.9), False),
         (Condition(value="x", at_most=1), Estimate(0.5), None),
         (Condition(value="x", at_most=1), Estimate(math.nan, math.nan, math.nan), None),
     ],
@@ -238,7 +241,7 @@ def test_a_claim_of_ones_own_is_read_by_path(tmp_path, capsys):
     [
         (('kind = "published"', 'kind = "publish"'), 'unknown kind "publish"'),
         (("question =", "qestion ="), 'unknown key "qestion"'),
-        (("at_most = 0.46", "at_most = 0.46, at_least = 0.1"), "either at_least or at_most"),
+        ((", at_most = 0.46", ""), "needs at_least, at_most or both"),
         (("[statistic]", 'recipe = "nowhere.toml"\n[statistic]'), "nowhere.toml"),
         (("[statistic]", 'recipe = "ladder"\n[[arms]]\nname = "b"\nafter = "a"\n[statistic]'), 'unknown arm "a"'),
         (("[quick]", ""), "no \\[quick\\] table"),

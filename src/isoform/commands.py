@@ -415,8 +415,8 @@ def reproduce(options: ReproduceOptions, terminal: Terminal) -> Result:
         except Stopped:
             terminal.say("stopped after a clean save; the same command goes on")
             return Result({"stopped": True}, TRANSIENT)
-    for condition in values["rule"]:
-        terminal.say(f"  {condition:<44}{_estimate(values['values'][condition.split()[0]])}")
+    for condition in loaded.claim.rule:
+        terminal.say(f"  {condition!s:<52}{_estimate(values['values'][condition.value])}")
     for warning in values["warnings"]:
         terminal.warn(warning)
     terminal.say(f"\n{loaded.id}: {values['verdict']}")

@@ -22,29 +22,29 @@ from isoform.scaling.study import Row
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """A bound on one of the statistic's numbers."""
+    """Bounds on one of the statistic's numbers."""
 
     value: str
     at_least: float | None = None
     at_most: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.at_least is None) == (self.at_most is None):
-            raise ValueError(f"the bound on {self.value!r} needs either at_least or at_most")
+        if self.at_least is None and self.at_most is None:
+            raise ValueError(f"the bound on {self.value!r} needs at_least, at_most or both")
 
     def __str__(self) -> str:
-        sign, bound = ("≥", self.at_least) if self.at_most is None else ("≤", self.at_most)
-        return f"{self.value} {sign} {bound:g}"
+        if self.at_least is not None and self.at_most is not None:
+            return f"{self.at_least:g} ≤ {self.value} ≤ {self.at_most:g}"
+        return f"{self.value} ≤ {self.at_most:g}" if self.at_least is None else f"{self.value} ≥ {self.at_least:g}"
 
     def verdict(self, estimate: Estimate) -> bool | None:
         """Whether the whole interval is inside (True) or outside (False); None where it isn't told."""
         low, high = estimate.low, estimate.high
         if low is None or high is None or math.isnan(estimate.value):
             return None
-        if self.at_least is not None:
-            return True if low >= self.at_least else False if high < self.at_least else None
-        assert self.at_most is not None
-        return True if high <= self.at_most else False if low > self.at_most else None
+        least = -math.inf if self.at_least is None else self.at_least
+        most = math.inf if self.at_most is None else self.at_most
+        return True if least <= low and high <= most else False if high < least or low > most else None
 
 
 @dataclass(frozen=True, kw_only=True)

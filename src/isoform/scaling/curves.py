@@ -30,7 +30,7 @@ class Estimate:
     high: float | None = None
 
     def __str__(self) -> str:
-        if self.low is None or self.high is None:
+        if self.low is None or self.high is None or self.low == self.high:
             return f"{self.value:.4g}"
         return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
 

@@ -375,7 +375,7 @@ def _repeats(rows: Sequence[Row]) -> dict[str, int]:
 def _machine_of(rows: Sequence[Row], machine: Machine, hands: Hands) -> dict:
     """Where the runs were made: that of most rows, with how many ran side by side."""
     there = rows[0].machine if rows else describe(machine)
-    return {**there, "workers": hands.engine.slots}
+    return {**there, "workers": hands.engine.slots} if rows else there
 
 
 def _versions() -> dict[str, str]:
@@ -386,7 +386,7 @@ def _versions() -> dict[str, str]:
 def _origin(values: dict) -> str:
     machine, versions = values["machine"], values["versions"]
     about = ", ".join(f"{name} {number}" for name, number in versions.items())
-    return (
-        f"`{values['command']}` · {machine['device']}, {machine['threads']} thread(s) a run, {machine['workers']} runs "
-        f"side by side, {machine['dtype']} products · {about}"
+    runs = (
+        f", {machine['threads']} thread(s) a run, {machine['workers']} runs side by side, {machine['dtype']} products"
     )
+    return f"`{values['command']}` · {machine['device']}{runs if values['rows'] else ''} · {about}"

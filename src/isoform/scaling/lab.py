@@ -375,7 +375,7 @@ def _repeats(rows: Sequence[Row]) -> dict[str, int]:
 def _machine_of(rows: Sequence[Row], machine: Machine, hands: Hands) -> dict:
     """Where the runs were made: that of most rows, with how many ran side by side."""
     there = rows[0].machine if rows else describe(machine)
-    return {**there, "workers": hands.engine.slots} if rows else there
+    return {**there, "workers": hands.engine.slots}
 
 
 def _versions() -> dict[str, str]:

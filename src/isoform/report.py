@@ -127,6 +127,7 @@ def _rows(summary: dict) -> list[tuple[str, str, str]]:
             f"of {count(summary['peak_flops'])}FLOP/s measured here",
         ),
         ("Peak memory", f"{count(summary['peak_memory_bytes'])}B", "measured"),
+        *_energy(summary["energy_joules"]),
         ("Accuracy", f"{summary['validation_accuracy']:.2%}", "of the most probable answer, held out"),
         *((("Data", f"{d['title']}, {count(d['num_bytes'])}B", f"SHA-256 {d['sha256'][:16]}…")) for d in data),
         (
@@ -136,6 +137,10 @@ def _rows(summary: dict) -> list[tuple[str, str, str]]:
         ),
         ("Versions", f"torch {machine['torch']}", f"Python {machine['python']}, {machine['system']}"),
     ]
+
+
+def _energy(joules: float | None) -> list[tuple[str, str, str]]:
+    return [] if joules is None else [("Energy", f"{count(joules)}J", "measured, of the whole machine")]
 
 
 def _table(rows: Sequence[tuple[str, str, str]]) -> str:

@@ -29,10 +29,13 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
-    def __str__(self) -> str:
+    def __format__(self, how: str) -> str:
         if self.low is None or self.high is None or self.low == self.high:
-            return f"{self.value:.4g}"
-        return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
+            return format(self.value, how)
+        return f"{self.value:{how}} ({self.low:{how}} to {self.high:{how}})"
+
+    def __str__(self) -> str:
+        return format(self, ".4g")
 
 
 @dataclass(frozen=True)
@@ -231,6 +234,8 @@ class Cost:
     train_seconds: float
     peak_memory_bytes: float
     loss: float
+    energy_joules: float | None
+    """Of the whole machine, where that could be read."""
 
 
 def costs(rows: Sequence[Row]) -> list[Cost]:
@@ -243,8 +248,10 @@ def costs(rows: Sequence[Row]) -> list[Cost]:
         def mean(name: str, there: Sequence[Row] = there) -> float:
             return fmean(float(getattr(row, name)) for row in there)
 
-        names = list(Cost.__dataclass_fields__)[1:]
-        found.append(Cost(arm, **{name: mean(name) for name in names}))
+        names = [name for name in Cost.__dataclass_fields__ if name not in ("arm", "energy_joules")]
+        energies = [row.energy_joules for row in there if row.energy_joules is not None]
+        numbers = {name: mean(name) for name in names}
+        found.append(Cost(arm, **numbers, energy_joules=fmean(energies) if energies else None))
     return found
 
 

@@ -340,15 +340,16 @@ def _budgets(
         for words, seconds in HOURS.items():
             budget = rate * seconds
             if sizes is None:
-                n, loss = math.sqrt(budget / 6 / ratio), interval(fit, lambda law, c=budget: float(law.loss(c)))
+                best = exact(math.sqrt(budget / 6 / ratio))
+                loss = interval(fit, lambda law, c=budget: float(law.loss(c)))
             else:
-                n = float(sizes.law.optimum(budget)[0])
+                best = interval(sizes, lambda law, c=budget: float(law.optimum(c)[0]))
                 loss = interval(sizes, lambda law, c=budget: float(law.loss(*law.optimum(c))))
             price = next((price for part, price in prices.items() if part.lower() in device.lower()), None)
             money = "–" if price is None else f"{price * seconds / 3600:.3g}"
             times = budget / largest.compute
             said = str(loss) if times <= FAR else "too far to say"
-            size = f"{budget:.3g}", f"{n:.3g}", f"{budget / 6 / n:.3g}"
+            size = f"{budget:.3g}", f"{best:.3g}", f"{budget / 6 / best.value:.3g}"
             lines.append((device, words, money, *size, said, f"{times:.2g} ×"))
     how = f"at the ladder's {ratio:.3g} pieces per parameter" if sizes is None else "by Chinchilla's law"
     head = ("device", "for", "money", "FLOPs", "parameters", "pieces", "loss", "beyond the largest run")

@@ -39,11 +39,12 @@ def cost_tables(rows: Sequence[Row]) -> tuple[list[Table], list[str]]:
             f"{count(one.tokens_per_second)}",
             duration(one.train_seconds),
             f"{count(one.peak_memory_bytes)}B",
+            "–" if one.energy_joules is None else f"{count(one.energy_joules)}J",
             f"{one.loss:.4f}",
         )
         for one in found
     )
-    head = ("arm", "parameters", "active", "FLOPs", "pieces/s", "training", "peak memory", "loss")
+    head = ("arm", "parameters", "active", "FLOPs", "pieces/s", "training", "peak memory", "energy", "loss")
     if not lines:
         return [], []
     return [Table("Cost of the largest runs, counted and measured", head, lines)], mismatches(found)

@@ -71,6 +71,8 @@ class Row:
     tokens_per_second: float = 0.0
     utilisation: float = 0.0
     peak_memory_bytes: int = 0
+    energy_joules: float | None = None
+    """Of the whole machine; None where its counters can't be read."""
     steps: int = 0
     machine: dict[str, Any] = field(default_factory=dict)
     data: tuple[dict[str, Any], ...] = ()
@@ -147,7 +149,7 @@ class Study:
         if run.summary.exists():
             summary = json.loads(run.summary.read_text(encoding="utf-8"))
             loss = summary["validation_loss"]
-            taken = {name: summary[name] for name in _FROM_SUMMARY}
+            taken = {name: summary[name] for name in _FROM_SUMMARY if name in summary}
             row = replace(base, loss=loss, data=tuple(summary["data"]), **taken)
             return row if row.is_finite else replace(row, loss=None, reason="the held-out loss is not finite")
         if run.diverged.exists():
@@ -278,6 +280,7 @@ _FROM_SUMMARY = (
     "tokens_per_second",
     "utilisation",
     "peak_memory_bytes",
+    "energy_joules",
     "machine",
 )
 

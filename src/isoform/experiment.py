@@ -46,6 +46,7 @@ from isoform.machine import Energy, Machine, can_compile, choose_machine, descri
 from isoform.model.baselines import BaselineModel, build_module
 from isoform.model.cost import Shape, num_active_parameters, num_parameters, training_flops
 from isoform.model.experts import Tally
+from isoform.model.growth import take
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Objective
 from isoform.objectives.losses import Loss, weighted_cross_entropy
@@ -141,6 +142,17 @@ def build_model(recipe: Recipe, machine: Machine) -> Transformer | BaselineModel
     return model
 
 
+def begin_with(model: Transformer | BaselineModel, start: Transformer | BaselineModel) -> None:
+    """Give a model the parameters of another. Raises ValueError naming what differs between them."""
+    if isinstance(model, Transformer) and isinstance(start, Transformer):
+        take(model, start)
+    elif differences(model.config, start.config):
+        changed = ", ".join(path for path, _, _ in differences(model.config, start.config))
+        raise ValueError(f"the model to start from is another one; these fields differ: {changed}")
+    else:
+        model.load_state_dict(start.state_dict())
+
+
 def batch_loss(model: Transformer | BaselineModel, view: View, objective: Objective) -> Callable[[Batch], Loss]:
     """The loss of a batch under an objective, with what routed parts and early exits add to it."""
 
@@ -198,7 +210,10 @@ def train(
     except OSError as error:
         raise ConfigError(f"the folder {run.folder} can't be made: {error.strerror}; choose another --out") from error
     with lock_folder(run.folder):
-        prepared = prepare(recipe, load_codec(run.model) if run.exists else None)
+        codec = load_codec(run.model) if run.exists else None
+        if codec is None and recipe.start:
+            codec = runs.load(recipe.start).codec
+        prepared = prepare(recipe, codec)
         if run.exists:
             _check_continuation(run, prepared.recipe, terminal)
         elif any(path.name != ".lock" for path in run.folder.iterdir()):
@@ -304,6 +319,8 @@ class _Session:
             "codec": prepared.codec.fingerprint,
         }
         checkpoint = find_checkpoint(run.checkpoints, on_corrupt=terminal.warn)
+        if checkpoint is None and self.recipe.start:
+            begin_with(self.model, runs.load(self.recipe.start).model)
         self._restore(checkpoint)
         if compile is None:
             compile = machine.device.type == "cuda"

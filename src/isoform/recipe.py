@@ -31,6 +31,9 @@ class Recipe:
     training: Training = Training()
     seed: int = 0
     """Of everything random: parameters, order, dropout, samples."""
+    start: str = ""
+    """A run directory, Hugging Face folder or GGUF file whose parameters and codec training begins with; the model must
+    be the same, but for dropout, or have experts where that one has a feed-forward, which are then copies of it."""
     sample_prompt: str = "\n"
     """What samples during training continue."""
     expected_loss: float | None = None

@@ -11,7 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from isoform.model.config import BlockConfig, Experts, ModelConfig, StackConfig, TokenChoice
+from isoform.config import differences
+from isoform.model.config import BlockConfig, Experts, FeedForward, ModelConfig, StackConfig, TokenChoice
 from isoform.model.experts import upcycle_state
 from isoform.model.transformer import Block, Transformer
 
@@ -28,21 +29,63 @@ def upcycle(model: Transformer, num_experts: int, num_active: int = 2, *, seed: 
         inner = block.feedforward
         if isinstance(inner, Experts):
             raise ValueError("the model has experts already; only one feed-forward can be copied into several")
-        inner = replace(inner, feedforward_dim=model.config.feedforward_dim(inner), bias=False)
+        if inner.bias:
+            raise ValueError("the feed-forward has biases, and experts are without biases")
+        inner = replace(inner, feedforward_dim=model.config.feedforward_dim(inner))
         router = TokenChoice(num_active=num_active, balance_loss=0.01)
         return replace(block, feedforward=Experts(num_experts=num_experts, expert=inner, router=router))
 
     grown = _fresh(_with_blocks(model.config, block_of), seed)
-    state = {name: tensor for name, tensor in model.state_dict().items() if ".feedforward." not in name}
-    for name, block in model.named_modules():
-        if isinstance(block, Block):
-            experts = block_of(block.config).feedforward
-            assert isinstance(experts, Experts)
-            copies = upcycle_state(block.feedforward.state_dict(), experts)
-            state |= {f"{name}.feedforward.{part}": tensor for part, tensor in copies.items()}
-    left = grown.load_state_dict(state, strict=False)
-    assert all(name.endswith(".router.weight") for name in left.missing_keys) and not left.unexpected_keys
+    take(grown, model)
     return grown.train(model.training)
+
+
+@torch.no_grad()
+def take(target: Transformer, source: Transformer) -> None:
+    """Give a model another one's parameters; where it has experts and the other one feed-forward, each is a copy.
+
+    Raises ValueError naming the fields that differ; dropout and initialization may.
+    """
+    alike = _with_blocks(target.config, lambda block: replace(block, feedforward=_expert(block.feedforward)))
+    own = alike if _is_dense(source.config) else target.config
+    different = [
+        f"{path}: {before} there, {now} here"
+        for path, before, now in differences(_sized(source.config), _sized(own))
+        if not path.startswith(("dropout", "initialization")) and not path.endswith("attention.dropout")
+    ]
+    if different:
+        raise ValueError(f"the model to start from is another one: {'; '.join(different)}")
+    state, into = source.state_dict(), dict(target.named_modules())
+    for name, block in source.named_modules():
+        other = into.get(name)
+        if not isinstance(block, Block) or not isinstance(other, Block) or block.is_routed:
+            continue
+        if isinstance(feedforward := other.config.feedforward, Experts):
+            state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{name}.feedforward.")}
+            copies = upcycle_state(block.feedforward.state_dict(), feedforward)
+            state |= {f"{name}.feedforward.{part}": tensor for part, tensor in copies.items()}
+    left = target.load_state_dict(state, strict=False)
+    assert all(name.endswith(".router.weight") for name in left.missing_keys) and not left.unexpected_keys
+
+
+def _expert(feedforward: FeedForward) -> FeedForward:
+    return feedforward.expert if isinstance(feedforward, Experts) else feedforward
+
+
+def _is_dense(config: ModelConfig) -> bool:
+    return not any(isinstance(block.feedforward, Experts) for stack in config.stacks for block in stack.blocks)
+
+
+def _sized(config: ModelConfig) -> ModelConfig:
+    """The config with the widths of dense feed-forwards written out."""
+
+    def block_of(block: BlockConfig) -> BlockConfig:
+        inner = block.feedforward
+        if isinstance(inner, Experts):
+            return block
+        return replace(block, feedforward=replace(inner, feedforward_dim=config.feedforward_dim(inner)))
+
+    return _with_blocks(config, block_of)
 
 
 @torch.no_grad()

@@ -112,6 +112,9 @@ class Arm:
     """The earlier arm whose recipe it changes; empty: the claim's own."""
     against: str = ""
     """The arm it is held against; empty: the one it comes after, or else the first."""
+    starts: str = ""
+    """An earlier arm: each run goes on from a run of that arm that had `share` of its compute."""
+    share: float = 0.5
     why: str = ""
     """What differs, in words."""
 
@@ -192,8 +195,9 @@ def load_claim(name: str, *, quick: bool = False) -> Loaded:
         raise ConfigError(f"{path}: {error}") from error
     names = [arm.name for arm in claim.arms]
     for arm in claim.arms:
-        if arm.against and arm.against not in names:
-            raise unknown("arm", arm.against, names, where=str(path))
+        for other in filter(None, (arm.against, arm.starts)):
+            if other not in names or other == arm.name:
+                raise unknown("arm", other, names, where=str(path))
     if len(set(names)) < len(names):
         raise ConfigError(f"{path}: two arms have the same name; rename one")
     return Loaded(path.stem, claim, recipes, quick)

@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +19,12 @@ from isoform.machine import Machine, describe
 from isoform.model.cost import num_parameters
 from isoform.recipe import Recipe, changed, load_recipe
 from isoform.run import write_text
-from isoform.scaling.claims import Loaded, decide, measure
+from isoform.scaling.claims import Arm, Claim, Loaded, decide, measure
 from isoform.scaling.config import FixedRatio, Ladder
 from isoform.scaling.curves import arms
 from isoform.scaling.engines import Engine
 from isoform.scaling.findings import Findings, Table, compare, exact, study
-from isoform.scaling.ladder import Rung, plan_ladder, scale_rates
+from isoform.scaling.ladder import Rung, halves, plan_ladder, scale_rates
 from isoform.scaling.pages import Page, cost_tables, run_tables, to_html, to_markdown
 from isoform.scaling.study import Job, Row, Study, fingerprint, make_job, rows_from_json, rows_to_json
 from isoform.terminal import Terminal, count, duration
@@ -194,12 +194,10 @@ def check(
     factors, swept = dict.fromkeys(prepared, 1.0), list[Row]()
     if claim.sweep and prepared:
         factors, swept = _swept(loaded, prepared, hands, terminal, known)
-    jobs = [
-        make_job(arm, rung, fingerprint(one))
-        for arm, one in prepared.items()
-        for rung in plan_ladder(_at_rate(one.recipe, factors[arm]), claim.ladder)
-    ]
-    rows = make_runs(jobs, hands, terminal, known) if jobs else []
+    own = {arm: _at_rate(one.recipe, factors[arm]) for arm, one in prepared.items()}
+    jobs = [job for arm, one in prepared.items() for job in _jobs(claim, arm, own, fingerprint(one))]
+    made = make_runs(jobs, hands, terminal, known) if jobs else []
+    rows, others = [row for row in made if row.purpose == "ladder"], [row for row in made if row.purpose != "ladder"]
     findings = measure(claim, rows)
     verdict = decide(claim, findings)
     costs, warnings = cost_tables(rows)
@@ -215,7 +213,7 @@ def check(
         "verdict": verdict,
         "values": {key: [_plain(v) for v in (e.value, e.low, e.high)] for key, e in findings.values.items()},
         "warnings": warnings,
-        "rows": rows_to_json([*swept, *rows]),
+        "rows": rows_to_json([*swept, *others, *rows]),
     }
     lead = [
         f"**{verdict[0].upper()}{verdict[1:]}.** {claim.reads}".strip(),
@@ -231,13 +229,26 @@ def check(
         *costs,
         Table("Numbers, with 90 % intervals", ("number", "value", "rule"), numbers),
     ]
-    page.tables += run_tables([*swept, *rows])
+    page.tables += run_tables([*swept, *others, *rows])
     page.origin = [_origin(values)]
     out.mkdir(parents=True, exist_ok=True)
     files = _write_pictures(page, out, f"{loaded.name}-")
     write_text(out / f"{loaded.name}.md", to_markdown(page, files))
     write_text(path, json.dumps(values, indent=1) + "\n")
     return values
+
+
+def _jobs(claim: Claim, name: str, recipes: Mapping[str, Recipe], data: str) -> Iterator[Job]:
+    """The runs of an arm, and those that they start from."""
+    arm = next((arm for arm in claim.arms if arm.name == name), Arm(name=name))
+    if not arm.starts:
+        yield from (make_job(name, rung, data) for rung in plan_ladder(recipes[name], claim.ladder))
+        return
+    for whole in plan_ladder(recipes[arm.starts], claim.ladder):
+        first, second = halves(recipes[name], claim.ladder, whole, arm.share)
+        start = make_job(name, first, data, "start")
+        yield start
+        yield make_job(name, second, data, start=start)
 
 
 def _write_pictures(page: Page, out: Path, prefix: str = "") -> dict[str, str]:

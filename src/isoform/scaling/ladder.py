@@ -45,7 +45,7 @@ class Rung:
     """As compute counts them."""
     tokens: int
     compute: float
-    """Training FLOPs."""
+    """Training FLOPs, those of the run that it starts from included."""
     group: int
     """Runs of one group have the same compute."""
 
@@ -70,6 +70,10 @@ def plan_ladder(recipe: Recipe, ladder: Ladder, *, speed: Callable[[Recipe], flo
     speed: FLOPs per second of a recipe here, asked if the ladder's budget is in minutes. Raises ValueError for a budget
     that is too small, saying what would suffice, and for a recipe that can't be made smaller.
     """
+    if recipe.start:
+        raise ValueError(
+            f"a ladder makes models of other sizes, which can't start from {recipe.start}; leave start out"
+        )
     most = _most_compute(recipe, ladder, speed)
     rungs = _rungs(recipe, ladder, most)
     if (short := _shortest(rungs)) < LEAST_STEPS:
@@ -102,6 +106,16 @@ def _rungs(recipe: Recipe, ladder: Ladder, most: float) -> list[Rung]:
             taken.add(sized.model.model_dim)
             rungs += [_rung(recipe, sized, ladder, compute, group, recipe.seed + i) for i in range(seeds)]
     return rungs
+
+
+def halves(recipe: Recipe, ladder: Ladder, whole: Rung, share: float) -> tuple[Rung, Rung]:
+    """A rung cut in two: a run that gets `share` of its compute, and one of `recipe`, at its width, that goes on from
+    there with the rest."""
+    own, seed = whole.recipe, whole.recipe.seed
+    first = _with_compute(own, share * whole.compute, whole.group, seed, longer=share)
+    sized = resized(recipe, whole.width, ladder.depth_exponent)
+    second = _rung(recipe, sized, ladder, (1 - share) * whole.compute, whole.group, seed)
+    return first, replace(second, compute=first.compute + second.compute, tokens=first.tokens + second.tokens)
 
 
 def parameters(recipe: Recipe) -> float:
@@ -158,13 +172,18 @@ def _shares(ladder: Ladder) -> Iterator[tuple[float, float]]:
 
 def _rung(own: Recipe, sized: Recipe, ladder: Ladder, compute: float, group: int, seed: int) -> Rung:
     """A sized recipe with its steps, rates and seed; the warm-up keeps its share of the steps."""
-    count = parameters(sized)
     moved = _moved(own, sized, ladder, compute)
-    batch = moved.training.global_batch_tokens
+    steps = compute / (6 * parameters(sized) * moved.training.global_batch_tokens)
+    return _with_compute(moved, compute, group, seed, longer=steps / own.training.steps)
+
+
+def _with_compute(recipe: Recipe, compute: float, group: int, seed: int, *, longer: float) -> Rung:
+    """A recipe of the right size with the steps for its compute; `longer`: by how much the warm-up is stretched."""
+    count, training = parameters(recipe), recipe.training
+    batch, schedule = training.global_batch_tokens, training.schedule
     steps = max(1, round(compute / (6 * count * batch)))
-    schedule, longer = moved.training.schedule, steps / own.training.steps
     training = replace(
-        moved.training,
+        training,
         steps=steps,
         schedule=replace(schedule, warmup_steps=round(schedule.warmup_steps * longer)),
         validate_every=0,
@@ -173,7 +192,7 @@ def _rung(own: Recipe, sized: Recipe, ladder: Ladder, compute: float, group: int
         keep_checkpoints=1,
         log_every=max(1, steps // 100),
     )
-    run = replace(moved, training=training, seed=seed, expected_loss=None)
+    run = replace(recipe, training=training, seed=seed, expected_loss=None)
     return Rung(run, count, steps * batch, 6 * count * steps * batch, group)
 
 

@@ -40,7 +40,9 @@ class Job:
     rung: Rung
     id: str
     purpose: str = "ladder"
-    """ladder, sweep (of learning rates) or verify."""
+    """ladder, sweep (of learning rates), verify, or start (of another run)."""
+    start: Job | None = None
+    """The run whose model it goes on from."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,17 @@ def fingerprint(prepared: Prepared) -> str:
     return ",".join(source.sha256 for source in prepared.split.sources)
 
 
-def make_job(arm: str, rung: Rung, data: str, purpose: str = "ladder") -> Job:
-    """A run with its id: the hash of its recipe, with the data's fingerprint in place of their paths."""
+def make_job(arm: str, rung: Rung, data: str, purpose: str = "ladder", start: Job | None = None) -> Job:
+    """A run with its id: the hash of its recipe, with the data's fingerprint in place of their paths, and the id of the
+    run it starts from in place of that one's."""
     content = to_dict(rung.recipe)
     content["data"] = {k: v for k, v in content["data"].items() if k not in ("path", "validation_path")}
     for name in ("sample_prompt", "expected_loss"):
         content.pop(name, None)
+    if start is not None:
+        content["start"] = start.id
     text = json.dumps([content, data], sort_keys=True)
-    return Job(arm, rung, hashlib.sha256(text.encode()).hexdigest()[:16], purpose)
+    return Job(arm, rung, hashlib.sha256(text.encode()).hexdigest()[:16], purpose, start)
 
 
 @dataclass
@@ -111,8 +116,10 @@ class Study:
     def __init__(self, jobs: Sequence[Job], pool: Path, known: Mapping[str, Row] | None = None) -> None:
         """known: rows of runs that were made elsewhere and are taken as they are."""
         self.jobs = list({job.id: job for job in jobs}.values())
-        self.pool, self.known = pool, dict(known or {})
-        self.failures: dict[str, str] = {}
+        self.pool, self.known, self.failures = pool, dict(known or {}), dict[str, str]()
+        for job in self.jobs:  # what is only known of can't be started from
+            if job.start is not None and self.row(job) is None:
+                self.known.pop(job.start.id, None)
         for job in jobs:
             self._check(job)
 
@@ -121,7 +128,7 @@ class Study:
         if not path.exists():
             return
         there = from_dict(Recipe, load_toml(path))
-        if to_dict(there) != to_dict(replace(job.rung.recipe, data=there.data)):
+        if to_dict(there) != to_dict(replace(job.rung.recipe, data=there.data, start=there.start)):
             raise ValueError(
                 f"{path} is the recipe of another run with the same id; it was changed by hand or copied: move it and "
                 f"{self.pool / job.id} away, or choose another --pool"
@@ -155,6 +162,8 @@ class Study:
         if run.diverged.exists():
             said = json.loads(run.diverged.read_text(encoding="utf-8"))
             return replace(base, reason=f"diverged: {said['message'].split(';')[0]}")
+        if job.start is not None and (start := self.row(job.start)) is not None and not start.is_finite:
+            return replace(base, reason=f"the run {start.id} that it starts from has no loss")
         if job.id in self.failures:
             return replace(base, reason=self.failures[job.id])
         if job.id in self.known:
@@ -221,7 +230,8 @@ class Study:
     def _command(self, job: Job, flags: Sequence[str]) -> Command:
         path = self.pool / f"{job.id}.toml"
         if not path.exists():
-            write_text(path, dump_toml(job.rung.recipe))
+            start = "" if job.start is None else str(self.pool / job.start.id)
+            write_text(path, dump_toml(replace(job.rung.recipe, start=start)))
         words = (
             sys.executable,
             "-P",
@@ -236,8 +246,12 @@ class Study:
         return Command((*words, *flags), (), self.pool / f"{job.id}.log")
 
     def _free(self, jobs: Sequence[Job]) -> Iterator[Job]:
-        """Those that no other process is making."""
-        return (job for job in jobs if not is_in_use(self.pool / job.id))
+        """Those that no other process is making, and whose start is made."""
+        return (
+            job
+            for job in jobs
+            if (job.start is None or self.row(job.start) is not None) and not is_in_use(self.pool / job.id)
+        )
 
     def _left(self, one: _Running) -> float:
         """FLOPs that a run still has to go from its newest checkpoint."""

@@ -93,7 +93,7 @@ class Bag(nn.Module):
 
     def reset_parameters(self) -> None:
         """The newest piece weighs most, at first."""
-        nn.init.zeros_(self.weight).add_(0.8 ** torch.arange(len(self.weight)).unsqueeze(1))
+        nn.init.zeros_(self.weight).add_(0.8 ** torch.arange(len(self.weight), device=self.weight.device).unsqueeze(1))
 
 
 class Block(nn.Module):
@@ -184,10 +184,12 @@ class BaselineModel(nn.Module):
         head zero, so that it guesses evenly and every branch begins with nothing."""
         for name, parameter in self.named_parameters():
             module = self.get_submodule(name.rpartition(".")[0])
-            is_zero = name.startswith(("stem.previous", "stem.ngrams", "head.")) or isinstance(
-                module, ZeroCenteredRMSNorm
-            )
-            if is_zero or name.endswith((".output.weight", ".down.weight", ".bias")):
+            is_zero = name.startswith(("stem.previous", "stem.ngrams", "head."))
+            if (
+                is_zero
+                or isinstance(module, ZeroCenteredRMSNorm)
+                or name.endswith((".output.weight", ".down.weight", ".bias"))
+            ):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 1:
                 nn.init.ones_(parameter)
@@ -233,15 +235,15 @@ class BaselineModel(nn.Module):
                 module.product_dtype = dtype
 
     def use_kernel(self, kernel: str, *, trains: bool = False) -> None:
-        """Here for the sake of the Transformer's name: raises ValueError for any kernel but auto."""
+        """There is one way to compute a baseline: raises ValueError for any kernel but auto."""
         if kernel != "auto":
             raise ValueError(f"kernel={kernel!r}: a baseline has no attention to compute; leave it at auto")
 
     def compile_blocks(self) -> None:
-        """Let torch.compile translate each block, in place, but for LSTMs, which torch runs as one kernel."""
+        """Let torch.compile translate the core, in place: as a whole, since its blocks may differ in their dilations.
+        LSTMs are left alone, as torch runs each as one kernel."""
         if not isinstance(self.config, LSTM):
-            for block in self.core.blocks:
-                block.compile()
+            self.core.compile()
 
 
 def build_module(config: Model) -> Transformer | BaselineModel:

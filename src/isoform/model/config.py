@@ -655,7 +655,8 @@ class CausalConvolution(_Baseline):
     @property
     def dilations(self) -> list[int]:
         """Places between the pieces under each block's kernel, bottom to top."""
-        return [self._cycle[i % len(self._cycle)] for i in range(self.num_layers)]
+        cycle = self._cycle
+        return [cycle[i % len(cycle)] for i in range(self.num_layers)]
 
 
 @dataclass(frozen=True, kw_only=True)

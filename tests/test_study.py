@@ -15,7 +15,7 @@ from isoform.codecs.config import Characters
 from isoform.config import dump_toml
 from isoform.data.config import Data
 from isoform.experiment import prepare
-from isoform.model.config import AttentionConfig, BlockConfig, ModelConfig, StackConfig
+from isoform.model.config import AttentionConfig, BlockConfig, Dense, Experts, ModelConfig, StackConfig, TokenChoice
 from isoform.recipe import Recipe
 from isoform.scaling.engines import Local
 from isoform.scaling.ladder import Rung
@@ -191,6 +191,29 @@ def test_a_run_that_fails_says_what_it_said(text, tmp_path):
     (row,) = study.rows
     assert row.reason.startswith("ended with 65: ") and "text.txt" in row.reason
     assert Study([one], tmp_path / "pool").open == [one]
+
+
+def test_a_run_goes_on_from_another_and_waits_for_it(text, tmp_path):
+    dense = recipe(text, steps=60)
+    block = dense.model.decoder.blocks[0]
+    experts = Experts(num_experts=4, expert=Dense(), router=TokenChoice(num_active=2))
+    grown = replace(dense.model, decoder=StackConfig(num_layers=1, blocks=(replace(block, feedforward=experts),)))
+    first = job(dense)
+    child = replace(dense, model=grown, training=replace(dense.training, steps=5))
+    prepared = prepare(child)
+    rung = Rung(prepared.recipe, 100.0, 65 * 64, 6e4 * 65, 0)
+    second = make_job("b", rung, fingerprint(prepared), start=first)
+    assert second.id != make_job("b", rung, fingerprint(prepared)).id
+    study = Study([second, first], tmp_path / "pool")
+    assert study.run(Local(2, 1), QUIET)
+    alone = Study([make_job("b", rung, fingerprint(prepared))], tmp_path / "pool")
+    assert alone.run(Local(2, 1), QUIET)
+    started, dense_row = study.rows
+    assert started.loss < alone.rows[0].loss - 0.3 and started.loss < dense_row.loss + 0.3
+    known = rows_from_json(rows_to_json(study.rows))
+    assert not Study([second, first], tmp_path / "elsewhere", known).open
+    del known[second.id]
+    assert set(Study([second, first], tmp_path / "elsewhere", known).open) == {first, second}
 
 
 def test_two_recipes_with_one_id_are_refused(text, tmp_path):

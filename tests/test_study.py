@@ -101,7 +101,7 @@ def wait_for(condition, seconds=60):
 
 
 def test_a_worker_that_is_killed_goes_on_from_its_checkpoint(text, tmp_path):
-    one, quick = job(recipe(text, steps=900, every=50)), job(recipe(text, seed=1))
+    one, quick = job(recipe(text, steps=400, every=50)), job(recipe(text, seed=1))
     pool = tmp_path / "pool"
     engine, killed = Local(2, 1), []
     start = engine.start
@@ -135,7 +135,7 @@ import sys
 from pathlib import Path
 from test_study import QUIET, Local, Study, job, recipe
 text, pool = sys.argv[1:]
-jobs = [job(recipe(text, steps=900, every=100)), job(recipe(text, seed=1))]
+jobs = [job(recipe(text, steps=400, every=50)), job(recipe(text, seed=1))]
 Study(jobs, Path(pool)).run(Local(2, 1), QUIET)
 """
 
@@ -145,7 +145,7 @@ def test_the_parent_may_be_killed_and_nothing_is_made_twice(text, tmp_path):
     path = [os.path.dirname(__file__), *sys.path]  # noqa: PTH120
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     parent = subprocess.Popen([sys.executable, "-c", CLIMB, str(text), str(pool)], env=environment)
-    long, short = job(recipe(text, steps=900, every=100)), job(recipe(text, seed=1))
+    long, short = job(recipe(text, steps=400, every=50)), job(recipe(text, seed=1))
     wait_for(lambda: (pool / short.id / "summary.json").exists())
     finished = (pool / short.id / "summary.json").stat().st_mtime_ns
     parent.kill()
@@ -158,7 +158,7 @@ def test_the_parent_may_be_killed_and_nothing_is_made_twice(text, tmp_path):
 
 
 def test_a_study_that_is_asked_to_stop_saves_and_goes_on(text, tmp_path):
-    one, pool = job(recipe(text, steps=3000, every=500)), tmp_path / "pool"
+    one, pool = job(recipe(text, steps=1200, every=300)), tmp_path / "pool"
     study = Study([one], pool)
     stops = []
 
@@ -169,7 +169,7 @@ def test_a_study_that_is_asked_to_stop_saves_and_goes_on(text, tmp_path):
 
     assert not study.run(Local(1, 1), QUIET, should_stop=should_stop)
     (checkpoint,) = (pool / one.id / "checkpoints").glob("step-*")
-    assert 0 < int(checkpoint.name.split("-")[1]) < 3000
+    assert 0 < int(checkpoint.name.split("-")[1]) < 1200
     assert study.run(Local(1, 1), QUIET) and study.rows[0].is_finite
 
 

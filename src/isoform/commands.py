@@ -113,7 +113,8 @@ def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
         code = INTERRUPTED if received[-1] == signal.SIGINT else TRANSIENT
         terminal.say(f"stopped after a clean save; go on with: isoform train --out {run.folder}")
         return Result({"out": str(run.folder), "stopped": signal.Signals(received[-1]).name}, code)
-    write_report(run)
+    if options.report:
+        write_report(run)
     summary = json.loads(run.summary.read_text(encoding="utf-8"))
     _say_summary(run, summary, terminal, writes=isinstance(recipe.model, ModelConfig))
     return Result({"out": str(run.folder), **summary})
@@ -153,7 +154,8 @@ def _say_summary(run: Run, summary: dict, terminal: Terminal, *, writes: bool) -
         f"{duration(summary['train_seconds'])} of training, {count(summary['tokens_per_second'])} tokens/s, "
         f"{summary['utilisation']:.0%} of the measured peak"
     )
-    terminal.say(f"report         {run.report}")
+    if run.report.exists():
+        terminal.say(f"report         {run.report}")
     if is_text and writes:
         terminal.say(f"go on          isoform generate {run.folder} --prompt '…'")
 

@@ -52,6 +52,8 @@ class TrainOptions:
     """The run directory; empty: runs/RECIPE-N, new. An existing run is continued."""
     dry_run: bool = False
     """Prepare everything, say what would be trained, and stop."""
+    report: bool = True
+    """Write report.html at the end; the runs of a study leave it out."""
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
 

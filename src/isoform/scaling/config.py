@@ -77,6 +77,8 @@ class Ladder:
     design: Design = FixedRatio()
     depth_exponent: float = 1.0
     """Layers grow as this power of the width: 1 keeps the recipe's ratio of width to depth, 0 its depth."""
+    width_step: int = 8
+    """Widths are multiples of this; finer steps follow the wanted sizes more smoothly."""
     transfer: Transfer = MuP()
     seeds: int = 1
     small_seeds: int = 1
@@ -85,6 +87,8 @@ class Ladder:
     def __post_init__(self) -> None:
         if self.budget <= 0 or (self.minutes is not None and self.minutes <= 0) or self.decades < 0:
             raise ValueError(f"budget={self.budget:g} and minutes must be above 0, decades={self.decades} not negative")
+        if self.width_step < 1:
+            raise ValueError(f"width_step={self.width_step} must be at least 1")
         if self.seeds < 1 or self.small_seeds < 1:
             raise ValueError(f"seeds={self.seeds} and small_seeds={self.small_seeds} must be at least 1")
 

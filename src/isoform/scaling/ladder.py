@@ -32,9 +32,6 @@ from isoform.training.config import AdamW, Muon, Optimizer
 LEAST_STEPS = 20
 """Optimizer steps below which a run says nothing about its size."""
 
-WIDTH_STEP = 8
-"""Widths are multiples of this."""
-
 
 @dataclass(frozen=True)
 class Rung:
@@ -250,17 +247,17 @@ def scale_rates(optimizer: Optimizer, factor: float) -> Optimizer:
 
 def _nearest_size(recipe: Recipe, ladder: Ladder, target: float) -> Recipe:
     """The recipe at the width whose parameters are nearest to a number, on a logarithmic scale."""
+
+    def sized(multiple: int) -> Recipe:
+        return resized(recipe, multiple * ladder.width_step, ladder.depth_exponent)
+
     low, high = 1, 2
-    while parameters(resized(recipe, high * WIDTH_STEP, ladder.depth_exponent)) < target:
+    while parameters(sized(high)) < target:
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
-        if parameters(resized(recipe, middle * WIDTH_STEP, ladder.depth_exponent)) < target:
-            low = middle
-        else:
-            high = middle
-    both = [resized(recipe, multiple * WIDTH_STEP, ladder.depth_exponent) for multiple in (low, high)]
-    return min(both, key=lambda sized: abs(math.log(parameters(sized) / target)))
+        low, high = (middle, high) if parameters(sized(middle)) < target else (low, middle)
+    return min(sized(low), sized(high), key=lambda one: abs(math.log(parameters(one) / target)))
 
 
 def resized(recipe: Recipe, width: int, depth_exponent: float = 1.0) -> Recipe:

@@ -21,7 +21,6 @@ from isoform.model.config import (
     Gated,
     ModelConfig,
     NGramMlp,
-    Rotary,
     StackConfig,
 )
 from isoform.model.cost import Shape, training_flops
@@ -261,8 +260,8 @@ def _nearest_size(recipe: Recipe, ladder: Ladder, target: float) -> Recipe:
 
 
 def resized(recipe: Recipe, width: int, depth_exponent: float = 1.0) -> Recipe:
-    """The recipe at another width: heads keep their width, as nearly as the new one can be divided, and are more or
-    fewer; layers follow the width's power; stated feed-forward widths keep their ratio.
+    """The recipe at another width: heads keep their width and are more or fewer, layers follow the width's power,
+    stated feed-forward widths keep their ratio.
 
     Raises ValueError for early exits, which name layers that may be gone.
     """
@@ -282,7 +281,7 @@ def _resized_stack(model: ModelConfig, stack: StackConfig, width: int, depth_exp
     if stack.exits:
         raise ValueError("a ladder can't resize a model with early exits, which name its layers; leave exits out")
     layers = stack.num_layers * (width / model.model_dim) ** depth_exponent
-    blocks = tuple(_resized_block(model, stack, block, width) for block in stack.blocks)
+    blocks = tuple(_resized_block(model, block, width) for block in stack.blocks)
     return replace(stack, num_layers=max(1, round(layers)), blocks=blocks)
 
 
@@ -308,21 +307,16 @@ def _scaled(inner: int | None, times: float) -> int | None:
     return None if inner is None else max(8, round(inner * times / 8) * 8)
 
 
-def _resized_block(model: ModelConfig, stack: StackConfig, block: BlockConfig, width: int) -> BlockConfig:
+def _resized_block(model: ModelConfig, block: BlockConfig, width: int) -> BlockConfig:
     attention, times = block.attention, width / model.model_dim
     heads = max(1, round(attention.num_heads * times))
-    if attention.head_dim is None:
-        position = attention.position or stack.position
-        turned = 2 * position.axes if isinstance(position, Rotary) else 1
-        fitting = [n for n in range(1, width + 1) if width % n == 0 and width // n % turned == 0]
-        heads = min(fitting, key=lambda n: abs(math.log(width / n / model.head_dim(block))))
     groups = attention.num_heads // (attention.num_kv_heads or attention.num_heads)
     keys = None if attention.num_kv_heads is None else max(1, heads // groups)
     if attention.num_kv_heads == 1:
         keys = 1  # multi-query is so at every size
     while keys is not None and heads % keys:
         keys -= 1
-    attention = replace(attention, num_heads=heads, num_kv_heads=keys)
+    attention = replace(attention, num_heads=heads, num_kv_heads=keys, head_dim=model.head_dim(block))
     feedforward = block.feedforward
     if isinstance(feedforward, Experts):
         feedforward = replace(feedforward, expert=_resized_feedforward(feedforward.expert, times))

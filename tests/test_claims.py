@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from isoform.scaling.claims import (
 )
 from isoform.scaling.curves import Estimate, costs, crossing, gain, inverse, mismatches, score_forecasts
 from isoform.scaling.findings import Findings, Table, exact
+from isoform.scaling.ladder import plan_ladder
 from isoform.scaling.laws import PowerLaw
 from isoform.scaling.pages import Page, cost_tables, run_tables, to_html, to_markdown
 from isoform.scaling.study import Row
@@ -85,6 +87,15 @@ def test_every_claim_that_comes_along_can_be_read(name, quick):
         assert len(set(made)) == len(made)
     first = builtin_claims()[name].read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ")
+
+
+@pytest.mark.parametrize("name", sorted(builtin_claims()))
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_ladder_can_be_climbed_and_has_runs_enough_for_an_interval(name, quick):
+    loaded = load_claim(name, quick=quick)
+    for recipe in loaded.recipes.values():
+        rungs = plan_ladder(replace(recipe, model=replace(recipe.model, vocab_size=90)), loaded.claim.ladder)
+        assert len(rungs) >= 6 and len({rung.group for rung in rungs}) >= 4
 
 
 def test_arms_change_the_arm_they_come_after_and_nothing_else():

@@ -175,6 +175,14 @@ def test_a_method_that_is_worth_a_power_of_compute_grows():
     assert {"b.least", "b.most", "b.growth"} <= findings.values.keys()
 
 
+def test_an_arm_that_diverged_is_told_of_and_the_others_are_decided():
+    lost = [replace(row, loss=None, reason="diverged: step 3") for row in rows(LAW, arm="b")]
+    pairs = claim(Gains(), (Condition(value="b.most", at_least=1),), (Arm(name="a"), Arm(name="b"), Arm(name="c")))
+    findings = measure(pairs, [*rows(LAW), *lost, *rows(LAW, arm="c", seed=1, noise=0.002)])
+    assert decide(pairs, findings) == UNTOLD and "b against a can't be told" in findings.notes[0]
+    assert findings.values["c.most"].low < 1.1
+
+
 def test_curves_of_arms_say_where_their_order_flips():
     one, other = PowerLaw(2e11, 0.12, 0.8), PowerLaw(2.83e10, 0.08, 0.8)
     at = crossing(one, other, 1e8, 1e22)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -57,10 +57,9 @@ def exact(value: float) -> Estimate:
 
 
 def forecasts(rows: Sequence[Row], top: int) -> Findings:
+    """The largest computes, each forecast from the runs below 1/8 of it. Raises ValueError for too few runs."""
     scored, fit = score_forecasts(rows, top), curve(rows)
-    errors = sorted(one.error for one in scored)
-    middle = errors[len(errors) // 2] if len(errors) % 2 else sum(errors[len(errors) // 2 - 1 :][:2]) / 2
-    naive = sorted(one.naive_error for one in scored)[len(scored) // 2]
+    middle, naive = median(one.error for one in scored), median(one.naive_error for one in scored)
     widths = [one.half_width for one in scored]
     findings = Findings()
     findings.values = {
@@ -92,6 +91,7 @@ def forecasts(rows: Sequence[Row], top: int) -> Findings:
 
 
 def interval(fit: Fit, function: Callable[[Any], float]) -> Estimate:
+    """A number computed from a law, with its 90 % interval."""
     ends = fit.interval(function)
     return Estimate(function(fit.law), *(ends or (None, None)))
 
@@ -109,20 +109,25 @@ def compute(row: Row) -> float:
 def gains(pairs: Sequence[tuple[str, str]], rows: Sequence[Row], over: str) -> Findings:
     """Each arm of `pairs` against another one, over compute or measured seconds."""
     cost, by_arm, findings = seconds if over == "seconds" else compute, arms(rows), Findings()
-    found, first = list[tuple[str, Gain]](), next(iter(by_arm))
+    found, first, untold = list[tuple[str, Gain]](), next(iter(by_arm)), Estimate(math.nan)
     for name, against in pairs:
-        one = gain(by_arm[against], by_arm[name], cost)
+        try:
+            one = gain(by_arm[against], by_arm[name], cost)
+            whole = gain(by_arm[first], by_arm[name], cost).most
+        except ValueError as error:  # an arm whose runs diverged
+            findings.notes.append(f"{name} against {against} can't be told: {error}")
+            findings.values |= {f"{name}.{number}": untold for number in ("least", "most", "growth", "whole")}
+            continue
         found.append((against, one))
         findings.values |= {f"{name}.least": one.least, f"{name}.most": one.most, f"{name}.growth": one.growth}
-        if against != first:
-            findings.values[f"{name}.whole"] = gain(by_arm[first], by_arm[name], cost).most
+        findings.values[f"{name}.whole"] = whole
     lines = tuple(
         (one.arm, against, str(one.least), str(one.most), str(one.growth), f"{one.loss_change:+.2%}", one.verdict)
         for against, one in found
     )
     head = ("arm", "against", f"{over} multiplier, least", "… most", "growth (exponent)", "loss", "verdict")
     findings.tables.append(Table("Gains", head, lines))
-    curves = {name: (there, curve(there)) for name, there in by_arm.items()}
+    curves = {name: (there, _curve_if_told(there, cost)) for name, there in by_arm.items()}
     label = "training seconds, measured" if over == "seconds" else "training compute, FLOPs"
     findings.pictures["curves"] = loss_against_cost(curves, cost, label=label)
     shown = {f"{o.arm} against {against}": (o.most.value, o.most.low, o.most.high) for against, o in found}
@@ -130,7 +135,18 @@ def gains(pairs: Sequence[tuple[str, str]], rows: Sequence[Row], over: str) -> F
     return findings
 
 
+def _curve_if_told(rows: Sequence[Row], cost: Callable[[Row], float]) -> Fit[PowerLaw] | None:
+    try:
+        return curve(rows, cost)
+    except ValueError:
+        return None
+
+
 def exponents(rows: Sequence[Row]) -> Findings:
+    """The curves of all arms over compute and over seconds, and where their order flips.
+
+    Raises ValueError for an arm of too few runs.
+    """
     findings, by_arm = Findings(), arms(rows)
     for what, cost, label in (
         ("compute", compute, "training compute, FLOPs"),

@@ -1,0 +1,90 @@
+"""A run may begin with the parameters and codec of another model."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from isoform import experiment
+from isoform.codecs.config import BPE
+from isoform.data.config import Data
+from isoform.model.config import AttentionConfig, BlockConfig, Dense, Experts, ModelConfig, StackConfig, TokenChoice
+from isoform.model.presets import PRESETS
+from isoform.recipe import Recipe
+from isoform.run import export, load
+from isoform.training.config import AdamW, Training
+
+TEXT = "to be or not to be, that is the question. " * 60
+BLOCK = BlockConfig(attention=AttentionConfig(num_heads=2), feedforward=Dense(activation="relu2"))
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Recipe:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    model = ModelConfig(model_dim=16, context_length=16, decoder=StackConfig(num_layers=2, blocks=(BLOCK,)))
+    training = Training(steps=30, global_batch_tokens=64, validate_every=0, checkpoint_every=0, sample_tokens=1)
+    return Recipe(data=Data(path=str(path)), model=model, training=training)
+
+
+def still(recipe: Recipe, start, **changes) -> Recipe:
+    """A recipe that starts there and learns nothing."""
+    training = replace(recipe.training, steps=1, optimizer=AdamW(learning_rate=0.0, weight_decay=0.0))
+    return replace(recipe, start=str(start), training=training, **changes)
+
+
+def test_a_run_begins_where_another_ended(recipe, tmp_path):
+    first = experiment.train(recipe, tmp_path / "first")
+    second = experiment.train(still(recipe, first.folder, seed=5), tmp_path / "second")
+    for name, tensor in load(first.folder).model.state_dict().items():
+        assert torch.equal(tensor, load(second.folder).model.state_dict()[name]), name
+    longer = replace(still(recipe, first.folder), training=replace(recipe.training, steps=2))
+    third = experiment.train(longer, tmp_path / "third")
+    assert not torch.equal(
+        load(third.folder).model.state_dict()["stem.embedding.weight"],
+        load(first.folder).model.state_dict()["stem.embedding.weight"],
+    )
+
+
+def test_its_codec_comes_along(recipe, tmp_path):
+    first = experiment.train(recipe, tmp_path / "first")
+    other = tmp_path / "other.txt"
+    other.write_text("tat tot bet " * 200)
+    second = experiment.train(still(recipe, first.folder, data=Data(path=str(other))), tmp_path / "second")
+    assert load(second.folder).codec.fingerprint == load(first.folder).codec.fingerprint
+
+
+def test_a_feed_forward_becomes_experts_that_say_the_same(recipe, tmp_path):
+    first = experiment.train(recipe, tmp_path / "first")
+    experts = Experts(num_experts=4, expert=Dense(activation="relu2"), router=TokenChoice(num_active=2))
+    stack = replace(recipe.model.decoder, blocks=(replace(BLOCK, feedforward=experts),))
+    grown = still(recipe, first.folder, model=replace(recipe.model, decoder=stack))
+    second = load(experiment.train(grown, tmp_path / "second").folder)
+    ids = torch.randint(0, 10, (2, 16))
+    torch.testing.assert_close(second.model(ids), load(first.folder).model(ids), atol=2e-5, rtol=0)
+
+
+def test_a_hugging_face_folder_is_a_start(recipe, tmp_path):
+    shape = {"model_dim": 16, "context_length": 16}
+    gpt2 = PRESETS["gpt2"].model
+    block = replace(gpt2.decoder.blocks[0], attention=replace(gpt2.decoder.blocks[0].attention, num_heads=2))
+    model = replace(gpt2, **shape, vocab_size=0, decoder=replace(gpt2.decoder, num_layers=1, blocks=(block,)))
+    first = experiment.train(replace(recipe, model=model, codec=BPE(vocab_size=280)), tmp_path / "first")
+    trained = load(first.folder)
+    export(trained, tmp_path / "folder")
+    folder = load(tmp_path / "folder")
+    second = experiment.train(
+        still(recipe, tmp_path / "folder", model=replace(model, vocab_size=trained.model.config.vocab_size)),
+        tmp_path / "second",
+    )
+    for name, tensor in folder.model.state_dict().items():
+        assert torch.equal(tensor, load(second.folder).model.state_dict()[name]), name
+
+
+def test_another_model_is_refused_by_its_fields(recipe, tmp_path):
+    first = experiment.train(recipe, tmp_path / "first")
+    stack = replace(recipe.model.decoder, blocks=(replace(BLOCK, norm_placement="post"),))
+    with pytest.raises(ValueError, match=r"another one: decoder.blocks.0.norm_placement: pre there, post here"):
+        experiment.train(still(recipe, first.folder, model=replace(recipe.model, decoder=stack)), tmp_path / "second")
+    with pytest.raises(ValueError, match="is not a run directory"):
+        experiment.train(still(recipe, tmp_path / "nowhere"), tmp_path / "third")

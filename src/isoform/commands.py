@@ -453,10 +453,10 @@ def _list_claims(out: Path, terminal: Terminal) -> Result:
         for kind, path in (("full", out / f"{name}.json"), ("quick", out / f"{name}-quick.json")):
             if path.exists():
                 verdicts[kind] = json.loads(path.read_text(encoding="utf-8"))["verdict"]
-        question = load_claim(name).claim.question
-        found[name] = {"question": question, "verdicts": verdicts}
+        claim = load_claim(name).claim
+        found[name] = {"question": claim.question, "budget": claim.budget, "verdicts": verdicts}
         said = "; ".join(v if kind == "full" else f"quick: {v}" for kind, v in verdicts.items())
-        terminal.say(f"{name:<18}{question}\n{'':<18}{said or 'not run yet'}")
+        terminal.say(f"{name:<18}{claim.question}\n{'':<18}{said or 'not run yet'} ({claim.budget})")
     return Result({"claims": found})
 
 

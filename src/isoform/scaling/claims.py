@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 from isoform.config import ConfigError, from_dict, load_toml, unknown
 from isoform.recipe import Recipe, builtin_recipes, changed, load_recipe
@@ -66,8 +66,8 @@ class Gains:
     against the first arm.
     """
 
-    over: str = "compute"
-    """compute, or seconds of measured training."""
+    over: Literal["compute", "seconds"] = "compute"
+    """Training FLOPs, or seconds of measured training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +115,6 @@ class Arm:
     starts: str = ""
     """An earlier arm: each run goes on from a run of that arm that had `share` of its compute."""
     share: float = 0.5
-    why: str = ""
-    """What differs, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)

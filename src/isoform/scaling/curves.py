@@ -181,20 +181,22 @@ def gain(
         ends = [math.log(multiplier(one, two, at)) for at in (low, high)]
         return (ends[1] - ends[0]) / math.log(high / low)
 
-    def estimate(function: Callable[[PowerLaw, PowerLaw], float]) -> Estimate:
-        value = function(base.law, other.law)
-        if not base.replicates or not other.replicates:
-            return Estimate(value)
-        values = [function(a, b) for a, b in zip(base.replicates, other.replicates, strict=False)]
-        return Estimate(value, *(float(q) for q in np.quantile(values, (0.05, 0.95))))
-
     return Gain(
         method[0].arm,
-        estimate(lambda a, b: multiplier(a, b, low)),
-        estimate(lambda a, b: multiplier(a, b, high)),
-        estimate(growth),
+        of_both(base, other, lambda a, b: multiplier(a, b, low)),
+        of_both(base, other, lambda a, b: multiplier(a, b, high)),
+        of_both(base, other, growth),
         float(other.law.loss(high)) / float(base.law.loss(high)) - 1,
     )
+
+
+def of_both(one: Fit[PowerLaw], other: Fit[PowerLaw], function: Callable[[PowerLaw, PowerLaw], float]) -> Estimate:
+    """A number computed from two curves, with its 90 % interval from the replicates of both."""
+    value = function(one.law, other.law)
+    if not one.replicates or not other.replicates:
+        return Estimate(value)
+    values = [function(a, b) for a, b in zip(one.replicates, other.replicates, strict=False)]
+    return Estimate(value, *(float(q) for q in np.quantile(values, (0.05, 0.95))))
 
 
 def inverse(law: PowerLaw, loss: float) -> float:

@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 
 from isoform.machine import KNOWN_PEAKS
-from isoform.scaling.curves import Estimate, Gain, arms, crossing, curve, finite, gain, score_forecasts, to_points
+from isoform.scaling.curves import (
+    Estimate,
+    Gain,
+    arms,
+    crossing,
+    curve,
+    finite,
+    gain,
+    of_both,
+    score_forecasts,
+    to_points,
+)
 from isoform.scaling.laws import (
     Chinchilla,
     Fit,
@@ -168,7 +179,9 @@ def exponents(rows: Sequence[Row]) -> Findings:
                     flips.append(f"{other} at {count(at)}")
                 findings.values[f"{name}/{other}.flip_{what}"] = exact(math.nan if at is None else at)
                 if what == "compute":
-                    findings.values[f"{other}/{name}"] = _ratio(other_fit, fit, high)
+                    findings.values[f"{other}/{name}"] = of_both(
+                        other_fit, fit, lambda a, b, at=high: float(a.loss(at)) / float(b.loss(at))
+                    )
             exponent, loss = (findings.values[f"{name}.{prefix}{v}"] for v in ("exponent", "loss"))
             lines.append((name, str(exponent), str(loss), ", ".join(flips) or "none"))
         head = ("arm", "exponent", f"loss at {count(high)}{'FLOP' if what == 'compute' else 's'}", "order flips with")
@@ -183,19 +196,6 @@ PUBLISHED = {
     "hoffmann": Chinchilla(1.6934, 406.4, 0.3392, 410.7, 0.2849),
 }
 """Chinchilla's law as Besiroglu et al. 2024 refitted it, and as Hoffmann et al. 2022 printed it."""
-
-
-def _ratio(one: Fit[PowerLaw], other: Fit[PowerLaw], at: float) -> Estimate:
-    """One curve's loss over another's at a cost."""
-
-    def of(a: PowerLaw, b: PowerLaw) -> float:
-        return float(a.loss(at)) / float(b.loss(at))
-
-    if not one.replicates or not other.replicates:
-        return Estimate(of(one.law, other.law))
-    values = [of(a, b) for a, b in zip(one.replicates, other.replicates, strict=False)]
-    low, high = map(float, np.quantile(values, (0.05, 0.95)))
-    return Estimate(of(one.law, other.law), low, high)
 
 
 def recovered(repetitions: int) -> Findings:
@@ -221,6 +221,7 @@ def recovered(repetitions: int) -> Findings:
 
 
 def published(compute: float) -> Findings:
+    """The best size, and pieces for it, that published constants give at some FLOPs."""
     findings, lines = Findings(), []
     for name, law in PUBLISHED.items():
         size, tokens = map(float, law.optimum(compute))
@@ -369,7 +370,7 @@ def _budgets(
             lines.append((device, words, money, *size, said, f"{times:.2g} ×"))
     how = f"at the ladder's {ratio:.3g} pieces per parameter" if sizes is None else "by Chinchilla's law"
     head = ("device", "for", "money", "FLOPs", "parameters", "pieces", "loss", "beyond the largest run")
-    title = f"What time buys, {how}; GPUs at 40 % of their data sheets"
+    title = f"What time buys, {how}; GPUs at {GPU_UTILISATION:.0%} of their data sheets"
     findings.tables.append(Table(title, head, tuple(lines)))
 
 

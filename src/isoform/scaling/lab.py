@@ -205,10 +205,7 @@ def check(
         "claim": loaded.id,
         "question": claim.question,
         "command": command,
-        "machine": _machine_of(rows, machine, hands),
-        "versions": _versions(),
-        "seeds": sorted({row.seed for row in rows}),
-        "repeats": _repeats(rows),
+        **_origins(rows, machine, hands),
         "rule": [str(condition) for condition in claim.rule],
         "verdict": verdict,
         "values": {key: [_plain(v) for v in (e.value, e.low, e.high)] for key, e in findings.values.items()},
@@ -310,7 +307,6 @@ def climb(
     findings = study(by_arm[first], forecast, unique, hands.engine.slots, prices or {})
     for other in others:
         compare(findings, by_arm[first], by_arm[other])
-    values: dict[str, Any] = {}
     if verify:
         rows.append(_verified(plans[first], findings, hands, terminal, forecast))
     costs, warnings = cost_tables(rows)
@@ -322,10 +318,7 @@ def climb(
     page.notes = [*(f"Not the same cost: {warning}." for warning in warnings), *findings.notes]
     values = {
         "command": command,
-        "machine": _machine_of(rows, machine, hands),
-        "versions": _versions(),
-        "seeds": sorted({row.seed for row in rows}),
-        "repeats": _repeats(rows),
+        **_origins(rows, machine, hands),
         "values": {key: [_plain(v) for v in (e.value, e.low, e.high)] for key, e in findings.values.items()},
         "warnings": warnings,
         "rows": rows_to_json(rows),
@@ -381,6 +374,16 @@ def _repeats(rows: Sequence[Row]) -> dict[str, int]:
     for row in rows:
         counts[row.arm, row.group, row.width] = counts.get((row.arm, row.group, row.width), 0) + 1
     return {"least": min(counts.values(), default=0), "most": max(counts.values(), default=0)}
+
+
+def _origins(rows: Sequence[Row], machine: Machine, hands: Hands) -> dict[str, Any]:
+    """Where, with what and how often the numbers were measured."""
+    return {
+        "machine": _machine_of(rows, machine, hands),
+        "versions": _versions(),
+        "seeds": sorted({row.seed for row in rows}),
+        "repeats": _repeats(rows),
+    }
 
 
 def _machine_of(rows: Sequence[Row], machine: Machine, hands: Hands) -> dict:

@@ -93,7 +93,7 @@ def _rungs(recipe: Recipe, ladder: Ladder, most: float) -> list[Rung]:
     """The runs of a ladder whose largest has `most` FLOPs."""
     rungs = []
     for group, compute in enumerate(_computes(ladder, most)):
-        seeds = ladder.seeds if compute > SMALL * most * (1 + 1e-9) else max(ladder.seeds, ladder.small_seeds)
+        seeds = _num_seeds(ladder, compute / most)
         taken: set[int] = set()
         for ratio in _ratios(ladder):
             sized = _nearest_size(recipe, ladder, math.sqrt(compute / (6 * ratio)))
@@ -158,10 +158,15 @@ def _most_compute(recipe: Recipe, ladder: Ladder, speed: Callable[[Recipe], floa
     return low
 
 
+def _num_seeds(ladder: Ladder, share: float) -> int:
+    """Of a run with this part of the largest run's compute."""
+    return ladder.seeds if share > SMALL * (1 + 1e-9) else max(ladder.seeds, ladder.small_seeds)
+
+
 def _shares(ladder: Ladder) -> Iterator[tuple[float, float]]:
     """Of each run, seeds counted: its compute as a part of the largest run's, and its pieces per parameter."""
     for compute in _computes(ladder, 1.0):
-        seeds = ladder.seeds if compute > SMALL * (1 + 1e-9) else max(ladder.seeds, ladder.small_seeds)
+        seeds = _num_seeds(ladder, compute)
         for ratio in _ratios(ladder):
             yield from [(compute, ratio)] * seeds
 

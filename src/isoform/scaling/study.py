@@ -241,6 +241,7 @@ class Study:
             str(path),
             "--out",
             str(self.pool / job.id),
+            "--no_report",
             "--quiet",
         )
         return Command((*words, *flags), (), self.pool / f"{job.id}.log")
@@ -267,9 +268,7 @@ class Study:
         self, one: _Running, code: int, waiting: list[Job], attempts: dict[str, int], terminal: Terminal
     ) -> None:
         job = one.job
-        if self.row(job) is not None:
-            row = self.row(job)
-            assert row is not None
+        if (row := self.row(job)) is not None:
             if not row.is_finite:
                 terminal.warn(f"the run {job.id} ({_words(job)}) {row.reason}")
             return

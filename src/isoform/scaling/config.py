@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,8 @@ class Ladder:
     design: Design = FixedRatio()
     depth_exponent: float = 1.0
     """Layers grow as this power of the width: 1 keeps the recipe's ratio of width to depth, 0 its depth."""
+    heads_keep: Literal["width", "number"] = "width"
+    """At another width heads are either more or fewer, or as many and wider or narrower, which is smoother."""
     width_step: int = 8
     """Widths are multiples of this; finer steps follow the wanted sizes more smoothly."""
     transfer: Transfer = MuP()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import assert_never
+from typing import Literal, assert_never
 
 from isoform.model.config import (
     LSTM,
+    AttentionConfig,
     Baseline,
     BlockConfig,
     CausalConvolution,
@@ -109,7 +110,7 @@ def halves(recipe: Recipe, ladder: Ladder, whole: Rung, share: float) -> tuple[R
     there with the rest."""
     own, seed = whole.recipe, whole.recipe.seed
     first = _with_compute(own, share * whole.compute, whole.group, seed, longer=share)
-    sized = resized(recipe, whole.width, ladder.depth_exponent)
+    sized = _of_width(recipe, ladder, whole.width)
     second = _rung(recipe, sized, ladder, (1 - share) * whole.compute, whole.group, seed)
     return first, replace(second, compute=first.compute + second.compute, tokens=first.tokens + second.tokens)
 
@@ -253,7 +254,7 @@ def _nearest_size(recipe: Recipe, ladder: Ladder, target: float) -> Recipe:
     """The recipe at the width whose parameters are nearest to a number, on a logarithmic scale."""
 
     def sized(multiple: int) -> Recipe:
-        return resized(recipe, multiple * ladder.width_step, ladder.depth_exponent)
+        return _of_width(recipe, ladder, multiple * ladder.width_step)
 
     low, high = 1, 2
     while parameters(sized(high)) < target:
@@ -264,9 +265,15 @@ def _nearest_size(recipe: Recipe, ladder: Ladder, target: float) -> Recipe:
     return min(sized(low), sized(high), key=lambda one: abs(math.log(parameters(one) / target)))
 
 
-def resized(recipe: Recipe, width: int, depth_exponent: float = 1.0) -> Recipe:
-    """The recipe at another width: heads keep their width and are more or fewer, layers follow the width's power,
-    stated feed-forward widths keep their ratio.
+def _of_width(recipe: Recipe, ladder: Ladder, width: int) -> Recipe:
+    return resized(recipe, width, ladder.depth_exponent, ladder.heads_keep)
+
+
+def resized(
+    recipe: Recipe, width: int, depth_exponent: float = 1.0, heads_keep: Literal["width", "number"] = "width"
+) -> Recipe:
+    """The recipe at another width: heads keep their width or their number, layers follow the width's power, stated
+    feed-forward widths keep their ratio.
 
     Raises ValueError for early exits, which name layers that may be gone.
     """
@@ -276,17 +283,19 @@ def resized(recipe: Recipe, width: int, depth_exponent: float = 1.0) -> Recipe:
         return replace(recipe, model=_resized_baseline(model, width, times**depth_exponent))
 
     encoder, decoder = (
-        None if stack is None else _resized_stack(model, stack, width, depth_exponent)
+        None if stack is None else _resized_stack(model, stack, width, depth_exponent, heads_keep)
         for stack in (model.encoder, model.decoder)
     )
     return replace(recipe, model=replace(model, model_dim=width, encoder=encoder, decoder=decoder))
 
 
-def _resized_stack(model: ModelConfig, stack: StackConfig, width: int, depth_exponent: float) -> StackConfig:
+def _resized_stack(
+    model: ModelConfig, stack: StackConfig, width: int, depth_exponent: float, heads_keep: Literal["width", "number"]
+) -> StackConfig:
     if stack.exits:
         raise ValueError("a ladder can't resize a model with early exits, which name its layers; leave exits out")
     layers = stack.num_layers * (width / model.model_dim) ** depth_exponent
-    blocks = tuple(_resized_block(model, block, width) for block in stack.blocks)
+    blocks = tuple(_resized_block(model, block, width, heads_keep) for block in stack.blocks)
     return replace(stack, num_layers=max(1, round(layers)), blocks=blocks)
 
 
@@ -312,8 +321,22 @@ def _scaled(inner: int | None, times: float) -> int | None:
     return None if inner is None else max(8, round(inner * times / 8) * 8)
 
 
-def _resized_block(model: ModelConfig, block: BlockConfig, width: int) -> BlockConfig:
-    attention, times = block.attention, width / model.model_dim
+def _resized_block(
+    model: ModelConfig, block: BlockConfig, width: int, heads_keep: Literal["width", "number"]
+) -> BlockConfig:
+    times = width / model.model_dim
+    resize = _more_heads if heads_keep == "width" else _wider_heads
+    attention = resize(block.attention, model.head_dim(block), times)
+    feedforward = block.feedforward
+    if isinstance(feedforward, Experts):
+        feedforward = replace(feedforward, expert=_resized_feedforward(feedforward.expert, times))
+    else:
+        feedforward = _resized_feedforward(feedforward, times)
+    return replace(block, attention=attention, feedforward=feedforward)
+
+
+def _more_heads(attention: AttentionConfig, head_dim: int, times: float) -> AttentionConfig:
+    """As many heads more as the model is wider, of the same width, with as many heads to a key as they divide by."""
     heads = max(1, round(attention.num_heads * times))
     groups = attention.num_heads // (attention.num_kv_heads or attention.num_heads)
     keys = None if attention.num_kv_heads is None else max(1, heads // groups)
@@ -321,13 +344,12 @@ def _resized_block(model: ModelConfig, block: BlockConfig, width: int) -> BlockC
         keys = 1  # multi-query is so at every size
     while keys is not None and heads % keys:
         keys -= 1
-    attention = replace(attention, num_heads=heads, num_kv_heads=keys, head_dim=model.head_dim(block))
-    feedforward = block.feedforward
-    if isinstance(feedforward, Experts):
-        feedforward = replace(feedforward, expert=_resized_feedforward(feedforward.expert, times))
-    else:
-        feedforward = _resized_feedforward(feedforward, times)
-    return replace(block, attention=attention, feedforward=feedforward)
+    return replace(attention, num_heads=heads, num_kv_heads=keys, head_dim=head_dim)
+
+
+def _wider_heads(attention: AttentionConfig, head_dim: int, times: float) -> AttentionConfig:
+    """As many heads, of even width, since positions turn them by pairs."""
+    return replace(attention, head_dim=max(2, round(head_dim * times / 2) * 2))
 
 
 def _resized_feedforward(feedforward: Dense | Gated, times: float) -> Dense | Gated:

@@ -16,6 +16,7 @@ from isoform.scaling.laws import (
     fit_exponent,
     fit_kaplan,
     fit_power_law,
+    fit_shared_floor,
     isoflop_minima,
 )
 from isoform.scaling.simulation import Design, isoflop_design, ladder_design, recovery, simulate_ladder
@@ -158,6 +159,38 @@ def test_a_fit_is_the_best_there_is_nearby_and_repeats_by_seed(law, design, fit)
     np.testing.assert_allclose(residuals(start), -found.residuals, atol=1e-9)
     best = least_squares(residuals, start, x_scale="jac", xtol=1e-12, ftol=1e-12)
     assert (found.residuals**2).sum() < 2 * best.cost * 1.05
+
+
+def test_methods_on_one_text_share_its_floor():
+    from scipy.optimize import least_squares
+
+    laws = PowerLaw(1e18, 0.2, 2.0), PowerLaw(3e17, 0.25, 2.0), PowerLaw(5e18, 0.15, 2.0)
+    clean = [ladder(law, ladder_design()) for law in laws]
+    found = fit_shared_floor(clean, replicates=3)
+    np.testing.assert_allclose([astuple(law) for law in found.law.laws], [astuple(law) for law in laws], rtol=1e-5)
+    assert found.notes == () and found.noise < 1e-8
+
+    noisy = [ladder(law, ladder_design(), 0.005, seed=i) for i, law in enumerate(laws)]
+    found = fit_shared_floor(noisy)
+    alone = fit_power_law(noisy[0])
+
+    def residuals(numbers):
+        floor, of = np.exp(numbers[0]), np.exp(numbers[1:].reshape(3, 2))
+        predicted = [PowerLaw(*one, floor).loss(p.compute) for one, p in zip(of, noisy, strict=True)]
+        return np.log(np.concatenate(predicted) / found.points.loss)
+
+    start = np.log([found.law.laws[0].floor, *(x for law in found.law.laws for x in (law.scale, law.exponent))])
+    np.testing.assert_allclose(residuals(start), -found.residuals, atol=1e-9)
+    best = least_squares(residuals, start, x_scale="jac", xtol=1e-12, ftol=1e-12)
+    assert (found.residuals**2).sum() < 2 * best.cost * 1.05
+
+    def width(fit, floor):
+        low, high = fit.interval(floor)
+        return high - low
+
+    assert width(found, lambda of: of.laws[0].floor) < 0.8 * width(alone, lambda of: of.floor)
+    with pytest.raises(ValueError, match="would suffice"):
+        fit_shared_floor([noisy[0], noisy[1].where(np.arange(2))])
 
 
 def test_an_outlier_moves_little():

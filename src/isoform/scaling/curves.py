@@ -14,7 +14,7 @@ from statistics import fmean, median
 import numpy as np
 
 from isoform.scaling.config import SMALL
-from isoform.scaling.laws import Fit, Forecast, Points, PowerLaw, fit_power_law
+from isoform.scaling.laws import Fit, Forecast, Law, Points, PowerLaw, SharedFloor, fit_power_law, fit_shared_floor
 from isoform.scaling.study import Row
 
 CLOSE = 0.1
@@ -168,26 +168,34 @@ def gain(
 ) -> Gain:
     """How many times the compute (or other cost) the baseline needs for the method's loss, and where that goes.
 
-    Intervals are of 90 %, from the replicates of both curves. Raises ValueError for too few runs.
+    Both curves have one floor, that of the text. Intervals are of 90 %. Raises ValueError for too few runs.
     """
-    base, other = curve(baseline, cost), curve(method, cost)
-    costs = [[cost(row) for row in finite(rows)] for rows in (baseline, method)]
-    low, high = max(map(min, costs)), min(map(max, costs))
+    both = [finite(rows) for rows in (baseline, method)]
+    costs = [np.array([cost(row) for row in rows]) for rows in both]
+    losses = [np.array([row.loss for row in rows], dtype=float) for rows in both]
+    fit = fit_shared_floor([Points.of_compute(*one) for one in zip(costs, losses, strict=True)])
+    low, high = max(x.min() for x in costs), min(x.max() for x in costs)
 
-    def multiplier(one: PowerLaw, two: PowerLaw, at: float) -> float:
-        return inverse(one, float(two.loss(at))) / at
+    def multiplier(laws: SharedFloor, at: float) -> float:
+        one, two = laws.laws
+        return one.scale * (two.scale / at) ** (-two.exponent / one.exponent) / at
 
-    def growth(one: PowerLaw, two: PowerLaw) -> float:
-        ends = [math.log(multiplier(one, two, at)) for at in (low, high)]
-        return (ends[1] - ends[0]) / math.log(high / low)
+    def growth(laws: SharedFloor) -> float:
+        return laws.laws[1].exponent / laws.laws[0].exponent - 1
 
+    base, other = fit.law.laws
     return Gain(
         method[0].arm,
-        of_both(base, other, lambda a, b: multiplier(a, b, low)),
-        of_both(base, other, lambda a, b: multiplier(a, b, high)),
-        of_both(base, other, growth),
-        float(other.law.loss(high)) / float(base.law.loss(high)) - 1,
+        interval(fit, lambda laws: multiplier(laws, low)),
+        interval(fit, lambda laws: multiplier(laws, high)),
+        interval(fit, growth),
+        float(other.loss(high)) / float(base.loss(high)) - 1,
     )
+
+
+def interval(fit: Fit[Law], function: Callable[[Law], float]) -> Estimate:
+    """A number computed from a law, with its 90 % interval where the runs are enough for one."""
+    return Estimate(function(fit.law), *(fit.interval(function) or (None, None)))
 
 
 def of_both(one: Fit[PowerLaw], other: Fit[PowerLaw], function: Callable[[PowerLaw, PowerLaw], float]) -> Estimate:
@@ -197,17 +205,6 @@ def of_both(one: Fit[PowerLaw], other: Fit[PowerLaw], function: Callable[[PowerL
         return Estimate(value)
     values = [function(a, b) for a, b in zip(one.replicates, other.replicates, strict=False)]
     return Estimate(value, *(float(q) for q in np.quantile(values, (0.05, 0.95))))
-
-
-def inverse(law: PowerLaw, loss: float) -> float:
-    """The cost at which a curve reaches a loss; what it never reaches costs infinitely much."""
-    low, high = -60.0, 120.0
-    if float(law.loss(math.exp(high))) > loss:
-        return math.inf
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if float(law.loss(math.exp(middle))) > loss else (low, middle)
-    return math.exp(high)
 
 
 def crossing(one: PowerLaw, other: PowerLaw, low: float, high: float) -> float | None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from isoform.scaling.curves import (
     curve,
     finite,
     gain,
+    interval,
     of_both,
     score_forecasts,
     to_points,
@@ -99,12 +99,6 @@ def forecasts(rows: Sequence[Row], top: int) -> Findings:
     findings.pictures["residuals"] = residuals(fit, [row.compute for row in finite(rows)])
     findings.notes += fit.notes
     return findings
-
-
-def interval(fit: Fit, function: Callable[[Any], float]) -> Estimate:
-    """A number computed from a law, with its 90 % interval."""
-    ends = fit.interval(function)
-    return Estimate(function(fit.law), *(ends or (None, None)))
 
 
 def seconds(row: Row) -> float:

@@ -15,7 +15,7 @@ D is the pieces seen in training, C is in FLOPs, the loss in nats per piece, all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -105,6 +105,13 @@ class PowerLaw:
     def loss(self, compute: Values) -> np.ndarray:
         """Nats per piece at `compute` FLOPs."""
         return self.floor + (self.scale / np.asarray(compute, np.float64)) ** self.exponent
+
+
+@dataclass(frozen=True)
+class SharedFloor:
+    """Power laws of several methods on one text, whose floor is that of the text."""
+
+    laws: tuple[PowerLaw, ...]
 
 
 @dataclass(frozen=True)
@@ -220,7 +227,7 @@ class DataConstrained:
         return self.unconstrained.loss(worth_n, worth_d)
 
 
-Law = TypeVar("Law", PowerLaw, Chinchilla, Kaplan, DataConstrained)
+Law = TypeVar("Law", PowerLaw, SharedFloor, Chinchilla, Kaplan, DataConstrained)
 
 
 # ----------------------------------------------------------------------------------------------------------- the fit
@@ -541,6 +548,58 @@ def fit_power_law(
     )
     lower, upper = np.array([-1, LEAST_SLOPE, 0]), np.array([1, 0.99, top])
     return _fit(_Form(words, predict, lower, upper, np.array(starts), build, x[:, None]), points, replicates, seed)
+
+
+def fit_shared_floor(methods: Sequence[Points], *, replicates: int = 200, seed: int = 0) -> Fit[SharedFloor]:
+    """(scale_i / C)^exponent_i + floor through the runs of each method i, with one floor for all.
+
+    No method can say more of a text than there is to be said, so that what curves share is known better from all of
+    them. The floor lies in [0, 0.9] of the least loss. ValueError for a method of too few runs or too little spread.
+    """
+    points = Points.of_compute(*(np.concatenate([getattr(p, name) for p in methods]) for name in ("compute", "loss")))
+    of = np.repeat(np.arange(len(methods)), [len(p) for p in methods])
+    xs = [np.log(p.compute) for p in methods]
+    for x in xs:
+        _require(points, 2, x[:, None], {"values of compute": x})
+    if len(points) < 2 * len(methods) + 2:
+        raise ValueError(f"{len(points)} runs for a law of {2 * len(methods) + 1} numbers: one more would suffice")
+    x, centre = np.log(points.compute), np.array([x.mean() for x in xs])
+    height = np.array([np.log(p.loss).mean() for p in methods])
+    dx, least = x - centre[of], float(points.loss.min())
+
+    # Of each method log loss (less its mean) and slope in the middle of its runs, in logs; then the floor's share.
+    def predict(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        heights, slopes, floor = theta[:, :-1:2][:, of], theta[:, 1:-1:2][:, of], theta[:, -1:]
+        level = np.exp(heights + height[of])
+        share = np.maximum(1 - floor * least / level, 1e-3)
+        gamma = slopes / share
+        power = np.exp(-gamma * dx)
+        total = 1 + share * (power - 1)
+        by_share = power - 1 + gamma * dx * power
+        by_floor = -by_share * least / level
+        by_height = total + by_share * (1 - share)
+        parts = np.stack([by_height, -dx * power], -1)[:, :, None] * (of[:, None] == np.arange(len(xs)))[..., None]
+        columns = np.concatenate([parts.reshape(len(theta), len(x), -1), by_floor[..., None]], -1)
+        return heights + height[of] + np.log(total), columns / total[..., None]
+
+    def build(theta: np.ndarray) -> SharedFloor:
+        floor, laws = float(theta[-1] * least), []
+        for i in range(len(xs)):
+            level = np.exp(theta[2 * i] + height[i])
+            gamma = theta[2 * i + 1] / max(1 - floor / level, 1e-3)
+            laws.append(PowerLaw(float(np.exp(np.log(level - floor) / gamma + centre[i])), float(gamma), floor))
+        return SharedFloor(tuple(laws))
+
+    n = len(methods)
+    starts = [[*[0, slope] * n, floor] for slope in (0.01, 0.03, 0.1, 0.3) for floor in (0, 0.2, 0.5, 0.8)]
+    of_one = (
+        ("a loss is at its lower bound", "a loss is at its upper bound"),
+        (f"a loss hardly falls: its slope is at the bound, {LEAST_SLOPE}", "a slope is at its bound, 0.99"),
+    )
+    words = (*of_one * n, ("the floor is at its bound, 0", "the floor is at its bound, 0.9 of the least loss"))
+    lower, upper = np.array([*[-1, LEAST_SLOPE] * n, 0]), np.array([*[1, 0.99] * n, 0.9])
+    coordinates = np.stack([x, of.astype(float)], 1)
+    return _fit(_Form(words, predict, lower, upper, np.array(starts), build, coordinates), points, replicates, seed)
 
 
 def _chinchilla_words() -> tuple[tuple[str, str], ...]:

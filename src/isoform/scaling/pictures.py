@@ -86,19 +86,30 @@ def loss_against_cost(
 
 
 def _logarithmic(axes: Axes, label: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatterSciNotation, LogLocator, NullFormatter
 
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(label)
     axes.set_ylabel("held-out loss, nats per piece")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if high / low > 100 else (1, 2, 5)))
+    axes.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
     low, high = axes.get_ylim()
-    steps = LogLocator(
-        subs=(1, 1.2, 1.4, 1.6, 1.8, 2, 2.2, 2.5, 3, 3.5, 4, 5, 6, 7, 8) if high / low < 8 else (1, 2, 5)
-    )
-    axes.yaxis.set_major_locator(steps)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high / low > 8 else FixedLocator(_even(low, high)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(FixedLocator([]))
+
+
+def _even(low: float, high: float) -> list[float]:
+    """At least four round numbers between two ends."""
+    for step in (5.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02):
+        found = [round(i * step, 2) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+        if len(found) >= 4:
+            return found
+    return [low, high]
 
 
 def residuals(fit: Fit, at: Sequence[float]) -> bytes:

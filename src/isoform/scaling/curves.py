@@ -30,12 +30,13 @@ class Estimate:
     high: float | None = None
 
     def __format__(self, how: str) -> str:
+        how = how or ".4g"
         if self.low is None or self.high is None or self.low == self.high:
             return format(self.value, how)
         return f"{self.value:{how}} ({self.low:{how}} to {self.high:{how}})"
 
     def __str__(self) -> str:
-        return format(self, ".4g")
+        return format(self)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,31 @@
 """How the next piece is chosen. Torch-free."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beam:
+    """Search for the most probable texts (Sutskever et al. 2014, section 3.2)."""
+
+    size: int = 4
+    """How many texts are kept at each step."""
+    length_penalty: float = 1.0
+    """A text's score is its log probability over its length, the end included, to this power."""
+    early_stopping: Literal["size", "bound", "never"] = "bound"
+    """When a search ends: `size` texts are finished; none of those that go on would be better if it ended now; or, if
+    it were as long as it may become."""
+    max_tokens: int = 200
+    """The most pieces of a text."""
+    num_best: int = 1
+    """How many texts are told of, the best first."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_best <= self.size or self.max_tokens < 1:
+            raise ValueError(
+                f"num_best={self.num_best} must lie between 1 and size={self.size}, max_tokens={self.max_tokens} be "
+                f"at least 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

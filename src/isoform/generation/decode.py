@@ -73,7 +73,7 @@ def generate_ids(
         yield ids.cpu().numpy()
         before, ids = text[:, -model.stem.looks_back :], ids.unsqueeze(1)
         text = torch.cat([text, ids], 1)
-        if cache.length < limit:
+        if cache.length - cache.num_before < limit:
             pieces = Pieces(ids, cache.next_coordinates(), before)
         else:
             pieces = plain_pieces(text[:, -(limit // 2) :])

@@ -19,6 +19,9 @@ from isoform.model.lowering import ALL, Allowed, attend, attention_weights
 from isoform.model.norm import build_norm
 from isoform.model.position import Relative, Turn, unturned
 
+KeysValues = tuple[Tensor, Tensor]
+"""Of pieces: (B, K, T, H) each."""
+
 
 @dataclass(frozen=True, eq=False)
 class Edges:
@@ -77,9 +80,17 @@ class Attention(nn.Module):
         self.value_mix = nn.Parameter(torch.tensor([0.5, 0.5])) if has_shortcut else None
 
     def forward(
-        self, x: Tensor, edges: Edges, first_values: Tensor | None = None, cache: LayerCache | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """x (B, T, D) to (B, T, D), and the values (B, T, K, H) for the blocks above."""
+        self,
+        x: Tensor,
+        edges: Edges,
+        first_values: Tensor | None = None,
+        cache: LayerCache | None = None,
+        context: KeysValues | None = None,
+    ) -> tuple[Tensor, Tensor, KeysValues]:
+        """x (B, T, D) to (B, T, D), the values (B, T, K, H) for the blocks above, and its keys and values.
+
+        context: keys and values of pieces before these, which are attended to as well.
+        """
         num_rows, length, _ = x.shape
         heads = self.query_key_value(x)
         heads = (heads if self.gap_bias is None else self.gap_bias(heads)).view(num_rows, length, -1, self.head_dim)
@@ -95,9 +106,21 @@ class Attention(nn.Module):
         if self.value_mix is not None and first_values is not None:
             v = self.value_mix[0] * v + self.value_mix[1] * first_values
         v = v.transpose(1, 2)
+        own = k, v
+        if context is not None:
+            k, v = torch.cat([context[0], k], 2), torch.cat([context[1], v], 2)
         if cache is not None:
             k, v = cache.append(k, v)
-        return self.collect(self.mixed(q, k, v, edges)), values
+        return self.collect(self.mixed(q, k, v, edges)), values, own
+
+    def keys_values(self, memory: Tensor, turn: Turn) -> KeysValues:
+        """Keys and values of an encoder's output (B, S, D), as those of pieces of this stack are made."""
+        num_rows, length, _ = memory.shape
+        heads = self.query_key_value.outputs_from(memory, self.num_heads * self.head_dim)
+        k, v = heads.view(num_rows, length, -1, self.head_dim).split(self.num_kv_heads, dim=2)
+        if self.gap_bias is not None:
+            v = v + self.gap_bias.bias[self.gap_bias.start :].view(self.num_kv_heads, self.head_dim)
+        return turn(self.normalised(k, self.key_norm)).transpose(1, 2), v.transpose(1, 2)
 
     def read(self, x: Tensor, memory: Tensor, edges: Edges, cache: LayerCache | None = None) -> Tensor:
         """Cross-attention: x (B, T, D) asks the encoder's output, memory (B, S, D)."""

@@ -30,9 +30,18 @@ class Slots(ABC):
     def extend(self, new: Coordinates) -> None:
         """Take in where the newest pieces (B, T) stand. Raises ValueError when there is no room."""
 
+    slots: Coordinates
+    """Of all slots, filled or not (B, size)."""
+    num_filled: int
+    """Columns in use, from the left."""
+
     @abstractmethod
     def store(self, kept: Tensor, new: Tensor) -> Tensor:
         """Lay `new` (B, K, T, H) into the buffer `kept` (B, K, size, H); gives what the newest pieces may look at."""
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows (R,), which may repeat."""
+        self.slots, self.keys = (_rows(c, rows) for c in (self.slots, self.keys))
 
 
 class AllSlots(Slots):
@@ -42,21 +51,21 @@ class AllSlots(Slots):
         segment = torch.zeros(num_rows, size, dtype=torch.long, device=device)
         index = torch.arange(size, device=device).expand(num_rows, size).contiguous()
         self.slots = Coordinates(segment, index, start=0)
-        self.size, self.start, self.end = size, 0, 0
+        self.size, self.start, self.num_filled = size, 0, 0
 
     def extend(self, new: Coordinates) -> None:
-        start, end = self.end, self.end + new.index.shape[1]
+        start, end = self.num_filled, self.num_filled + new.index.shape[1]
         if end > self.size:
             raise ValueError(f"the cache has {self.size} slots but {end} pieces came; make it larger")
         is_plain = self.slots.start is not None and new.start == start
         if not is_plain or new.place is not None:
             self.slots = _written(self.slots, slice(start, end), new, is_plain)
-        self.start, self.end = start, end
+        self.start, self.num_filled = start, end
         self.keys = _cut(self.slots, slice(0, end), start=self.slots.start)
 
     def store(self, kept: Tensor, new: Tensor) -> Tensor:
-        kept[:, :, self.start : self.end] = new
-        return kept[:, :, : self.end]
+        kept[:, :, self.start : self.num_filled] = new
+        return kept[:, :, : self.num_filled]
 
 
 class RingSlots(Slots):
@@ -136,6 +145,17 @@ class LayerCache:
         self.slots = slots
         self.memory: tuple[Tensor, Tensor] | None = None
 
+    def select(self, rows: Tensor, *, keeps_memory: bool = False) -> None:
+        """Go on with these rows (R,) of all there were, which may repeat."""
+        filled = self.slots.num_filled
+        if len(rows) == len(self.key):
+            for kept in (self.key, self.value):
+                kept[:, :, :filled] = kept[:, :, :filled].index_select(0, rows)
+        else:
+            self.key, self.value = self.key.index_select(0, rows), self.value.index_select(0, rows)
+        if self.memory is not None and not keeps_memory:
+            self.memory = self.memory[0].index_select(0, rows), self.memory[1].index_select(0, rows)
+
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Lay in the newest keys and values (B, K, T, H), after `Cache.extend`; gives those that the newest pieces may
         look at, as views where that is possible. They stand at `Cache.keys`."""
@@ -160,6 +180,9 @@ class Cache:
         layer looks back at most, None or inf: all; `own`: layers that are told by themselves where pieces stand."""
         self.capacity = capacity
         self.length = 0
+        self.num_before = 0
+        """Of these, pieces of an encoder that are attended to jointly."""
+        self._shift: Tensor | None = None  # (B, 1): by how much the newest pieces stand further on, after those
         self.layers: list[LayerCache] = []
         self._shared: dict[int, Slots] = {}
         self._own = set(own)
@@ -181,15 +204,36 @@ class Cache:
         """Where the keys stand that the layer's `append` gives, (B, S); layers that share them get the same object."""
         return self.layers[layer].slots.keys
 
+    def select(self, rows: Tensor, *, keeps_memory: bool = False) -> None:
+        """Go on with these rows (R,), which may repeat: beams that went on, or rows that are not done yet.
+
+        keeps_memory: each row has the same source as the one whose place it takes, so that of the encoder's output
+        nothing changes.
+        """
+        for layer in self.layers:
+            layer.select(rows, keeps_memory=keeps_memory)
+        for slots in {id(layer.slots): layer.slots for layer in self.layers}.values():
+            slots.select(rows)
+        self._ahead = _rows(self._ahead, rows)
+        self._newest = None if self._newest is None else _rows(self._newest, rows)
+        if self._shift is not None and len(self._shift) > 1:
+            self._shift = self._shift.index_select(0, rows)
+
     def next_coordinates(self) -> Coordinates:
         """Where a piece stands that follows the newest one in each row, (B, 1)."""
         if self._newest is None:
-            start = self.length
+            start = self.length - self.num_before
             if start <= self.capacity:
                 return _cut(self._ahead, slice(start, start + 1), start=start)
             index = torch.full_like(self._ahead.index[:, :1], start)
             return Coordinates(torch.zeros_like(index), index, start=start)
-        return Coordinates(self._newest.segment, self._newest.index + 1)
+        index = self._newest.index + 1
+        return Coordinates(self._newest.segment, index if self._shift is None else index - self._shift)
+
+    def come_after(self, shift: Tensor, num_before: int) -> None:
+        """Pieces of an encoder come first, so many columns; those after them stand by `shift` (B, T) further on than
+        they are told to."""
+        self.num_before, self._shift = num_before, shift.amax(1, keepdim=True)
 
     def extend(self, coordinates: Coordinates, layer: int | None = None) -> None:
         """Take in where the newest pieces (B, T) stand, before any layer's `append`; `layer`: for one of `own` alone.
@@ -218,6 +262,14 @@ class Cache:
         has_new = is_piece.any(1, keepdim=True)
         segment = torch.where(has_new, new.segment.gather(1, last), old.segment)
         return Coordinates(segment, torch.where(has_new, new.index.gather(1, last), old.index))
+
+
+def _rows(coordinates: Coordinates, rows: Tensor) -> Coordinates:
+    """Some rows; of plain ones, which are all alike, only their number counts."""
+    promises = {"start": coordinates.start, "is_ordered": coordinates.is_ordered, "span": coordinates.span}
+    if coordinates.bounds is not None:
+        rows = torch.zeros_like(rows)
+    return replace(coordinates.map(lambda t: t.expand(max(len(t), 1), *t.shape[1:]).index_select(0, rows)), **promises)
 
 
 def _cut(slots: Coordinates, columns: slice, **promises) -> Coordinates:

@@ -6,7 +6,7 @@ baselines: models without attention, which the same recipes train, to compare th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
 from isoform.mask import FixedSparse, Local2D, Strided, Window
@@ -330,14 +330,20 @@ class StackConfig:
     """Whether the first block's attention has its norm; ModernBERT has input_norm instead."""
     final_norm: bool = True
     """Normalise what leaves the stack, as the first block's norm does (post-norm stacks go without)."""
-    cross: Literal["none", "separate"] = "none"
-    """separate: each block also attends to the encoder's output, with parameters of its own."""
+    cross: Literal["none", "separate", "joint"] = "none"
+    """How a decoder attends to an encoder. separate: in each block once more, with parameters of its own; joint: to the
+    encoder's pieces and its own at once, as if they had come before it."""
+    reads: Literal["last", "layerwise"] = "last"
+    """What is attended to. last: the encoder's output, by keys and values that the decoder makes of it; layerwise: in
+    each block the keys and values of the encoder's block of the same number."""
     exits: tuple[int, ...] = ()
     """Numbers of blocks after which the head is trained to answer too, through the final norm (early exit)."""
     exit_loss: float = 0.3
     """Weight of the exits' mean loss beside that of the last block."""
 
     def __post_init__(self) -> None:
+        if self.reads == "layerwise" and self.cross != "joint":
+            raise ValueError(f"reads='layerwise' with cross={self.cross!r}: only joint attention reads layer by layer")
         if self.num_layers < 1 or not self.blocks or self.loops < 1:
             raise ValueError(
                 f"num_layers={self.num_layers} with {len(self.blocks)} blocks and loops={self.loops}; all must be >= 1"
@@ -472,6 +478,8 @@ class ModelConfig:
     stem: Stem = Lookup()
     encoder_stem: Stem | None = None
     """What the encoder of a pair reads through; absent: the one stem."""
+    share_stacks: bool = False
+    """Encoder and decoder are one stack, with the same parameters."""
     head: Head = Vocabulary()
     dropout: float = 0.0
     """Dropout of the embeddings and of each branch's output."""
@@ -487,6 +495,10 @@ class ModelConfig:
             )
         if self.encoder is not None and self.encoder.cross != "none":
             raise ValueError(f"encoder.cross={self.encoder.cross!r}: only a decoder attends to an encoder")
+        if self.encoder is not None and self.decoder is not None:
+            self._check_pair(self.encoder, self.decoder)
+        elif self.share_stacks:
+            raise ValueError("share_stacks goes with an encoder and a decoder")
         if self.encoder is not None and self.decoder is not None and self.encoder.exits:
             raise ValueError("encoder.exits: the head reads the decoder, so only that may have exits")
         if self.encoder_stem is not None and (self.encoder is None or self.decoder is None):
@@ -499,6 +511,30 @@ class ModelConfig:
             for i, block in enumerate(stack.blocks if stack else ()):
                 assert stack is not None
                 self._check(f"{name}.blocks.{i}", stack, block)
+
+    def _check_pair(self, encoder: StackConfig, decoder: StackConfig) -> None:
+        own = replace(encoder, cross=decoder.cross, reads=decoder.reads, exits=decoder.exits)
+        if self.share_stacks and replace(own, context_length=decoder.context_length) != decoder:
+            raise ValueError(
+                "share_stacks: encoder and decoder are the same blocks, so that they must be stated alike but for "
+                "cross, reads, exits and context_length"
+            )
+        if self.share_stacks and self.encoder_stem is not None:
+            raise ValueError("share_stacks with encoder_stem: stacks that are shared read through one stem")
+        if decoder.cross != "joint":
+            return
+        blocks = self.layers(decoder)
+        if any(block.depth is not None or block.parallel != "none" for block in blocks):
+            raise ValueError("cross='joint' doesn't go with depth or parallel blocks; set cross to separate")
+        if decoder.reads == "layerwise" and self._keys(decoder) != self._keys(encoder):
+            raise ValueError(
+                "reads='layerwise': encoder and decoder need as many blocks, with keys of the same heads and width"
+            )
+
+    def _keys(self, stack: StackConfig) -> list[tuple[int, int]]:
+        """Of each block that a piece goes through: how many heads keys have, and how wide they are."""
+        blocks = self.layers(stack) * stack.loops
+        return [(b.attention.num_kv_heads or b.attention.num_heads, self.head_dim(b)) for b in blocks]
 
     def _check(self, where: str, stack: StackConfig, block: BlockConfig) -> None:
         heads = block.attention.num_heads
@@ -548,8 +584,25 @@ class ModelConfig:
         return [stack.blocks[i % len(stack.blocks)] for i in range(stack.num_layers)]
 
     def length(self, stack: StackConfig) -> int:
-        """The most pieces a stack sees at once."""
+        """The most pieces a stack takes in at once."""
         return stack.context_length or self.context_length
+
+    def num_places(self, stack: StackConfig) -> int:
+        """Where the pieces of a stack may stand: after those of the encoder, if both are attended to jointly."""
+        if self.encoder is None or self.decoder is None or self.decoder.cross != "joint":
+            return self.length(stack)
+        is_alone = stack is self.encoder and not self.share_stacks
+        return self.length(self.encoder) if is_alone else self.length(self.encoder) + self.length(self.decoder)
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether there are an encoder and a decoder."""
+        return self.encoder is not None and self.decoder is not None
+
+    @property
+    def own_stacks(self) -> list[StackConfig]:
+        """The stacks that have parameters of their own."""
+        return self.stacks[-1:] if self.share_stacks else self.stacks
 
     @property
     def stacks(self) -> list[StackConfig]:

@@ -61,7 +61,7 @@ def num_parameters(config: Model) -> int:
         return stem + head + num_matrix_parameters(config) + _baseline_vectors(config)
     stems = [config.stem] if config.encoder_stem is None else [config.stem, config.encoder_stem]
     outside = sum(_stem_parameters(config, stem) for stem in stems) + _head_parameters(config)
-    return outside + sum(_stack_parameters(config, stack, active=False) for stack in config.stacks)
+    return outside + sum(_stack_parameters(config, stack, active=False) for stack in config.own_stacks)
 
 
 def num_active_parameters(config: Model) -> int:
@@ -70,7 +70,7 @@ def num_active_parameters(config: Model) -> int:
         return num_parameters(config)
     idle = sum(
         _stack_parameters(config, stack, active=False) - _stack_parameters(config, stack, active=True)
-        for stack in config.stacks
+        for stack in config.own_stacks
     )
     return num_parameters(config) - idle
 
@@ -80,9 +80,9 @@ def num_matrix_parameters(config: Model) -> int:
     if not isinstance(config, ModelConfig):
         return config.num_layers * _layer_matrices(config)
     total = 0
-    for stack in config.stacks:
+    for stack in config.own_stacks:
         for block in config.layers(stack):
-            attentions = 2 if stack.cross != "none" else 1
+            attentions = 2 if stack.cross == "separate" else 1
             matrices = _feedforward_matrices(config, block.feedforward, active=False)
             total += attentions * _attention_matrices(config, block) + matrices
     return total
@@ -93,7 +93,7 @@ def forward_flops(config: Model, shape: Shape) -> int:
     rows, length, source = shape.num_rows, shape.length, shape.source_length
     if not isinstance(config, ModelConfig):
         return 2 * rows * length * (num_matrix_parameters(config) + config.model_dim * config.vocab_size)
-    is_pair = config.encoder is not None and config.decoder is not None
+    is_pair = config.is_pair
     flops = rows * length * (_stem_flops(config, config.stem) + _head_flops(config))
     if config.encoder is not None:
         flops += _stack_flops(config, config.encoder, rows, source if is_pair else length, 0)
@@ -142,7 +142,7 @@ def decode_flops(config: ModelConfig, past: int) -> int:
         matrices = _attention_matrices(config, block) + _feedforward_matrices(config, block.feedforward, active=True)
         query = _widths(config, block)[0]
         flops += 2 * matrices + 4 * min(past, reach) * query
-        if config.decoder.cross != "none":
+        if config.decoder.cross == "separate":
             flops += 4 * config.model_dim * query
     return round(flops)
 
@@ -165,7 +165,7 @@ def activation_numbers(config: Model, shape: Shape) -> int:
     d = config.model_dim
     if not isinstance(config, ModelConfig):
         return rows * length * _baseline_activations(config)
-    is_pair = config.encoder is not None and config.decoder is not None
+    is_pair = config.is_pair
     match config.head:
         case Vocabulary(softcap=softcap):
             head = (4 if softcap else 3) * config.vocab_size
@@ -178,7 +178,9 @@ def activation_numbers(config: Model, shape: Shape) -> int:
         own = source if is_pair and stack is config.encoder else length
         for block in config.layers(stack) * stack.loops:
             kept += rows * own * _block_activations(config, stack, block)
-            if stack.cross != "none":
+            if stack.cross == "joint":
+                kept += rows * (own + 2 * source) * 2 * _widths(config, block)[1]  # joined, and those of the memory
+            elif stack.cross == "separate":
                 query, kv = _widths(config, block)
                 kept += rows * (own * (2 * d + 2 * query) + source * 2 * kv)
     return round(kept)
@@ -303,7 +305,7 @@ def _stack_parameters(config: ModelConfig, stack: StackConfig, *, active: bool) 
 
 def _block_parameters(config: ModelConfig, stack: StackConfig, block: BlockConfig, *, active: bool) -> int:
     d, feedforward = config.model_dim, block.feedforward
-    attentions = 2 if stack.cross != "none" else 1
+    attentions = 2 if stack.cross == "separate" else 1
     numbers = attentions * (_attention_matrices(config, block) + _attention_vectors(config, block))
     numbers += _feedforward_matrices(config, feedforward, active=active)
     if not isinstance(feedforward, Experts) and feedforward.bias:
@@ -375,7 +377,11 @@ def _stack_flops(config: ModelConfig, stack: StackConfig, rows: int, length: int
             tables = 1 + stack.position.values
             flops += 2 * rows * own * query * tables * (2 * stack.position.distance + 1)
         if stack.cross != "none":
-            flops += 2 * rows * (own * 2 * d * query + source * 2 * d * kv + own * source * per_pair)
+            flops += 2 * rows * own * source * per_pair
+        if stack.cross == "separate":
+            flops += 2 * rows * own * 2 * d * query
+        if stack.cross != "none" and stack.reads == "last":
+            flops += 2 * rows * source * 2 * d * kv
         flops += 2 * rows * length * _depth_parameters(config, block)
     return flops
 

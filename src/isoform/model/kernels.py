@@ -63,6 +63,13 @@ class Linear(nn.Linear):
         out = functional.linear(input.to(dtype), self._rounded[1]).float()
         return out if self.bias is None else out + self.bias
 
+    def outputs_from(self, input: Tensor, first: int) -> Tensor:
+        """(.., inputs) to (.., outputs - first): without the first outputs."""
+        weight, bias, dtype = self.weight[first:], None if self.bias is None else self.bias[first:], self.product_dtype
+        if dtype == torch.float32:
+            return functional.linear(input, weight, bias)
+        return _ReducedLinear.apply(input, weight, bias, dtype)
+
 
 class _ReLU2(Function):
     @staticmethod

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from isoform.batch import Pieces, plain_pieces
 from isoform.mask import Causal, Coordinates, Full, Mask
-from isoform.model.attention import Attention, Edges
+from isoform.model.attention import Attention, Edges, KeysValues
 from isoform.model.cache import Cache, LayerCache
 from isoform.model.config import BlockConfig, Experts, ModelConfig, Norm, Rotary, Shaw, StackConfig
 from isoform.model.depth import DepthRouter, Subset
@@ -30,10 +30,39 @@ from isoform.model.position import RotaryPosition, Scheme, ShawPosition, Turn, b
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """An encoder's output (B, S, D) and where its pieces stand."""
+    """An encoder's output (B, S, D), where its pieces stand, and the keys and values of each of its blocks, where a
+    decoder reads those."""
 
     hidden: Tensor
     coordinates: Coordinates
+    layers: tuple[KeysValues, ...] = ()
+
+    def before(self, pieces: Coordinates) -> Coordinates:
+        """Where pieces stand that come after the encoder's of the same segment."""
+        there = self.coordinates
+        if there.start == 0 and pieces.start == 0:
+            shift = there.index.shape[1]
+            return replace(pieces, index=pieces.index + shift, start=shift)
+        if pieces.place is not None or there.place is not None:
+            raise ValueError("cross='joint' is for pieces that stand at their index; set cross to separate")
+        shift = (pieces.segment.unsqueeze(2) == there.segment.unsqueeze(1)).sum(2)
+        return replace(pieces, index=pieces.index + shift, start=None)
+
+    def joined(self, pieces: Coordinates) -> Coordinates:
+        """Where the encoder's pieces stand, and those after them."""
+        there = self.coordinates
+
+        def both(one: Tensor, other: Tensor) -> Tensor:
+            rows = max(len(one), len(other))
+            return torch.cat([t.expand(rows, *t.shape[1:]) for t in (one, other)], 1)
+
+        def given(one: Coordinates) -> Tensor:
+            return torch.zeros_like(one.segment, dtype=torch.bool) if one.prefix is None else one.prefix
+
+        prefix = None if pieces.prefix is None and there.prefix is None else both(given(there), given(pieces))
+        is_plain = there.start == 0 and pieces.start == there.index.shape[1]
+        segment, index = both(there.segment, pieces.segment), both(there.index, pieces.index)
+        return Coordinates(segment, index, prefix, start=0 if is_plain else None)
 
 
 @dataclass(eq=False)
@@ -48,12 +77,17 @@ class Pass:
     tally: Tally | None = None
     first_values: Tensor | None = None
     kernel: str = "auto"
+    keys: Coordinates | None = None
+    """Where the keys stand without a cache, if there are more than the pieces themselves."""
+    told: list[KeysValues] | None = None
+    """Takes in the keys and values of each block, for a decoder that reads those."""
     made: dict[tuple, Edges] = field(default_factory=dict)
-    turns: dict[int, Turn] = field(default_factory=dict)
+    turns: dict[int | tuple[int, str], Turn] = field(default_factory=dict)
 
     def edges(self, block: BlockConfig, scheme: Scheme, layer: int) -> Edges:
         """Who may attend to whom in a block, and what places say about it."""
-        keys = self.coordinates if self.cache is None else self.cache.keys(layer)
+        own = self.coordinates if self.keys is None else self.keys
+        keys = own if self.cache is None else self.cache.keys(layer)
         pattern = block.attention.pattern
         known = pattern, id(scheme), id(keys)
         if known not in self.made:
@@ -71,6 +105,13 @@ class Pass:
         """Who may ask the memory: every piece of the same segment."""
         assert self.memory is not None
         return Edges(lower(Full(), self.coordinates, self.memory.coordinates, kernel=self.kernel))
+
+    def memory_turn(self, scheme: Scheme) -> Turn:
+        """How a scheme turns the keys of the memory's pieces."""
+        assert self.memory is not None
+        if (known := (id(scheme), "memory")) not in self.turns:
+            self.turns[known] = scheme.at(self.memory.coordinates)
+        return self.turns[known]
 
     @property
     def present(self) -> Tensor | None:
@@ -138,7 +179,8 @@ class Block(nn.Module):
         self.position = position
         self.attention_norm = residual("bare") if is_first and not stack.first_norm else residual()
         self.attention = Attention(config.attention, dim, head_dim)
-        if stack.cross != "none":
+        self.is_joint = stack.cross == "joint"
+        if stack.cross == "separate":
             self.cross_norm = residual()
             self.cross = Attention(config.attention, dim, head_dim, cross=True)
         self.feedforward_norm = residual("bare") if config.parallel == "one_norm" else residual()
@@ -173,9 +215,12 @@ class Block(nn.Module):
         cache = None if shared.cache is None else shared.cache.layers[layer]
 
         def attention(y: Tensor) -> Tensor:
-            y, values = self.attention(y, edges, shared.first_values, cache)
+            context = self.context(shared, scheme, layer) if self.is_joint and shared.memory is not None else None
+            y, values, own = self.attention(y, edges, shared.first_values, cache, context)
             if shared.first_values is None:
                 shared.first_values = values
+            if shared.told is not None:
+                shared.told.append(own)
             return y
 
         def feedforward(y: Tensor) -> Tensor:
@@ -187,9 +232,18 @@ class Block(nn.Module):
             x = x + self.attention_norm.branch(attention(read)) + self.feedforward_norm.branch(feedforward(beside))
             return x if shared.memory is None else self.read(x, shared, cache)
         x = self.attention_norm(x, attention)
-        if shared.memory is not None:
+        if shared.memory is not None and not self.is_joint:
             x = self.read(x, shared, cache)
         return self.feedforward_norm(x, feedforward)
+
+    def context(self, shared: Pass, scheme: Scheme, layer: int) -> KeysValues:
+        """Keys and values of the encoder's pieces, to be attended to jointly with the block's own."""
+        memory = shared.memory
+        assert memory is not None
+        if memory.layers:
+            return memory.layers[layer]
+        scheme = scheme if self.position is None else self.position
+        return self.attention.keys_values(memory.hidden, shared.memory_turn(scheme))
 
     def read(self, x: Tensor, shared: Pass, cache: LayerCache | None) -> Tensor:
         """The stream with what cross-attention found in the memory."""
@@ -207,7 +261,7 @@ def _own_positions(layers: list[BlockConfig], model: ModelConfig, stack: StackCo
         if own is not None:
             known = own, model.rotated_dim(block, own)
             if known not in rotary:
-                rotary[known] = RotaryPosition(*known, model.length(stack))
+                rotary[known] = RotaryPosition(*known, model.num_places(stack))
             schemes.append(rotary[known])
         else:
             shaw = stack.position if isinstance(stack.position, Shaw) else None
@@ -224,14 +278,14 @@ class Stack(nn.Module):
         super().__init__()
         self.config, layers = config, model.layers(config)
         sharing = [block for block in layers if block.attention.position is None] or layers
-        self.context_length = model.length(config)
+        self.context_length, num_places = model.length(config), model.num_places(config)
         rotary = config.position if isinstance(config.position, Rotary) else Rotary()
         self.position = build_position(
             config.position,
             model_dim=model.model_dim,
             num_heads={block.attention.num_heads for block in sharing},
             rotated_dims={model.rotated_dim(block, rotary) for block in sharing},
-            context_length=self.context_length,
+            context_length=num_places,
         )
         self.input_norm = None if config.input_norm is None else build_norm(config.input_norm, model.model_dim)
         own = _own_positions(layers, model, config)
@@ -249,16 +303,29 @@ class Stack(nn.Module):
         memory: Memory | None = None,
         cache: Cache | None = None,
         tally: Tally | None = None,
+        told: list[KeysValues] | None = None,
     ) -> Tensor:
-        """Embeddings (B, T, D) of pieces at these coordinates to hidden states (B, T, D)."""
+        """Embeddings (B, T, D) of pieces at these coordinates to hidden states (B, T, D).
+
+        told: takes in the keys and values of each block.
+        """
+        keys = None
+        if memory is not None and self.config.cross == "joint":
+            own, coordinates = coordinates, memory.before(coordinates)
+            if cache is not None and cache.length:
+                memory = None  # its keys are in the cache
+            else:
+                keys = memory.joined(coordinates)
+            if cache is not None and keys is not None:
+                cache.come_after(coordinates.index - own.index, keys.index.shape[1] - own.index.shape[1])
         if cache is not None:
-            cache.extend(coordinates)
+            cache.extend(coordinates if keys is None else keys)
         x = self.position.embed(x, coordinates)
         if self.input_norm is not None:
             x = self.input_norm(x)
         if self.dropout and self.training:
             x = dropout(x, self.dropout)
-        shared = Pass(x, coordinates, mask, memory, cache, tally, kernel=self.kernel)
+        shared = Pass(x, coordinates, mask, memory, cache, tally, kernel=self.kernel, keys=keys, told=told)
         for layer in range(self.num_layers):
             x = self.blocks[layer % len(self.blocks)](x, shared, self.position, layer)
             if tally is not None and layer + 1 in self.config.exits:
@@ -287,7 +354,8 @@ class Transformer(nn.Module):
         self.stem = build_stem(config.stem, config.vocab_size, config.model_dim)
         other = config.encoder_stem
         self.encoder_stem = None if other is None else build_stem(other, config.vocab_size, config.model_dim)
-        self.encoder = None if config.encoder is None else Stack(config.encoder, config)
+        own = config.encoder is not None and not config.share_stacks
+        self.encoder = Stack(config.encoder, config) if own and config.encoder is not None else None
         self.decoder = None if config.decoder is None else Stack(config.decoder, config)
         table = self.stem.embedding if isinstance(self.stem, LookupStem) else None
         self.head = build_head(config.head, config.vocab_size, config.model_dim, table)
@@ -307,7 +375,8 @@ class Transformer(nn.Module):
     def reset_parameters(self) -> None:
         """Draw every parameter afresh, as config.initialization says, from torch's generator."""
         init = self.config.initialization
-        branches = sum(stack.num_layers * stack.loops * (2 + (stack.cross != "none")) for stack in self.config.stacks)
+        stacks = self.config.own_stacks
+        branches = sum(stack.num_layers * stack.loops * (2 + (stack.cross == "separate")) for stack in stacks)
         for name, parameter in self.named_parameters():
             leaf = name.rsplit(".", 1)[-1]
             if leaf.endswith("_mix"):
@@ -331,11 +400,13 @@ class Transformer(nn.Module):
 
     def encode(self, pieces: Pieces | Tensor, mask: Mask | None = None, tally: Tally | None = None) -> Memory:
         """What the encoder makes of pieces (B, S); everything sees everything unless a mask says otherwise."""
-        assert self.encoder is not None, "this model has no encoder"
-        pieces = self._checked(pieces, self.encoder)
+        stack, decoder = self.decoder if self.config.share_stacks else self.encoder, self.config.decoder
+        assert stack is not None and self.config.encoder is not None, "this model has no encoder"
+        pieces = self._checked(pieces, self.config.length(self.config.encoder))
         x = (self.stem if self.encoder_stem is None else self.encoder_stem)(pieces)
-        hidden = self.encoder(x, pieces.coordinates, Full() if mask is None else mask, tally=tally)
-        return Memory(hidden, pieces.coordinates)
+        told = [] if decoder is not None and decoder.reads == "layerwise" else None
+        hidden = stack(x, pieces.coordinates, Full() if mask is None else mask, tally=tally, told=told)
+        return Memory(hidden, pieces.coordinates, tuple(told or ()))
 
     def decode(
         self,
@@ -353,7 +424,7 @@ class Transformer(nn.Module):
         if (memory is None) != (self.config.decoder.cross == "none"):
             wants = "no memory" if self.config.decoder.cross == "none" else "the encoder's memory"
             raise ValueError(f"decoder.cross={self.config.decoder.cross!r} wants {wants}")
-        pieces = self._checked(pieces, self.decoder)
+        pieces = self._checked(pieces, self.decoder.context_length)
         mask = Causal() if mask is None else mask
         return self.decoder(self.stem(pieces), pieces.coordinates, mask, memory, cache, tally)
 
@@ -391,14 +462,15 @@ class Transformer(nn.Module):
         return self.logits(self.hidden(pieces, mask, source, source_mask, tally), coordinates)
 
     def build_cache(self, num_rows: int, capacity: int | None = None) -> Cache:
-        """An empty cache for the decoder, of `capacity` slots (absent: context_length)."""
+        """An empty cache for the decoder, of `capacity` slots (absent: context_length); with joint attention it has
+        room for the encoder's pieces beside them."""
         assert self.config.decoder is not None, "this model has no decoder"
         stack, config = self.config.decoder, self.config
         attentions = [(block.attention, config.head_dim(block)) for block in config.layers(stack)] * stack.loops
         return Cache(
             [(attention.num_kv_heads or attention.num_heads, head_dim) for attention, head_dim in attentions],
             num_rows=num_rows,
-            capacity=capacity or config.length(stack),
+            capacity=(capacity or config.length(stack)) + config.num_places(stack) - config.length(stack),
             own=[i for i, block in enumerate(config.layers(stack) * stack.loops) if block.depth is not None],
             windows=[None if a.pattern is None else (reach(a.pattern) or (None, 0))[0] for a, _ in attentions],
             device=self.device,
@@ -460,13 +532,14 @@ class Transformer(nn.Module):
             other.encoder = self.encoder
         return other.train(self.training)
 
-    def _checked(self, pieces: Pieces | Tensor, stack: Stack) -> Pieces:
+    def _checked(self, pieces: Pieces | Tensor, context_length: int) -> Pieces:
+        """As Pieces. Raises ValueError for those that stand beyond the context."""
         if isinstance(pieces, Tensor):
             pieces = plain_pieces(pieces)
         start, length = pieces.coordinates.start or 0, pieces.ids.shape[1]
-        if start + length > stack.context_length:
+        if start + length > context_length:
             raise ValueError(
-                f"pieces {start} .. {start + length - 1} don't fit context_length={stack.context_length}; "
+                f"pieces {start} .. {start + length - 1} don't fit context_length={context_length}; "
                 f"shorten the input or train with a longer context"
             )
         return pieces

@@ -1,0 +1,142 @@
+"""Beam search: what transformers finds with the same weights, and what looking at every text finds."""
+
+import itertools
+import logging
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from families import VOCAB, all_peers, make
+from isoform.checkpoint.huggingface import read_folder
+from isoform.generation.beam import beam_search
+from isoform.generation.config import Beam
+from isoform.generation.decode import Prompt
+from isoform.mask import Causal, Prefix
+from isoform.model.config import ModelConfig
+from isoform.model.transformer import Transformer
+
+logging.getLogger("transformers").setLevel(logging.ERROR)
+PEERS = all_peers()
+EARLY = {"size": True, "bound": False, "never": "never"}
+made: dict[str, tuple] = {}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("beam")
+
+
+def both(name, root):
+    if name not in made:
+        theirs = make(PEERS[name], root / name)
+        made[name] = theirs, read_folder(root / name)
+    return made[name]
+
+
+def texts(lengths: tuple[int, ...], seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, VOCAB, n) for n in lengths]
+
+
+@pytest.mark.parametrize("early_stopping", EARLY)
+@pytest.mark.parametrize(("size", "length_penalty"), [(4, 1.0), (3, 0.0), (4, 2.0), (1, 1.0)])
+@pytest.mark.parametrize("name", ["bart", "t5", "llama3", "mistral"])
+def test_what_is_found_is_what_transformers_finds(name, size, length_penalty, early_stopping, root):
+    if size == 1 and early_stopping != "size":
+        pytest.skip("theirs is greedy with one beam, which ends where the most probable piece is the end")
+    theirs, ours = both(name, root)
+    asked = {
+        "num_beams": size,
+        "num_return_sequences": size,
+        "length_penalty": length_penalty,
+        "early_stopping": EARLY[early_stopping],
+        "max_new_tokens": 12,
+        "pad_token_id": 0,
+        "do_sample": False,
+        "output_scores": True,
+        "return_dict_in_generate": True,
+        "use_cache": name != "t5",  # theirs makes a cache of as many layers as the encoder has
+    }
+    if PEERS[name].form == "pair":
+        sources, begin = texts((20, 7, 13), 0), theirs.config.decoder_start_token_id
+        padded = torch.zeros(3, 20, dtype=torch.long)
+        for row, source in zip(padded, sources, strict=True):
+            row[: len(source)] = torch.from_numpy(source)
+        asked |= {
+            "input_ids": padded,
+            "attention_mask": (padded > 0).long(),
+            "decoder_input_ids": torch.full((3, 1), begin),
+        }
+        prompts = [Prompt(np.array([begin]), source=source) for source in sources]
+    else:  # prompts of one length: theirs may be padded on the left only
+        starts = texts((6, 6, 6), 1)
+        asked["input_ids"] = torch.from_numpy(np.stack(starts))
+        prompts = [Prompt(start) for start in starts]
+    start = len(prompts[0].ids)
+    with torch.no_grad():
+        free = theirs.generate(**asked, eos_token_id=None).sequences[:, start:]
+        end = Counter(free.flatten().tolist()).most_common(3)[-1][0]  # a piece at which some texts will end
+        expected = theirs.generate(**asked, eos_token_id=end)
+    beam = Beam(size=size, length_penalty=length_penalty, early_stopping=early_stopping, max_tokens=12, num_best=size)
+    found = [one for each in beam_search(ours, prompts, beam, end=end) for one in each]
+    scores = [1.0] * len(found) if size == 1 else expected.sequences_scores.tolist()
+    assert len(found) == len(expected.sequences)
+    for one, ids, score in zip(found, expected.sequences[:, start:].tolist(), scores, strict=True):
+        ids = ids[: ids.index(end) + 1] if end in ids else ids
+        assert one.ids.tolist() == ids[: len(one.ids)] and len(one.ids) in (len(ids), 12)
+        assert size == 1 or one.score == pytest.approx(score, abs=1e-4)
+
+
+def tiny(**more) -> Transformer:
+    torch.manual_seed(3)
+    config = ModelConfig(vocab_size=5, model_dim=16, context_length=12, **more)
+    model = Transformer(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.5)
+    return model
+
+
+def log_probability(model, prompt, text, mask=None) -> float:
+    ids = torch.tensor([[*prompt.ids, *text]])
+    logits = model(ids[:, :-1], mask)
+    each = logits.log_softmax(-1)[0].gather(1, ids[0, 1:, None])[len(prompt.ids) - 1 :]
+    return float(each.sum())
+
+
+@torch.no_grad()
+def test_a_wide_beam_finds_the_most_probable_text_of_all():
+    model, prompt, end = tiny(), Prompt(np.array([1, 2])), 0
+    whole = [text for n in range(1, 5) for text in itertools.product(range(5), repeat=n)]
+    ended = [t for t in whole if end not in t[:-1] and (t[-1] == end or len(t) == 4)]
+    for penalty in (0.0, 1.0):
+        best = sorted(ended, key=lambda t: -log_probability(model, prompt, t) / len(t) ** penalty)[:3]
+        beam = Beam(size=625, length_penalty=penalty, early_stopping="never", max_tokens=4, num_best=3)
+        (found,) = beam_search(model, [prompt], beam, end=end)
+        assert [tuple(one.ids) for one in found] == best
+        assert found[0].log_probability == pytest.approx(log_probability(model, prompt, best[0]), abs=1e-4)
+
+
+def test_prompts_beside_each_other_find_what_they_find_alone():
+    for stem in ({}, {"kind": "lookup", "ngrams": (2, 3)}):
+        model = tiny(**({"stem": type(ModelConfig().stem)(ngrams=stem["ngrams"])} if stem else {}))
+        prompts = [Prompt(np.array(ids), prefix=len(ids)) for ids in ([1], [2, 3, 4, 1], [3, 1])]
+        beam, mask = Beam(size=3, max_tokens=6, num_best=3), Prefix() | Causal()
+        together = beam_search(model, prompts, beam, end=0, mask=mask)
+        for prompt, beside in zip(prompts, together, strict=True):
+            (alone,) = beam_search(model, [prompt], beam, end=0, mask=mask)
+            assert [one.ids.tolist() for one in alone] == [one.ids.tolist() for one in beside]
+            for one, other in zip(alone, beside, strict=True):
+                assert one.score == pytest.approx(other.score, abs=1e-5)
+
+
+def test_bounds_are_named():
+    model = tiny()
+    with pytest.raises(ValueError, match="13 pieces doesn't fit context_length=12"):
+        beam_search(model, [Prompt(np.ones(13, np.int64))], Beam(), end=0)
+    with pytest.raises(ValueError, match="num_best=5"):
+        Beam(num_best=5)
+    (found,) = beam_search(model, [Prompt(np.ones(12, np.int64))], Beam(size=2, num_best=2), end=0)
+    assert all(len(one.ids) == 1 for one in found)

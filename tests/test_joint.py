@@ -1,0 +1,175 @@
+"""From encoder-decoder to decoder-only: four differences, and what is left when all of them are gone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from isoform.batch import Encoding, Example, Pieces, collate, plain_coordinates
+from isoform.generation.beam import beam_search
+from isoform.generation.config import Beam, Sampling
+from isoform.generation.decode import Prompt, generate_ids
+from isoform.mask import Causal, Full, Prefix
+from isoform.model.config import AttentionConfig, BlockConfig, ModelConfig, Sinusoidal, StackConfig
+from isoform.model.cost import Shape, forward_flops, num_parameters
+from isoform.model.transformer import Transformer
+from models import FORMS, VOCAB, build, pair
+
+ALONE = ("part rotary", "grouped", "gained heads", "buckets", "alibi", "sinusoidal", "gpt2", "shaw", "no position")
+ALONE += ("shortcuts", "gained projection", "biases", "looped", "alternating", "experts", "multi-query", "sandwich")
+
+
+def joint(form: ModelConfig, *, shared: bool = False, layerwise: bool = False) -> ModelConfig:
+    both = pair(form)
+    stack = replace(both.decoder, cross="joint", reads="layerwise" if layerwise else "last")
+    return replace(both, decoder=stack, share_stacks=shared)
+
+
+STEPS = {
+    "separate": lambda form: pair(form),
+    "joint": lambda form: joint(form),
+    "shared": lambda form: joint(form, shared=True),
+    "layerwise": lambda form: joint(form, shared=True, layerwise=True),
+    "layerwise, two stacks": lambda form: joint(form, layerwise=True),
+}
+
+
+def ids(length: int, seed: int, rows: int = 2) -> torch.Tensor:
+    return torch.randint(0, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", ALONE)
+@torch.no_grad()
+def test_without_the_four_differences_it_is_a_decoder(name):
+    """Joint attention, shared stacks, read layer by layer, a causal source: the logits of source + target."""
+    both = build(joint(FORMS[name], shared=True, layerwise=True))
+    config = replace(FORMS[name], context_length=24)
+    alone = Transformer(config).eval()
+    state = {key: value for key, value in both.state_dict().items() if not key.endswith("table")}
+    missing = alone.load_state_dict(state, strict=False)
+    assert not missing.unexpected_keys and all("table" in key for key in missing.missing_keys)
+    for table, value in ((k, v) for k, v in both.state_dict().items() if k.endswith("table")):
+        alone.state_dict()[table].copy_(value)
+    source, target = ids(7, 1), ids(9, 2)
+    expected = alone(torch.cat([source, target], 1))
+    got = both(target, source=source, source_mask=Causal())
+    assert expected.std() > 0.3
+    assert (got - expected[:, 7:]).abs().max() < 1e-5
+    # A source that is read in both directions makes it the prefix language model instead.
+    coordinates = plain_coordinates(2, 16)
+    given = (torch.arange(16) < 7).expand(2, 16)
+    pieces = Pieces(torch.cat([source, target], 1), replace(coordinates, prefix=given, start=None))
+    expected = alone(pieces, Prefix() | Causal())
+    assert (both(target, source=source) - expected[:, 7:]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("name", ["plain", "grouped", "sinusoidal", "buckets"])
+@torch.no_grad()
+def test_cached_packed_and_padded_are_the_same(name, step):
+    model = build(STEPS[step](FORMS[name]))
+    source, target = ids(6, 1), ids(8, 2)
+    expected, memory = model(target, source=source), model.encode(source)
+    cache, at = model.build_cache(2), 0
+    for size in (3, 1, 2, 1, 1):
+        part = Pieces(target[:, at : at + size], plain_coordinates(2, size, start=at))
+        got = model.logits(model.decode(part, memory=memory, cache=cache))
+        assert (got - expected[:, at : at + size]).abs().max() < 1e-5, at
+        at += size
+    # Both rows packed into one, beside padding.
+    examples = [
+        Example(Encoding(t.numpy()), t.numpy(), np.ones(len(t), np.float32), source=Encoding(s.numpy()))
+        for s, t in ((source[0], target[0, :3]), (source[1, :4], target[1]))
+    ]
+    batch = collate([examples], 12, 12)
+    got = model(batch.inputs, Causal(), batch.source, Full())[0]
+    assert (got[:3] - expected[0, :3]).abs().max() < 1e-5
+    alone = model(target[1:], source=source[1:, :4])
+    assert (got[3:11] - alone[0]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("step", STEPS)
+@torch.no_grad()
+def test_writing_goes_on_as_the_whole_text_says(step):
+    model = build(STEPS[step](FORMS["grouped"]))
+    source = np.array([3, 1, 4, 1, 5])
+    prompt = Prompt(np.array([2]), source=source)
+    greedy = [int(i[0]) for i in generate_ids(model, prompt, Sampling(max_tokens=8, temperature=0))]
+    text = [2]
+    for piece in greedy:
+        assert piece == int(model(torch.tensor([text]), source=torch.tensor(source[None]))[0, -1].argmax())
+        text.append(piece)
+    prompts = [prompt, Prompt(np.array([2]), source=source[:2])]
+    together = beam_search(model, prompts, Beam(size=3, max_tokens=6, num_best=2), end=0)
+    for one, found in zip(prompts, together, strict=True):
+        (alone,) = beam_search(model, [one], Beam(size=3, max_tokens=6, num_best=2), end=0)
+        assert [h.ids.tolist() for h in alone] == [h.ids.tolist() for h in found]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_parameters_and_flops_are_those_of_the_built_model(step):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = STEPS[step](FORMS["grouped"])
+    model = build(config)
+    assert num_parameters(config) == sum(p.numel() for p in model.parameters())
+    counter = FlopCounterMode(display=False)
+    with counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        model(ids(8, 2), source=ids(10, 1))
+    assert forward_flops(config, Shape(2, 8, 10)) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_each_difference_is_one_or_two_fields():
+    form = FORMS["plain"]
+    decoder_only = num_parameters(form)
+    sizes = [num_parameters(STEPS[step](form)) for step in ("separate", "joint", "shared", "layerwise")]
+    assert sizes[0] > sizes[1] > sizes[2] == sizes[3] == decoder_only
+
+
+def test_gradients_reach_everything():
+    for name, step in STEPS.items():
+        model = build(step(FORMS["grouped"])).train()
+        model(ids(8, 2), source=ids(6, 1)).square().sum().backward()
+        lost = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+        # Of an encoder that is read layer by layer nobody asks for what comes after the last keys.
+        assert not lost or name == "layerwise, two stacks"
+        assert all(n.startswith(("encoder.final_norm", "encoder.blocks.1.")) for n in lost)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: replace(c, share_stacks=True, encoder=replace(c.encoder, num_layers=3)), "stated alike"),
+        (lambda c: replace(c, decoder=replace(c.decoder, reads="layerwise")), "only joint attention"),
+        (lambda c: replace(c, decoder=None, share_stacks=True), "goes with an encoder and a decoder"),
+        (
+            lambda c: replace(
+                c, decoder=replace(c.decoder, cross="joint", reads="layerwise", num_layers=1, blocks=c.decoder.blocks)
+            ),
+            "as many blocks",
+        ),
+        (
+            lambda c: replace(
+                c, decoder=replace(c.decoder, cross="joint", blocks=(BlockConfig(parallel="own_norms"),))
+            ),
+            "parallel",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(change, words):
+    with pytest.raises(ValueError, match=words):
+        change(pair(FORMS["plain"]))
+
+
+def test_positions_of_a_joint_decoder_reach_over_both():
+    stack = StackConfig(
+        num_layers=1, blocks=(BlockConfig(attention=AttentionConfig(num_heads=2)),), position=Sinusoidal()
+    )
+    config = ModelConfig(
+        model_dim=16, vocab_size=9, context_length=10, encoder=stack, decoder=replace(stack, cross="joint")
+    )
+    model = build(config)
+    assert model(ids(10, 1) % 9, source=ids(10, 2) % 9).shape == (2, 10, 9)
+    with pytest.raises(ValueError, match="context_length=10"):
+        model(ids(11, 1) % 9, source=ids(10, 2) % 9)

@@ -40,6 +40,7 @@ VERBS = {
     "train": Verb("TrainOptions", "isoform.commands:train", "train a recipe, or continue a run", "recipe"),
     "generate": Verb("GenerateOptions", "isoform.commands:generate", "continue a text with a trained model"),
     "evaluate": Verb("EvaluateOptions", "isoform.commands:evaluate", "loss and bits per byte, on any text"),
+    "inspect": Verb("InspectOptions", "isoform.commands:inspect", "look at training rows and masks", "recipe"),
     "estimate": Verb("EstimateOptions", "isoform.commands:estimate", "parameters, FLOPs, memory, time", "form"),
     "scale": Verb("ScaleOptions", "isoform.commands:scale", "ladder of sizes, law, forecast, report", "recipe"),
     "reproduce": Verb("ReproduceOptions", "isoform.commands:reproduce", "check a claim; --list"),

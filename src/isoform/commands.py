@@ -18,12 +18,15 @@ import torch
 
 from isoform import __version__
 from isoform.codecs.codec import as_text
-from isoform.config import differences, to_dict
+from isoform.config import differences, kind_of, to_dict
 from isoform.data.sources import load_source
-from isoform.experiment import Prepared, evaluate_held_out, prepare
+from isoform.experiment import Prepared, evaluate_held_out, prepare, view_of
 from isoform.experiment import train as train_recipe
-from isoform.generation.decode import Generation, build_prompt, walk
+from isoform.generation.beam import beam_search
+from isoform.generation.config import Beam
+from isoform.generation.decode import Generation, Prompt, build_prompt, walk
 from isoform.generation.decode import generate as generate_texts
+from isoform.inspection.rows import read_rows, to_lines
 from isoform.machine import (
     KNOWN_PEAKS,
     Machine,
@@ -48,15 +51,14 @@ from isoform.model.cost import (
     num_parameters,
 )
 from isoform.model.presets import PRESETS
-from isoform.model.transformer import Transformer
-from isoform.objectives.config import Classification
-from isoform.objectives.views import build_view
+from isoform.objectives.views import View
 from isoform.options import (
     ConvertOptions,
     DoctorOptions,
     EstimateOptions,
     EvaluateOptions,
     GenerateOptions,
+    InspectOptions,
     MachineOptions,
     RecipesOptions,
     ReproduceOptions,
@@ -160,6 +162,27 @@ def _say_summary(run: Run, summary: dict, terminal: Terminal, *, writes: bool) -
         terminal.say(f"go on          isoform generate {run.folder} --prompt '…'")
 
 
+def inspect(options: InspectOptions, terminal: Terminal, name: str) -> Result:
+    """Training rows as the model sees them."""
+    if options.examples < 1 or options.first < 0 or options.columns < 0:
+        raise ValueError(
+            f"--examples {options.examples} must be at least 1, --first {options.first} and --columns "
+            f"{options.columns} at least 0"
+        )
+    prepared = prepare(options.recipe)
+    rows = list(read_rows(prepared, options.examples, options.first))
+    terminal.say(
+        f"{name}: {kind_of(type(prepared.recipe.objective))}, {prepared.loader.rows_per_epoch:,} rows of "
+        f"{prepared.recipe.model.context_length} pieces an epoch"
+    )
+    for number, row in enumerate(rows, options.first):
+        terminal.say(f"\nrow {number}: ", end="")
+        width = shutil.get_terminal_size((100, 24)).columns
+        for line in to_lines(row, terminal.paint, width=width, columns=options.columns):
+            terminal.say(line)
+    return Result({"rows": [row.to_json() for row in rows]})
+
+
 def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     """Continue a text with a trained model."""
     machine = _machine(options.machine)
@@ -171,8 +194,10 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     text = options.prompt
     if text is None:
         text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
-    view, codec = build_view(trained.recipe.objective), as_text(trained.codec)
+    view, codec = view_of(trained.recipe, trained.codec), as_text(trained.codec)
     prompt = build_prompt(codec, text, is_pair=trained.is_pair, view=view)
+    if options.beams:
+        return _search(options, trained, text, prompt, view, terminal)
     sampling, finished = options.sampling, []
     shows = not terminal.json and not options.probabilities
     if shows and sampling.num_samples == 1 and not trained.is_pair:
@@ -191,6 +216,29 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     if options.probabilities:
         values["probabilities"] = [_walk(trained, text + generation.text, terminal) for generation in finished]
     return Result(values)
+
+
+def _search(
+    options: GenerateOptions, trained: Trained, text: str, prompt: Prompt, view: View, terminal: Terminal
+) -> Result:
+    """The most probable texts that a search with beams finds, with their scores."""
+    sampling, codec = options.sampling, as_text(trained.codec)
+    beam = Beam(
+        size=options.beams,
+        length_penalty=options.length_penalty,
+        max_tokens=sampling.max_tokens,
+        num_best=sampling.num_samples,
+    )
+    (found,) = beam_search(trained.transformer, [prompt], beam, end=codec.end_of_text, mask=view.inputs_mask)
+    samples = [
+        {"text": codec.decode(one.ids), "num_pieces": len(one.ids), "score": one.score, "log_p": one.log_probability}
+        for one in found
+    ]
+    start = "" if trained.is_pair else text
+    for sample in samples:
+        score = f"{sample['score']:.3f}  " if len(samples) > 1 else ""
+        terminal.say(f"{score}{start}{sample['text']}")
+    return Result({"prompt": text, "samples": samples})
 
 
 def _walk(trained: Trained, text: str, terminal: Terminal) -> list[dict]:
@@ -227,9 +275,6 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
         data = trained.recipe.data
         if not (options.path or data.path):
             raise ValueError(f"{path} was trained elsewhere and has no held-out text of its own; name one with --path")
-        is_encoder = isinstance(trained.model, Transformer) and trained.model.decoder is None
-        if is_encoder and not isinstance(trained.recipe.objective, Classification):
-            raise ValueError(f"{path} is an encoder for masked pieces, which can't be scored by the next piece")
         where = (options.path, options.path) if options.path else (data.path, data.validation_path)
         records = load_source(*where).validation
         score = evaluate_held_out(trained.model, trained.recipe, trained.codec, records, machine, limit=options.limit)

@@ -48,7 +48,8 @@ from isoform.model.cost import Shape, num_active_parameters, num_parameters, tra
 from isoform.model.experts import Tally
 from isoform.model.growth import take
 from isoform.model.transformer import Transformer
-from isoform.objectives.config import Objective
+from isoform.objectives.config import Corruption, Objective
+from isoform.objectives.corruption import special_pieces
 from isoform.objectives.losses import Loss, weighted_cross_entropy
 from isoform.objectives.views import View, build_view
 from isoform.recipe import Recipe
@@ -73,6 +74,11 @@ class Prepared:
     """Of the training text; None if it isn't text that is predicted."""
 
     @property
+    def is_pair(self) -> bool:
+        """Whether a source is answered, rather than a text continued."""
+        return self.split.is_pair or isinstance(self.recipe.objective, Corruption)
+
+    @property
     def flops_per_step(self) -> int:
         """Training FLOPs of one global batch."""
         length = self.recipe.model.context_length
@@ -84,15 +90,22 @@ def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
     split = load_source(recipe.data.path, recipe.data.validation_path)
     if codec is None:
         codec = build_codec(recipe.codec, _texts(recipe, split))
+    if isinstance(codec, TextCodec):
+        codec = codec.with_special(special_pieces(recipe.objective))
     recipe = runs.filled(recipe, codec)
-    view = build_view(recipe.objective)
+    view = view_of(recipe, codec)
     tokens = load_tokens(first_part(split.train, recipe.data.fraction), codec)
     length = recipe.model.context_length
     loader = build_loader(recipe.data, tokens, view, context_length=length, seed=recipe.seed)
     bytes_per_piece = None
-    if isinstance(codec, TextCodec) and not view.is_whole:
+    if isinstance(codec, TextCodec) and view.is_text:
         bytes_per_piece = float(codec.piece_bytes[tokens.ids[: 2**20]].mean())
     return Prepared(recipe, split, codec, view, loader, bytes_per_piece)
+
+
+def view_of(recipe: Recipe, codec: Codec) -> View:
+    """How a recipe's objective reads records, for the form of its model."""
+    return build_view(recipe.objective, codec, is_pair=recipe.is_pair)
 
 
 def _texts(recipe: Recipe, split: Split) -> list[str]:
@@ -111,7 +124,7 @@ def evaluate_held_out(
     limit: int = 0,
 ) -> Score:
     """The score on held-out records, whole, or on their first `limit` rows."""
-    length, view = recipe.model.context_length, build_view(recipe.objective)
+    length, view = recipe.model.context_length, view_of(recipe, codec)
     batches = validation_batches(
         recipe.data,
         load_tokens(records, codec),
@@ -218,7 +231,7 @@ def train(
             _check_continuation(run, prepared.recipe, terminal)
         elif any(path.name != ".lock" for path in run.folder.iterdir()):
             raise ConfigError(f"{run.folder} holds something else than a run; name a new folder with --out")
-        runs.begin(run, prepared.recipe, prepared.codec, is_pair=prepared.split.is_pair)
+        runs.begin(run, prepared.recipe, prepared.codec, is_pair=prepared.is_pair)
         _Session(run, prepared, machine, compile, kernel, terminal).go(should_stop)
     return run
 
@@ -241,7 +254,7 @@ def generate(trained: Trained, prompt: str, sampling: Sampling | None = None) ->
 
     One sample; `generation.decode.generate` has the rest.
     """
-    model, view, codec = trained.transformer, build_view(trained.recipe.objective), as_text(trained.codec)
+    model, view, codec = trained.transformer, view_of(trained.recipe, trained.codec), as_text(trained.codec)
     start = build_prompt(codec, prompt, is_pair=trained.is_pair, view=view)
     one = replace(sampling or Sampling(), num_samples=1)
     for event in generate_texts(model, codec, start, one, view.inputs_mask):
@@ -255,7 +268,7 @@ def classify(trained: Trained, records: Sequence[Record]) -> torch.Tensor:
 
     Raises ValueError for a model that was trained for something else.
     """
-    view = build_view(trained.recipe.objective)
+    view = view_of(trained.recipe, trained.codec)
     if not view.is_whole:
         raise ValueError("this model was not trained for labels; its recipe needs the objective classification")
     encodings = [trained.codec.encode(record) for record in records]
@@ -329,10 +342,15 @@ class _Session:
         elif compile:
             self.model.compile_blocks()
 
+    @property
+    def _writes(self) -> bool:
+        """Whether the model goes on with a text; encoders and baselines don't."""
+        return isinstance(self.model, Transformer) and self.model.decoder is not None
+
     def _sample_prompt(self) -> str:
         """The recipe's prompt, unless this text has other characters than the one the recipe was made for."""
         codec = self.prepared.codec
-        if not isinstance(codec, TextCodec) or not isinstance(self.model, Transformer):
+        if not isinstance(codec, TextCodec) or not self._writes:
             return ""
         try:
             codec.encode_text(self.recipe.sample_prompt)
@@ -439,10 +457,11 @@ class _Session:
     def sample(self) -> None:
         """Append a sample to samples.txt, if there is text to write and a Transformer to write it."""
         recipe, prepared = self.recipe, self.prepared
-        if not isinstance(prepared.codec, TextCodec) or not isinstance(self.model, Transformer):
+        if not isinstance(prepared.codec, TextCodec) or not self._writes:
             return
+        assert isinstance(self.model, Transformer)
         sampling = Sampling(max_tokens=recipe.training.sample_tokens, temperature=0.8, seed=recipe.seed)
-        prompt = build_prompt(prepared.codec, self.prompt, is_pair=prepared.split.is_pair, view=prepared.view)
+        prompt = build_prompt(prepared.codec, self.prompt, is_pair=prepared.is_pair, view=prepared.view)
         *_, last = generate_texts(self.model, prepared.codec, prompt, sampling, prepared.view.inputs_mask)
         assert isinstance(last, Generation)
         with self.run.samples.open("a", encoding="utf-8") as file:

@@ -116,6 +116,20 @@ class ReproduceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """Look at training rows: every piece above what it should say, and who may attend to whom."""
+
+    recipe: Annotated[Recipe, Inline] = Recipe()
+    examples: int = 1
+    """How many rows."""
+    first: int = 0
+    """The number of the first: row 0 is where training begins."""
+    columns: int = 32
+    """So many pieces of each mask are drawn; 0: none."""
+    output: Annotated[Output, Inline] = Output()
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
     """Continue a text with a trained model."""
 
@@ -124,6 +138,10 @@ class GenerateOptions:
     prompt: str | None = None
     """The text to continue; absent: standard input, if it is not a terminal."""
     sampling: Annotated[Sampling, Inline] = Sampling()
+    beams: int = 0
+    """Search for the num_samples most probable texts with so many beams, instead of sampling; 0: sample."""
+    length_penalty: float = 1.0
+    """A text's score in that search is its log probability over its length to this power."""
     probabilities: bool = False
     """Walk prompt and continuation piece by piece: probability, rank, entropy, alternatives."""
     machine: Annotated[MachineOptions, Inline] = MachineOptions()

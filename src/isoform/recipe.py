@@ -15,7 +15,7 @@ from isoform.config import ConfigError, from_dict, kind_of, load_toml, overlay, 
 from isoform.data.config import Data
 from isoform.model.config import Baseline, Model, ModelConfig, Pooled
 from isoform.model.presets import PRESETS
-from isoform.objectives.config import Causal, Classification, Objective, Seq2seq
+from isoform.objectives.config import Causal, Classification, Corruption, Masked, Objective, Seq2seq
 from isoform.training.config import Training
 
 
@@ -52,6 +52,11 @@ class Recipe:
             _check_baseline(self.model, self.objective)
 
     @property
+    def is_pair(self) -> bool:
+        """Whether an encoder reads one thing and a decoder says another."""
+        return isinstance(self.model, ModelConfig) and self.model.is_pair
+
+    @property
     def rows_per_step(self) -> int:
         """Rows of a global batch."""
         return self.training.global_batch_tokens // self.model.context_length
@@ -63,16 +68,22 @@ class Recipe:
 
 
 def _check_stacks(model: ModelConfig, objective: Objective) -> None:
-    is_pair = model.encoder is not None and model.decoder is not None
-    if is_pair != (type(objective).__name__ == "Seq2seq"):
+    name = type(objective).__name__
+    if not isinstance(objective, Corruption) and model.is_pair != isinstance(objective, Seq2seq):
         raise ValueError(
-            f"objective {type(objective).__name__} with {'an encoder-decoder' if is_pair else 'one stack'}: "
-            f"the objective seq2seq goes with an encoder and a decoder, the others with one stack"
+            f"objective {name} with {'an encoder-decoder' if model.is_pair else 'one stack'}: "
+            f"the objective seq2seq goes with an encoder and a decoder, span corruption with both, the others with one "
+            f"stack"
+        )
+    if isinstance(objective, Masked) and model.decoder is not None:
+        raise ValueError(
+            f"objective {name} with a decoder: what is hidden is read from both sides; set model.decoder to none and "
+            f"model.encoder to its blocks"
         )
     classifies, is_pooled = isinstance(objective, Classification), isinstance(model.head, Pooled)
     if classifies != is_pooled or (classifies and model.decoder is not None):
         raise ValueError(
-            f"objective {type(objective).__name__} with "
+            f"objective {name} with "
             f"{'an encoder' if model.decoder is None else 'a decoder'} and the head "
             f"{type(model.head).__name__}: classification goes with model.decoder = none, an encoder and the "
             f"head pooled, the others with a head that scores pieces"
@@ -120,11 +131,14 @@ def is_model_path(name: str) -> bool:
 
 def recipe_of(model: ModelConfig) -> Recipe:
     """A recipe that says what a model is, for one that comes without."""
-    is_pair = model.encoder is not None and model.decoder is not None
-    whole = Classification() if isinstance(model.head, Pooled) else Causal()
+    objective: Objective = Causal()
+    if model.is_pair:
+        objective = Seq2seq()
+    elif model.decoder is None:
+        objective = Classification() if isinstance(model.head, Pooled) else Masked()
     return Recipe(
-        data=Data(path="", rows="packed" if is_pair else "stream"),
-        objective=Seq2seq() if is_pair else whole,
+        data=Data(path="", rows="stream" if isinstance(objective, Causal) else "packed"),
+        objective=objective,
         model=model,
         training=Training(global_batch_tokens=model.context_length),
     )

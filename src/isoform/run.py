@@ -189,8 +189,7 @@ def _codec_of(folder: Path | None, path: Path, vocab_size: int = 0) -> Codec:
 
 def _foreign(model: Transformer, codec: Codec) -> Trained:
     """A model that was trained elsewhere, with a recipe that says what it is."""
-    is_pair = model.encoder is not None and model.decoder is not None
-    return Trained(model, codec, recipe_of(model.config), is_pair, 0)
+    return Trained(model, codec, recipe_of(model.config), model.config.is_pair, 0)
 
 
 def export(trained: Trained, folder: Path) -> str:

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+STYLES = {"input": "36", "given": "34", "target": "1;32", "ignored": "2"}
+"""What a terminal is told for a colour."""
+
 
 @dataclass
 class Terminal:
@@ -25,6 +28,13 @@ class Terminal:
             stream = sys.stderr if self.json else sys.stdout
             stream.write(text + end)
             stream.flush()
+
+    def paint(self, text: str, style: str) -> str:
+        """Text in a style's colour, where there are colours: on a terminal, unless NO_COLOR is set."""
+        stream = sys.stderr if self.json else sys.stdout
+        if not text or not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+            return text
+        return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
 
     def warn(self, text: str) -> None:
         """Something the user should know; shown even when quiet."""

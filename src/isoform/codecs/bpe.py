@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +86,11 @@ class BPECodec(TextCodec):
         """Write tokenizer.json, which other libraries read too, and codec.json."""
         (Path(folder) / TOKENIZER_FILE).write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
         (Path(folder) / FILE).write_text(json.dumps({"kind": "bpe", "file": TOKENIZER_FILE}) + "\n", encoding="utf-8")
+
+    def _with_special(self, names: Sequence[str]) -> BPECodec:
+        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        tokenizer.add_special_tokens(list(names))
+        return BPECodec(tokenizer)
 
     def encode_text(self, text: str) -> np.ndarray:
         data = utf8(text)

@@ -21,7 +21,27 @@ from isoform.batch import Encoding
 
 END_OF_TEXT = "<|endoftext|>"
 SEPARATOR = "<|separator|>"
+MASK = "<|mask|>"
 FILE = "codec.json"
+
+
+def span_piece(number: int) -> str:
+    """The name of the special piece that stands for the number-th span left out of a text (T5's sentinels)."""
+    return f"<|span_{number}|>"
+
+
+def mode_piece(mode: str) -> str:
+    """The name of the special piece that says which denoiser a text went through (UL2's modes)."""
+    return f"<|mode_{mode}|>"
+
+
+def _names(name: str) -> tuple[str, ...]:
+    """Ours for a special piece, and what other tokenizers call it."""
+    if name == MASK:
+        return MASK, "[MASK]", "<mask>"
+    if name.startswith("<|span_"):
+        return name, f"<extra_id_{name[len('<|span_') : -2]}>"
+    return (name,)
 
 
 class Codec(ABC):
@@ -114,6 +134,35 @@ class TextCodec(Codec):
         """
         table = self._shown if show_special else self._pieces
         return b"".join(map(table.__getitem__, self._checked(ids).tolist())).decode("utf-8", "replace")
+
+    def special_piece(self, name: str) -> int:
+        """The id of a special piece, by our name for it. Raises ValueError where the codec has none."""
+        by_name = {text: i for i, text in self.special.items()}
+        for known in _names(name):
+            if known in by_name:
+                return by_name[known]
+        raise ValueError(f"the codec has no special piece {name}, which this objective needs")
+
+    def with_special(self, names: Sequence[str]) -> TextCodec:
+        """The same codec with those of the special pieces that it lacks, after all its others."""
+        there = set(self.special.values())
+        missing = [name for name in names if not there & {*_names(name)}]
+        return self._with_special(missing) if missing else self
+
+    @abstractmethod
+    def _with_special(self, names: Sequence[str]) -> TextCodec:
+        """The same codec with new special pieces, in this order, after all its others."""
+
+    @cached_property
+    def joins(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of every piece (V,) whether it begins, and whether it ends, with a letter, a digit or a byte of one beyond
+        ASCII: a piece goes on with a word if it begins and the one before it ends so."""
+
+        def is_inside(byte: int) -> bool:
+            return byte >= 128 or chr(byte).isalnum()
+
+        begins = np.array([bool(b) and is_inside(b[0]) for b in self._pieces])
+        return begins, np.array([bool(b) and is_inside(b[-1]) for b in self._pieces])
 
     def stream_decoder(self) -> StreamDecoder:
         """Decodes a text while its pieces arrive."""

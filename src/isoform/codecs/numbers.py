@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -27,6 +27,9 @@ class NumberCodec(TextCodec):
 
     def definition(self) -> dict[str, object]:
         return {"kind": "numbers", "vocab_size": self.vocab_size}
+
+    def _with_special(self, names: Sequence[str]) -> NumberCodec:
+        raise ValueError(f"without a tokenizer there are no special pieces, such as {names[0]}; bring it")
 
     def encode(self, record: Mapping[str, object]) -> Encoding:
         return Encoding(self.encode_text(str(record.get("text", ""))))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import assert_never
 
@@ -24,25 +24,32 @@ __all__ = ["BPECodec", "ByteCodec", "CharacterCodec", "bpe_from_tiktoken", "buil
 
 
 class CharacterCodec(TextCodec):
-    """One piece per character: the alphabet's, in its order, then end-of-text and separator."""
+    """One piece per character: the alphabet's, in its order, then end-of-text, separator and what is `extra`."""
 
-    def __init__(self, alphabet: str) -> None:
+    def __init__(self, alphabet: str, extra: Sequence[str] = ()) -> None:
         if not alphabet:
             raise ValueError("the alphabet is empty: there is no text to learn it from; give codec.alphabet")
         if len(set(alphabet)) < len(alphabet):
             twice = [c for c, n in Counter(alphabet).items() if n > 1]
             raise ValueError(f"codec.alphabet has {twice} more than once; give each character once")
         utf8(alphabet)
-        self.alphabet = alphabet
+        self.alphabet, self.extra = alphabet, tuple(extra)
         n = len(alphabet)
-        pieces = [*(c.encode() for c in alphabet), b"", b""]
-        super().__init__(pieces, special={n: END_OF_TEXT, n + 1: SEPARATOR}, end_of_text=n, separator=n + 1)
+        super().__init__(
+            [*(c.encode() for c in alphabet), b"", b"", *(b"" for _ in extra)],
+            special=dict(enumerate([END_OF_TEXT, SEPARATOR, *extra], n)),
+            end_of_text=n,
+            separator=n + 1,
+        )
         self._codes = _code_points(alphabet)
         self._ids = np.full(self._codes.max() + 2, n, self.dtype)  # n: not in the alphabet
         self._ids[self._codes] = np.arange(n)
 
     def definition(self) -> dict[str, object]:
-        return {"kind": "characters", "alphabet": self.alphabet}
+        return {"kind": "characters", "alphabet": self.alphabet, **_stated(self.extra)}
+
+    def _with_special(self, names: Sequence[str]) -> CharacterCodec:
+        return CharacterCodec(self.alphabet, (*self.extra, *names))
 
     def encode_text(self, text: str) -> np.ndarray:
         ids = self._ids[np.minimum(_code_points(text), len(self._ids) - 1)]
@@ -62,14 +69,22 @@ class CharacterCodec(TextCodec):
 
 
 class ByteCodec(TextCodec):
-    """One piece per UTF-8 byte, then end-of-text and separator."""
+    """One piece per UTF-8 byte, then end-of-text, separator and what is `extra`."""
 
-    def __init__(self) -> None:
-        pieces = [*(bytes([b]) for b in range(256)), b"", b""]
-        super().__init__(pieces, special={256: END_OF_TEXT, 257: SEPARATOR}, end_of_text=256, separator=257)
+    def __init__(self, extra: Sequence[str] = ()) -> None:
+        self.extra = tuple(extra)
+        super().__init__(
+            [*(bytes([b]) for b in range(256)), b"", b"", *(b"" for _ in extra)],
+            special=dict(enumerate([END_OF_TEXT, SEPARATOR, *extra], 256)),
+            end_of_text=256,
+            separator=257,
+        )
 
     def definition(self) -> dict[str, object]:
-        return {"kind": "bytes"}
+        return {"kind": "bytes", **_stated(self.extra)}
+
+    def _with_special(self, names: Sequence[str]) -> ByteCodec:
+        return ByteCodec((*self.extra, *names))
 
     def encode_text(self, text: str) -> np.ndarray:
         return np.frombuffer(utf8(text), np.uint8).astype(self.dtype)
@@ -107,19 +122,25 @@ def load_codec(folder: str | Path) -> Codec:
         form = json.loads(read_text(folder / FILE))
         kind = form["kind"]
         alphabet = form["alphabet"] if kind == "characters" else ""
-    except (KeyError, TypeError, json.JSONDecodeError):
+        extra = tuple(map(str, form.get("special", ()))) if kind in ("characters", "bytes") else ()
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError):
         raise ValueError(f"{folder / FILE} is damaged; copy it again or train once more") from None
     match kind:
         case "characters":
-            return CharacterCodec(alphabet)
+            return CharacterCodec(alphabet, extra)
         case "bytes":
-            return ByteCodec()
+            return ByteCodec(extra)
         case "bpe":
             return read_bpe(folder / TOKENIZER_FILE)
         case "patches":
             return load_patches(form, folder / FILE)
         case _:
             raise ValueError(f"{folder / FILE} is of the unknown kind {kind!r}; upgrade isoform")
+
+
+def _stated(extra: Sequence[str]) -> dict[str, object]:
+    """Special pieces as part of a definition; what a codec without any is called stays as it was."""
+    return {"special": list(extra)} if extra else {}
 
 
 def _alphabet(texts: Iterable[str]) -> str:

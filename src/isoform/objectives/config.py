@@ -37,4 +37,110 @@ class Classification:
     label_smoothing: float = 0.0
 
 
-Objective = Causal | Prefix | Seq2seq | Classification
+def _check_rate(rate: float) -> None:
+    if not 0 < rate < 1:
+        raise ValueError(f"rate={rate} must lie between 0 and 1")
+
+
+def _check_spans(span: float, num_special: int) -> None:
+    if span < 1 or num_special < 1:
+        raise ValueError(f"span={span} and num_special={num_special} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masked:
+    """Say which pieces of a text, read in both directions, were hidden (BERT, Devlin et al. 2019, section 3.1)."""
+
+    rate: float = 0.15
+    """Of all pieces so many are to be predicted."""
+    hidden: float = 0.8
+    """Of those so many are replaced by the mask piece …"""
+    random: float = 0.1
+    """… and so many by a random piece; the rest stay as they are."""
+    whole_words: bool = False
+    """Choose words rather than pieces."""
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_rate(self.rate)
+        if min(self.hidden, self.random) < 0 or self.hidden + self.random > 1:
+            raise ValueError(
+                f"hidden={self.hidden} and random={self.random} must be at least 0, and at most 1 together"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanCorruption:
+    """Spans of a text are left out, a special piece in the place of each, and are what is to be said (T5, Raffel et al.
+    2020, section 3.1.4): by the decoder of an encoder-decoder, or by one stack after the text, as its prefix."""
+
+    rate: float = 0.15
+    """Of all pieces so many are left out."""
+    span: float = 3.0
+    """Mean length of what is left out, in pieces."""
+    num_special: int = 100
+    """Special pieces to stand for spans: the most spans of a text."""
+    causal: bool = False
+    """In one stack: whether the text, too, is seen only by what follows it."""
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_rate(self.rate)
+        _check_spans(self.span, self.num_special)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoiser:
+    """One of a mixture."""
+
+    mode: str
+    """Which special piece stands before the text: R (regular), S (sequential), X (extreme)."""
+    rate: float
+    """Of all pieces so many are left out."""
+    span: float | None = None
+    """Their mean length; absent: one span, which ends the text."""
+    weight: float = 1.0
+    """How often it is chosen."""
+
+    def __post_init__(self) -> None:
+        _check_rate(self.rate)
+        _check_spans(self.span or 1, 1)
+        if not self.mode.isalnum() or self.weight <= 0:
+            raise ValueError(f"mode={self.mode!r} must be a letter or a word, weight={self.weight} above 0")
+
+
+UL2 = (
+    Denoiser(mode="R", rate=0.15, span=3),
+    Denoiser(mode="R", rate=0.15, span=8),
+    Denoiser(mode="X", rate=0.5, span=3),
+    Denoiser(mode="X", rate=0.5, span=8),
+    Denoiser(mode="X", rate=0.15, span=64),
+    Denoiser(mode="X", rate=0.5, span=64),
+    Denoiser(mode="S", rate=0.25),
+)
+"""The mixture of Tay et al. 2022, table 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserMixture:
+    """Span corruption by one of several denoisers, drawn for each text anew; a special piece before the text says of
+    which mode it is (UL2, Tay et al. 2022)."""
+
+    denoisers: tuple[Denoiser, ...] = UL2
+    num_special: int = 100
+    causal: bool = False
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.denoisers:
+            raise ValueError("a mixture of denoisers needs at least one")
+        _check_spans(1, self.num_special)
+
+
+Corruption = SpanCorruption | DenoiserMixture
+"""Objectives that leave spans out, for an encoder-decoder or for one stack."""
+
+Objective = Causal | Prefix | Seq2seq | Classification | Masked | SpanCorruption | DenoiserMixture

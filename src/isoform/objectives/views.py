@@ -1,31 +1,45 @@
 """Views of the data: an Encoding in, an Example out. What the target sees is decided here, as masks.
 
 The views of sequences differ in two things only: whether the given prefix goes to an encoder of its own, and
-whether it sees itself in both directions. Classification says one thing about a whole record.
+whether it sees itself in both directions. Span corruption first makes such a prefix of a plain text. Masking and
+classification read all of it in both directions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import assert_never
 
 import numpy as np
 
-from isoform.batch import Encoding, Example
+from isoform.batch import Encoding, Example, collate
+from isoform.codecs.codec import Codec, as_text
 from isoform.mask import Causal as CausalMask
-from isoform.mask import Full, Mask
+from isoform.mask import Full, Mask, attended
 from isoform.mask import Prefix as PrefixMask
-from isoform.objectives.config import Causal, Classification, Objective, Prefix, Seq2seq
+from isoform.objectives.config import (
+    Causal,
+    Classification,
+    DenoiserMixture,
+    Masked,
+    Objective,
+    Prefix,
+    Seq2seq,
+    SpanCorruption,
+)
+from isoform.objectives.corruption import Denoising, Masking
 
 
 @dataclass(frozen=True)
 class View:
     """How an objective reads records: the mask of each stack, and Examples with their lengths.
 
-    `example(encoding, rng)` is deterministic for a given generator; `length(n, prefix)` is how many pieces
-    the Example of an Encoding of n pieces puts into (inputs, source). is_whole: the target is about a record as a
-    whole, so that it is never cut to fit a row.
+    `example(encoding, rng)` is deterministic for a given generator; `length(n, prefix)` is the most pieces that
+    the Example of an Encoding of n pieces puts into (inputs, source), 0 where it has nothing to predict.
+    is_whole: the target is about a record as a whole, so that it is never cut to fit a row; overlap: how many pieces
+    the parts of a record that is cut have in common; is_text: the targets are the text, each piece of it once, so that
+    nats per byte mean something.
     """
 
     inputs_mask: Mask
@@ -33,6 +47,8 @@ class View:
     example: Callable[[Encoding, np.random.Generator], Example]
     length: Callable[[int, int], tuple[int, int]]
     is_whole: bool = False
+    overlap: int = 1
+    is_text: bool = True
 
 
 def next_piece(encoding: Encoding, rng: np.random.Generator) -> Example:
@@ -69,8 +85,16 @@ def label(encoding: Encoding, rng: np.random.Generator) -> Example:
     return Example(encoding, targets, weights)
 
 
-def build_view(config: Objective) -> View:
-    """The view of an objective."""
+def _after(change: Denoising, view: View) -> Callable[[Encoding, np.random.Generator], Example]:
+    """A view of what a text becomes."""
+    return lambda encoding, rng: view.example(change(encoding, rng), rng)
+
+
+def build_view(config: Objective, codec: Codec | None = None, *, is_pair: bool = False) -> View:
+    """The view of an objective; is_pair: for an encoder-decoder, where an objective is for both forms.
+
+    Raises ValueError for an objective that hides pieces and a codec without the special ones that this takes.
+    """
     match config:
         case Causal():
             return View(CausalMask(), Full(), next_piece, lambda n, prefix: (n - 1, 0))
@@ -78,8 +102,63 @@ def build_view(config: Objective) -> View:
             mask = PrefixMask() | CausalMask()
             return View(mask, Full(), next_piece_after_prefix, lambda n, prefix: (n - 1, 0))
         case Seq2seq():
-            return View(CausalMask(), Full(), source_to_target, lambda n, prefix: (n - prefix, prefix))
+            return View(CausalMask(), Full(), source_to_target, lambda n, prefix: (n - prefix, prefix), overlap=0)
         case Classification():
-            return View(Full(), Full(), label, lambda n, prefix: (n, 0), is_whole=True)
+            return View(Full(), Full(), label, lambda n, prefix: (n, 0), is_whole=True, is_text=False)
+        case Masked():
+            assert codec is not None, "masking needs to know the mask piece"
+            hide = Masking(config, as_text(codec))
+            return View(Full(), Full(), hide, lambda n, prefix: (n, 0), overlap=0, is_text=False)
+        case SpanCorruption() | DenoiserMixture():
+            assert codec is not None, "span corruption needs to know the pieces that stand for spans"
+            leave_out = Denoising(config, as_text(codec))
+            if is_pair:
+                view = replace(build_view(Seq2seq()), length=lambda n, prefix: leave_out.lengths(n)[::-1])
+            else:
+                one = build_view(Causal() if config.causal else Prefix())
+                view = replace(one, length=lambda n, prefix: (max(0, leave_out.total(n) - 1), 0))
+            return replace(view, example=_after(leave_out, view), overlap=0, is_text=False)
         case _:
             assert_never(config)
+
+
+def check_view(view: View, encodings: Iterable[Encoding], seeds: Iterable[int] = range(4)) -> None:
+    """The contract of any view, on Encodings that it should be able to read; AssertionError where it is broken.
+
+    A view gives the same Example for the same random numbers, leaves what it reads as it was, stays within the lengths
+    that it states, and doesn't show a piece what that piece should say next.
+    """
+    for encoding in encodings:
+        before = encoding.ids.copy()
+        stated = view.length(len(encoding), encoding.prefix)
+        for seed in seeds:
+            example, again = (view.example(encoding, np.random.default_rng(seed)) for _ in range(2))
+            assert np.array_equal(encoding.ids, before), "the view changed what it read"
+            _check_same(example, again)
+            inputs, source = example.inputs, example.source
+            assert len(inputs) == len(example.targets) == len(example.loss_weights), "not one target a piece"
+            assert len(inputs) <= stated[0], f"{len(inputs)} pieces where at most {stated[0]} were stated"
+            assert (0 if source is None else len(source)) <= stated[1], "a longer source than stated"
+            weights = example.loss_weights
+            assert weights.dtype == np.float32 and np.isfinite(weights).all() and (weights >= 0).all(), (
+                "loss weights are float32, finite, and at least 0"
+            )
+            assert (np.asarray(example.targets)[weights > 0] >= 0).all(), "a target below 0 counts"
+            is_shifted = np.array_equal(example.targets[:-1][weights[:-1] > 0], inputs.ids[1:][weights[:-1] > 0])
+            if is_shifted and not view.is_whole:
+                _check_unseen(view.inputs_mask, inputs, weights)
+
+
+def _check_same(one: Example, other: Example) -> None:
+    same = np.array_equal(one.inputs.ids, other.inputs.ids) and np.array_equal(one.targets, other.targets)
+    sources = [None if e.source is None else e.source.ids.tolist() for e in (one, other)]
+    assert same and sources[0] == sources[1] and np.array_equal(one.loss_weights, other.loss_weights), (
+        "two Examples from the same random numbers"
+    )
+
+
+def _check_unseen(mask: Mask, inputs: Encoding, weights: np.ndarray) -> None:
+    """Of pieces that predict the next: none may attend to it."""
+    batch = collate([[Example(inputs, inputs.ids, weights)]], len(inputs))
+    seen = attended(mask, batch.inputs.coordinates, batch.inputs.coordinates)[0].diagonal(1).numpy()
+    assert not (seen & (weights[:-1] > 0)).any(), "a piece may attend to what it should say"

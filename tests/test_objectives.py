@@ -1,0 +1,282 @@
+"""Objectives that hide pieces or spans: what is hidden, that it can be put back, and that models learn it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from isoform.batch import Encoding, Example
+from isoform.cli import main
+from isoform.codecs.bpe import train_bpe
+from isoform.codecs.codec import MASK, check_codec, mode_piece, span_piece
+from isoform.codecs.text import ByteCodec, CharacterCodec, load_codec
+from isoform.data.packing import cut_records
+from isoform.experiment import train
+from isoform.mask import Full
+from isoform.model.presets import PRESETS
+from isoform.objectives.config import (
+    UL2,
+    Causal,
+    Classification,
+    Denoiser,
+    DenoiserMixture,
+    Masked,
+    Prefix,
+    Seq2seq,
+    SpanCorruption,
+)
+from isoform.objectives.corruption import Denoising, special_pieces
+from isoform.objectives.views import View, build_view, check_view
+from isoform.recipe import Recipe, recipe_from_dict, recipe_of
+
+TEXT = "The quick brown fox jumps over the lazy dog, and the dog's naïve cousin goes to 12 rivers. "
+UNSEEDED = np.random.default_rng()
+HIDING = [Masked(), Masked(rate=0.4, whole_words=True), SpanCorruption(), SpanCorruption(causal=True, rate=0.4)]
+HIDING += [DenoiserMixture(), DenoiserMixture(causal=True)]
+
+
+def codec_for(objective):
+    return ByteCodec().with_special(special_pieces(objective))
+
+
+def text_of(length: int) -> Encoding:
+    ids = ByteCodec().encode({"text": TEXT * 20}).ids
+    return Encoding(np.concatenate([ids[: length - 1], ids[-1:]]))
+
+
+def forms(objective):
+    return (False,) if isinstance(objective, Masked) else (False, True)
+
+
+@pytest.mark.parametrize("objective", HIDING, ids=str)
+def test_views_that_hide_keep_the_contract(objective):
+    codec = codec_for(objective)
+    for is_pair in forms(objective):
+        check_view(build_view(objective, codec, is_pair=is_pair), [text_of(n) for n in (3, 4, 7, 50, 333, 1000)])
+
+
+def test_the_other_views_keep_it_too():
+    pairs = [Encoding(text_of(n).ids, prefix=n // 2) for n in (4, 60)]
+    for objective in (Causal(), Prefix(), Seq2seq()):
+        check_view(build_view(objective), pairs)
+    check_view(build_view(Classification()), [replace(text_of(9), label=3)])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda e, rng: replace(e, loss_weights=rng.random(len(e.targets)).astype(np.float32)), None),
+        (lambda e, rng: replace(e, targets=e.targets[:-1]), "not one target"),
+        (lambda e, rng: replace(e, loss_weights=-e.loss_weights), "loss weights"),
+        (lambda e, rng: replace(e, inputs=replace(e.inputs, ids=UNSEEDED.integers(9, size=len(e.targets)))), "two Ex"),
+        (
+            lambda e, rng: Example(Encoding(e.targets.repeat(2)), e.targets.repeat(2), e.loss_weights.repeat(2)),
+            "stated",
+        ),
+    ],
+)
+def test_a_view_that_breaks_the_contract_is_caught(change, words):
+    good = build_view(Causal())
+    bad = replace(good, example=lambda encoding, rng: change(good.example(encoding, rng), rng))
+    if words is None:
+        return check_view(bad, [text_of(20)])
+    with pytest.raises(AssertionError, match=words):
+        check_view(bad, [text_of(20)])
+    return None
+
+
+def test_a_view_that_shows_the_answer_is_caught():
+    good = build_view(Causal())
+    with pytest.raises(AssertionError, match="attend to what it should say"):
+        check_view(View(Full(), Full(), good.example, good.length), [text_of(20)])
+
+
+def test_masking_hides_as_many_as_it_says_and_marks_exactly_those():
+    objective = Masked()
+    codec, encoding = codec_for(objective), text_of(1001)
+    view, fates, places = build_view(objective, codec), np.zeros(3), []
+    for seed in range(60):
+        example = view.example(encoding, np.random.default_rng(seed))
+        chosen = example.loss_weights > 0
+        assert chosen.sum() == 150 and not chosen[-1]  # of 1,000 pieces and an end of text
+        assert np.array_equal(example.targets, encoding.ids)
+        assert np.array_equal(example.inputs.ids[~chosen], encoding.ids[~chosen])
+        seen = example.inputs.ids[chosen]
+        hidden, same = seen == codec.special_piece(MASK), seen == encoding.ids[chosen]
+        fates += [hidden.sum(), (~hidden & ~same).sum(), same.sum()]
+        assert not set(seen[~hidden].tolist()) & set(codec.special)
+        places.append(np.flatnonzero(chosen))
+    # 80 % hidden, 10 % random (1/256 of which are the same by chance), 10 % as they were; all places alike.
+    assert np.abs(fates / fates.sum() - [0.8, 0.1, 0.1]).max() < 0.012
+    assert np.histogram(np.concatenate(places), 10, (0, 1000))[0].std() < 60
+
+
+def test_whole_words_are_hidden_whole():
+    objective = Masked(rate=0.3, whole_words=True, hidden=1.0, random=0.0)
+    text = TEXT * 3
+    bpe = train_bpe([text], 300).with_special([MASK])
+    for codec in (codec_for(objective), bpe, CharacterCodec("".join(sorted(set(text)))).with_special([MASK])):
+        encoding, hidden = codec.encode({"text": text}), 0
+        for seed in range(8):
+            example = build_view(objective, codec).example(encoding, np.random.default_rng(seed))
+            pieces = [codec.decode([i]) if codec is not bpe else codec.piece_text(i) for i in encoding.ids[:-1]]
+            chosen = example.loss_weights[:-1] > 0
+            hidden += chosen.sum()
+            for i in range(1, len(pieces)):
+                if codec.joins[0][encoding.ids[i]] and codec.joins[1][encoding.ids[i - 1]]:
+                    assert chosen[i] == chosen[i - 1], (pieces[i - 1], pieces[i])
+        assert 0.2 < hidden / 8 / len(pieces) < 0.4
+
+
+@pytest.mark.parametrize("objective", [o for o in HIDING if not isinstance(o, Masked)], ids=str)
+def test_what_is_left_and_what_is_left_out_are_the_text(objective):
+    codec = codec_for(objective)
+    leave_out = Denoising(objective, codec)
+    spans = {codec.special_piece(span_piece(i)): i for i in range(objective.num_special)}
+    modes = {codec.special_piece(mode_piece(d.mode)) for d in UL2} if isinstance(objective, DenoiserMixture) else set()
+    for length in (3, 20, 300):
+        encoding, longest = text_of(length), 0
+        for seed in range(40):
+            pair = leave_out(encoding, np.random.default_rng(seed))
+            source, target = pair.ids[: pair.prefix - 1].tolist(), pair.ids[pair.prefix :].tolist()
+            assert pair.ids[pair.prefix - 1] == codec.separator and target[-1] == codec.end_of_text
+            assert (source[0] in modes) == bool(modes)
+            left_out, number = {}, None
+            for piece in target[:-1]:
+                number = spans.get(piece, number)
+                left_out.setdefault(number, []).extend([] if piece in spans else [piece])
+            assert list(left_out) == list(range(len(left_out))) and all(left_out.values())
+            whole = [x for p in source if p not in modes for x in (left_out[spans[p]] if p in spans else [p])]
+            assert whole == encoding.ids[:-1].tolist()
+            most = leave_out.lengths(length)
+            assert pair.prefix <= most[0] and len(target) <= most[1] and len(pair) <= leave_out.total(length)
+            longest = max(longest, len(pair))
+        assert longest >= leave_out.total(length - 1)  # what is stated is reached, but for the end of text
+
+
+def test_spans_are_as_many_and_as_long_as_t5s():
+    leave_out = Denoising(SpanCorruption(), codec_for(SpanCorruption()))
+    # 512 pieces: 77 left out in 26 spans; with their 26 special pieces and the end 104 of target (T5: 114 of 568).
+    assert leave_out.lengths(512) == (512 - 77 + 26 + 1, 77 + 26 + 1)
+    few = Denoising(SpanCorruption(num_special=5), codec_for(SpanCorruption(num_special=5)))
+    assert few.lengths(512) == (512 - 77 + 5 + 1, 77 + 5 + 1)
+    one = Denoising(DenoiserMixture(denoisers=(Denoiser(mode="S", rate=0.25),)), codec_for(DenoiserMixture()))
+    pair = one(text_of(101), np.random.default_rng(0))
+    assert pair.prefix == 1 + 75 + 1 + 1 and pair.ids[1:76].tolist() == text_of(101).ids[:75].tolist()
+
+
+def test_denoisers_are_drawn_by_their_weights():
+    mixture = DenoiserMixture(denoisers=(Denoiser(mode="A", rate=0.1, span=2), Denoiser(mode="B", rate=0.1, weight=3)))
+    codec = codec_for(mixture)
+    first = [Denoising(mixture, codec)(text_of(50), np.random.default_rng(s)).ids[0] for s in range(400)]
+    assert 0.69 < np.mean(np.array(first) == codec.special_piece(mode_piece("B"))) < 0.81
+
+
+def test_texts_that_cannot_be_corrupted_are_named():
+    leave_out = Denoising(SpanCorruption(), codec_for(SpanCorruption()))
+    with pytest.raises(ValueError, match="1 pieces has no span"):
+        leave_out(text_of(2), np.random.default_rng(0))
+    with pytest.raises(ValueError, match="plain texts"):
+        leave_out(replace(text_of(20), prefix=4), np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"no special piece <\|mask\|>"):
+        build_view(Masked(), ByteCodec())
+
+
+@pytest.mark.parametrize("codec", [ByteCodec(), CharacterCodec("abc \n"), train_bpe(["a b c ab ab"], 258)], ids=repr)
+def test_special_pieces_come_after_all_others_and_stay(codec, tmp_path):
+    more = codec.with_special([MASK, span_piece(0)])
+    assert more.vocab_size == codec.vocab_size + 2 and more.special_piece(MASK) == codec.vocab_size
+    assert more.with_special([span_piece(0), MASK]) is more and codec.with_special([]) is codec
+    assert more.encode_text("a b").tolist() == codec.encode_text("a b").tolist()
+    assert more.fingerprint != codec.fingerprint
+    more.save(tmp_path)
+    back = load_codec(tmp_path)
+    assert back.fingerprint == more.fingerprint and back.special == more.special
+    check_codec(more, ["a b c", ""])
+    assert more.decode([more.special_piece(MASK)]) == "" and more.piece_text(more.special_piece(MASK)) == MASK
+
+
+def test_long_texts_are_cut_without_a_piece_in_two_parts():
+    leave_out = Denoising(SpanCorruption(), codec_for(SpanCorruption()))
+    samples = cut_records(
+        np.array([1000, 1, 130]), np.zeros(3, int), lambda n, prefix: leave_out.lengths(n)[::-1], (64, 100), overlap=0
+    )
+    assert samples.lengths.max(0).tolist() <= [64, 100] and samples.dropped == 1
+    for record, length in ((0, 1000), (2, 130)):
+        own = samples.records == record
+        assert samples.starts[own].tolist() == [0, *samples.stops[own][:-1]]
+        assert length - samples.stops[own][-1] in (0, 1)
+
+
+def test_ends_too_short_to_be_corrupted_are_counted():
+    measure = lambda n, prefix: (n if n > 1 else 0, 0)  # noqa: E731
+    samples = cut_records(np.array([21]), np.zeros(1, int), measure, (10, 0), overlap=0)
+    assert samples.stops.tolist() == [10, 20] and samples.num_lost == 1 and samples.dropped == 0
+
+
+def recipe(objective: dict, model: dict, **training) -> Recipe:
+    return recipe_from_dict(
+        {
+            "data": {"rows": "packed"},
+            "codec": {"kind": "bytes"},
+            "objective": objective,
+            "model": {"model_dim": 32, "context_length": 64, "dropout": 0.0, **model},
+            "training": {
+                "steps": 60,
+                "global_batch_tokens": 512,
+                "optimizer": {"kind": "muon", "learning_rate": 0.02, "adam": {"learning_rate": 0.02}},
+                "validate_every": 0,
+                **training,
+            },
+        }
+    )
+
+
+BLOCKS = {"num_layers": 2, "blocks": {"0": {"attention": {"num_heads": 2}}}}
+PAIR = {"encoder": BLOCKS, "decoder": {**BLOCKS, "cross": "separate"}}
+
+
+@pytest.mark.parametrize(
+    ("objective", "model"),
+    [
+        ({"kind": "masked"}, {"encoder": BLOCKS, "decoder": "none"}),
+        ({"kind": "span_corruption"}, {"decoder": BLOCKS}),
+        ({"kind": "span_corruption"}, PAIR),
+        ({"kind": "denoiser_mixture", "num_special": 20}, PAIR),
+    ],
+    ids=["masked", "one stack", "pair", "mixture"],
+)
+def test_every_objective_trains_a_model_that_learns_a_text(objective, model, tmp_path):
+    torch.manual_seed(0)
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefgh" * 400)
+    run = train(
+        replace(recipe(objective, model), data=replace(recipe(objective, model).data, path=str(text))), tmp_path / "run"
+    )
+    summary = json.loads(run.summary.read_text())
+    assert summary["validation_loss"] < 1.6 and summary["bits_per_byte"] is None
+
+
+def test_forms_that_do_not_go_with_an_objective_are_named():
+    for objective, model, words in (
+        ({"kind": "masked"}, {"decoder": BLOCKS}, "with a decoder"),
+        ({"kind": "masked"}, PAIR, "encoder-decoder"),
+        ({"kind": "seq2seq"}, {"decoder": BLOCKS}, "one stack"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            recipe(objective, model)
+    assert recipe_of(PRESETS["bert"].model).objective == Masked()
+
+
+def test_rows_are_shown_as_they_are(capsys):
+    flags = ["--objective.kind", "span_corruption", "--data.rows", "packed", "--examples", "2", "--columns", "5"]
+    assert main(["inspect", "ladder", *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "span_corruption" in shown and shown.count("row ") == 2 and "<|span_0|>" in shown and "\x1b" not in shown
+    assert main(["inspect", "ladder", *flags, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert len(rows) == 2 and len(rows[0]["inputs"]["mask"]) == len(rows[0]["targets"]) == 128
+    assert {t is None for t in rows[0]["targets"]} == {True, False}
+    assert main(["inspect", "ladder", "--examples", "0"]) == 65

@@ -3,7 +3,7 @@
 import dataclasses
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,9 +22,11 @@ from isoform.config import (
     nearest,
     overlay,
     parse_flags,
+    stated,
     to_dict,
     unknown,
 )
+from isoform.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -476,3 +478,19 @@ assert "torch" not in sys.modules and "isoform.model" not in sys.modules
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 0.25, "seconds of CPU, with the import of tyro; 0.06 when this was written"
+
+
+def test_what_is_stated_leaves_defaults_out_and_stays_when_fields_come_later():
+    def recipe(*later):
+        inner = make_dataclass("Inner", [("a", int, 1), *later], frozen=True)
+        return make_dataclass("Outer", [("x", object), ("parts", tuple, ()), ("kept", int, 5)], frozen=True), inner
+
+    before, after = (
+        outer(x=inner(a=2), parts=(inner(), inner(a=3)))
+        for outer, inner in (recipe(), recipe(("b", object, None), ("c", str, "off")))
+    )
+    expected = {"kind": "inner", "a": 2}
+    assert stated(before)["x"] == expected and stated(before) == stated(after)
+    assert stated(before)["parts"] == [{"kind": "inner"}, {"kind": "inner", "a": 3}] and "kept" not in stated(before)
+    assert stated(replace(after, kept=6)) != stated(after)
+    assert stated(Recipe()) == {"kind": "recipe"} and set(stated(Recipe(seed=1))) == {"kind", "seed"}

@@ -78,6 +78,18 @@ def to_dict(value: object) -> dict[str, Any]:
     return _write(type(value), value, _NOTHING)
 
 
+def stated(value: Any) -> Any:
+    """Plain data of what a dataclass says beyond its defaults: fields that come later leave it as it was."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        said = {"kind": kind_of(type(value))}
+        for field in dataclasses.fields(value):
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            if (there := getattr(value, field.name)) != default:
+                said[field.name] = stated(there)
+        return said
+    return [stated(item) for item in value] if isinstance(value, tuple) else value
+
+
 def load_toml(path: str | Path) -> dict[str, Any]:
     """The tables of a TOML file; ConfigError names the file, and the line where there is one."""
     content = b""

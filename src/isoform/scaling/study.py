@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from isoform.checkpoint.store import is_in_use
-from isoform.config import dump_toml, from_dict, load_toml, to_dict
+from isoform.config import dump_toml, from_dict, load_toml, stated, to_dict
 from isoform.experiment import Prepared
 from isoform.recipe import Recipe
 from isoform.run import Run, write_text
@@ -85,21 +85,24 @@ class Row:
         return self.loss is not None and math.isfinite(self.loss)
 
 
+DEFAULTS = 1
+"""Counts up when a default of a recipe's fields changes: ids are made of what is said beyond the defaults, so that a new
+field, which is off where nobody knew of it, leaves the runs of old studies where they are found."""
+
+
 def fingerprint(prepared: Prepared) -> str:
     """What the data of a recipe are, wherever they lie."""
     return ",".join(source.sha256 for source in prepared.split.sources)
 
 
 def make_job(arm: str, rung: Rung, data: str, purpose: str = "ladder", start: Job | None = None) -> Job:
-    """A run with its id: the hash of its recipe, with the data's fingerprint in place of their paths, and the id of the
-    run it starts from in place of that one's."""
-    content = to_dict(rung.recipe)
-    content["data"] = {k: v for k, v in content["data"].items() if k not in ("path", "validation_path")}
-    for name in ("sample_prompt", "expected_loss"):
-        content.pop(name, None)
+    """A run with its id: the hash of what its recipe says beyond the defaults, with the data's fingerprint in place of
+    their paths, and the id of the run it starts from in place of that one's."""
+    content = stated(replace(rung.recipe, sample_prompt="", expected_loss=None))
+    content["data"] = stated(replace(rung.recipe.data, path="", validation_path=""))
     if start is not None:
         content["start"] = start.id
-    text = json.dumps([content, data], sort_keys=True)
+    text = json.dumps([DEFAULTS, content, data], sort_keys=True)
     return Job(arm, rung, hashlib.sha256(text.encode()).hexdigest()[:16], purpose, start)
 
 

@@ -26,7 +26,6 @@ from isoform.config import (
     to_dict,
     unknown,
 )
-from isoform.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -493,4 +492,3 @@ def test_what_is_stated_leaves_defaults_out_and_stays_when_fields_come_later():
     assert stated(before)["x"] == expected and stated(before) == stated(after)
     assert stated(before)["parts"] == [{"kind": "inner"}, {"kind": "inner", "a": 3}] and "kept" not in stated(before)
     assert stated(replace(after, kept=6)) != stated(after)
-    assert stated(Recipe()) == {"kind": "recipe"} and set(stated(Recipe(seed=1))) == {"kind", "seed"}

@@ -86,8 +86,8 @@ class Row:
 
 
 DEFAULTS = 1
-"""Counts up when a default of a recipe's fields changes: ids are made of what is said beyond the defaults, so that a new
-field, which is off where nobody knew of it, leaves the runs of old studies where they are found."""
+"""Counts up when a default of a recipe's fields changes. Ids are made of what is said beyond the defaults, so that a
+new field, which is off where nobody knew of it, leaves the runs of old studies where they are found."""
 
 
 def fingerprint(prepared: Prepared) -> str:

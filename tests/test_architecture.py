@@ -23,7 +23,7 @@ ROWS = [
     *("data.sources", "data.tokens", "data.order", "data.packing", "data.loader"),
     *("model.position", "model.cache", "model.kernels", "model.norm", "model.lowering", "model.attention"),
     *("model.feedforward", "model.experts", "model.depth", "model.embedding", "model.transformer", "model.growth"),
-    *("model.baselines", "model.cost"),
+    *("model.adapters", "model.baselines", "model.cost"),
     *("checkpoint.store", "checkpoint.families", "checkpoint.huggingface", "checkpoint.gguf"),
     *("terminal", "run"),
     *("training.optimizer", "training.memory", "training.ledger", "training.trainer"),

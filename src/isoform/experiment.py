@@ -43,6 +43,7 @@ from isoform.generation.config import Sampling
 from isoform.generation.decode import Generation, build_prompt
 from isoform.generation.decode import generate as generate_texts
 from isoform.machine import Energy, Machine, can_compile, choose_machine, describe, measured_peaks, peak_memory
+from isoform.model.adapters import adapt
 from isoform.model.baselines import BaselineModel, build_module
 from isoform.model.cost import Shape, num_active_parameters, num_parameters, training_flops
 from isoform.model.experts import Tally
@@ -57,7 +58,7 @@ from isoform.run import Run, Trained
 from isoform.terminal import Progress as Bar
 from isoform.terminal import Terminal, count
 from isoform.training.ledger import JsonLedger, cut_metrics, read_metrics
-from isoform.training.optimizer import build_optimizers, load_optimizer_state, optimizer_state
+from isoform.training.optimizer import build_optimizers, freeze, load_optimizer_state, optimizer_state
 from isoform.training.trainer import Diverged, GlobalBatch, Progress, train_loop
 
 
@@ -152,6 +153,9 @@ def build_model(recipe: Recipe, machine: Machine) -> Transformer | BaselineModel
     model = build_module(recipe.model).to(machine.device)
     if machine.device.type == "cpu":
         model.reduce_products(machine.dtype)
+    if recipe.training.adapters is not None:
+        adapt(model, recipe.training.adapters)
+    freeze(model, recipe.training.frozen)
     return model
 
 
@@ -321,7 +325,10 @@ class _Session:
         self.recipe = prepared.recipe
         self.model = build_model(self.recipe, machine)
         self.model.use_kernel(kernel, trains=True)
-        self.optimizers = build_optimizers(self.recipe.training.optimizer, self.model, machine.dtype)
+        training = self.recipe.training
+        self.optimizers = build_optimizers(
+            training.optimizer, self.model, machine.dtype, layer_decay=training.layer_decay
+        )
         self.progress, self.wall_before, self.joules_before = Progress(), 0.0, 0.0
         self.energy = Energy()
         self.bar, self.validation = Bar(), {}
@@ -509,6 +516,7 @@ class _Session:
             "tokens_per_second": progress.tokens_seen / progress.train_seconds,
             "num_parameters": parameters,
             "num_active_parameters": num_active_parameters(self.recipe.model),
+            "num_trained_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             "flops": flops,
             "utilisation": flops / progress.train_seconds / self.peak_flops,
             "peak_flops": self.peak_flops,

@@ -31,6 +31,7 @@ from isoform.codecs.codec import FILE, Codec
 from isoform.codecs.numbers import NumberCodec
 from isoform.codecs.text import load_codec
 from isoform.config import dump_toml, from_dict, kind_of, load_toml, to_dict
+from isoform.model.adapters import adapt, without_adapters
 from isoform.model.baselines import BaselineModel, build_module
 from isoform.model.config import Convolution, Grid, Head, Linear, Lookup, Model, ModelConfig, Pooled, Stem
 from isoform.model.cost import num_matrix_parameters
@@ -242,7 +243,10 @@ def _load_run(run: Run) -> Trained:
             raise ValueError(f"{weights} is damaged ({error}); copy it again or train once more") from error
     else:
         raise ValueError(f"{path} has no checkpoint yet; continue it with: isoform train --out {path}")
+    if recipe.training.adapters is not None:
+        adapt(model, recipe.training.adapters)
     load_state(model, tensors)
+    without_adapters(model)
     return Trained(model, load_codec(run.model), recipe, bool(config["is_pair"]), step)
 
 

@@ -42,20 +42,27 @@ def upcycle(model: Transformer, num_experts: int, num_active: int = 2, *, seed: 
 
 @torch.no_grad()
 def take(target: Transformer, source: Transformer) -> None:
-    """Give a model another one's parameters; where it has experts and the other one feed-forward, each is a copy.
+    """Give a model another one's parameters; where it has experts and the other one feed-forward, each is a copy; more
+    pieces than the other one has are new, as is a head of another kind.
 
     Raises ValueError naming the fields that differ; dropout and initialization may.
     """
     alike = _with_blocks(target.config, lambda block: replace(block, feedforward=_expert(block.feedforward)))
     own = alike if _is_dense(source.config) else target.config
+    has_new_head = type(source.config.head) is not type(target.config.head)
     different = [
         f"{path}: {before} there, {now} here"
         for path, before, now in differences(_sized(source.config), _sized(own))
-        if not path.startswith(("dropout", "initialization")) and not path.endswith("attention.dropout")
+        if not path.startswith(("dropout", "initialization"))
+        and not path.endswith("attention.dropout")
+        and not (path == "vocab_size" and source.config.vocab_size < target.config.vocab_size)
+        and not (has_new_head and path.startswith("head"))
     ]
     if different:
         raise ValueError(f"the model to start from is another one: {'; '.join(different)}")
     state, into = source.state_dict(), dict(target.named_modules())
+    if has_new_head:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     for name, block in source.named_modules():
         other = into.get(name)
         if not isinstance(block, Block) or not isinstance(other, Block) or block.is_routed:
@@ -64,8 +71,15 @@ def take(target: Transformer, source: Transformer) -> None:
             state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{name}.feedforward.")}
             copies = upcycle_state(block.feedforward.state_dict(), feedforward)
             state |= {f"{name}.feedforward.{part}": tensor for part, tensor in copies.items()}
+    new = (".router.weight", ".adapter_a", ".adapter_b")
+    own = target.state_dict()
+    for name, tensor in state.items():
+        if name in own and len(tensor) < len(own[name]):  # pieces that came later keep what they were made with
+            own[name][: len(tensor)] = tensor
+            state[name] = own[name]
     left = target.load_state_dict(state, strict=False)
-    assert all(name.endswith(".router.weight") for name in left.missing_keys) and not left.unexpected_keys
+    missing = [n for n in left.missing_keys if not n.endswith(new) and not (has_new_head and n.startswith("head."))]
+    assert not missing and not left.unexpected_keys
 
 
 def _expert(feedforward: FeedForward) -> FeedForward:

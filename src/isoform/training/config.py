@@ -62,6 +62,21 @@ Schedule = WarmupStableDecay | Cosine | InverseSquareRoot
 
 
 @dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """Only thin matrices beside those of the blocks learn (LoRA, Hu et al. 2022)."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    """What the thin matrices say counts alpha / rank times."""
+    targets: tuple[str, ...] = ("attention", "feedforward")
+    """Parts of the names of matrices that get some: attention, cross, feedforward, query_key_value, output, up …"""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.targets:
+            raise ValueError(f"adapters: rank={self.rank} must be at least 1, targets={self.targets} name a matrix")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """One run."""
 
@@ -75,6 +90,13 @@ class Training:
     schedule: Schedule = WarmupStableDecay()
     clip_norm: float | None = 1.0
     """Largest gradient norm; absent: not clipped."""
+    frozen: tuple[str, ...] = ()
+    """Parameters whose names begin so stay as they are: stem, encoder, decoder.blocks.0."""
+    layer_decay: float = 1.0
+    """Each block learns at so many times the rate of the one above it, the stem at that of a block below the first
+    (Howard and Ruder 2018, section 3.2)."""
+    adapters: LowRank | None = None
+    """Thin matrices that learn in the place of all else; absent: everything that isn't frozen learns."""
     validate_every: int = 250
     """Steps between validations of the whole split; 0: only at the end."""
     checkpoint_every: int = 250
@@ -90,6 +112,8 @@ class Training:
         for name in ("steps", "global_batch_tokens", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name}={getattr(self, name)} must be at least 1")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"training.layer_decay={self.layer_decay} must be above 0 and at most 1")
         for name in ("validate_every", "checkpoint_every", "sample_every", "sample_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name}={getattr(self, name)} must not be negative")

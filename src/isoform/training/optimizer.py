@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import assert_never
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -81,13 +81,18 @@ class MuonOptimizer(torch.optim.Optimizer):
     `dtype` is that of the products: bfloat16 only where the device is good at it.
     """
 
-    def __init__(self, matrices: Iterable[nn.Parameter], config: Muon, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        matrices: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        config: Muon,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         defaults = {
             "lr": config.learning_rate,
             "momentum": config.momentum,
             "weight_decay": config.weight_decay,
         }
-        super().__init__(list(matrices), defaults)
+        super().__init__(matrices, defaults)
         self.steps, self.dtype = config.newton_schulz_steps, dtype
 
     @torch.no_grad()
@@ -116,23 +121,65 @@ class MuonOptimizer(torch.optim.Optimizer):
         return state["momentum"]
 
 
+Named = Sequence[tuple[str, nn.Parameter]]
+
+
+def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
+    """Leave the parameters as they are whose names begin so. Raises ValueError for a beginning that none has."""
+    for beginning in beginnings:
+        found = [p for n, p in model.named_parameters() if f"{n}.".startswith(f"{beginning.rstrip('.')}.")]
+        if not found:
+            known = sorted({".".join(n.split(".")[:2]) for n, _ in model.named_parameters()})
+            raise ValueError(f"training.frozen: no parameter's name begins with {beginning!r} (known: {known})")
+        for parameter in found:
+            parameter.requires_grad_(False)
+
+
 def build_optimizers(
-    config: Optimizer, model: nn.Module, dtype: torch.dtype = torch.float32
+    config: Optimizer, model: nn.Module, dtype: torch.dtype = torch.float32, *, layer_decay: float = 1.0
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a model's parameters: which parameter goes where is decided here, by name and shape.
 
-    dtype: of Muon's products.
+    dtype: of Muon's products; layer_decay: how much slower each block learns than the one above it.
     """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    if not named:
+        raise ValueError("training.frozen leaves nothing that could learn")
+    by_factor = _by_layer(named, layer_decay)
     match config:
         case AdamW():
-            return [_adamw(config, named)]
+            return [_adamw(config, by_factor)]
         case Muon():
-            matrices = [p for n, p in named if _is_matrix(n, p)]
-            others = [(n, p) for n, p in named if not _is_matrix(n, p)]
-            return [MuonOptimizer(matrices, config, dtype), _adamw(config.adam, others)]
+            matrices = {f: [(n, p) for n, p in some if _is_matrix(n, p)] for f, some in by_factor.items()}
+            others = {f: [(n, p) for n, p in some if not _is_matrix(n, p)] for f, some in by_factor.items()}
+            made: list[torch.optim.Optimizer] = []
+            if any(matrices.values()):
+                rate = config.learning_rate
+                groups = [{"params": [p for _, p in some], "lr": f * rate} for f, some in matrices.items() if some]
+                made.append(MuonOptimizer(groups, config, dtype))
+            return [*made, _adamw(config.adam, others)] if any(others.values()) else made
         case _:
             assert_never(config)
+
+
+def _by_layer(named: Named, decay: float) -> dict[float, Named]:
+    """Parameters by how fast they learn beside the topmost ones."""
+    if decay == 1:
+        return {1.0: named}
+    depths = [_depth(n) for n, _ in named]
+    top = max(depth for depth in depths if depth is not None) + 1 if any(d is not None for d in depths) else 0
+    found: dict[float, list[tuple[str, nn.Parameter]]] = {}
+    for depth, one in zip(depths, named, strict=True):
+        found.setdefault(decay ** (top - depth) if depth is not None else 1.0, []).append(one)
+    return dict(found)
+
+
+def _depth(name: str) -> int | None:
+    """The stem is 0, the i-th block i + 1; None: what stands above the blocks."""
+    if name.startswith(("stem.", "encoder_stem.")):
+        return 0
+    parts = name.split(".")
+    return int(parts[parts.index("blocks") + 1]) + 1 if "blocks" in parts else None
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -141,21 +188,24 @@ def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
     return ".blocks." in name and parameter.dim() >= 2 and not is_other
 
 
-def _adamw(config: AdamW, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-    rate, tables_rate, decay = config.learning_rate, config.embedding_learning_rate, config.weight_decay
-    tables = [p for n, p in named if n.startswith("stem.") and p.dim() >= 2]
-    matrices = [p for n, p in named if not n.startswith("stem.") and p.dim() >= 2]
-    vectors = [p for _, p in named if p.dim() < 2]
-    groups = [
-        {"params": tables, "lr": rate if tables_rate is None else tables_rate, "weight_decay": decay},
-        {"params": matrices, "lr": rate, "weight_decay": decay},
-        {"params": vectors, "lr": rate, "weight_decay": 0.0},
-    ]
+def _adamw(config: AdamW, by_factor: Mapping[float, Named]) -> torch.optim.Optimizer:
+    groups = []
+    for factor, named in by_factor.items():
+        rate, decay = factor * config.learning_rate, config.weight_decay
+        tables_rate = rate if config.embedding_learning_rate is None else factor * config.embedding_learning_rate
+        tables = [p for n, p in named if n.startswith("stem.") and p.dim() >= 2]
+        matrices = [p for n, p in named if not n.startswith("stem.") and p.dim() >= 2]
+        vectors = [p for _, p in named if p.dim() < 2]
+        groups += [
+            {"params": tables, "lr": tables_rate, "weight_decay": decay},
+            {"params": matrices, "lr": rate, "weight_decay": decay},
+            {"params": vectors, "lr": rate, "weight_decay": 0.0},
+        ]
     return torch.optim.AdamW(
         [g for g in groups if g["params"]],
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
-        fused=all(p.device.type in ("cpu", "cuda", "mps") for _, p in named),
+        fused=all(p.device.type in ("cpu", "cuda", "mps") for group in groups for p in group["params"]),
     )
 
 

@@ -1,0 +1,112 @@
+"""Low-rank adapters (LoRA, Hu et al. 2022): beside a matrix that stays, two thin ones that learn.
+
+A model with adapters says what the model without them says until they have learned something, and merging them into
+the matrices gives a plain model again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from isoform.model.embedding import PooledHead
+from isoform.model.kernels import Linear
+from isoform.training.config import LowRank
+
+
+class AdaptedLinear(Linear):
+    """A Linear of which weight and bias stay: x W^T + b, and alpha / rank times x A^T B^T."""
+
+    def __init__(self, plain: Linear, config: LowRank) -> None:
+        rows, columns = plain.weight.shape
+        with torch.device("meta"):
+            super().__init__(columns, rows, bias=plain.bias is not None)
+        self.weight, self.bias, self.product_dtype = plain.weight, plain.bias, plain.product_dtype
+        like = {"device": plain.weight.device, "dtype": plain.weight.dtype}
+        self.adapter_a = nn.Parameter(torch.randn(config.rank, columns, **like) * columns**-0.5)
+        self.adapter_b = nn.Parameter(torch.zeros(rows, config.rank, **like))
+        self.scale = config.alpha / config.rank
+        self.before: Tensor | None = None
+
+    @property
+    def change(self) -> Tensor:
+        """What the adapter adds to the weight (out, in)."""
+        return self.scale * (self.adapter_b @ self.adapter_a)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(.., inputs) to (.., outputs)."""
+        plain = super().forward(input)
+        return plain if self.before is not None else plain + self._beside(input, 0)
+
+    def outputs_from(self, input: Tensor, first: int) -> Tensor:
+        """(.., inputs) to (.., outputs - first): without the first outputs."""
+        plain = super().outputs_from(input, first)
+        return plain if self.before is not None else plain + self._beside(input, first)
+
+    def _beside(self, input: Tensor, first: int) -> Tensor:
+        return self.scale * linear(linear(input, self.adapter_a), self.adapter_b[first:])
+
+
+def adapt(model: nn.Module, config: LowRank) -> None:
+    """Put adapters beside the matrices that the config names, in place; all other parameters stay as they are, but for
+    a head that pools, which speaks of something new.
+
+    Raises ValueError for a target that names no matrix.
+    """
+    model.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, PooledHead):
+            module.requires_grad_(True)
+    used = set()
+    for parent_name, parent in list(model.named_modules()):
+        for name, child in list(parent.named_children()):
+            path = f"{parent_name}.{name}"
+            found = {target for target in config.targets if f".{target}." in f".{path}."}
+            if type(child) is Linear and ".blocks." in path and found:
+                setattr(parent, name, AdaptedLinear(child, config))
+                used |= found
+    if missing := [target for target in config.targets if target not in used]:
+        raise ValueError(
+            f"adapters.targets: {', '.join(missing)} names no matrix of the blocks; try attention, cross, feedforward, "
+            f"query_key_value, output, up or down"
+        )
+
+
+def adapted(model: nn.Module) -> Sequence[tuple[str, AdaptedLinear]]:
+    """The matrices that have adapters, by name."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, AdaptedLinear)]
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> None:
+    """Add the adapters to their matrices, in place; `unmerge` brings back the same bits."""
+    for _, module in adapted(model):
+        if module.before is None:
+            module.before = module.weight.clone()
+            module.weight += module.change
+
+
+@torch.no_grad()
+def unmerge(model: nn.Module) -> None:
+    """Take the adapters out of their matrices again."""
+    for _, module in adapted(model):
+        if module.before is not None:
+            module.weight.copy_(module.before)
+            module.before = None
+
+
+@torch.no_grad()
+def without_adapters(model: nn.Module) -> None:
+    """Merge for good: the model has plain matrices again, all of which can learn."""
+    merge(model)
+    for path, module in adapted(model):
+        parent, _, name = path.rpartition(".")
+        rows, columns = module.weight.shape
+        with torch.device("meta"):
+            plain = Linear(columns, rows, bias=module.bias is not None)
+        plain.weight, plain.bias, plain.product_dtype = module.weight, module.bias, module.product_dtype
+        setattr(model.get_submodule(parent), name, plain)
+    model.requires_grad_(True)

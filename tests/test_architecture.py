@@ -20,7 +20,7 @@ ROWS = [
     *("model.presets", "recipe", "machine", "batch"),
     *("codecs.codec", "codecs.bpe", "codecs.image", "codecs.numbers", "codecs.text"),
     *("objectives.corruption", "objectives.views", "objectives.losses"),
-    *("data.sources", "data.tokens", "data.order", "data.packing", "data.loader"),
+    *("data.sources", "data.labels", "data.tokens", "data.order", "data.packing", "data.loader"),
     *("model.position", "model.cache", "model.kernels", "model.norm", "model.lowering", "model.attention"),
     *("model.feedforward", "model.experts", "model.depth", "model.embedding", "model.transformer", "model.growth"),
     *("model.adapters", "model.baselines", "model.cost"),

@@ -22,7 +22,8 @@ class Encoding:
 
     features (T, F) float32: the numbers of the pieces whose id is -1; kinds (T,): which sort of piece each is
     (absent: all 0); places (T, P): where each stands, for position schemes (absent: the index on every axis);
-    label: what is to be said about the record as a whole, where there is something.
+    label: what is to be said about the record as a whole, where there is something: the number of a class, or any
+    number; tags (T,): what is to be said about each piece, -1 for nothing.
     """
 
     ids: np.ndarray
@@ -30,23 +31,25 @@ class Encoding:
     features: np.ndarray | None = None
     kinds: np.ndarray | None = None
     places: np.ndarray | None = None
-    label: int | None = None
+    label: int | float | None = None
+    tags: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def cut(self, start: int, stop: int | None = None) -> Encoding:
         """Some of its pieces, with all that belongs to them; without prefix and label."""
-        columns = (self.features, self.kinds, self.places)
-        features, kinds, places = (None if column is None else column[start:stop] for column in columns)
-        return Encoding(self.ids[start:stop], 0, features, kinds, places)
+        columns = (self.features, self.kinds, self.places, self.tags)
+        features, kinds, places, tags = (None if column is None else column[start:stop] for column in columns)
+        return Encoding(self.ids[start:stop], 0, features, kinds, places, tags=tags)
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
     """One training example, before packing.
 
-    inputs: what the stack under the head reads, T pieces; targets (T,): what each position should say;
+    inputs: what the stack under the head reads, T pieces; targets (T,): what each position should say, an id or a
+    number;
     loss_weights (T,) float32: how much it counts, 0 is ignored; source: what the encoder of an
     encoder-decoder reads beside it.
     """
@@ -122,7 +125,8 @@ def collate(rows: Sequence[Sequence[Example]], length: int, source_length: int |
     no prefix are plain. Raises ValueError for a row that doesn't fit.
     """
     inputs = _lay([[e.inputs for e in row] for row in rows], length)
-    targets = np.zeros((len(rows), length), np.int64)
+    is_number = any(np.issubdtype(e.targets.dtype, np.floating) for row in rows for e in row)
+    targets = np.zeros((len(rows), length), np.float32 if is_number else np.int64)
     weights = np.zeros((len(rows), length), np.float32)
     for r, row in enumerate(rows):
         at = 0

@@ -38,7 +38,7 @@ from isoform.machine import (
     measured_peaks,
     peak_memory,
 )
-from isoform.model.config import ModelConfig
+from isoform.model.config import ModelConfig, Pooled
 from isoform.model.cost import (
     Shape,
     activation_numbers,
@@ -148,7 +148,11 @@ def _say_summary(run: Run, summary: dict, terminal: Terminal, *, writes: bool) -
     per_byte, is_text = summary["bits_per_byte"], summary["bits_per_byte"] is not None
     terminal.say(f"held-out loss  {summary['validation_loss']:.4f} nats per {'piece' if is_text else 'answer'}{beside}")
     reached = (
-        f"{per_byte:.4f} bits per byte" if is_text else f"{summary['validation_accuracy']:.2%} of the answers right"
+        f"{per_byte:.4f} bits per byte"
+        if is_text
+        else "mean squared error"
+        if summary["validation_accuracy"] is None
+        else f"{summary['validation_accuracy']:.2%} of the answers right"
     )
     terminal.say(f"               {reached}")
     terminal.say(
@@ -189,8 +193,9 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     trained = load(options.run, machine.device, machine.dtype)
     model = trained.transformer
     model.use_kernel(options.machine.kernel)
-    if model.decoder is None:
-        raise ValueError(f"{options.run} is an encoder, which doesn't write; name a model with a decoder")
+    if model.decoder is None or isinstance(model.config.head, Pooled):
+        what = "is an encoder" if model.decoder is None else "answers with labels"
+        raise ValueError(f"{options.run} {what}, which doesn't write; name a model with a decoder and a vocabulary")
     text = options.prompt
     if text is None:
         text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
@@ -285,7 +290,7 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
         per_byte = r["bits_per_byte"]
         terminal.say(
             f"{r['run']:<{width}}  {r['loss']:>8.4f}  {'–' if per_byte is None else f'{per_byte:.4f}':>9}  "
-            f"{r['accuracy']:>8.2%}  {r['num_targets']:>9,}"
+            f"{'–' if r['accuracy'] is None else format(r['accuracy'], '.2%'):>8}  {r['num_targets']:>9,}"
         )
     return Result({"results": results})
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from isoform import run as runs
 from isoform.batch import Batch, Example, collate
@@ -35,9 +34,10 @@ from isoform.codecs.codec import Codec, TextCodec, as_text
 from isoform.codecs.config import Characters
 from isoform.codecs.text import build_codec, load_codec
 from isoform.config import ConfigError, differences, from_dict, load_toml
+from isoform.data.labels import label_names, numbered
 from isoform.data.loader import Loader, build_loader, validation_batches
 from isoform.data.sources import Record, Split, first_part, load_source
-from isoform.data.tokens import load_tokens
+from isoform.data.tokens import Tokens, load_tokens
 from isoform.evaluation.evaluate import Score, apply, evaluate
 from isoform.generation.config import Sampling
 from isoform.generation.decode import Generation, build_prompt
@@ -45,13 +45,14 @@ from isoform.generation.decode import generate as generate_texts
 from isoform.machine import Energy, Machine, can_compile, choose_machine, describe, measured_peaks, peak_memory
 from isoform.model.adapters import adapt
 from isoform.model.baselines import BaselineModel, build_module
+from isoform.model.config import ModelConfig
 from isoform.model.cost import Shape, num_active_parameters, num_parameters, training_flops
 from isoform.model.experts import Tally
 from isoform.model.growth import take
 from isoform.model.transformer import Transformer
-from isoform.objectives.config import Corruption, Objective
+from isoform.objectives.config import Classification, Corruption, Labelled, Objective, Tagging
 from isoform.objectives.corruption import special_pieces
-from isoform.objectives.losses import Loss, weighted_cross_entropy
+from isoform.objectives.losses import Loss, build_loss
 from isoform.objectives.views import View, build_view
 from isoform.recipe import Recipe
 from isoform.run import Run, Trained
@@ -89,13 +90,14 @@ class Prepared:
 def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
     """Load the records, build (or take) the codec, cut the rows. Raises ValueError for data that won't do."""
     split = load_source(recipe.data.path, recipe.data.validation_path)
+    recipe = _with_labels(recipe, split)
     if codec is None:
         codec = build_codec(recipe.codec, _texts(recipe, split))
     if isinstance(codec, TextCodec):
         codec = codec.with_special(special_pieces(recipe.objective))
     recipe = runs.filled(recipe, codec)
     view = view_of(recipe, codec)
-    tokens = load_tokens(first_part(split.train, recipe.data.fraction), codec)
+    tokens = _tokens(recipe, first_part(split.train, recipe.data.fraction), codec)
     length = recipe.model.context_length
     loader = build_loader(recipe.data, tokens, view, context_length=length, seed=recipe.seed)
     bytes_per_piece = None
@@ -104,9 +106,31 @@ def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
     return Prepared(recipe, split, codec, view, loader, bytes_per_piece)
 
 
+def _with_labels(recipe: Recipe, split: Split) -> Recipe:
+    """The recipe with the names of its labels, where it leaves them to the records; images come with numbers."""
+    objective = recipe.objective
+    if not isinstance(objective, Classification | Tagging) or objective.labels or "image" in split.train[0]:
+        return recipe
+    names = label_names(split.train, _label_key(objective))
+    return replace(recipe, objective=replace(objective, labels=names))
+
+
+def _label_key(objective: Classification | Tagging) -> str:
+    return "tags" if isinstance(objective, Tagging) else "label"
+
+
+def _tokens(recipe: Recipe, records: Sequence[Record], codec: Codec) -> Tokens:
+    """The pieces of records, their labels as numbers."""
+    objective = recipe.objective
+    if isinstance(objective, Classification | Tagging) and objective.labels:
+        records = numbered(records, objective.labels, _label_key(objective))
+    return load_tokens(records, codec)
+
+
 def view_of(recipe: Recipe, codec: Codec) -> View:
     """How a recipe's objective reads records, for the form of its model."""
-    return build_view(recipe.objective, codec, is_pair=recipe.is_pair)
+    is_causal = isinstance(recipe.model, ModelConfig) and recipe.model.decoder is not None
+    return build_view(recipe.objective, codec, is_pair=recipe.is_pair, is_causal=is_causal)
 
 
 def _texts(recipe: Recipe, split: Split) -> list[str]:
@@ -128,7 +152,7 @@ def evaluate_held_out(
     length, view = recipe.model.context_length, view_of(recipe, codec)
     batches = validation_batches(
         recipe.data,
-        load_tokens(records, codec),
+        _tokens(recipe, records, codec),
         codec,
         view,
         context_length=length,
@@ -173,14 +197,7 @@ def begin_with(model: Transformer | BaselineModel, start: Transformer | Baseline
 def batch_loss(model: Transformer | BaselineModel, view: View, objective: Objective) -> Callable[[Batch], Loss]:
     """The loss of a batch under an objective, with what routed parts and early exits add to it."""
 
-    def against_targets(logits: Tensor, batch: Batch) -> Loss:
-        return weighted_cross_entropy(
-            logits,
-            batch.targets,
-            batch.loss_weights,
-            z_loss=objective.z_loss,
-            label_smoothing=objective.label_smoothing,
-        )
+    against_targets = build_loss(objective)
 
     def loss(batch: Batch) -> Loss:
         tally = Tally()
@@ -351,8 +368,9 @@ class _Session:
 
     @property
     def _writes(self) -> bool:
-        """Whether the model goes on with a text; encoders and baselines don't."""
-        return isinstance(self.model, Transformer) and self.model.decoder is not None
+        """Whether the model goes on with a text; encoders, baselines and what answers with labels don't."""
+        is_decoder = isinstance(self.model, Transformer) and self.model.decoder is not None
+        return is_decoder and not isinstance(self.recipe.objective, Labelled)
 
     def _sample_prompt(self) -> str:
         """The recipe's prompt, unless this text has other characters than the one the recipe was made for."""
@@ -453,7 +471,7 @@ class _Session:
         score = evaluate_held_out(self.model, self.recipe, self.prepared.codec, records, self.machine)
         self.validation = {
             "validation_loss": score.loss,
-            "validation_accuracy": score.accuracy,
+            **({} if score.accuracy is None else {"validation_accuracy": score.accuracy}),
         }
         if score.bits_per_byte is not None:
             self.validation["validation_bits_per_byte"] = score.bits_per_byte
@@ -506,7 +524,7 @@ class _Session:
         return {
             "validation_loss": measured["validation_loss"],
             "bits_per_byte": measured.get("validation_bits_per_byte"),
-            "validation_accuracy": measured["validation_accuracy"],
+            "validation_accuracy": measured.get("validation_accuracy"),
             **({"validation_exact": measured["validation_exact"]} if "validation_exact" in measured else {}),
             "expected_loss": self.recipe.expected_loss,
             "steps": progress.step,

@@ -15,7 +15,7 @@ from isoform.config import ConfigError, from_dict, kind_of, load_toml, overlay, 
 from isoform.data.config import Data
 from isoform.model.config import Baseline, Model, ModelConfig, Pooled
 from isoform.model.presets import PRESETS
-from isoform.objectives.config import Causal, Classification, Corruption, Masked, Objective, Seq2seq
+from isoform.objectives.config import Causal, Classification, Corruption, Labelled, Masked, Objective, Seq2seq, Tagging
 from isoform.training.config import Training
 
 
@@ -80,14 +80,22 @@ def _check_stacks(model: ModelConfig, objective: Objective) -> None:
             f"objective {name} with a decoder: what is hidden is read from both sides; set model.decoder to none and "
             f"model.encoder to its blocks"
         )
-    classifies, is_pooled = isinstance(objective, Classification), isinstance(model.head, Pooled)
-    if classifies != is_pooled or (classifies and model.decoder is not None):
+    if isinstance(objective, Labelled) != isinstance(model.head, Pooled):
         raise ValueError(
-            f"objective {name} with "
-            f"{'an encoder' if model.decoder is None else 'a decoder'} and the head "
-            f"{type(model.head).__name__}: classification goes with model.decoder = none, an encoder and the "
-            f"head pooled, the others with a head that scores pieces"
+            f"objective {name} with the head {type(model.head).__name__}: classification, tagging and regression go "
+            f"with the head pooled, the others with a head that scores pieces"
         )
+    if isinstance(model.head, Pooled) and isinstance(objective, Labelled):
+        if isinstance(objective, Tagging) != (model.head.over == "each"):
+            raise ValueError(
+                f"objective {name} with model.head.over={model.head.over!r}: tagging goes with each, the others with "
+                f"first, mean or last"
+            )
+        if model.decoder is not None and model.head.over == "first":
+            raise ValueError(
+                "the first piece has seen nothing of the text in a decoder; set model.head.over to last or mean, or "
+                "model.decoder to none"
+            )
 
 
 def _check_baseline(model: Baseline, objective: Objective) -> None:

@@ -83,7 +83,7 @@ def loss_curves(metrics: Sequence[dict]) -> str:
     start = training[min(len(training) - 1, max(1, len(training) // 20))][1]
     axes.set_ylim(floor * 0.95, max(start, held_out[0][1]) * 1.05)
     axes.set_xlabel("pieces seen")
-    axes.set_ylabel("nats per target")
+    axes.set_ylabel("loss per target")
     axes.xaxis.set_major_formatter(lambda value, _: count(value))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
@@ -96,12 +96,18 @@ def loss_curves(metrics: Sequence[dict]) -> str:
 
 def _lead(summary: dict) -> str:
     loss, per_byte = summary["validation_loss"], summary["bits_per_byte"]
-    if per_byte is None:
+    if summary["validation_accuracy"] is None:
+        reached = f"Held-out mean squared error {loss:.4g}"
+    elif per_byte is None:
         reached = f"Held-out loss {loss:.4f} nats per answer, {summary['validation_accuracy']:.2%} of the answers right"
     else:
         reached = f"Held-out loss {loss:.4f} nats per piece, {per_byte:.4f} bits per byte"
     expected = summary["expected_loss"]
     return f"{reached}{'' if expected is None else f' (expected {expected:.4f})'}."
+
+
+def _accuracy(accuracy: float | None) -> list[tuple[str, str, str]]:
+    return [] if accuracy is None else [("Accuracy", f"{accuracy:.2%}", "of the most probable answer, held out")]
 
 
 def _rows(summary: dict) -> list[tuple[str, str, str]]:
@@ -128,7 +134,7 @@ def _rows(summary: dict) -> list[tuple[str, str, str]]:
         ),
         ("Peak memory", f"{count(summary['peak_memory_bytes'])}B", "measured"),
         *_energy(summary["energy_joules"]),
-        ("Accuracy", f"{summary['validation_accuracy']:.2%}", "of the most probable answer, held out"),
+        *_accuracy(summary["validation_accuracy"]),
         *((("Data", f"{d['title']}, {count(d['num_bytes'])}B", f"SHA-256 {d['sha256'][:16]}…")) for d in data),
         (
             "Machine",

@@ -36,7 +36,7 @@ from isoform.model.baselines import BaselineModel, build_module
 from isoform.model.config import Convolution, Grid, Head, Linear, Lookup, Model, ModelConfig, Pooled, Stem
 from isoform.model.cost import num_matrix_parameters
 from isoform.model.transformer import Transformer
-from isoform.objectives.config import Classification, Objective
+from isoform.objectives.config import Labelled, Objective, Regression
 from isoform.recipe import Recipe, recipe_of
 
 FORMAT = 1
@@ -313,14 +313,15 @@ def _filled_stem(stem: Stem, codec: Codec) -> Stem:
 
 
 def _filled_head(head: Head, objective: Objective, codec: Codec) -> Head:
-    if not isinstance(head, Pooled) or not isinstance(objective, Classification):
+    if not isinstance(head, Pooled) or not isinstance(objective, Labelled):
         return head
-    if not (head.num_outputs or codec.num_classes) or 0 < head.num_outputs < codec.num_classes or head.embed:
+    wanted = 1 if isinstance(objective, Regression) else len(objective.labels) or codec.num_classes
+    if not (head.num_outputs or wanted) or 0 < head.num_outputs < wanted or head.embed:
         raise ValueError(
-            f"a head with embed={head.embed} and num_outputs={head.num_outputs} can't tell {codec.num_classes} "
-            f"classes apart; leave both out to take the codec's"
+            f"a head with embed={head.embed} and num_outputs={head.num_outputs} can't tell {wanted} "
+            f"answers apart; leave both out to take as many as there are"
         )
-    return replace(head, num_outputs=head.num_outputs or codec.num_classes)
+    return replace(head, num_outputs=head.num_outputs or wanted)
 
 
 def _check_places(there: tuple[int, ...], codec: Codec) -> None:

@@ -118,14 +118,29 @@ class TextCodec(Codec):
 
     def encode(self, record: Mapping[str, Any]) -> Encoding:
         """A record {"text"} to text + end-of-text, or {"source", "target"} to source + separator + target +
-        end-of-text with the prefix up to the separator. Raises ValueError for other records."""
+        end-of-text with the prefix up to the separator, or {"tokens"} to the words with spaces between them, the first
+        piece of each with its tag, if there are {"tags"}. A {"label"} is kept. Raises ValueError for other records."""
         if "text" in record:
-            return Encoding(np.concatenate([self.encode_text(record["text"]), self._ends[:1]]))
+            ids = np.concatenate([self.encode_text(record["text"]), self._ends[:1]])
+            return Encoding(ids, label=record.get("label"))
+        if "tokens" in record:
+            return self._words(record["tokens"], record.get("tags"))
         if "source" in record and "target" in record:
             source, target = self.encode_text(record["source"]), self.encode_text(record["target"])
             ids = np.concatenate([source, self._ends[1:], target, self._ends[:1]])
             return Encoding(ids, prefix=len(source) + 1)
-        raise ValueError(f"a record has the keys {sorted(record)}; it needs 'text', or 'source' and 'target'")
+        raise ValueError(
+            f"a record has the keys {sorted(record)}; it needs 'text', 'source' and 'target', or 'tokens' and 'tags'"
+        )
+
+    def _words(self, words: Sequence[str], tags: Sequence[int] | None) -> Encoding:
+        parts = [self.encode_text(word if i == 0 else f" {word}") for i, word in enumerate(words)]
+        ids = np.concatenate([*parts, self._ends[:1]])
+        if tags is None:
+            return Encoding(ids)
+        marks = np.full(len(ids), -1, np.int64)
+        marks[np.cumsum([0, *map(len, parts[:-1])])] = tags
+        return Encoding(ids, tags=marks)
 
     def decode(self, ids: np.ndarray | Sequence[int], *, show_special: bool = False) -> str:
         """Ids to text; what is no UTF-8 becomes U+FFFD, special pieces vanish unless they are to be shown.

@@ -1,7 +1,7 @@
 """Where records come from: files, folders, the texts inside an installed package, toys; and their split.
 
-A record is {"text"}, {"source", "target"} or {"image", "label"}. Records are reached by index and
-always come in the same order. Files may be compressed (.gz).
+A record is {"text"}, perhaps with a {"label"}, {"source", "target"}, {"tokens", "tags"} or {"image", "label"}. Records
+are reached by index and always come in the same order. Files may be compressed (.gz).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import re
 import struct
 import zlib
@@ -24,6 +25,21 @@ import numpy as np
 from isoform.codecs.codec import utf8
 
 Record = Mapping[str, Any]
+
+
+class _Line(dict[str, Any]):
+    """A record that knows the line of the file that it comes from."""
+
+    def __init__(self, values: Mapping[str, Any], line: str) -> None:
+        super().__init__(values)
+        self.line = line
+
+
+def where(record: Record, number: int) -> str:
+    """Where a record stands: its file and line, or its number."""
+    return record.line if isinstance(record, _Line) else f"record {number}"
+
+
 TEXTS = (".txt", ".md")
 SUFFIXES = (*TEXTS, ".jsonl")
 PACKED = ".gz"
@@ -107,7 +123,9 @@ def _lowest(records: Sequence[Record], fraction: float) -> list[bool]:
     return lowest
 
 
-def _bytes(value: str | np.ndarray | int) -> bytes:
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, list):
+        return json.dumps(value).encode()
     return value.encode() if isinstance(value, str) else np.asarray(value).tobytes()
 
 
@@ -153,7 +171,8 @@ def _load_parallel(path: str) -> tuple[Sequence[Record], Source]:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 raise ValueError(f"{file}, line {number} is empty; remove the line from both files")
-    records = [{"source": source, "target": target} for source, target in zip(*sides, strict=True)]
+    pairs = enumerate(zip(*sides, strict=True), 1)
+    records = [_Line({"source": s, "target": t}, f"{files[0]}, line {number}") for number, (s, t) in pairs]
     hashes = [hashlib.sha256(data).hexdigest() for data in read]
     listing = "".join(f"{file.name}\0{digest}\n" for file, digest in zip(files, hashes, strict=True))
     title = Path(before).name + "{" + ",".join(found.groups()) + "}" + after
@@ -266,17 +285,39 @@ def _record(line: str, where: str) -> Record:
         value = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{where}: not JSON ({error}); correct the line") from None
-    for keys in (("text",), ("source", "target")):
-        if isinstance(value, dict) and all(isinstance(value.get(key), str) for key in keys):
-            record = {key: value[key] for key in keys}
-            for key, text in record.items():
-                try:
-                    utf8(text)
-                except ValueError as error:
-                    raise ValueError(f"{where}, {key}: {error}") from None
-            return record
+    if isinstance(value, dict):
+        for keys in (("text",), ("source", "target"), ("tokens", "tags")):
+            if all(key in value for key in keys):
+                record = {key: value[key] for key in (*keys, "label") if key in value}
+                for key, there in record.items():
+                    _check_value(key, there, f"{where}, {key}")
+                if "tags" in record and len(record["tags"]) != len(record["tokens"]):
+                    raise ValueError(f"{where}: {len(record['tokens'])} tokens with {len(record['tags'])} tags")
+                return _Line(record, where)
     what = f"the keys {sorted(value)}" if isinstance(value, dict) else f"a {type(value).__name__}"
-    raise ValueError(f"{where}: {what}; a line is {{'text': …}} or {{'source': …, 'target': …}}, all strings")
+    raise ValueError(
+        f"{where}: {what}; a line is {{'text': …}}, perhaps with a 'label', {{'source': …, 'target': …}}, or "
+        f"{{'tokens': […], 'tags': […]}}"
+    )
+
+
+def _check_value(key: str, value: Any, where: str) -> None:
+    """ValueError for what a record can't have under a key."""
+    is_list = key in ("tokens", "tags")
+    if is_list and not (isinstance(value, list) and value):
+        raise ValueError(f"{where}: {value!r} is no list, or an empty one")
+    for one in value if is_list else [value]:
+        if isinstance(one, str):
+            try:
+                utf8(one)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            if not one.strip() and key in ("source", "target", "tokens"):
+                raise ValueError(f"{where} is empty; remove the line")
+        elif key not in ("label", "tags") or isinstance(one, bool) or not isinstance(one, int | float):
+            raise ValueError(f"{where}: {one!r} is no text")
+        elif not math.isfinite(one):
+            raise ValueError(f"{where}: {one} is no number to learn")
 
 
 REVERSE = "reverse 1: 3..12 of a..z by SHA-256, held out where crc32 % 40 == 0"

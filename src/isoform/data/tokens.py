@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO
@@ -22,7 +22,7 @@ import numpy as np
 
 from isoform.batch import Encoding
 from isoform.codecs.codec import Codec, TextCodec
-from isoform.data.sources import Record
+from isoform.data.sources import Record, where
 from isoform.machine import cache_folder
 
 FORMAT = 1
@@ -32,7 +32,7 @@ LARGE = 32 * 2**20  # characters from which any text is kept on disk, to be mapp
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """ids (N,), features (N, F), kinds (N,), places (N, P) of all records in order; lengths and prefixes (n,) of each,
-    in pieces; labels, one a record."""
+    in pieces; labels, one a record; tags (N,); records: what they were made from."""
 
     ids: np.ndarray
     lengths: np.ndarray
@@ -40,7 +40,9 @@ class Tokens:
     features: np.ndarray | None = None
     kinds: np.ndarray | None = None
     places: np.ndarray | None = None
-    labels: Sequence[int | None] | None = None
+    labels: Sequence[int | float | None] | None = None
+    tags: np.ndarray | None = None
+    records: Sequence[Record] = ()
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -54,11 +56,11 @@ class Tokens:
         """A record, or some of its pieces; the prefix only of those that begin with it."""
         begin, length = int(self.starts[record]), int(self.lengths[record])
         part = slice(begin + start, begin + (length if stop is None else stop))
-        columns = (self.features, self.kinds, self.places)
-        features, kinds, places = (None if column is None else column[part] for column in columns)
+        columns = (self.features, self.kinds, self.places, self.tags)
+        features, kinds, places, tags = (None if column is None else column[part] for column in columns)
         label = None if self.labels is None else self.labels[record]
         prefix = int(self.prefixes[record]) if start == 0 else 0
-        return Encoding(self.ids[part], prefix, features, kinds, places, label)
+        return Encoding(self.ids[part], prefix, features, kinds, places, label, tags)
 
 
 def load_tokens(records: Sequence[Record], codec: Codec, *, cache: bool | None = None) -> Tokens:
@@ -71,7 +73,7 @@ def load_tokens(records: Sequence[Record], codec: Codec, *, cache: bool | None =
     """
     if cache is None:
         cache = codec.is_costly or (isinstance(codec, TextCodec) and _is_large(records))
-    if not cache or not isinstance(codec, TextCodec):
+    if not cache or not isinstance(codec, TextCodec) or any("tags" in record for record in records):
         return _encode(records, codec)
     contents = _hash_of(records)
     key = hashlib.sha256(f"{FORMAT} {codec.fingerprint} {contents}".encode()).hexdigest()[:32]
@@ -85,7 +87,7 @@ def load_tokens(records: Sequence[Record], codec: Codec, *, cache: bool | None =
             warnings.warn(f"the tokens can't be kept in {shard.folder} ({error.strerror})", stacklevel=2)
         else:
             tokens = shard.read() or tokens
-    return tokens
+    return replace(tokens, labels=_labels(records), records=records)
 
 
 def _encode(records: Sequence[Record], codec: Codec) -> Tokens:
@@ -94,16 +96,22 @@ def _encode(records: Sequence[Record], codec: Codec) -> Tokens:
         try:
             encodings.append(codec.encode(record))
         except ValueError as error:
-            where = f"record {number}: " if len(records) > 1 else ""
-            raise ValueError(f"{where}{error}") from None
+            at = f"{where(record, number)}: " if len(records) > 1 else ""
+            raise ValueError(f"{at}{error}") from None
     if not encodings:
         raise ValueError("there are no records to encode; give some")
     lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
     prefixes = np.fromiter((e.prefix for e in encodings), np.int64, len(encodings))
     ids = encodings[0].ids if len(encodings) == 1 else np.concatenate([e.ids for e in encodings])
-    labels = [e.label for e in encodings] if any(e.label is not None for e in encodings) else None
-    columns = ([e.features for e in encodings], [e.kinds for e in encodings], [e.places for e in encodings])
-    return Tokens(ids, lengths, prefixes, *map(_joined, columns), labels=labels)
+    columns = ("features", "kinds", "places", "tags")
+    joined = {name: _joined([getattr(e, name) for e in encodings]) for name in columns}
+    return Tokens(ids, lengths, prefixes, **joined, labels=_labels(records), records=records)
+
+
+def _labels(records: Sequence[Record]) -> list[int | float | None] | None:
+    """What each record says of itself; None where none does."""
+    labels = [record.get("label") for record in records]
+    return labels if any(label is not None for label in labels) else None
 
 
 def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
@@ -120,7 +128,7 @@ def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
 def _is_large(records: Iterable[Record]) -> bool:
     total = 0
     for record in records:
-        total += sum(map(len, record.values()))
+        total += sum(len(value) for value in record.values() if isinstance(value, str))
         if total > LARGE:
             return True
     return False
@@ -130,6 +138,8 @@ def _hash_of(records: Iterable[Record]) -> str:
     digest = hashlib.sha256()
     for record in records:
         for key, value in sorted(record.items()):
+            if not isinstance(value, str):
+                continue  # a label, which is no text
             data = value.encode("utf-8", "surrogatepass")
             digest.update(f"{key} {len(data)}\n".encode())
             digest.update(data)

@@ -8,25 +8,25 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from isoform.batch import Batch
 from isoform.machine import Machine
 from isoform.model.baselines import BaselineModel
 from isoform.model.experts import Tally
 from isoform.model.transformer import Transformer
+from isoform.objectives.losses import target_losses
 from isoform.objectives.views import View
 
 
 @dataclass(frozen=True)
 class Score:
-    """loss: nats per target; bits_per_byte: over the bytes of the targets (None if they have none);
-    accuracy: how often the most probable answer is right; exact: of how many segments every piece is, which
-    is what greedy decoding gets right (None where it wasn't asked for)."""
+    """loss: nats per target, or of numbers the mean squared error; bits_per_byte: over the bytes of the targets (None
+    if they have none); accuracy: how often the most probable answer is right (None of numbers); exact: of how many
+    segments every piece is, which is what greedy decoding gets right (None where it wasn't asked for)."""
 
     loss: float
     bits_per_byte: float | None
-    accuracy: float
+    accuracy: float | None
     exact: float | None
     num_targets: int
 
@@ -51,13 +51,13 @@ def evaluate(
     """
     model.eval()
     nats = correct = torch.zeros((), dtype=torch.float64)
-    weight, num_bytes, exact, num_segments = 0.0, 0, 0, 0
+    weight, num_bytes, exact, num_segments, is_number = 0.0, 0, 0, 0, False
     for batch, batch_bytes in batches:
         batch = batch.to(machine.device)
         with torch.autocast(machine.device.type, machine.dtype, enabled=machine.uses_autocast):
             logits = apply(model, view, batch).float()
-        losses = cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
-        nats = nats + (losses * batch.loss_weights.flatten()).sum().double().cpu()
+        nats = nats + (target_losses(logits, batch.targets) * batch.loss_weights).sum().double().cpu()
+        is_number = is_number or batch.targets.is_floating_point()
         is_right = logits.argmax(-1) == batch.targets
         correct = correct + (is_right * batch.loss_weights).sum().double().cpu()
         weight += float(batch.loss_weights.sum())
@@ -71,7 +71,7 @@ def evaluate(
     return Score(
         total / weight,
         total / math.log(2) / num_bytes if num_bytes else None,
-        float(correct) / weight,
+        None if is_number else float(correct) / weight,
         exact / num_segments if num_segments else None,
         round(weight),
     )

@@ -438,8 +438,9 @@ class MaskedVocabulary:
 class Pooled:
     """One answer for a whole segment, given at each of its pieces: scores of classes, numbers, or a vector."""
 
-    over: Literal["first", "mean", "last"] = "first"
-    """The hidden state that speaks for a segment: its first piece's, the mean, or its last piece's."""
+    over: Literal["first", "mean", "last", "each"] = "first"
+    """The hidden state that speaks for a segment: its first piece's, the mean, or its last piece's; or each for itself
+    (tags)."""
     num_outputs: int = 0
     """Classes or numbers; 0: as many classes as the codec has, or with `embed` none, the vector itself."""
     embed: bool = False

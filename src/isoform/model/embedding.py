@@ -193,7 +193,7 @@ class PooledHead(nn.Module):
 
     def forward(self, hidden: Tensor, coordinates: Coordinates | None = None) -> Tensor:
         """hidden (B, T, D) at these coordinates (absent: a segment a row) to (B, T, C), the same all over a segment."""
-        pooled = self.pool(hidden, coordinates)
+        pooled = hidden if self.over == "each" else self.pool(hidden, coordinates)
         if self.dense is not None:
             pooled = torch.tanh(self.dense(pooled))
         return functional.normalize(pooled, dim=-1) if self.output is None else self.output(pooled)

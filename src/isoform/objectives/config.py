@@ -31,10 +31,27 @@ class Seq2seq:
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """The whole record is read in both directions by an encoder, and its label is what is to be said about it."""
+    """Say the label of a record: an encoder reads it in both directions, a decoder up to its end."""
 
+    labels: tuple[str, ...] = ()
+    """The names of the classes, in the order of their scores; empty: those of the training records."""
     z_loss: float = 0.0
     label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tagging:
+    """Say the tag of each word of a text, at the word's first piece."""
+
+    labels: tuple[str, ...] = ()
+    """The names of the tags, in the order of their scores; empty: those of the training records."""
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression:
+    """Say a number about a record; the loss is the squared error."""
 
 
 def _check_rate(rate: float) -> None:
@@ -143,4 +160,9 @@ class DenoiserMixture:
 Corruption = SpanCorruption | DenoiserMixture
 """Objectives that leave spans out, for an encoder-decoder or for one stack."""
 
-Objective = Causal | Prefix | Seq2seq | Classification | Masked | SpanCorruption | DenoiserMixture
+Labelled = Classification | Tagging | Regression
+"""Objectives about records that come with an answer, for one stack and a pooled head."""
+
+Objective = (
+    Causal | Prefix | Seq2seq | Masked | SpanCorruption | DenoiserMixture | Classification | Tagging | Regression
+)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+
+from isoform.batch import Batch
+from isoform.objectives.config import Objective, Regression
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +33,31 @@ def add_up(sums: dict, values: Mapping) -> None:
     """Add each value to the sum of its name, in place."""
     for name, value in values.items():
         sums[name] = sums[name] + value if name in sums else value
+
+
+def target_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of each target (B, T) what is lost on it with logits (B, T, V): its nats, or of numbers the squared error."""
+    if targets.is_floating_point():
+        return (logits[..., 0].float() - targets).square()
+    return cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none").view(targets.shape)
+
+
+def build_loss(objective: Objective) -> Callable[[Tensor, Batch], Loss]:
+    """What an objective loses on a batch, of its logits (B, T, V)."""
+    match objective:
+        case Regression():
+            return lambda logits, batch: weighted_square(logits, batch.targets, batch.loss_weights)
+        case _:
+            z_loss, smoothing = objective.z_loss, objective.label_smoothing
+            return lambda logits, batch: weighted_cross_entropy(
+                logits, batch.targets, batch.loss_weights, z_loss=z_loss, label_smoothing=smoothing
+            )
+
+
+def weighted_square(logits: Tensor, targets: Tensor, weights: Tensor) -> Loss:
+    """Squared errors of the first of logits (B, T, V), each weighted (B, T)."""
+    total = (target_losses(logits, targets) * weights).sum()
+    return Loss(total, total.detach(), weights.sum())
 
 
 def weighted_cross_entropy(

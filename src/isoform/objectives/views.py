@@ -25,8 +25,10 @@ from isoform.objectives.config import (
     Masked,
     Objective,
     Prefix,
+    Regression,
     Seq2seq,
     SpanCorruption,
+    Tagging,
 )
 from isoform.objectives.corruption import Denoising, Masking
 
@@ -85,13 +87,33 @@ def label(encoding: Encoding, rng: np.random.Generator) -> Example:
     return Example(encoding, targets, weights)
 
 
+def number(encoding: Encoding, rng: np.random.Generator) -> Example:
+    """The record's number, once."""
+    if not isinstance(encoding.label, int | float):
+        raise ValueError(f"regression needs records with a number as their label, not {encoding.label!r}")
+    targets, weights = np.zeros(len(encoding), np.float32), np.zeros(len(encoding), np.float32)
+    targets[0], weights[0] = encoding.label, 1
+    return Example(encoding, targets, weights)
+
+
+def word_tags(encoding: Encoding, rng: np.random.Generator) -> Example:
+    """The tag of each word, at its first piece."""
+    if encoding.tags is None:
+        raise ValueError("tagging needs records with tokens and tags; this one has none")
+    weights = (encoding.tags >= 0).astype(np.float32)
+    return Example(encoding, np.maximum(encoding.tags, 0), weights)
+
+
 def _after(change: Denoising, view: View) -> Callable[[Encoding, np.random.Generator], Example]:
     """A view of what a text becomes."""
     return lambda encoding, rng: view.example(change(encoding, rng), rng)
 
 
-def build_view(config: Objective, codec: Codec | None = None, *, is_pair: bool = False) -> View:
-    """The view of an objective; is_pair: for an encoder-decoder, where an objective is for both forms.
+def build_view(
+    config: Objective, codec: Codec | None = None, *, is_pair: bool = False, is_causal: bool = False
+) -> View:
+    """The view of an objective, where one is for several forms: for an encoder-decoder (is_pair), or for a decoder
+    alone (is_causal).
 
     Raises ValueError for an objective that hides pieces and a codec without the special ones that this takes.
     """
@@ -103,8 +125,10 @@ def build_view(config: Objective, codec: Codec | None = None, *, is_pair: bool =
             return View(mask, Full(), next_piece_after_prefix, lambda n, prefix: (n - 1, 0))
         case Seq2seq():
             return View(CausalMask(), Full(), source_to_target, lambda n, prefix: (n - prefix, prefix), overlap=0)
-        case Classification():
-            return View(Full(), Full(), label, lambda n, prefix: (n, 0), is_whole=True, is_text=False)
+        case Classification() | Regression() | Tagging():
+            about = {Classification: label, Regression: number, Tagging: word_tags}[type(config)]
+            mask = CausalMask() if is_causal else Full()
+            return View(mask, Full(), about, lambda n, prefix: (n, 0), is_whole=True, is_text=False)
         case Masked():
             assert codec is not None, "masking needs to know the mask piece"
             hide = Masking(config, as_text(codec))

@@ -18,7 +18,7 @@ ROWS = [
     *("config", "mask"),
     *(f"{folder}.config" for folder in FOLDERS),
     *("model.presets", "recipe", "machine", "batch"),
-    *("codecs.codec", "codecs.bpe", "codecs.image", "codecs.numbers", "codecs.text"),
+    *("codecs.codec", "codecs.bpe", "codecs.tokenizer", "codecs.image", "codecs.numbers", "codecs.text"),
     *("objectives.corruption", "objectives.views", "objectives.losses"),
     *("data.sources", "data.labels", "data.tokens", "data.order", "data.packing", "data.loader"),
     *("model.position", "model.cache", "model.kernels", "model.norm", "model.lowering", "model.attention"),

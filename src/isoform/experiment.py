@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from isoform import run as runs
 from isoform.batch import Batch, Example, collate
@@ -38,7 +39,7 @@ from isoform.data.labels import label_names, numbered
 from isoform.data.loader import Loader, build_loader, validation_batches
 from isoform.data.sources import Record, Split, first_part, load_source
 from isoform.data.tokens import Tokens, load_tokens
-from isoform.evaluation.evaluate import Score, apply, evaluate
+from isoform.evaluation.evaluate import Score, answers, apply, evaluate
 from isoform.generation.config import Sampling
 from isoform.generation.decode import Generation, build_prompt
 from isoform.generation.decode import generate as generate_texts
@@ -50,9 +51,9 @@ from isoform.model.cost import Shape, num_active_parameters, num_parameters, tra
 from isoform.model.experts import Tally
 from isoform.model.growth import take
 from isoform.model.transformer import Transformer
-from isoform.objectives.config import Classification, Corruption, Labelled, Objective, Tagging
+from isoform.objectives.config import Classification, Corruption, Distillation, Labelled, Objective, Tagging
 from isoform.objectives.corruption import special_pieces
-from isoform.objectives.losses import Loss, build_loss
+from isoform.objectives.losses import Loss, build_loss, distilled
 from isoform.objectives.views import View, build_view
 from isoform.recipe import Recipe
 from isoform.run import Run, Trained
@@ -74,6 +75,8 @@ class Prepared:
     loader: Loader
     bytes_per_piece: float | None
     """Of the training text; None if it isn't text that is predicted."""
+    teacher: Transformer | None = None
+    """Whom a student listens to."""
 
     @property
     def is_pair(self) -> bool:
@@ -103,7 +106,21 @@ def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
     bytes_per_piece = None
     if isinstance(codec, TextCodec) and view.is_text:
         bytes_per_piece = float(codec.piece_bytes[tokens.ids[: 2**20]].mean())
-    return Prepared(recipe, split, codec, view, loader, bytes_per_piece)
+    teacher = _teacher(recipe.objective, codec) if isinstance(recipe.objective, Distillation) else None
+    return Prepared(recipe, split, codec, view, loader, bytes_per_piece, teacher)
+
+
+def _teacher(objective: Distillation, codec: Codec) -> Transformer:
+    """The model of a teacher. Raises ValueError for one that speaks in other pieces."""
+    if not objective.teacher:
+        raise ValueError("distillation needs a teacher; name a run or a folder with objective.teacher")
+    teacher = runs.load(objective.teacher)
+    if teacher.codec.fingerprint != codec.fingerprint:
+        raise ValueError(
+            f"the teacher {objective.teacher} has another codec than the student; begin the student with it by "
+            f"codec.path, or teach by what it writes"
+        )
+    return teacher.transformer
 
 
 def _with_labels(recipe: Recipe, split: Split) -> Recipe:
@@ -194,22 +211,43 @@ def begin_with(model: Transformer | BaselineModel, start: Transformer | Baseline
         model.load_state_dict(start.state_dict())
 
 
-def batch_loss(model: Transformer | BaselineModel, view: View, objective: Objective) -> Callable[[Batch], Loss]:
-    """The loss of a batch under an objective, with what routed parts and early exits add to it."""
+def batch_loss(
+    model: Transformer | BaselineModel, view: View, objective: Objective, teacher: Transformer | None = None
+) -> Callable[[Batch], Loss]:
+    """The loss of a batch under an objective, with what routed parts, early exits, heads that look further ahead and a
+    teacher add to it."""
 
-    against_targets = build_loss(objective)
+    against = build_loss(objective)
 
     def loss(batch: Batch) -> Loss:
         tally = Tally()
-        result = tally.added_to(against_targets(apply(model, view, batch, tally), batch))
+        logits, targets, weights = answers(model, view, batch, tally)
+        result = tally.added_to(against(logits, targets, weights))
+        if isinstance(objective, Distillation):
+            assert teacher is not None
+            with torch.no_grad():
+                taught = apply(teacher, view, batch)
+            result = distilled(result, logits, taught[..., : logits.shape[-1]], weights, objective)
+        if not isinstance(model, Transformer):
+            return result
+        stack, at = model.config.stacks[-1], batch.inputs.coordinates
         if tally.exits:
-            assert isinstance(model, Transformer)
-            early = [against_targets(model.logits(x, batch.inputs.coordinates), batch).total for x in tally.exits]
-            mean = model.config.stacks[-1].exit_loss * torch.stack(early).mean()
-            result = replace(result, total=result.total + mean, parts={**result.parts, "exit_loss": mean.detach()})
+            early = [against(model.logits(x, at), targets, weights).total for x in tally.exits]
+            result = _beside(result, "exit_loss", stack.exit_loss * torch.stack(early).mean())
+        if tally.ahead:
+            further = []
+            for distance, x in enumerate(tally.ahead, 1):
+                same = at.segment[:, distance:] == at.segment[:, :-distance]
+                logits = model.logits(x[:, :-distance])
+                further.append(against(logits, targets[:, distance:], weights[:, distance:] * same).total)
+            result = _beside(result, "ahead_loss", stack.ahead_loss * torch.stack(further).mean())
         return result
 
     return loss
+
+
+def _beside(loss: Loss, name: str, more: Tensor) -> Loss:
+    return replace(loss, total=loss.total + more, parts={**loss.parts, name: more.detach()})
 
 
 def global_batch(prepared: Prepared, step: int) -> GlobalBatch:
@@ -313,7 +351,7 @@ def measure_speed(prepared: Prepared, machine: Machine, *, steps: int = 3) -> fl
         build_optimizers(recipe.training.optimizer, model, machine.dtype),
         short,
         batches=lambda step: global_batch(prepared, step),
-        loss=batch_loss(model, prepared.view, recipe.objective),
+        loss=batch_loss(model, prepared.view, recipe.objective, prepared.teacher),
         machine=machine,
         seed=recipe.seed,
         progress=progress,
@@ -342,6 +380,8 @@ class _Session:
         self.recipe = prepared.recipe
         self.model = build_model(self.recipe, machine)
         self.model.use_kernel(kernel, trains=True)
+        teacher = prepared.teacher
+        self.teacher = None if teacher is None else teacher.to(machine.device)
         training = self.recipe.training
         self.optimizers = build_optimizers(
             training.optimizer, self.model, machine.dtype, layer_decay=training.layer_decay
@@ -430,7 +470,7 @@ class _Session:
                     self.optimizers,
                     training,
                     batches=lambda step: global_batch(self.prepared, step),
-                    loss=batch_loss(self.model, self.prepared.view, self.recipe.objective),
+                    loss=batch_loss(self.model, self.prepared.view, self.recipe.objective, self.teacher),
                     machine=self.machine,
                     seed=self.recipe.seed,
                     progress=self.progress,

@@ -15,7 +15,18 @@ from isoform.config import ConfigError, from_dict, kind_of, load_toml, overlay, 
 from isoform.data.config import Data
 from isoform.model.config import Baseline, Model, ModelConfig, Pooled
 from isoform.model.presets import PRESETS
-from isoform.objectives.config import Causal, Classification, Corruption, Labelled, Masked, Objective, Seq2seq, Tagging
+from isoform.objectives.config import (
+    Causal,
+    Classification,
+    Contrastive,
+    Corruption,
+    Distillation,
+    Labelled,
+    Masked,
+    Objective,
+    Seq2seq,
+    Tagging,
+)
 from isoform.training.config import Training
 
 
@@ -69,7 +80,7 @@ class Recipe:
 
 def _check_stacks(model: ModelConfig, objective: Objective) -> None:
     name = type(objective).__name__
-    if not isinstance(objective, Corruption) and model.is_pair != isinstance(objective, Seq2seq):
+    if not isinstance(objective, Corruption | Distillation) and model.is_pair != isinstance(objective, Seq2seq):
         raise ValueError(
             f"objective {name} with {'an encoder-decoder' if model.is_pair else 'one stack'}: "
             f"the objective seq2seq goes with an encoder and a decoder, span corruption with both, the others with one "
@@ -80,6 +91,12 @@ def _check_stacks(model: ModelConfig, objective: Objective) -> None:
             f"objective {name} with a decoder: what is hidden is read from both sides; set model.decoder to none and "
             f"model.encoder to its blocks"
         )
+    if isinstance(objective, Contrastive):
+        if model.decoder is not None or not isinstance(model.head, Pooled) or not model.head.embed:
+            raise ValueError(
+                "objective Contrastive goes with model.decoder = none and the head pooled with embed = true"
+            )
+        return
     if isinstance(objective, Labelled) != isinstance(model.head, Pooled):
         raise ValueError(
             f"objective {name} with the head {type(model.head).__name__}: classification, tagging and regression go "

@@ -172,7 +172,7 @@ def read_bpe(path: str | Path) -> BPECodec:
     except Exception as error:  # tokenizers raises nothing narrower
         raise ValueError(f"{path} is not a tokenizer.json ({error}); give one, or a .tiktoken file") from None
     if not isinstance(tokenizer.model, models.BPE):
-        raise ValueError(f"{path} holds a {type(tokenizer.model).__name__} model; only byte-level BPE can be read")
+        raise ValueError(f"{path} holds a {type(tokenizer.model).__name__} model; set codec.kind to tokenizer")
     return BPECodec(tokenizer)
 
 

@@ -89,6 +89,9 @@ class TextCodec(Codec):
     what looks like one is encoded as ordinary text.
     """
 
+    begin_of_text: int | None = None
+    """What every record begins with, where a tokenizer has such a piece."""
+
     def __init__(
         self, pieces: Sequence[bytes], *, special: Mapping[int, str], end_of_text: int, separator: int
     ) -> None:
@@ -121,25 +124,31 @@ class TextCodec(Codec):
         end-of-text with the prefix up to the separator, or {"tokens"} to the words with spaces between them, the first
         piece of each with its tag, if there are {"tags"}. A {"label"} is kept. Raises ValueError for other records."""
         if "text" in record:
-            ids = np.concatenate([self.encode_text(record["text"]), self._ends[:1]])
+            ids = np.concatenate([self.encode_start(record["text"]), self._ends[:1]])
             return Encoding(ids, label=record.get("label"))
         if "tokens" in record:
             return self._words(record["tokens"], record.get("tags"))
         if "source" in record and "target" in record:
-            source, target = self.encode_text(record["source"]), self.encode_text(record["target"])
+            source, target = self.encode_start(record["source"]), self.encode_text(record["target"])
             ids = np.concatenate([source, self._ends[1:], target, self._ends[:1]])
             return Encoding(ids, prefix=len(source) + 1)
         raise ValueError(
             f"a record has the keys {sorted(record)}; it needs 'text', 'source' and 'target', or 'tokens' and 'tags'"
         )
 
+    def encode_start(self, text: str) -> np.ndarray:
+        """Ids of a text after the piece that records begin with, if there is one."""
+        ids = self.encode_text(text)
+        return ids if self.begin_of_text is None else np.concatenate([[self.begin_of_text], ids]).astype(self.dtype)
+
     def _words(self, words: Sequence[str], tags: Sequence[int] | None) -> Encoding:
         parts = [self.encode_text(word if i == 0 else f" {word}") for i, word in enumerate(words)]
-        ids = np.concatenate([*parts, self._ends[:1]])
+        start = [] if self.begin_of_text is None else [np.array([self.begin_of_text], self.dtype)]
+        ids = np.concatenate([*start, *parts, self._ends[:1]])
         if tags is None:
             return Encoding(ids)
         marks = np.full(len(ids), -1, np.int64)
-        marks[np.cumsum([0, *map(len, parts[:-1])])] = tags
+        marks[len(start) + np.cumsum([0, *map(len, parts[:-1])])] = tags
         return Encoding(ids, tags=marks)
 
     def decode(self, ids: np.ndarray | Sequence[int], *, show_special: bool = False) -> str:

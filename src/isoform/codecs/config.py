@@ -28,6 +28,14 @@ class BPE:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """The tokenizer of another model, read from its tokenizer.json: WordPiece, Unigram or byte pairs of any kind."""
+
+    path: str = ""
+    """The file."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Patches:
     """An image cut into squares, row by row, each of which is one piece (Dosovitskiy et al. 2021)."""
 
@@ -55,4 +63,4 @@ class Patches:
             )
 
 
-Codec = Characters | Bytes | BPE | Patches
+Codec = Characters | Bytes | BPE | Tokenizer | Patches

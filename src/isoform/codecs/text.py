@@ -16,9 +16,10 @@ import numpy as np
 
 from isoform.codecs.bpe import TOKENIZER_FILE, BPECodec, bpe_from_tiktoken, read_bpe, read_text, train_bpe
 from isoform.codecs.codec import END_OF_TEXT, FILE, SEPARATOR, Codec, TextCodec, utf8
-from isoform.codecs.config import BPE, Bytes, Characters, Patches
+from isoform.codecs.config import BPE, Bytes, Characters, Patches, Tokenizer
 from isoform.codecs.config import Codec as CodecConfig
 from isoform.codecs.image import PatchCodec, load_patches
+from isoform.codecs.tokenizer import read_tokenizer
 
 __all__ = ["BPECodec", "ByteCodec", "CharacterCodec", "bpe_from_tiktoken", "build_codec", "load_codec"]
 
@@ -107,6 +108,8 @@ def build_codec(config: CodecConfig, texts: Iterable[str]) -> Codec:
                     stacklevel=2,
                 )
             return codec
+        case Tokenizer(path=path):
+            return read_tokenizer(path)
         case Patches():
             return PatchCodec(config)
         case _:
@@ -117,7 +120,7 @@ def load_codec(folder: str | Path) -> Codec:
     """The codec saved in a folder; one with only a tokenizer.json is read too. Raises ValueError for none."""
     folder = Path(folder)
     if not (folder / FILE).exists() and (folder / TOKENIZER_FILE).exists():
-        return read_bpe(folder / TOKENIZER_FILE)
+        return read_tokenizer(folder / TOKENIZER_FILE)
     try:
         form = json.loads(read_text(folder / FILE))
         kind = form["kind"]
@@ -132,6 +135,8 @@ def load_codec(folder: str | Path) -> Codec:
             return ByteCodec(extra)
         case "bpe":
             return read_bpe(folder / TOKENIZER_FILE)
+        case "tokenizer":
+            return read_tokenizer(folder / TOKENIZER_FILE)
         case "patches":
             return load_patches(form, folder / FILE)
         case _:

@@ -14,7 +14,7 @@ from isoform.machine import Machine
 from isoform.model.baselines import BaselineModel
 from isoform.model.experts import Tally
 from isoform.model.transformer import Transformer
-from isoform.objectives.losses import target_losses
+from isoform.objectives.losses import likeness, target_losses
 from isoform.objectives.views import View
 
 
@@ -36,6 +36,19 @@ def apply(model: Transformer | BaselineModel, view: View, batch: Batch, tally: T
     return model(batch.inputs, view.inputs_mask, batch.source, view.source_mask, tally)
 
 
+def answers(
+    model: Transformer | BaselineModel, view: View, batch: Batch, tally: Tally | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (B, T, V) of a batch with their targets and weights (B, T); of contrasts those of one row."""
+    if view.temperature is None:
+        return apply(model, view, batch, tally), batch.targets, batch.loss_weights
+    assert batch.source is not None
+    one = model(batch.inputs, view.inputs_mask, tally=tally)[batch.loss_weights > 0]
+    there = batch.source.coordinates
+    first = ((there.index == 0) & (there.segment >= 0)).expand(batch.source.ids.shape)
+    return likeness(one, model(batch.source, view.source_mask, tally=tally)[first], view.temperature)
+
+
 @torch.inference_mode()
 def evaluate(
     model: Transformer | BaselineModel,
@@ -55,12 +68,12 @@ def evaluate(
     for batch, batch_bytes in batches:
         batch = batch.to(machine.device)
         with torch.autocast(machine.device.type, machine.dtype, enabled=machine.uses_autocast):
-            logits = apply(model, view, batch).float()
-        nats = nats + (target_losses(logits, batch.targets) * batch.loss_weights).sum().double().cpu()
-        is_number = is_number or batch.targets.is_floating_point()
-        is_right = logits.argmax(-1) == batch.targets
-        correct = correct + (is_right * batch.loss_weights).sum().double().cpu()
-        weight += float(batch.loss_weights.sum())
+            logits, targets, weights = answers(model, view, batch)
+        nats = nats + (target_losses(logits, targets) * weights).sum().double().cpu()
+        is_number = is_number or targets.is_floating_point()
+        is_right = logits.argmax(-1) == targets
+        correct = correct + (is_right * weights).sum().double().cpu()
+        weight += float(weights.sum())
         num_bytes += batch_bytes
         if by_segment:
             right, there = _whole_segments(is_right, batch)

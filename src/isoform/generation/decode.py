@@ -37,7 +37,7 @@ def build_prompt(codec: TextCodec, text: str, *, is_pair: bool, view: View) -> P
 
     An empty text starts after an end-of-text piece, where documents begin.
     """
-    ids = codec.encode_text(text)
+    ids = codec.encode_start(text)
     if not is_pair:
         return Prompt(ids if len(ids) else np.array([codec.end_of_text]))
     source = np.append(ids, codec.separator)

@@ -340,10 +340,17 @@ class StackConfig:
     """Numbers of blocks after which the head is trained to answer too, through the final norm (early exit)."""
     exit_loss: float = 0.3
     """Weight of the exits' mean loss beside that of the last block."""
+    ahead: int = 0
+    """So many heads, each a block that reads what the last one wrote, say the pieces after the next one, in training
+    alone (Gloeckle et al. 2024, section 2)."""
+    ahead_loss: float = 0.3
+    """Weight of those heads' mean loss beside that of the next piece."""
 
     def __post_init__(self) -> None:
         if self.reads == "layerwise" and self.cross != "joint":
             raise ValueError(f"reads='layerwise' with cross={self.cross!r}: only joint attention reads layer by layer")
+        if self.ahead < 0:
+            raise ValueError(f"ahead={self.ahead} must be at least 0")
         if self.num_layers < 1 or not self.blocks or self.loops < 1:
             raise ValueError(
                 f"num_layers={self.num_layers} with {len(self.blocks)} blocks and loops={self.loops}; all must be >= 1"
@@ -496,6 +503,8 @@ class ModelConfig:
             )
         if self.encoder is not None and self.encoder.cross != "none":
             raise ValueError(f"encoder.cross={self.encoder.cross!r}: only a decoder attends to an encoder")
+        if self.encoder is not None and self.encoder.ahead:
+            raise ValueError("encoder.ahead: only a decoder says what comes after the next piece")
         if self.encoder is not None and self.decoder is not None:
             self._check_pair(self.encoder, self.decoder)
         elif self.share_stacks:
@@ -514,11 +523,11 @@ class ModelConfig:
                 self._check(f"{name}.blocks.{i}", stack, block)
 
     def _check_pair(self, encoder: StackConfig, decoder: StackConfig) -> None:
-        own = replace(encoder, cross=decoder.cross, reads=decoder.reads, exits=decoder.exits)
+        own = replace(encoder, cross=decoder.cross, reads=decoder.reads, exits=decoder.exits, ahead=decoder.ahead)
         if self.share_stacks and replace(own, context_length=decoder.context_length) != decoder:
             raise ValueError(
                 "share_stacks: encoder and decoder are the same blocks, so that they must be stated alike but for "
-                "cross, reads, exits and context_length"
+                "cross, reads, exits, ahead and context_length"
             )
         if self.share_stacks and self.encoder_stem is not None:
             raise ValueError("share_stacks with encoder_stem: stacks that are shared read through one stem")

@@ -8,7 +8,7 @@ were whole. Tested against the built model and torch's FLOP counter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from isoform.mask import Window
@@ -108,7 +108,16 @@ def forward_flops(config: Model, shape: Shape) -> int:
 
 def training_flops(config: Model, shape: Shape) -> int:
     """FLOPs of a forward and a backward pass; the optimizer's own are not counted."""
-    return 3 * forward_flops(config, shape)
+    return 3 * (forward_flops(config, shape) + _ahead_flops(config, shape))
+
+
+def _ahead_flops(config: Model, shape: Shape) -> int:
+    """FLOPs of what says the pieces after the next one, which only training asks for."""
+    if not isinstance(config, ModelConfig) or config.decoder is None or not config.decoder.ahead:
+        return 0
+    last = replace(config.decoder, num_layers=1, loops=1, blocks=(config.layers(config.decoder)[-1],))
+    block = _stack_flops(config, last, shape.num_rows, shape.length, shape.source_length)
+    return round(config.decoder.ahead * (block + shape.num_rows * shape.length * _head_flops(config)))
 
 
 def cache_bytes(config: ModelConfig, *, bytes_per_number: int = 4) -> int:
@@ -300,6 +309,7 @@ def _stack_parameters(config: ModelConfig, stack: StackConfig, *, active: bool) 
     norms = _norm(stack.input_norm, d) + (_norm(blocks[0].norm, d) if stack.final_norm else 0)
     if not stack.first_norm:
         norms -= (2 if blocks[0].norm_placement == "sandwich" else 1) * _norm(blocks[0].norm, d)
+    blocks = [*blocks, *blocks[-1:] * stack.ahead]
     return table + norms + sum(_block_parameters(config, stack, block, active=active) for block in blocks)
 
 

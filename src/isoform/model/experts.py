@@ -37,13 +37,14 @@ class Tally:
 
     losses: means over the pass's pieces, times their weights in the config, summed over the modules that give them;
     counts: plain sums over modules; loads: how many pieces chose each expert (E), by module; exits: the hidden
-    states (B, T, D) of early exits.
+    states (B, T, D) of early exits; ahead: those that say the pieces after the next one, the nearest first.
     """
 
     losses: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
     loads: dict[nn.Module, Tensor] = field(default_factory=dict)
     exits: list[Tensor] = field(default_factory=list)
+    ahead: list[Tensor] = field(default_factory=list)
 
     @torch.compiler.disable
     def add(

@@ -6,7 +6,7 @@ was seen before as a cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -269,6 +269,14 @@ def _own_positions(layers: list[BlockConfig], model: ModelConfig, stack: StackCo
     return schemes
 
 
+class Ahead(nn.Module):
+    """Blocks beside each other that read what a stack's last block wrote and say pieces further on."""
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+
 class Stack(nn.Module):
     """Blocks in series over one position scheme, and a final norm."""
 
@@ -293,6 +301,7 @@ class Stack(nn.Module):
             Block(block, model, config, own[i], is_first=i == 0) for i, block in enumerate(layers)
         )
         self.final_norm = build_norm(layers[0].norm, model.model_dim) if config.final_norm else None
+        self.ahead = Ahead(Block(layers[-1], model, config, own[-1], is_first=False) for _ in range(config.ahead))
         self.dropout = model.dropout
 
     def forward(
@@ -330,6 +339,9 @@ class Stack(nn.Module):
             x = self.blocks[layer % len(self.blocks)](x, shared, self.position, layer)
             if tally is not None and layer + 1 in self.config.exits:
                 tally.exits.append(self.finished(x))
+        if tally is not None:
+            for i, block in enumerate(self.ahead.blocks):
+                tally.ahead.append(self.finished(block(x, shared, self.position, self.num_layers + i)))
         return self.finished(x)
 
     @property

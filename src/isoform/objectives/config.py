@@ -160,9 +160,51 @@ class DenoiserMixture:
 Corruption = SpanCorruption | DenoiserMixture
 """Objectives that leave spans out, for an encoder-decoder or for one stack."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class Contrastive:
+    """Bring source and target of a pair together and all others of the batch apart, both read by one encoder whose head
+    embeds (InfoNCE, van den Oord et al. 2018; both ways, as CLIP, Radford et al. 2021)."""
+
+    temperature: float = 0.05
+    """What similarities, cosines, are divided by."""
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Say every next piece as a teacher would (Hinton et al. 2015): causal, or seq2seq for an encoder-decoder."""
+
+    teacher: str = ""
+    """A run directory, Hugging Face folder or GGUF file; it must have the same codec."""
+    share: float = 0.5
+    """Of the loss so much is the teacher's, the rest the text's."""
+    temperature: float = 1.0
+    """Logits of both are divided by this."""
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1 or self.temperature <= 0:
+            raise ValueError(f"share={self.share} must lie in 0 .. 1, temperature={self.temperature} above 0")
+
+
 Labelled = Classification | Tagging | Regression
 """Objectives about records that come with an answer, for one stack and a pooled head."""
 
 Objective = (
-    Causal | Prefix | Seq2seq | Masked | SpanCorruption | DenoiserMixture | Classification | Tagging | Regression
+    Causal
+    | Prefix
+    | Seq2seq
+    | Masked
+    | SpanCorruption
+    | DenoiserMixture
+    | Classification
+    | Tagging
+    | Regression
+    | Contrastive
+    | Distillation
 )

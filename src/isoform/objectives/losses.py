@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from isoform.batch import Batch
-from isoform.objectives.config import Objective, Regression
+from isoform.objectives.config import Contrastive, Distillation, Objective, Regression
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +43,36 @@ def target_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none").view(targets.shape)
 
 
-def build_loss(objective: Objective) -> Callable[[Tensor, Batch], Loss]:
-    """What an objective loses on a batch, of its logits (B, T, V)."""
+def build_loss(objective: Objective) -> Callable[[Tensor, Tensor, Tensor], Loss]:
+    """What an objective loses, of logits (B, T, V), targets (B, T) and their weights (B, T)."""
     match objective:
         case Regression():
-            return lambda logits, batch: weighted_square(logits, batch.targets, batch.loss_weights)
+            return weighted_square
+        case Contrastive():
+            return weighted_cross_entropy
         case _:
             z_loss, smoothing = objective.z_loss, objective.label_smoothing
-            return lambda logits, batch: weighted_cross_entropy(
-                logits, batch.targets, batch.loss_weights, z_loss=z_loss, label_smoothing=smoothing
-            )
+            return partial(weighted_cross_entropy, z_loss=z_loss, label_smoothing=smoothing)
+
+
+def likeness(one: Tensor, other: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings (n, D) of things and of their partners to logits (1, 2 n, n) with targets and weights (1, 2 n): which
+    of the others is the partner, asked from both sides, each for half."""
+    similar = one @ other.mT / temperature
+    partner = torch.arange(len(one), device=one.device).repeat(2)
+    weights = torch.full((1, 2 * len(one)), 0.5, device=one.device)
+    return torch.cat([similar, similar.mT]).unsqueeze(0), partner.unsqueeze(0), weights
+
+
+def distilled(plain: Loss, logits: Tensor, taught: Tensor, weights: Tensor, config: Distillation) -> Loss:
+    """The loss with the teacher's share in it: the divergence of the teacher's distribution from the student's, from
+    logits (B, T, V) of both, times the square of the temperature, which keeps its gradients as large (Hinton et al.
+    2015)."""
+    ours, theirs = ((x.float() / config.temperature).log_softmax(-1) for x in (logits, taught))
+    away = (theirs.exp() * (theirs - ours)).sum(-1)
+    divergence = config.temperature**2 * (away * weights).sum()
+    total = (1 - config.share) * plain.total + config.share * divergence
+    return replace(plain, total=total, parts={**plain.parts, "divergence": divergence.detach()})
 
 
 def weighted_square(logits: Tensor, targets: Tensor, weights: Tensor) -> Loss:

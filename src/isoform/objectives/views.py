@@ -21,7 +21,9 @@ from isoform.mask import Prefix as PrefixMask
 from isoform.objectives.config import (
     Causal,
     Classification,
+    Contrastive,
     DenoiserMixture,
+    Distillation,
     Masked,
     Objective,
     Prefix,
@@ -51,6 +53,8 @@ class View:
     is_whole: bool = False
     overlap: int = 1
     is_text: bool = True
+    temperature: float | None = None
+    """Of contrasts: inputs and source are two readings of one thing, which one encoder embeds."""
 
 
 def next_piece(encoding: Encoding, rng: np.random.Generator) -> Example:
@@ -104,6 +108,16 @@ def word_tags(encoding: Encoding, rng: np.random.Generator) -> Example:
     return Example(encoding, np.maximum(encoding.tags, 0), weights)
 
 
+def two_readings(encoding: Encoding, rng: np.random.Generator) -> Example:
+    """Source and target apart, each as one text; the pair counts once, at the source's first piece."""
+    prefix = encoding.prefix
+    if not 1 < prefix < len(encoding):
+        raise ValueError("a contrast needs records with a source and a target; this one has none")
+    weights = np.zeros(prefix, np.float32)
+    weights[0] = 1
+    return Example(encoding.cut(0, prefix), np.zeros(prefix, np.int64), weights, source=encoding.cut(prefix))
+
+
 def _after(change: Denoising, view: View) -> Callable[[Encoding, np.random.Generator], Example]:
     """A view of what a text becomes."""
     return lambda encoding, rng: view.example(change(encoding, rng), rng)
@@ -129,6 +143,15 @@ def build_view(
             about = {Classification: label, Regression: number, Tagging: word_tags}[type(config)]
             mask = CausalMask() if is_causal else Full()
             return View(mask, Full(), about, lambda n, prefix: (n, 0), is_whole=True, is_text=False)
+        case Contrastive(temperature=temperature):
+            return View(
+                *(Full(), Full(), two_readings, lambda n, prefix: (prefix, n - prefix)),
+                is_whole=True,
+                is_text=False,
+                temperature=temperature,
+            )
+        case Distillation():
+            return build_view(Seq2seq() if is_pair else Causal())
         case Masked():
             assert codec is not None, "masking needs to know the mask piece"
             hide = Masking(config, as_text(codec))

@@ -179,6 +179,8 @@ def _depth(name: str) -> int | None:
     if name.startswith(("stem.", "encoder_stem.")):
         return 0
     parts = name.split(".")
+    if "ahead" in parts:
+        return None
     return int(parts[parts.index("blocks") + 1]) + 1 if "blocks" in parts else None
 
 

@@ -1,0 +1,102 @@
+"""Tokenizers of others that aren't byte-level: WordPiece (Schuster and Nakajima 2012), Unigram (Kudo 2018) and byte
+pairs over marked spaces (SentencePiece), as tokenizer.json files, done by `tokenizers`.
+
+They may change a text before they cut it, lowering it or joining its spaces: what comes back is what they made of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, models
+
+from isoform.codecs.bpe import ENDS, TOKENIZER_FILE, BPECodec, read_text
+from isoform.codecs.codec import FILE, SEPARATOR, TextCodec, utf8
+
+BEGINS = ("[CLS]", "<s>", "<bos>", "<|begin_of_text|>")
+"""What other tokenizers call the beginning of a text."""
+SPACE = "▁"
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class TokenizerCodec(TextCodec):
+    """A `tokenizers.Tokenizer`, which it takes over, with its own vocabulary as it is.
+
+    A text begins with the tokenizer's piece for that, if it has one ([CLS], <s>), and ends with that for the end
+    ([SEP], </s>). Raises ValueError for a tokenizer without a special piece for the end.
+    """
+
+    is_costly = True
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True
+        self.tokenizer = tokenizer
+        vocab = tokenizer.get_vocab(with_added_tokens=True)
+        added = tokenizer.get_added_tokens_decoder()
+        special = {i: token.content for i, token in added.items() if token.special}
+        special |= {vocab[name]: name for name in (*BEGINS, *ENDS, "[SEP]", "[MASK]", "[PAD]") if name in vocab}
+        by_name = {name: i for i, name in special.items()}
+        end = next((name for name in ("[SEP]", *ENDS) if name in by_name), None)
+        if end is None:
+            raise ValueError(f"the tokenizer has no special piece for the end of a text; add one of {', '.join(ENDS)}")
+        begin = next((name for name in BEGINS if name in by_name), None)
+        marks_inside = getattr(tokenizer.model, "continuing_subword_prefix", None)
+        pieces = [b""] * (max(vocab.values()) + 1)
+        for token, i in vocab.items():
+            if i not in special:
+                pieces[i] = token.encode() if i in added else _bytes_of(token, marks_inside)
+        separator = by_name.get(SEPARATOR, by_name[end])
+        super().__init__(pieces, special=special, end_of_text=by_name[end], separator=separator)
+        self.begin_of_text = None if begin is None else by_name[begin]
+
+    def definition(self) -> dict[str, object]:
+        form = json.loads(self.tokenizer.to_str())
+        kept = {key: form[key] for key in ("normalizer", "pre_tokenizer", "model", "decoder")}
+        return {"kind": "tokenizer", **kept, "special": {str(i): name for i, name in self.special.items()}}
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json, which other libraries read too, and codec.json."""
+        (Path(folder) / TOKENIZER_FILE).write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
+        form = {"kind": "tokenizer", "file": TOKENIZER_FILE}
+        (Path(folder) / FILE).write_text(json.dumps(form) + "\n", encoding="utf-8")
+
+    def _with_special(self, names: Sequence[str]) -> TokenizerCodec:
+        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        tokenizer.add_special_tokens(list(names))
+        return TokenizerCodec(tokenizer)
+
+    def encode_text(self, text: str) -> np.ndarray:
+        utf8(text)
+        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, self.dtype)
+
+    def decode(self, ids: np.ndarray | Sequence[int], *, show_special: bool = False) -> str:
+        return self.tokenizer.decode(self._checked(ids).tolist(), skip_special_tokens=not show_special)
+
+
+def _bytes_of(token: str, marks_inside: str | None) -> bytes:
+    """What a piece adds to a text."""
+    if found := BYTE.fullmatch(token):
+        return bytes([int(found[1], 16)])
+    if marks_inside is not None:
+        inside = token.startswith(marks_inside) and len(token) > len(marks_inside)
+        return token[len(marks_inside) :].encode() if inside else f" {token}".encode()
+    return token.replace(SPACE, " ").encode()
+
+
+def read_tokenizer(path: str | Path) -> TextCodec:
+    """A tokenizer.json of any kind. Raises ValueError where the file is missing or something else."""
+    try:
+        tokenizer = Tokenizer.from_str(read_text(Path(path)))
+    except ValueError:
+        raise
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ValueError(f"{path} is not a tokenizer.json ({error}); give one") from None
+    if isinstance(tokenizer.model, models.BPE) and SPACE not in tokenizer.get_vocab():
+        return BPECodec(tokenizer)
+    return TokenizerCodec(tokenizer)

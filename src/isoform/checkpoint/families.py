@@ -1296,7 +1296,9 @@ def canonical(config: ModelConfig) -> ModelConfig:
             return None
         blocks = shortest(tuple(block_of(block) for block in config.layers(stack)))
         length = None if stack.context_length == config.context_length else stack.context_length
-        return replace(stack, blocks=blocks, context_length=length, exits=(), exit_loss=StackConfig().exit_loss)
+        plain = StackConfig()
+        idle = {"exits": (), "exit_loss": plain.exit_loss, "ahead": 0, "ahead_loss": plain.ahead_loss}
+        return replace(stack, blocks=blocks, context_length=length, **idle)
 
     def block_of(block: BlockConfig) -> BlockConfig:
         a = block.attention

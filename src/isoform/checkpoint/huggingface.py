@@ -406,6 +406,8 @@ def write_folder(model: Transformer, folder: Path, extra: Mapping[str, object] |
     folder.mkdir(parents=True, exist_ok=True)
     theirs: dict[str, Tensor] = {}
     for ours, tensor in state_of(model).items():
+        if ".ahead." in ours:
+            continue  # what only training asks for
         for place in _places(family, ours, tensor, model.config):
             part = tensor.detach().cpu()[place.index]
             if place.form == "transposed":

@@ -1,5 +1,6 @@
 """Data: every target once, seeking equals streaming, rows hold whole documents, and errors say what to do."""
 
+import gzip
 import importlib.util
 import json
 from collections import Counter
@@ -20,7 +21,7 @@ from isoform.data.config import Data
 from isoform.data.loader import PackedLoader, StreamLoader, build_loader, validation_batches
 from isoform.data.order import epoch_order, generator, locate, stream_offset
 from isoform.data.packing import cut_records, plan_rows
-from isoform.data.sources import load_source, reverse_record
+from isoform.data.sources import load_source, reverse_record, where
 from isoform.data.tokens import Tokens, load_tokens
 from isoform.machine import cache_folder
 from isoform.objectives.config import Causal, Prefix, Seq2seq
@@ -210,7 +211,7 @@ def test_pairs_too_long_are_dropped_and_told():
     with pytest.warns(UserWarning, match="2 of 3 records"):
         loader = build_loader(PACKED, tokens, SEQ2SEQ, context_length=8, seed=0)
     assert (loader.dropped, loader.rows_per_epoch) == (2, 1)
-    samples = cut_records(np.array([30]), np.array([0]), lambda n, p: (n, 0), (8, 0))
+    samples = cut_records(np.array([30]), np.array([0]), lambda n, p: (n, 0), (8, 0), overlap=0)
     assert list(zip(samples.starts, samples.stops, strict=True)) == [(0, 8), (8, 16), (16, 24), (24, 30)]
 
 
@@ -405,7 +406,7 @@ def test_tiny_shakespeare_is_ready_quickly_and_whole(shakespeare):
         ("a.csv", b"a", "none of .txt, .md, .jsonl"),
         ("", None, "has no .txt, .md, .jsonl in it"),
         ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}', r"line 2: the keys \['txt'\]"),
-        ("a.jsonl", b'\n{"source": "a", "target": 3}', r"line 2: the keys"),
+        ("a.jsonl", b'\n{"source": "a", "target": 3}', r"line 2, target: 3 is no text"),
         ("a.jsonl", b"[1]", r"line 1: a list"),
         ("a.jsonl", b'{"text"', r"line 1: not JSON"),
         ("a.jsonl", b'{"text": "\\ud800"}', r"line 1, text: .*U\+D800"),
@@ -457,3 +458,30 @@ def test_packed_rows_of_a_loader_are_plain_where_one_text_fills_them():
     loader = build_loader(PACKED, texts(17), CAUSAL, context_length=16, seed=0)
     assert isinstance(loader, PackedLoader)
     assert loader.rows(0, 1).inputs.coordinates.start == 0
+
+
+def test_two_files_of_lines_are_pairs_compressed_or_not(tmp_path):
+    (tmp_path / "a.en").write_text("one\ntwo\nthree\n")
+    (tmp_path / "a.de").write_text("eins\nzwei\ndrei\n")
+    for name, text in (("a.en.gz", "one\ntwo\nthree\n"), ("a.de.gz", "eins\nzwei\ndrei\n")):
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()))
+    plain, packed = (load_source(f"{tmp_path}/a.{{en,de}}{end}", f"{tmp_path}/a.{{en,de}}") for end in ("", ".gz"))
+    assert (
+        plain.train
+        == packed.train
+        == [{"source": s, "target": t} for s, t in (("one", "eins"), ("two", "zwei"), ("three", "drei"))]
+    )
+    assert plain.is_pair and plain.sources[0].title == "a.{en,de}" and packed.sources[0].title == "a.{en,de}.gz"
+    assert plain.sources[0].sha256 != packed.sources[0].sha256 and plain.sources[0].num_records == 3
+    assert where(plain.train[1], 1).endswith("a.en, line 2")
+    (tmp_path / "a.fr").write_text("un\ndeux\n")
+    with pytest.raises(ValueError, match=r"a.en has 3 lines and .*a.fr 2"):
+        load_source(f"{tmp_path}/a.{{en,fr}}")
+    (tmp_path / "a.fr").write_text("un\n \ntrois\n")
+    with pytest.raises(ValueError, match=r"a.fr, line 2 is empty"):
+        load_source(f"{tmp_path}/a.{{en,fr}}")
+    (tmp_path / "b.txt.gz").write_bytes(b"\x1f\x8b no gzip")
+    with pytest.raises(ValueError, match=r"b.txt.gz can't be unpacked"):
+        load_source(str(tmp_path / "b.txt.gz"))
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"a text, compressed"))
+    assert load_source(str(tmp_path / "c.txt.gz")).train[0]["text"].startswith("a text")

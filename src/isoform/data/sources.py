@@ -252,17 +252,18 @@ def _read(path: Path) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} can't be read ({error.strerror}); check the path and its rights") from None
-    if path.suffix.lower() == PACKED:
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} can't be unpacked ({error}); get the file again") from None
     if not data or data.isspace():
         raise ValueError(f"{path} is empty; remove it or fill it")
     return data
 
 
 def _text(path: Path, data: bytes) -> str:
+    """The text of a file's bytes, which may be compressed."""
+    if path.suffix.lower() == PACKED:
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} can't be unpacked ({error}); get the file again") from None
     try:
         text = data.decode()
     except UnicodeDecodeError as error:

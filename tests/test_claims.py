@@ -29,6 +29,7 @@ from isoform.scaling.claims import (
 )
 from isoform.scaling.curves import Estimate, costs, crossing, gain, mismatches, score_forecasts
 from isoform.scaling.findings import Findings, Table, exact
+from isoform.scaling.lab import next_factor
 from isoform.scaling.ladder import plan_ladder
 from isoform.scaling.laws import PowerLaw
 from isoform.scaling.pages import Page, cost_tables, run_tables, to_html, to_markdown
@@ -201,6 +202,15 @@ def test_curves_of_arms_say_where_their_order_flips():
     findings = measure(claim(Exponents(), ()), [*rows(one), *rows(other, arm="b", speed=2e9)])
     assert findings.values["a.exponent"].value == pytest.approx(0.12, abs=0.02)
     assert {"a/b.flip_compute", "a/b.flip_seconds", "b.seconds_exponent"} <= findings.values.keys()
+
+
+def test_a_sweep_goes_on_beyond_the_end_where_its_best_lies():
+    inf = math.inf
+    assert next_factor({1.0: 2.0, 2.0: 1.9, 4.0: 1.95}) is None
+    assert next_factor({1.0: 2.0, 2.0: 1.9, 4.0: 1.85}) == 8.0
+    assert next_factor({1.0: 1.8, 2.0: 1.9, 4.0: inf}) == 0.5
+    assert next_factor({1.0: 2.0}) is None and next_factor({1.0: inf, 2.0: inf}) is None
+    assert next_factor({2.0**i: -float(i) for i in range(8)}) is None
 
 
 def test_costs_that_differ_are_warned_of():

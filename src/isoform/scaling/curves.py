@@ -14,7 +14,7 @@ from statistics import fmean, median
 import numpy as np
 
 from isoform.scaling.config import SMALL
-from isoform.scaling.laws import Fit, Forecast, Law, Points, PowerLaw, SharedFloor, fit_power_law, fit_shared_floor
+from isoform.scaling.laws import MIN_POINTS, Fit, Forecast, Law, Points, PowerLaw, fit_power_law, fit_shared_floor
 from isoform.scaling.study import Row
 
 CLOSE = 0.1
@@ -139,7 +139,7 @@ class Gain:
     growth: Estimate
     """Exponent by which the multiplier grows with compute."""
     loss_change: float
-    """Relative change of the loss at the most compute, by the curves."""
+    """Relative change of the loss at the most compute."""
 
     @property
     def verdict(self) -> str:
@@ -169,29 +169,61 @@ def gain(
 ) -> Gain:
     """How many times the compute (or other cost) the baseline needs for the method's loss, and where that goes.
 
-    Both curves have one floor, that of the text. Intervals are of 90 %. Raises ValueError for too few runs.
+    Size by size: what runs of one size miss in common, both methods' do, so that it cancels. The baseline's curve,
+    moved to where its runs of that size lie, says at which compute it has the method's loss. Both curves have one
+    floor, that of the text. Intervals are of 90 %, from what seeds differ by and from doubt about the curves. Raises
+    ValueError for too few runs.
     """
-    both = [finite(rows) for rows in (baseline, method)]
-    costs = [np.array([cost(row) for row in rows]) for rows in both]
-    losses = [np.array([row.loss for row in rows], dtype=float) for rows in both]
-    fit = fit_shared_floor([Points.of_compute(*one) for one in zip(costs, losses, strict=True)])
-    low, high = max(x.min() for x in costs), min(x.max() for x in costs)
+    one, two = ({g: [r for r in finite(rows) if r.group == g] for g in _groups(rows)} for rows in (baseline, method))
+    groups = [g for g in one if g in two]
+    if len(groups) < 3:
+        raise ValueError(f"{len(groups)} computes that both have runs of; {3 - len(groups)} more would suffice")
+    both = [[row for g in groups for row in arm[g]] for arm in (one, two)]
+    fit = fit_shared_floor([_points(rows, cost) for rows in both])
+    spread, df = _spread([arm[g] for arm in (one, two) for g in groups], fit)
+    at = np.array([[fmean(math.log(cost(row)) for row in arm[g]) for g in groups] for arm in (one, two)])
+    seen = np.array([[fmean(math.log(row.loss or math.nan) for row in arm[g]) for g in groups] for arm in (one, two)])
+    seeds = np.array([[len(arm[g]) for g in groups] for arm in (one, two)])
 
-    def multiplier(laws: SharedFloor, at: float) -> float:
-        one, two = laws.laws
-        return one.scale * (two.scale / at) ** (-two.exponent / one.exponent) / at
+    def multipliers(law: PowerLaw, losses: np.ndarray) -> np.ndarray:
+        """Of each size, in logs: what the law, moved to the baseline's loss, needs for the method's."""
+        moved = np.log(law.loss(np.exp(at[0]))) - losses[0]
+        above = np.maximum(np.exp(losses[1] + moved) - law.floor, 1e-6 * np.exp(losses[1]))
+        return math.log(law.scale) - np.log(above) / law.exponent - at[1]
 
-    def growth(laws: SharedFloor) -> float:
-        return laws.laws[1].exponent / laws.laws[0].exponent - 1
+    def told(logs: np.ndarray) -> tuple[float, float, float]:
+        return float(np.exp(logs[0])), float(np.exp(logs[-1])), float(np.polyfit(at[1], logs, 1)[0])
 
-    base, other = fit.law.laws
-    return Gain(
-        method[0].arm,
-        interval(fit, lambda laws: multiplier(laws, low)),
-        interval(fit, lambda laws: multiplier(laws, high)),
-        interval(fit, growth),
-        float(other.loss(high)) / float(base.loss(high)) - 1,
-    )
+    values, rng = told(multipliers(fit.law.laws[0], seen)), np.random.default_rng(0)
+    drawn = []
+    for laws in fit.replicates:
+        noise = spread * math.sqrt(df / rng.chisquare(df)) * rng.standard_normal(seen.shape) / np.sqrt(seeds)
+        drawn.append(told(multipliers(laws.laws[0], seen + noise)))
+    if len(fit.points) >= MIN_POINTS and drawn:
+        ends = np.quantile(drawn, (0.05, 0.95), axis=0)
+        least, most, growth = (Estimate(v, float(lo), float(hi)) for v, lo, hi in zip(values, *ends, strict=True))
+    else:
+        least, most, growth = map(Estimate, values)
+    return Gain(method[0].arm, least, most, growth, math.expm1(seen[1, -1] - seen[0, -1]))
+
+
+def _groups(rows: Iterable[Row]) -> list[int]:
+    """The groups of runs that have a loss, least compute first."""
+    return list(dict.fromkeys(row.group for row in finite(rows)))
+
+
+def _points(rows: Sequence[Row], cost: Callable[[Row], float]) -> Points:
+    return Points.of_compute(np.array([cost(row) for row in rows]), np.array([row.loss for row in rows], dtype=float))
+
+
+def _spread(sets: Sequence[Sequence[Row]], fit: Fit) -> tuple[float, int]:
+    """By how much log losses of one size and arm differ, as a standard deviation, and its degrees of freedom; where
+    seeds are too few to say, by how much runs differ from their curves."""
+    logs = [np.log([row.loss for row in rows if row.loss is not None]) for rows in sets]
+    df = sum(len(each) - 1 for each in logs)
+    if df < 3:
+        return fit.noise, max(1, len(fit.points) - 5)
+    return math.sqrt(sum(((each - each.mean()) ** 2).sum() for each in logs) / df), df
 
 
 def interval(fit: Fit[Law], function: Callable[[Law], float]) -> Estimate:

@@ -154,26 +154,46 @@ def make_runs(jobs: Sequence[Job], hands: Hands, terminal: Terminal, known: Mapp
 def _swept(
     loaded: Loaded, prepared: Mapping[str, Prepared], hands: Hands, terminal: Terminal, known: Mapping[str, Row]
 ) -> tuple[dict[str, float], list[Row]]:
-    """The factor of the learning rate that serves each arm best at the second compute of the ladder."""
-    claim, tried = loaded.claim, dict[str, tuple[str, float]]()
-    jobs = []
-    for arm, one in prepared.items():
-        for factor in claim.sweep:
-            rungs = plan_ladder(_at_rate(one.recipe, factor), claim.ladder)
-            group = min(1, max(rung.group for rung in rungs))
-            rung = next(rung for rung in rungs if rung.group == group)
-            job = make_job(arm, rung, fingerprint(one), "sweep")
-            tried[job.id] = arm, factor
-            jobs.append(job)
-    rows = make_runs(jobs, hands, terminal, known)
+    """The factor of the learning rate that serves each arm best at the second compute of the ladder; a sweep whose best
+    lies at its end goes on beyond it."""
+    claim, rows = loaded.claim, list[Row]()
+    losses: dict[str, dict[float, float]] = {arm: {} for arm in prepared}
+    waiting = {arm: list(claim.sweep) for arm in prepared}
+    while waiting:
+        tried = dict[str, tuple[str, float]]()
+        jobs = []
+        for arm, factors in waiting.items():
+            for factor in factors:
+                rungs = plan_ladder(_at_rate(prepared[arm].recipe, factor), claim.ladder)
+                group = min(1, max(rung.group for rung in rungs))
+                rung = next(rung for rung in rungs if rung.group == group)
+                jobs.append(make_job(arm, rung, fingerprint(prepared[arm]), "sweep"))
+                tried[jobs[-1].id] = arm, factor
+        made = make_runs(jobs, hands, terminal, known)
+        rows += made
+        for row in made:
+            arm, factor = tried[row.id]
+            losses[arm][factor] = math.inf if row.loss is None else row.loss
+        waiting = {arm: [beyond] for arm, of in losses.items() if (beyond := next_factor(of)) is not None}
     best = {}
-    for arm in prepared:
-        there = [(row.loss, tried[row.id][1]) for row in rows if row.arm == arm and row.loss is not None]
-        if not there:
+    for arm, of in losses.items():
+        best[arm] = min(of, key=lambda factor: of[factor])
+        if not math.isfinite(of[best[arm]]):
             raise ValueError(f"the arm {arm} diverged at every learning rate of its sweep; give smaller factors")
-        loss, best[arm] = min(there)
-        terminal.say(f"{arm}: learning rate × {best[arm]:g} ({loss:.4f})")
+        terminal.say(f"{arm}: learning rate × {best[arm]:g} ({of[best[arm]]:.4f})")
     return best, rows
+
+
+def next_factor(losses: Mapping[float, float], most: int = 8) -> float | None:
+    """Beyond which end a sweep of factors, with the loss of each, has to go on because its best lies there, by the step
+    before; None where it lies inside, where nothing could be told, and after `most` factors."""
+    factors = sorted(losses)
+    best = min(factors, key=lambda factor: losses[factor])
+    if len(factors) in (1, most) or not math.isfinite(losses[best]):
+        return None
+    if best == factors[-1]:
+        return best * best / factors[-2]
+    return best * best / factors[1] if best == factors[0] else None
 
 
 def _at_rate(recipe: Recipe, factor: float) -> Recipe:

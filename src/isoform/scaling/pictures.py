@@ -146,6 +146,8 @@ def isoflop(rows: Sequence[Row], minima: Minima) -> bytes:
 
 def multipliers(gains: Mapping[str, tuple[float, float | None, float | None]], label: str) -> bytes:
     """Numbers with their intervals, one below the other, on a logarithmic axis around 1."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     figure, axes = new_figure(height=0.9 + 0.38 * len(gains))
     for i, (value, low, high) in enumerate(gains.values()):
         if math.isfinite(value):
@@ -156,7 +158,8 @@ def multipliers(gains: Mapping[str, tuple[float, float | None, float | None]], l
     axes.set_yticks(range(len(gains)), list(gains))
     axes.invert_yaxis()
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
-    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(label)
     return to_png(figure)

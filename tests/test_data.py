@@ -5,7 +5,7 @@ import importlib.util
 import json
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,18 +14,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isoform.cli import main
 from isoform.codecs.config import BPE, Characters
 from isoform.codecs.text import ByteCodec, build_codec
 from isoform.data import sources
-from isoform.data.config import Data
+from isoform.data.config import Data, Part
 from isoform.data.loader import PackedLoader, StreamLoader, build_loader, validation_batches
 from isoform.data.order import epoch_order, generator, locate, stream_offset
 from isoform.data.packing import cut_records, plan_rows
 from isoform.data.sources import load_source, reverse_record, where
 from isoform.data.tokens import Tokens, load_tokens
+from isoform.experiment import prepare, train
 from isoform.machine import cache_folder
 from isoform.objectives.config import Causal, Prefix, Seq2seq
 from isoform.objectives.views import build_view
+from isoform.recipe import load_recipe
 
 PROFILE = settings(deadline=None, max_examples=60)
 CAUSAL, PREFIX, SEQ2SEQ = build_view(Causal()), build_view(Prefix()), build_view(Seq2seq())
@@ -485,3 +488,69 @@ def test_two_files_of_lines_are_pairs_compressed_or_not(tmp_path):
         load_source(str(tmp_path / "b.txt.gz"))
     (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"a text, compressed"))
     assert load_source(str(tmp_path / "c.txt.gz")).train[0]["text"].startswith("a text")
+
+
+def corpora(tmp_path, sizes=(8000, 2000, 800)):
+    paths = []
+    for letter, size in zip("abc", sizes, strict=True):
+        paths.append(tmp_path / f"{letter}.txt")
+        paths[-1].write_text((letter * 9 + " ") * (size // 10))
+    return paths
+
+
+def mixed(tmp_path, weights=(None, None, None), temperature=1.0, rows="stream"):
+    parts = tuple(Part(path=str(p), weight=w) for p, w in zip(corpora(tmp_path), weights, strict=True))
+    recipe = load_recipe("ladder")
+    data = Data(path="", mixture=parts, temperature=temperature, rows=rows)
+    return replace(recipe, data=data, model=replace(recipe.model, context_length=32))
+
+
+@pytest.mark.parametrize(
+    ("weights", "temperature", "expected"),
+    [
+        ((None, None, None), 1.0, (0.74, 0.19, 0.07)),
+        ((None, None, None), 3.0, (0.47, 0.30, 0.22)),
+        ((1.0, 1.0, 2.0), 1.0, (0.25, 0.25, 0.5)),
+    ],
+)
+def test_sources_of_a_mixture_come_as_often_as_their_weights_say(weights, temperature, expected, tmp_path):
+    prepared = prepare(mixed(tmp_path, weights, temperature))
+    loader, letters = prepared.loader, [prepared.codec.encode_text(c)[0] for c in "abc"]
+    seen = [np.bincount(loader.rows(i, 1).inputs.ids[0], minlength=99)[letters].argmax() for i in range(600)]
+    assert np.abs(np.bincount(seen, minlength=3) / 600 - expected).max() < 0.04
+    # Any rows, from anywhere, in any grouping; each source's own rows in their order, none left out.
+    block = loader.rows(1000, 50)
+    assert torch.equal(block.inputs.ids[7:9], loader.rows(1007, 2).inputs.ids)
+    assert loader.weight(1000, 50) == float(block.loss_weights.sum())
+    places = list(loader.places(0, 3000))
+    for source in range(3):
+        assert [row for of, row in places if of == source] == list(range(sum(of == source for of, _ in places)))
+    assert len(prepared.split.validation) == 3 and len(prepared.split.sources) == 3
+
+
+def test_mixtures_of_packed_rows_keep_their_coordinates(tmp_path):
+    for name in "ab":
+        lines = [json.dumps({"text": f"{name}{'x' * (i % 17)}"}) for i in range(200)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    recipe = mixed(tmp_path, rows="packed")
+    parts = tuple(Part(path=str(tmp_path / f"{n}.jsonl"), weight=1.0) for n in "ab")
+    loader = prepare(replace(recipe, data=replace(recipe.data, mixture=parts))).loader
+    batch, rows = loader.rows(3, 6), [loader.rows(3 + i, 1) for i in range(6)]
+    for i, row in enumerate(rows):
+        for name in ("segment", "index"):
+            one, all_ = (getattr(b.inputs.coordinates, name) for b in (row, batch))
+            assert torch.equal(one.expand(1, 32)[0], all_[i])
+        assert torch.equal(row.targets[0], batch.targets[i]) and torch.equal(row.loss_weights[0], batch.loss_weights[i])
+
+
+def test_a_mixture_trains_and_is_evaluated_and_bad_ones_are_named(tmp_path):
+    recipe = mixed(tmp_path)
+    short = replace(recipe, training=replace(recipe.training, steps=3, global_batch_tokens=128, sample_tokens=5))
+    run = train(short, tmp_path / "run")
+    assert main(["evaluate", str(run.folder)]) == 0
+    with pytest.raises(ValueError, match="less than one row in 1024"):
+        prepare(mixed(tmp_path, (1.0, 1.0, 1e-6)))
+    with pytest.raises(ValueError, match="weight=0"):
+        Part(path="a", weight=0.0)
+    with pytest.raises(ValueError, match=r"temperature=0"):
+        Data(temperature=0.0)

@@ -140,6 +140,52 @@ def collate(rows: Sequence[Sequence[Example]], length: int, source_length: int |
     return Batch(inputs, torch.from_numpy(targets), torch.from_numpy(weights), source)
 
 
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Batches of rows of one length as one Batch."""
+    if len(batches) == 1:
+        return batches[0]
+    sources = [batch.source for batch in batches if batch.source is not None]
+    return Batch(
+        _joined_pieces([batch.inputs for batch in batches]),
+        torch.cat([batch.targets for batch in batches]),
+        torch.cat([batch.loss_weights for batch in batches]),
+        _joined_pieces(sources) if sources else None,
+    )
+
+
+def _joined_pieces(pieces: Sequence[Pieces]) -> Pieces:
+    shapes = [one.ids.shape for one in pieces]
+    at = [one.coordinates for one in pieces]
+
+    def both(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor | None:
+        """One below the other; where some have none, they have zeros."""
+        there = [t for t in tensors if t is not None]
+        if not there:
+            return None
+        rest = there[0].shape[2:]
+        none = torch.zeros((1, 1, *rest), dtype=dtype)
+        full = [none if t is None else t for t in tensors]
+        return torch.cat([t.expand(*shape, *rest) for t, shape in zip(full, shapes, strict=True)])
+
+    def whole(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([t.expand(shape) for t, shape in zip(tensors, shapes, strict=True)])
+
+    coordinates = Coordinates(
+        whole([c.segment for c in at]),
+        whole([c.index for c in at]),
+        both([c.prefix for c in at], torch.bool),
+        both([c.place for c in at], torch.int64),
+        start=0 if all(c.start == 0 for c in at) else None,
+        is_ordered=all(c.is_ordered for c in at),
+    )
+    return Pieces(
+        torch.cat([one.ids for one in pieces]),
+        coordinates,
+        features=both([one.features for one in pieces], torch.float32),
+        kinds=both([one.kinds for one in pieces], torch.int64),
+    )
+
+
 def _lay(rows: Sequence[Sequence[Encoding]], length: int) -> Pieces:
     encodings = [encoding for row in rows for encoding in row]
     features = _empty([e.features for e in encodings], (len(rows), length), np.float32)

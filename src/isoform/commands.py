@@ -20,7 +20,7 @@ from isoform import __version__
 from isoform.codecs.codec import as_text
 from isoform.config import differences, kind_of, to_dict
 from isoform.data.sources import load_source
-from isoform.experiment import Prepared, evaluate_held_out, prepare, view_of
+from isoform.experiment import Prepared, evaluate_held_out, load_records, prepare, view_of
 from isoform.experiment import train as train_recipe
 from isoform.generation.beam import beam_search
 from isoform.generation.config import Beam
@@ -278,11 +278,11 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
         trained = load(path, machine.device)
         trained.model.use_kernel(options.machine.kernel)
         data = trained.recipe.data
-        if not (options.path or data.path):
+        if not (options.path or data.path or data.mixture):
             raise ValueError(f"{path} was trained elsewhere and has no held-out text of its own; name one with --path")
-        where = (options.path, options.path) if options.path else (data.path, data.validation_path)
-        records = load_source(*where).validation
-        score = evaluate_held_out(trained.model, trained.recipe, trained.codec, records, machine, limit=options.limit)
+        split = load_source(options.path, options.path) if options.path else load_records(data)[1]
+        held_out, recipe = split.validation, trained.recipe
+        score = evaluate_held_out(trained.model, recipe, trained.codec, held_out, machine, limit=options.limit)
         results.append({"run": path, "step": trained.step, **asdict(score)})
     width = max(len(str(r["run"])) for r in results)
     terminal.say(f"{'run':<{width}}  {'loss':>8}  {'bits/byte':>9}  {'accuracy':>8}  {'targets':>9}")

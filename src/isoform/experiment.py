@@ -35,8 +35,9 @@ from isoform.codecs.codec import Codec, TextCodec, as_text
 from isoform.codecs.config import Characters
 from isoform.codecs.text import build_codec, load_codec
 from isoform.config import ConfigError, differences, from_dict, load_toml
+from isoform.data.config import Data
 from isoform.data.labels import label_names, numbered
-from isoform.data.loader import Loader, build_loader, validation_batches
+from isoform.data.loader import Loader, MixtureLoader, build_loader, validation_batches
 from isoform.data.sources import Record, Split, first_part, load_source
 from isoform.data.tokens import Tokens, load_tokens
 from isoform.evaluation.evaluate import Score, answers, apply, evaluate
@@ -92,7 +93,7 @@ class Prepared:
 
 def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
     """Load the records, build (or take) the codec, cut the rows. Raises ValueError for data that won't do."""
-    split = load_source(recipe.data.path, recipe.data.validation_path)
+    parts, split = load_records(recipe.data)
     recipe = _with_labels(recipe, split)
     if codec is None:
         codec = build_codec(recipe.codec, _texts(recipe, split))
@@ -100,14 +101,37 @@ def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
         codec = codec.with_special(special_pieces(recipe.objective))
     recipe = runs.filled(recipe, codec)
     view = view_of(recipe, codec)
-    tokens = _tokens(recipe, first_part(split.train, recipe.data.fraction), codec)
     length = recipe.model.context_length
-    loader = build_loader(recipe.data, tokens, view, context_length=length, seed=recipe.seed)
+    tokens = [_tokens(recipe, first_part(part.train, recipe.data.fraction), codec) for part in parts]
+    loader = _mixed(
+        recipe, [build_loader(recipe.data, t, view, context_length=length, seed=recipe.seed) for t in tokens]
+    )
     bytes_per_piece = None
     if isinstance(codec, TextCodec) and view.is_text:
-        bytes_per_piece = float(codec.piece_bytes[tokens.ids[: 2**20]].mean())
+        bytes_per_piece = float(codec.piece_bytes[tokens[0].ids[: 2**20]].mean())
     teacher = _teacher(recipe.objective, codec) if isinstance(recipe.objective, Distillation) else None
     return Prepared(recipe, split, codec, view, loader, bytes_per_piece, teacher)
+
+
+def load_records(data: Data) -> tuple[Sequence[Split], Split]:
+    """The records of each source, and of all together."""
+    if not data.mixture:
+        split = load_source(data.path, data.validation_path)
+        return [split], split
+    parts = [load_source(part.path, part.validation_path) for part in data.mixture]
+    train, validation = ([r for part in parts for r in getattr(part, name)] for name in ("train", "validation"))
+    return parts, Split(train, validation, tuple(source for part in parts for source in part.sources))
+
+
+def _mixed(recipe: Recipe, loaders: Sequence[Loader]) -> Loader:
+    if len(loaders) == 1:
+        return loaders[0]
+    data = recipe.data
+    weights = [
+        loader.rows_per_epoch ** (1 / data.temperature) if part.weight is None else part.weight
+        for loader, part in zip(loaders, data.mixture, strict=True)
+    ]
+    return MixtureLoader(loaders, weights, recipe.seed)
 
 
 def _teacher(objective: Distillation, codec: Codec) -> Transformer:

@@ -5,6 +5,22 @@ from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """One source of a mixture."""
+
+    path: str
+    """As data.path."""
+    validation_path: str = ""
+    """As data.validation_path."""
+    weight: float | None = None
+    """How often its rows come beside those of others; absent: as many as it has, to the power of 1 / temperature."""
+
+    def __post_init__(self) -> None:
+        if self.weight is not None and self.weight <= 0:
+            raise ValueError(f"data.mixture: weight={self.weight} of {self.path} must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """Records and rows."""
 
@@ -15,6 +31,11 @@ class Data:
     validation_path: str = ""
     """Held-out records; empty: the last 10 % of a single text, else 5 % of the documents (of the digits
     20 %), by hash."""
+    mixture: tuple[Part, ...] = ()
+    """Several sources in the place of `path`, whose rows come by turns, each source as often as it is needed."""
+    temperature: float = 1.0
+    """Of a mixture's sources without a weight: above 1 small ones come more often than their size says (T5, Raffel et
+    al. 2020, section 3.5.2)."""
     rows: Literal["stream", "packed"] = "stream"
     """stream: all documents end to end, cut every context_length pieces; packed: whole documents side by
     side that don't see each other."""
@@ -22,5 +43,7 @@ class Data:
     """Of the training records so much is used, from their beginning; what is held out stays the same."""
 
     def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"data.temperature={self.temperature} must be above 0")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"data.fraction={self.fraction} must be above 0 and at most 1")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
-from isoform.batch import Batch, Example, Pieces, collate, plain_coordinates
+from isoform.batch import Batch, Example, Pieces, collate, joined, plain_coordinates
 from isoform.codecs.codec import Codec, TextCodec
 from isoform.data.config import Data
 from isoform.data.order import epoch_order, generator, locate, stream_offset
@@ -99,6 +99,43 @@ class PackedLoader(Loader):
         epoch, row = locate(number, self.rows_per_epoch)
         planned = self.plan[epoch_order(self.seed, epoch, self.rows_per_epoch)[row]]
         return [_example(self.tokens, self.samples, self.view, i, self.seed, epoch) for i in planned]
+
+
+class MixtureLoader(Loader):
+    """Rows of several loaders by turns: in every block of rows each has its share, in an order drawn for the block, so
+    that any row is found without those before it. An epoch is as many rows as the loaders have together."""
+
+    BLOCK = 1024
+
+    def __init__(self, loaders: Sequence[Loader], weights: Sequence[float], seed: int) -> None:
+        self.loaders, self.seed = loaders, seed
+        self.rows_per_epoch = sum(loader.rows_per_epoch for loader in loaders)
+        self.dropped = sum(loader.dropped for loader in loaders)
+        share = np.asarray(weights, np.float64) / sum(weights) * self.BLOCK
+        counts = np.floor(share).astype(np.int64)
+        counts[np.argsort(counts - share, kind="stable")[: self.BLOCK - counts.sum()]] += 1
+        if not counts.all():
+            least = int(np.argmin(counts))
+            raise ValueError(
+                f"data.mixture: source {least} would be less than one row in {self.BLOCK}; raise its weight or "
+                f"data.temperature"
+            )
+        self.counts = counts
+
+    def rows(self, first: int, count: int) -> Batch:
+        return joined([self.loaders[of].rows(row, 1) for of, row in self.places(first, count)])
+
+    def weight(self, first: int, count: int) -> float:
+        return sum(self.loaders[of].weight(row, 1) for of, row in self.places(first, count))
+
+    def places(self, first: int, count: int) -> Iterator[tuple[int, int]]:
+        """Of each row the loader that it is from, and its number there."""
+        for number in range(first, first + count):
+            block, at = divmod(number, self.BLOCK)
+            turns = np.repeat(np.arange(len(self.counts)), self.counts)
+            order = generator(self.seed, block, "mixture").permutation(turns)
+            of = int(order[at])
+            yield of, int(block * self.counts[of] + (order[:at] == of).sum())
 
 
 def build_loader(

@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-Purpose = Literal["order", "offset", "plan", "view"]
-PURPOSES: dict[Purpose, int] = {"order": 0, "offset": 1, "plan": 2, "view": 3}
+Purpose = Literal["order", "offset", "plan", "view", "mixture"]
+PURPOSES: dict[Purpose, int] = {"order": 0, "offset": 1, "plan": 2, "view": 3, "mixture": 4}
 
 
 def generator(seed: int, epoch: int, purpose: Purpose, sample: int = 0) -> np.random.Generator:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import isoform
+from isoform.checkpoint.store import list_checkpoints, load_tensors
 from isoform.experiment import build_model, train
 from isoform.machine import choose_machine
 from isoform.model.adapters import adapt, adapted, merge, unmerge, without_adapters
@@ -161,3 +162,28 @@ def test_frozen_parts_are_those_of_the_recipe(text):
     asked = recipe(text, frozen=["stem", "head"])
     model = build_model(replace(asked, model=replace(asked.model, vocab_size=9)), choose_machine("cpu"))
     assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"decoder"}
+
+
+def test_the_model_that_is_left_is_the_mean_of_the_last_checkpoints(text, tmp_path):
+    asked = {"steps": 12, "checkpoint_every": 3, "keep_checkpoints": 3}
+    plain = train(recipe(text, **asked), tmp_path / "plain")
+    averaged = train(recipe(text, **asked, average_checkpoints=3), tmp_path / "averaged")
+    checkpoints = sorted(list_checkpoints(averaged.checkpoints), key=lambda c: c.step)
+    assert [c.step for c in checkpoints] == [6, 9, 12]
+    states = [load_tensors(c, "model") for c in checkpoints]
+    left = isoform.load(averaged.folder).model.state_dict()
+    for name in states[0]:
+        torch.testing.assert_close(left[name], sum(s[name] for s in states) / 3)
+    last = isoform.load(plain.folder).model.state_dict()
+    assert all(torch.equal(last[name], states[-1][name]) for name in states[-1])
+    one, other = (json.loads(run.summary.read_text())["validation_loss"] for run in (plain, averaged))
+    assert one != other
+    averaged.summary.unlink()  # killed before its end: done again, to the same bits
+    before = averaged.weights.read_bytes()
+    train(recipe(text, **asked, average_checkpoints=3), tmp_path / "averaged")
+    assert averaged.weights.read_bytes() == before
+    assert json.loads(averaged.summary.read_text())["validation_loss"] == other
+    with pytest.raises(ValueError, match="between 1 and keep_checkpoints=2"):
+        Training(average_checkpoints=3)
+    with pytest.raises(ValueError, match="need more than 100 steps"):
+        Training(average_checkpoints=2, steps=100, checkpoint_every=250)

@@ -25,6 +25,7 @@ from isoform.checkpoint.huggingface import exportable, state_of
 from isoform.checkpoint.store import (
     Checkpoint,
     find_checkpoint,
+    list_checkpoints,
     load_document,
     load_tensors,
     lock_folder,
@@ -574,15 +575,35 @@ class _Session:
         purge_checkpoints(self.run.checkpoints, keep=self.recipe.training.keep_checkpoints)
 
     def finish(self) -> None:
-        """Write the model by itself, and the summary."""
+        """Write the model by itself, the mean of the last checkpoints if that is asked for, and the summary."""
+        if self.recipe.training.average_checkpoints > 1:
+            self._average()
         partial = self.run.weights.with_suffix(".partial")
         save_file(state_of(self.model), partial)
         partial.replace(self.run.weights)
         runs.write_text(self.run.summary, json.dumps(self.summary(), indent=1) + "\n")
 
+    def _average(self) -> None:
+        """Put the mean of the last checkpoints into the model, and see how well it does."""
+        count = self.recipe.training.average_checkpoints
+        last = sorted(list_checkpoints(self.run.checkpoints), key=lambda c: c.step)[-count:]
+        if len(last) < count:
+            raise ConfigError(
+                f"{len(last)} checkpoints are left of the {count} that training.average_checkpoints asks for; they "
+                f"were removed, or set aside as damaged"
+            )
+        total: dict[str, Tensor] = {}
+        for checkpoint in last:
+            for name, tensor in load_tensors(checkpoint, "model").items():
+                total[name] = total.get(name, 0) + tensor.double() / count
+        runs.load_state(self.model, {name: tensor.float() for name, tensor in total.items()})
+        self.validate()
+
     def summary(self) -> dict[str, object]:
         """What was reached and what it cost; FLOPs are counted by arithmetic, times and memory measured."""
         measured = [line for line in read_metrics(self.run.metrics) if "validation_loss" in line][-1]
+        if self.recipe.training.average_checkpoints > 1:
+            measured = self.validation
         progress, parameters = self.progress, num_parameters(self.recipe.model)
         flops = self.prepared.flops_per_step * progress.step
         return {

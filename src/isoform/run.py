@@ -232,7 +232,8 @@ def _load_run(run: Run) -> Trained:
         )
     kind = {"kind": kind_of(ModelConfig)}  # which older runs don't say
     model = build_module(from_dict(Model, {**kind, **config["model"]}))
-    checkpoint = find_checkpoint(run.checkpoints) if run.checkpoints.is_dir() else None
+    is_averaged = recipe.training.average_checkpoints > 1 and run.summary.exists()
+    checkpoint = find_checkpoint(run.checkpoints) if run.checkpoints.is_dir() and not is_averaged else None
     weights = run.weights
     if checkpoint is not None:
         tensors, step = load_tensors(checkpoint, "model"), checkpoint.step

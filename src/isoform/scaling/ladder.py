@@ -191,7 +191,7 @@ def _with_compute(recipe: Recipe, compute: float, group: int, seed: int, *, long
         validate_every=0,
         sample_every=0,
         checkpoint_every=max(1, steps // 8),
-        keep_checkpoints=1,
+        keep_checkpoints=training.average_checkpoints,
         log_every=max(1, steps // 100),
     )
     run = replace(recipe, training=training, seed=seed, expected_loss=None)

@@ -102,6 +102,8 @@ class Training:
     checkpoint_every: int = 250
     """Steps between checkpoints; 0: only at the end."""
     keep_checkpoints: int = 2
+    average_checkpoints: int = 1
+    """The model that is left is the mean of so many of the last checkpoints (Vaswani et al. 2017, section 6.1)."""
     sample_every: int = 0
     """Steps between samples; 0: only at the end."""
     sample_tokens: int = 200
@@ -112,6 +114,17 @@ class Training:
         for name in ("steps", "global_batch_tokens", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name}={getattr(self, name)} must be at least 1")
+        if not 1 <= self.average_checkpoints <= self.keep_checkpoints:
+            raise ValueError(
+                f"training.average_checkpoints={self.average_checkpoints} must lie between 1 and "
+                f"keep_checkpoints={self.keep_checkpoints}"
+            )
+        apart = self.checkpoint_every or self.steps
+        if apart * (self.average_checkpoints - 1) >= self.steps:
+            raise ValueError(
+                f"training.average_checkpoints={self.average_checkpoints}, {apart} steps apart, need more than "
+                f"{self.steps} steps; set checkpoint_every lower"
+            )
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"training.layer_decay={self.layer_decay} must be above 0 and at most 1")
         for name in ("validate_every", "checkpoint_every", "sample_every", "sample_tokens"):

@@ -1,6 +1,7 @@
 """Beam search: what transformers finds with the same weights, and what looking at every text finds."""
 
 import itertools
+import json
 import logging
 from collections import Counter
 
@@ -140,3 +141,28 @@ def test_bounds_are_named():
         Beam(num_best=5)
     (found,) = beam_search(model, [Prompt(np.ones(12, np.int64))], Beam(size=2, num_best=2), end=0)
     assert all(len(one.ids) == 1 for one in found)
+
+
+def test_a_file_of_sources_is_answered_line_by_line(tmp_path, capsys):
+    from isoform.cli import main
+
+    recipe = ["--training.steps", "60", "--training.sample_tokens", "3", "--training.validate_every", "0"]
+    assert main(["train", "reverse-seq2seq", "--out", str(tmp_path / "run"), "--no_report", *recipe]) == 0
+    words = ["abc", "transformer", "no", "attention"]
+    (tmp_path / "in.txt").write_text("\n".join(words) + "\n")
+    ask = ["generate", str(tmp_path / "run"), "--path", str(tmp_path / "in.txt"), "--max_tokens", "14"]
+    capsys.readouterr()
+    assert main([*ask, "--beams", "3", "--out", str(tmp_path / "out.txt")]) == 0
+    together = (tmp_path / "out.txt").read_text().splitlines()
+    capsys.readouterr()
+    for word, answered in zip(words, together, strict=True):
+        assert main(["generate", str(tmp_path / "run"), "--prompt", word, "--beams", "3", "--max_tokens", "14"]) == 0
+        assert capsys.readouterr().out.rstrip("\n") == answered
+    assert main([*ask, "--json"]) == 0  # one beam: greedy
+    greedy = json.loads(capsys.readouterr().out)["answers"]
+    assert main(["generate", str(tmp_path / "run"), "--prompt", "abc", "--temperature", "0", "--max_tokens", "14"]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == greedy[0]
+    (tmp_path / "in.txt").write_text("abc\n\nd\n")
+    assert main(ask) == 65 and "line 2 is empty" in capsys.readouterr().err
+    (tmp_path / "in.txt").write_text("abc\n" + "d" * 200 + "\n")
+    assert main(ask) == 65 and "text 2 has" in capsys.readouterr().err

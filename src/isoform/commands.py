@@ -22,7 +22,7 @@ from isoform.config import differences, kind_of, to_dict
 from isoform.data.sources import load_source
 from isoform.experiment import Prepared, evaluate_held_out, load_records, prepare, view_of
 from isoform.experiment import train as train_recipe
-from isoform.generation.beam import beam_search
+from isoform.generation.beam import answer, beam_search
 from isoform.generation.config import Beam
 from isoform.generation.decode import Generation, Prompt, build_prompt, walk
 from isoform.generation.decode import generate as generate_texts
@@ -68,7 +68,7 @@ from isoform.options import (
 )
 from isoform.recipe import Recipe, builtin_recipes, is_model_path, load_form, load_recipe
 from isoform.report import write_report
-from isoform.run import Run, Trained, export, load
+from isoform.run import Run, Trained, export, load, write_text
 from isoform.scaling.claims import builtin_claims, load_claim
 from isoform.scaling.engines import build_engine
 from isoform.scaling.lab import Hands, Stopped, check, climb, other_recipe, plan, say_plan
@@ -196,6 +196,8 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     if model.decoder is None or isinstance(model.config.head, Pooled):
         what = "is an encoder" if model.decoder is None else "answers with labels"
         raise ValueError(f"{options.run} {what}, which doesn't write; name a model with a decoder and a vocabulary")
+    if options.path:
+        return _answer(options, trained, terminal)
     text = options.prompt
     if text is None:
         text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
@@ -221,6 +223,32 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     if options.probabilities:
         values["probabilities"] = [_walk(trained, text + generation.text, terminal) for generation in finished]
     return Result(values)
+
+
+def _answer(options: GenerateOptions, trained: Trained, terminal: Terminal) -> Result:
+    """The most probable answer to each line of a file."""
+    try:
+        lines = Path(options.path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{options.path} can't be read: {error}") from None
+    if empty := [number for number, line in enumerate(lines, 1) if not line.strip()]:
+        raise ValueError(f"{options.path}, line {empty[0]} is empty; remove it")
+    beam = Beam(
+        size=max(1, options.beams),
+        length_penalty=options.length_penalty,
+        early_stopping="bound" if options.beams else "size",
+        max_tokens=options.sampling.max_tokens,
+    )
+    view, codec = view_of(trained.recipe, trained.codec), as_text(trained.codec)
+    found = answer(trained.transformer, codec, lines, beam, view=view, is_pair=trained.is_pair)
+    answers = [best[0][0].replace("\n", " ") if best else "" for best in found]
+    if options.out:
+        write_text(Path(options.out), "".join(f"{line}\n" for line in answers))
+        terminal.say(f"{len(answers)} answers  {options.out}")
+    else:
+        for line in answers:
+            terminal.say(line)
+    return Result({"path": options.path, "answers": answers})
 
 
 def _search(

@@ -137,6 +137,10 @@ class GenerateOptions:
     """A run directory, a Hugging Face folder, or a GGUF file."""
     prompt: str | None = None
     """The text to continue; absent: standard input, if it is not a terminal."""
+    path: str = ""
+    """A file with a prompt, or a source, on each line: the most probable answer to each is written, a line each."""
+    out: str = ""
+    """The file for the answers to --path; empty: standard output."""
     sampling: Annotated[Sampling, Inline] = Sampling()
     beams: int = 0
     """Search for the num_samples most probable texts with so many beams, instead of sampling; 0: sample."""

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from isoform.batch import Encoding, Example, Pieces, collate
+from isoform.codecs.codec import TextCodec
 from isoform.generation.config import Beam
-from isoform.generation.decode import Prompt
+from isoform.generation.decode import Prompt, build_prompt
 from isoform.mask import Mask
 from isoform.model.transformer import Memory, Transformer
+from isoform.objectives.views import View
 
 NEVER = -1e9
 """Of what can't be chosen."""
@@ -70,6 +72,47 @@ def beam_search(
         read = torch.cat([before, ids.unsqueeze(1)], 1)[:, -before.shape[1] :] if before.shape[1] else before
         hidden = model.decode(Pieces(ids.unsqueeze(1), cache.next_coordinates(), before), mask, memory, cache)
     return search.found
+
+
+def answer(
+    model: Transformer,
+    codec: TextCodec,
+    texts: Sequence[str],
+    beam: Beam,
+    *,
+    view: View,
+    is_pair: bool,
+    pieces_at_once: int = 4096,
+) -> list[list[tuple[str, float]]]:
+    """The best answers to each text, a source or the beginning of what goes on, with their scores; many at once.
+
+    Texts of like length share a batch of so many pieces, so that little of it is empty. Raises ValueError, with the
+    number of the text, for one that doesn't fit.
+    """
+    prompts = [build_prompt(codec, text, is_pair=is_pair, view=view) for text in texts]
+    lengths = [len(p.ids) if p.source is None else len(p.source) for p in prompts]
+    _check_lengths(model, prompts)
+    found: list[list[tuple[str, float]]] = [[] for _ in texts]
+    order = sorted(range(len(texts)), key=lambda i: lengths[i])
+    while order:
+        longest = order[-1]
+        count = max(1, pieces_at_once // (beam.size * lengths[longest]))
+        batch, order = order[-count:], order[:-count]
+        hypotheses = beam_search(model, [prompts[i] for i in batch], beam, end=codec.end_of_text, mask=view.inputs_mask)
+        for i, best in zip(batch, hypotheses, strict=True):
+            found[i] = [(codec.decode(one.ids), one.score) for one in best]
+    return found
+
+
+def _check_lengths(model: Transformer, prompts: Sequence[Prompt]) -> None:
+    """ValueError for the first prompt that doesn't fit the context, with its number."""
+    for number, prompt in enumerate(prompts, 1):
+        limit = model.config.context_length
+        if prompt.source is not None and model.config.encoder is not None:
+            limit = model.config.length(model.config.encoder)
+        length = len(prompt.ids if prompt.source is None else prompt.source)
+        if length > limit:
+            raise ValueError(f"text {number} has {length} pieces, which don't fit context_length={limit}; shorten it")
 
 
 class _Search:

@@ -436,8 +436,8 @@ def test_bad_files_are_named(name, content, message, tmp_path):
             lambda: build_loader(STREAM, texts(16), CAUSAL, context_length=16, seed=0),
             "context_length=15 or less",
         ),
-        (lambda: build_loader(STREAM, texts(99), PREFIX, context_length=16, seed=0), "rows='packed'"),
-        (lambda: build_loader(STREAM, TOY, CAUSAL, context_length=16, seed=0), "rows='packed'"),
+        (lambda: build_loader(STREAM, texts(99), PREFIX, context_length=16, seed=0), "set it to packed"),
+        (lambda: build_loader(STREAM, TOY, CAUSAL, context_length=16, seed=0), "set it to packed"),
         (lambda: build_loader(PACKED, pairs((9, 9)), SEQ2SEQ, context_length=4, seed=0), "all 1 records"),
         (
             lambda: next(validation_batches(STREAM, texts(1), CODEC, CAUSAL, context_length=4, batch_rows=1)),
@@ -554,3 +554,30 @@ def test_a_mixture_trains_and_is_evaluated_and_bad_ones_are_named(tmp_path):
         Part(path="a", weight=0.0)
     with pytest.raises(ValueError, match=r"temperature=0"):
         Data(temperature=0.0)
+
+
+def test_documents_of_a_split_stream_do_not_see_each_other(tmp_path):
+    texts = ["".join(chr(97 + (i + j) % 26) for j in range(3 + 7 * i % 40)) for i in range(60)]
+    tokens = load_tokens([{"text": t} for t in texts], CODEC)
+    stream, split = (build_loader(Data(rows=r), tokens, CAUSAL, context_length=32, seed=3) for r in ("stream", "split"))
+    assert split.rows_per_epoch == stream.rows_per_epoch
+    total = 0.0
+    for row in range(split.rows_per_epoch):
+        plain, apart = stream.rows(row, 1), split.rows(row, 1)
+        assert torch.equal(plain.inputs.ids, apart.inputs.ids) and torch.equal(plain.targets, apart.targets)
+        ids, at = apart.inputs.ids[0].tolist(), apart.inputs.coordinates
+        ended = [False, *(i == CODEC.end_of_text for i in ids[:-1])]
+        segment = np.cumsum(ended)
+        assert at.segment.expand(1, 32)[0].tolist() == segment.tolist()
+        index = [i - max([0, *(j for j in range(i + 1) if ended[j])]) for i in range(32)]
+        assert at.index.expand(1, 32)[0].tolist() == index
+        # An end of text foretells nothing; all else the piece after it.
+        assert apart.loss_weights[0].tolist() == [float(i != CODEC.end_of_text) for i in ids]
+        assert split.weight(row, 1) == float(apart.loss_weights.sum())
+        total += split.weight(row, 1)
+    assert total == split.weight(0, split.rows_per_epoch)
+    held = list(validation_batches(Data(rows="split"), tokens, CODEC, CAUSAL, context_length=32, batch_rows=4))
+    assert sum(float(b.loss_weights.sum()) for b, _ in held) == len(tokens.ids) - len(texts)
+    assert sum(n for _, n in held) == sum(len(t) - 1 for t in texts)
+    with pytest.raises(ValueError, match="set it to packed"):
+        build_loader(Data(rows="split"), tokens, PREFIX, context_length=32, seed=0)

@@ -243,7 +243,7 @@ class Without(Codec):
         (lambda: filled(gridded(Grid(rows=4, columns=4)), CODEC), "grid of 4 x 4 places .* has 5 x 4 places"),
         (lambda: replace(recipe(), objective=Causal()), "objective Causal with the head Pooled"),
         (lambda: replace(load_recipe("reverse-decoder"), objective=Classification()), "go with the head pooled"),
-        (lambda: stream(), "data.rows='stream' is for"),
+        (lambda: stream(), "stream and split are for"),
         (lambda: CLASSIFY.example(CODEC.encode({"image": np.zeros((8, 8))}), np.random.default_rng(0)), "has none"),
     ],
 )

@@ -65,11 +65,13 @@ class _Lines(Progress):
     def __init__(self, terminal: Terminal, total: int, done: int, every: float = 5.0) -> None:
         self.terminal, self.total, self.first, self.every = terminal, total, done, every
         self.start = self.last = time.perf_counter()
+        self.said = done
 
     def update(self, done: int, words: str) -> None:
         now = time.perf_counter()
-        if now - self.last >= self.every or done == self.total:
-            self.last = now
+        waits = self.every if done != self.said else 12 * self.every  # where nothing moves, that is said now and then
+        if now - self.last >= waits or done == self.total:
+            self.last, self.said = now, done
             here = done - self.first
             left = f"  {duration((now - self.start) / here * (self.total - done))} left" if here else ""
             self.terminal.say(f"{done:>7} / {self.total}  {words}{left}")

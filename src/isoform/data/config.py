@@ -36,9 +36,9 @@ class Data:
     temperature: float = 1.0
     """Of a mixture's sources without a weight: above 1 small ones come more often than their size says (T5, Raffel et
     al. 2020, section 3.5.2)."""
-    rows: Literal["stream", "packed"] = "stream"
-    """stream: all documents end to end, cut every context_length pieces; packed: whole documents side by
-    side that don't see each other."""
+    rows: Literal["stream", "split", "packed"] = "stream"
+    """stream: all documents end to end, cut every context_length pieces; split: the same, but documents don't see each
+    other; packed: whole documents side by side that don't see each other, best fit."""
     fraction: float = 1.0
     """Of the training records so much is used, from their beginning; what is held out stays the same."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from isoform.data.config import Data
 from isoform.data.order import epoch_order, generator, locate, stream_offset
 from isoform.data.packing import Samples, cut_records, plan_rows
 from isoform.data.tokens import Tokens
-from isoform.mask import Causal
+from isoform.mask import Causal, Coordinates
 from isoform.objectives.views import View
 
 
@@ -43,20 +44,28 @@ class StreamLoader(Loader):
 
     Row r of epoch e holds ids[o + p T : o + (p + 1) T + 1], p the epoch's permutation of the rows and o its
     offset, 0 .. T - 1. The pieces that don't fill a row at the two ends are other ones in each epoch.
+
+    begins: where documents begin that don't see each other (absent: they do).
     """
 
-    def __init__(self, ids: np.ndarray, context_length: int, seed: int) -> None:
+    def __init__(self, ids: np.ndarray, context_length: int, seed: int, begins: np.ndarray | None = None) -> None:
         if len(ids) <= context_length:
             raise ValueError(
                 f"{len(ids)} pieces are too few for one row of context_length={context_length} and its "
                 f"last target; set model.context_length={max(1, len(ids) - 1)} or less, or give a longer text"
             )
-        self.ids, self.context_length, self.seed = ids, context_length, seed
+        self.ids, self.context_length, self.seed, self.begins = ids, context_length, seed, begins
         self.rows_per_epoch = max(1, (len(ids) - context_length) // context_length)
         self.num_offsets = min(context_length, len(ids) - self.rows_per_epoch * context_length)
         self._window = np.arange(context_length + 1)
 
     def rows(self, first: int, count: int) -> Batch:
+        at = self._starts(first, count)[:, None] + self._window
+        batch = _shifted(self.ids[at], np.ones((count, self.context_length), np.float32))
+        return batch if self.begins is None else _apart(batch, at, self.begins)
+
+    def _starts(self, first: int, count: int) -> np.ndarray:
+        """Where rows begin among the ids."""
         starts = np.empty(count, np.int64)
         done = 0
         while done < count:
@@ -65,11 +74,13 @@ class StreamLoader(Loader):
             offset = stream_offset(self.seed, epoch, self.num_offsets)
             starts[done : done + len(order)] = offset + order * self.context_length
             done += len(order)
-        block = self.ids[starts[:, None] + self._window]
-        return _shifted(block, np.ones((count, self.context_length), np.float32))
+        return starts
 
     def weight(self, first: int, count: int) -> float:
-        return float(count * self.context_length)
+        if self.begins is None:
+            return float(count * self.context_length)
+        at = self._starts(first, count)[:, None] + self._window
+        return float(_same_document(at, self.begins).sum())
 
 
 class PackedLoader(Loader):
@@ -156,10 +167,13 @@ def build_loader(
         case "stream":
             _check_stream(tokens, view)
             return StreamLoader(tokens.ids, context_length, seed)
+        case "split":
+            _check_stream(tokens, view)
+            return StreamLoader(tokens.ids, context_length, seed, tokens.starts)
         case "packed":
             return PackedLoader(tokens, view, context_length, source_length or context_length, seed)
         case _:
-            raise ValueError(f"data.rows={config.rows!r} is neither stream nor packed; set one")
+            raise ValueError(f"data.rows={config.rows!r} is none of stream, split and packed; set one")
 
 
 def validation_batches(
@@ -176,11 +190,13 @@ def validation_batches(
     text.
 
     stream: non-overlapping windows of context_length, so that each piece but the first is a target once; the
-    last window is filled up with weight 0. packed: each sample once, planned and viewed with seed 0.
+    last window is filled up with weight 0; split: each but the first of its document. packed: each sample once, planned
+    and viewed with seed 0.
     """
-    if config.rows == "stream":
+    if config.rows != "packed":
         _check_stream(tokens, view)
-        batches = _windows(tokens.ids, context_length, batch_rows)
+        begins = tokens.starts if config.rows == "split" else None
+        batches = _windows(tokens.ids, context_length, batch_rows, begins)
     else:
         source_length = source_length or context_length
         batches = _packed_once(tokens, view, context_length, source_length, batch_rows)
@@ -191,14 +207,15 @@ def validation_batches(
         yield batch, num_bytes
 
 
-def _windows(ids: np.ndarray, length: int, batch_rows: int) -> Iterator[Batch]:
+def _windows(ids: np.ndarray, length: int, batch_rows: int, begins: np.ndarray | None) -> Iterator[Batch]:
     if len(ids) < 2:
         raise ValueError(f"the held-out text has {len(ids)} pieces; it needs 2 to have one to predict")
     num_windows = -(-(len(ids) - 1) // length)
     for first in range(0, num_windows, batch_rows):
         starts = np.arange(first, min(first + batch_rows, num_windows)) * length
         at = starts[:, None] + np.arange(length + 1)
-        yield _shifted(ids[np.minimum(at, len(ids) - 1)], (at[:, 1:] < len(ids)).astype(np.float32))
+        batch = _shifted(ids[np.minimum(at, len(ids) - 1)], (at[:, 1:] < len(ids)).astype(np.float32))
+        yield batch if begins is None else _apart(batch, at, begins)
 
 
 def _packed_once(
@@ -221,6 +238,24 @@ def _shifted(block: np.ndarray, weights: np.ndarray) -> Batch:
     return Batch(pieces, targets, torch.from_numpy(weights))
 
 
+def _same_document(at: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    """Whether the piece after each of rows (B, T + 1) of places belongs to the same document (B, T)."""
+    document = np.searchsorted(begins, at, side="right")
+    return document[:, 1:] == document[:, :-1]
+
+
+def _apart(batch: Batch, at: np.ndarray, begins: np.ndarray) -> Batch:
+    """Rows of a stream, at places (B, T + 1), whose documents are segments: the first piece of each is no target."""
+    weights = batch.loss_weights * torch.from_numpy(_same_document(at, begins))
+    document = np.searchsorted(begins, at[:, :-1], side="right") - 1
+    segment = document - document[:, :1]
+    if not segment.any():
+        return replace(batch, loss_weights=weights)
+    index = at[:, :-1] - np.maximum(begins[document], at[:, :1])
+    coordinates = Coordinates(torch.from_numpy(segment), torch.from_numpy(index), is_ordered=True)
+    return replace(batch, inputs=replace(batch.inputs, coordinates=coordinates), loss_weights=weights)
+
+
 def _cut(tokens: Tokens, view: View, context_length: int, source_length: int) -> Samples:
     budgets = context_length, source_length
     return cut_records(
@@ -240,7 +275,7 @@ def _weight(examples: list[Example]) -> float:
 def _check_stream(tokens: Tokens, view: View) -> None:
     is_plain = view.inputs_mask == Causal() and view.is_text and not view.length(2, 1)[1]
     if not is_plain or tokens.prefixes.any() or tokens.features is not None:
-        raise ValueError("data.rows='stream' is for the objective causal and for plain texts; set data.rows='packed'")
+        raise ValueError("data.rows: stream and split are for the objective causal and plain texts; set it to packed")
 
 
 def _tell_dropped(samples: Samples, num_records: int, context_length: int) -> None:

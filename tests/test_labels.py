@@ -172,7 +172,7 @@ def test_labels_survive_the_cache_and_do_not_change_it(tmp_path, monkeypatch):
     records = [{"text": w, "label": i % 3} for i, w in enumerate(words(20))]
     first, again = (load_tokens(records, CODEC, cache=True) for _ in range(2))
     assert list(first.labels) == list(again.labels) == [i % 3 for i in range(20)]
-    assert again.encoding(4).label == 1 and where(again.records[4], 4) == "record 4"
+    assert again.encoding(4).label == 1 and where(records[4], 4) == "record 4"
     assert load_tokens([{"text": w} for w in words(20)], CODEC, cache=True).labels is None
 
 

@@ -211,7 +211,9 @@ def test_long_texts_are_cut_without_a_piece_in_two_parts():
 
 
 def test_ends_too_short_to_be_corrupted_are_counted():
-    measure = lambda n, prefix: (n if n > 1 else 0, 0)  # noqa: E731
+    def measure(length: int, prefix: int) -> tuple[int, int]:
+        return (length if length > 1 else 0), 0
+
     samples = cut_records(np.array([21]), np.zeros(1, int), measure, (10, 0), overlap=0)
     assert samples.stops.tolist() == [10, 20] and samples.num_lost == 1 and samples.dropped == 0
 

@@ -49,9 +49,8 @@ class Example:
     """One training example, before packing.
 
     inputs: what the stack under the head reads, T pieces; targets (T,): what each position should say, an id or a
-    number;
-    loss_weights (T,) float32: how much it counts, 0 is ignored; source: what the encoder of an
-    encoder-decoder reads beside it.
+    number; loss_weights (T,) float32: how much it counts, 0 is ignored; source: what the encoder of an encoder-decoder
+    reads beside it.
     """
 
     inputs: Encoding

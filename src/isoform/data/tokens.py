@@ -32,7 +32,7 @@ LARGE = 32 * 2**20  # characters from which any text is kept on disk, to be mapp
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """ids (N,), features (N, F), kinds (N,), places (N, P) of all records in order; lengths and prefixes (n,) of each,
-    in pieces; labels, one a record; tags (N,); records: what they were made from."""
+    in pieces; labels, one a record; tags (N,)."""
 
     ids: np.ndarray
     lengths: np.ndarray
@@ -42,7 +42,6 @@ class Tokens:
     places: np.ndarray | None = None
     labels: Sequence[int | float | None] | None = None
     tags: np.ndarray | None = None
-    records: Sequence[Record] = ()
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -87,7 +86,7 @@ def load_tokens(records: Sequence[Record], codec: Codec, *, cache: bool | None =
             warnings.warn(f"the tokens can't be kept in {shard.folder} ({error.strerror})", stacklevel=2)
         else:
             tokens = shard.read() or tokens
-    return replace(tokens, labels=_labels(records), records=records)
+    return replace(tokens, labels=_labels(records))
 
 
 def _encode(records: Sequence[Record], codec: Codec) -> Tokens:
@@ -105,7 +104,7 @@ def _encode(records: Sequence[Record], codec: Codec) -> Tokens:
     ids = encodings[0].ids if len(encodings) == 1 else np.concatenate([e.ids for e in encodings])
     columns = ("features", "kinds", "places", "tags")
     joined = {name: _joined([getattr(e, name) for e in encodings]) for name in columns}
-    return Tokens(ids, lengths, prefixes, **joined, labels=_labels(records), records=records)
+    return Tokens(ids, lengths, prefixes, **joined, labels=_labels(records))
 
 
 def _labels(records: Sequence[Record]) -> list[int | float | None] | None:

@@ -45,11 +45,9 @@ def beam_search(
     that don't fit the context.
     """
     model.eval()
-    limit = model.config.context_length
+    _check_lengths(model, prompts)
     longest = max(len(prompt.ids) for prompt in prompts)
-    if longest > limit:
-        raise ValueError(f"a prompt of {longest} pieces doesn't fit context_length={limit}; shorten it")
-    steps = min(beam.max_tokens, limit - longest + 1)
+    steps = min(beam.max_tokens, model.config.context_length - longest + 1)
     memory = _encoded(model, prompts)
     cache = model.build_cache(len(prompts), capacity=longest + steps)
     pieces = _laid([Encoding(prompt.ids, prompt.prefix) for prompt in prompts], model)
@@ -105,14 +103,17 @@ def answer(
 
 
 def _check_lengths(model: Transformer, prompts: Sequence[Prompt]) -> None:
-    """ValueError for the first prompt that doesn't fit the context, with its number."""
+    """ValueError for the first prompt or source that doesn't fit the context, with its number."""
+    config = model.config
     for number, prompt in enumerate(prompts, 1):
-        limit = model.config.context_length
-        if prompt.source is not None and model.config.encoder is not None:
-            limit = model.config.length(model.config.encoder)
-        length = len(prompt.ids if prompt.source is None else prompt.source)
-        if length > limit:
-            raise ValueError(f"text {number} has {length} pieces, which don't fit context_length={limit}; shorten it")
+        asked = [(len(prompt.ids), config.context_length)]
+        if prompt.source is not None and config.encoder is not None:
+            asked.append((len(prompt.source), config.length(config.encoder)))
+        for length, limit in asked:
+            if length > limit:
+                raise ValueError(
+                    f"text {number} has {length} pieces, which don't fit context_length={limit}; shorten it"
+                )
 
 
 class _Search:
@@ -195,14 +196,11 @@ def _gathered(values: Tensor, at: Tensor) -> Tensor:
 
 
 def _encoded(model: Transformer, prompts: Sequence[Prompt]) -> Memory | None:
-    """What the encoder makes of all sources. Raises ValueError for one that is too long."""
+    """What the encoder makes of all sources; None where there are none."""
     sources = [prompt.source for prompt in prompts if prompt.source is not None]
     if not sources:
         return None
-    assert model.config.encoder is not None and len(sources) == len(prompts)
-    limit, longest = model.config.length(model.config.encoder), max(map(len, sources))
-    if longest > limit:
-        raise ValueError(f"a source of {longest} pieces doesn't fit context_length={limit}; shorten it")
+    assert len(sources) == len(prompts)
     return model.encode(_laid([Encoding(source) for source in sources], model))
 
 

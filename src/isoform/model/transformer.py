@@ -366,8 +366,8 @@ class Transformer(nn.Module):
         self.stem = build_stem(config.stem, config.vocab_size, config.model_dim)
         other = config.encoder_stem
         self.encoder_stem = None if other is None else build_stem(other, config.vocab_size, config.model_dim)
-        own = config.encoder is not None and not config.share_stacks
-        self.encoder = Stack(config.encoder, config) if own and config.encoder is not None else None
+        is_own = not config.share_stacks
+        self.encoder = Stack(config.encoder, config) if config.encoder is not None and is_own else None
         self.decoder = None if config.decoder is None else Stack(config.decoder, config)
         table = self.stem.embedding if isinstance(self.stem, LookupStem) else None
         self.head = build_head(config.head, config.vocab_size, config.model_dim, table)

@@ -65,6 +65,9 @@ class Unchanged:
 Transfer = MuP | Powers | Unchanged
 
 
+HeadsKeep = Literal["width", "number"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ladder:
     """Runs of one recipe from small to large, within a budget."""
@@ -78,7 +81,7 @@ class Ladder:
     design: Design = FixedRatio()
     depth_exponent: float = 1.0
     """Layers grow as this power of the width: 1 keeps the recipe's ratio of width to depth, 0 its depth."""
-    heads_keep: Literal["width", "number"] = "width"
+    heads_keep: HeadsKeep = "width"
     """At another width heads are either more or fewer, or as many and wider or narrower, which is smoother."""
     width_step: int = 8
     """Widths are multiples of this; finer steps follow the wanted sizes more smoothly."""

@@ -9,7 +9,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 
 import numpy as np
 
@@ -106,16 +106,14 @@ def curve(
     """Loss against a cost, of an arm's runs; replicates are drawn anew for each arm. Raises ValueError for too few."""
     rows = finite(rows)
     seed = zlib.crc32(rows[0].arm.encode()) if rows else 0
-    at, losses = np.array([cost(row) for row in rows]), np.array([row.loss for row in rows], dtype=float)
-    return fit_power_law(at, losses, with_floor=with_floor, seed=seed)
+    return fit_power_law(_points(rows, cost), with_floor=with_floor, seed=seed)
 
 
 def score_forecasts(rows: Sequence[Row], top: int = 3) -> list[Scored]:
     """Of the largest computes, what the runs below 1/8 of each would have said. Raises ValueError for too few runs."""
     rows = finite(rows)
-    computes = sorted({row.group for row in rows}, key=lambda g: median(r.compute for r in rows if r.group == g))
     scored = []
-    for group in computes[-top:]:
+    for group in _groups(rows)[-top:]:
         there = [row for row in rows if row.group == group]
         compute = fmean(row.compute for row in there)
         below = [row for row in rows if row.compute < SMALL * compute]
@@ -129,7 +127,7 @@ def score_forecasts(rows: Sequence[Row], top: int = 3) -> list[Scored]:
 
 @dataclass(frozen=True)
 class Gain:
-    """One arm against the baseline, as two curves."""
+    """One arm against the baseline, size by size."""
 
     arm: str
     least: Estimate

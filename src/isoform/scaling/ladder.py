@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, assert_never
+from typing import assert_never
 
 from isoform.model.config import (
     LSTM,
@@ -26,7 +26,7 @@ from isoform.model.config import (
 )
 from isoform.model.cost import Shape, training_flops
 from isoform.recipe import Recipe
-from isoform.scaling.config import SMALL, FixedRatio, IsoFlop, Ladder, MuP, Powers, Unchanged
+from isoform.scaling.config import SMALL, FixedRatio, HeadsKeep, IsoFlop, Ladder, MuP, Powers, Unchanged
 from isoform.training.config import AdamW, Muon, Optimizer
 
 LEAST_STEPS = 20
@@ -269,9 +269,7 @@ def _of_width(recipe: Recipe, ladder: Ladder, width: int) -> Recipe:
     return resized(recipe, width, ladder.depth_exponent, ladder.heads_keep)
 
 
-def resized(
-    recipe: Recipe, width: int, depth_exponent: float = 1.0, heads_keep: Literal["width", "number"] = "width"
-) -> Recipe:
+def resized(recipe: Recipe, width: int, depth_exponent: float = 1.0, heads_keep: HeadsKeep = "width") -> Recipe:
     """The recipe at another width: heads keep their width or their number, layers follow the width's power, stated
     feed-forward widths keep their ratio.
 
@@ -290,7 +288,7 @@ def resized(
 
 
 def _resized_stack(
-    model: ModelConfig, stack: StackConfig, width: int, depth_exponent: float, heads_keep: Literal["width", "number"]
+    model: ModelConfig, stack: StackConfig, width: int, depth_exponent: float, heads_keep: HeadsKeep
 ) -> StackConfig:
     if stack.exits:
         raise ValueError("a ladder can't resize a model with early exits, which name its layers; leave exits out")
@@ -321,9 +319,7 @@ def _scaled(inner: int | None, times: float) -> int | None:
     return None if inner is None else max(8, round(inner * times / 8) * 8)
 
 
-def _resized_block(
-    model: ModelConfig, block: BlockConfig, width: int, heads_keep: Literal["width", "number"]
-) -> BlockConfig:
+def _resized_block(model: ModelConfig, block: BlockConfig, width: int, heads_keep: HeadsKeep) -> BlockConfig:
     times = width / model.model_dim
     resize = _more_heads if heads_keep == "width" else _wider_heads
     attention = resize(block.attention, model.head_dim(block), times)

@@ -141,6 +141,8 @@ def test_gradients_reach_everything():
     ("change", "words"),
     [
         (lambda c: replace(c, share_stacks=True, encoder=replace(c.encoder, num_layers=3)), "stated alike"),
+        (lambda c: replace(c, share_stacks=True, decoder=replace(c.decoder, ahead=1)), "without exits and ahead"),
+        (lambda c: replace(c, share_stacks=True, decoder=replace(c.decoder, exits=(1,))), "without exits and ahead"),
         (lambda c: replace(c, decoder=replace(c.decoder, reads="layerwise")), "only joint attention"),
         (lambda c: replace(c, decoder=None, share_stacks=True), "goes with an encoder and a decoder"),
         (

@@ -523,11 +523,11 @@ class ModelConfig:
                 self._check(f"{name}.blocks.{i}", stack, block)
 
     def _check_pair(self, encoder: StackConfig, decoder: StackConfig) -> None:
-        own = replace(encoder, cross=decoder.cross, reads=decoder.reads, exits=decoder.exits, ahead=decoder.ahead)
-        if self.share_stacks and replace(own, context_length=decoder.context_length) != decoder:
+        own = replace(encoder, cross=decoder.cross, reads=decoder.reads, context_length=decoder.context_length)
+        if self.share_stacks and (own != decoder or decoder.exits or decoder.ahead):
             raise ValueError(
                 "share_stacks: encoder and decoder are the same blocks, so that they must be stated alike but for "
-                "cross, reads, exits, ahead and context_length"
+                "cross, reads and context_length, and go without exits and ahead, which would answer for the source"
             )
         if self.share_stacks and self.encoder_stem is not None:
             raise ValueError("share_stacks with encoder_stem: stacks that are shared read through one stem")

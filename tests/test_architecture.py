@@ -27,7 +27,7 @@ ROWS = [
     *("checkpoint.store", "checkpoint.families", "checkpoint.huggingface", "checkpoint.gguf"),
     *("terminal", "run"),
     *("training.optimizer", "training.memory", "training.ledger", "training.trainer"),
-    *("generation.sampling", "generation.decode", "generation.beam", "evaluation.evaluate"),
+    *("generation.sampling", "generation.decode", "generation.beam", "evaluation.evaluate", "evaluation.translation"),
     *("experiment", "report", "inspection.rows"),
     *("scaling.ladder", "scaling.engines", "scaling.study", "scaling.laws", "scaling.simulation", "scaling.curves"),
     *("scaling.pictures", "scaling.findings", "scaling.claims", "scaling.pages", "scaling.lab"),

@@ -21,19 +21,19 @@ from isoform.data import sources
 from isoform.data.config import Data, Part
 from isoform.data.loader import PackedLoader, StreamLoader, build_loader, validation_batches
 from isoform.data.order import epoch_order, generator, locate, stream_offset
-from isoform.data.packing import cut_records, plan_rows
+from isoform.data.packing import cut_records, plan_buckets, plan_rows
 from isoform.data.sources import load_source, reverse_record, where
 from isoform.data.tokens import Tokens, load_tokens
-from isoform.experiment import prepare, train
+from isoform.experiment import global_batch, prepare, train
 from isoform.machine import cache_folder
 from isoform.objectives.config import Causal, Prefix, Seq2seq
 from isoform.objectives.views import build_view
-from isoform.recipe import load_recipe
+from isoform.recipe import changed, load_recipe
 
 PROFILE = settings(deadline=None, max_examples=60)
 CAUSAL, PREFIX, SEQ2SEQ = build_view(Causal()), build_view(Prefix()), build_view(Seq2seq())
 CODEC = ByteCodec()
-STREAM, PACKED = Data(rows="stream"), Data(rows="packed")
+STREAM, PACKED, BUCKETED = Data(rows="stream"), Data(rows="packed"), Data(rows="bucketed")
 SEEDS = st.integers(0, 2**64)
 
 
@@ -211,11 +211,59 @@ def test_pairs_stay_whole_and_sources_lie_beside_their_targets():
 
 def test_pairs_too_long_are_dropped_and_told():
     tokens = pairs((4, 4), (20, 5), (4, 20))
-    with pytest.warns(UserWarning, match="2 of 3 records"):
+    with pytest.warns(UserWarning, match=r"2 of 3 records .* with their 49 pieces .*the first being record 1"):
         loader = build_loader(PACKED, tokens, SEQ2SEQ, context_length=8, seed=0)
     assert (loader.dropped, loader.rows_per_epoch) == (2, 1)
     samples = cut_records(np.array([30]), np.array([0]), lambda n, p: (n, 0), (8, 0), overlap=0)
     assert list(zip(samples.starts, samples.stops, strict=True)) == [(0, 8), (8, 16), (16, 24), (24, 30)]
+
+
+def test_buckets_hold_each_pair_once_beside_others_of_its_length():
+    loader = build_loader(BUCKETED, TOY, SEQ2SEQ, context_length=32, source_length=40, seed=3, together=2)
+    n = loader.rows_per_epoch
+    for epoch in range(2):
+        found, places = Counter(), Counter()
+        for first in range(epoch * n, (epoch + 1) * n, 2):
+            count = min(2, (epoch + 1) * n - first)
+            batch = loader.rows(first, count)
+            assert batch.source is not None
+            there = batch.inputs.coordinates.segment >= 0
+            assert there.any(0).all() and (batch.source.coordinates.segment >= 0).any(0).all(), "a column for nobody"
+            assert there.sum(1).max() - there.sum(1).min() <= 4
+            assert loader.weight(first, count) == float(batch.loss_weights.sum())
+            for r in range(len(batch.targets)):
+                source = CODEC.decode(batch.source.ids[r][batch.source.coordinates.segment[r] == 0].tolist())
+                assert CODEC.decode(batch.targets[r][there[r]].tolist()) == source[::-1]
+                found[source] += 1
+            places[batch.targets.shape[1]] += batch.targets.numel()
+        assert found == Counter(reverse_record(i, held_out=False)["source"] for i in range(40))
+        if n % 2 == 0:
+            stated = Counter()
+            for (rows, length, _), times in loader.shapes.items():
+                stated[length] += rows * length * times
+            assert places == stated
+    lengths = np.random.default_rng(0).integers(3, 60, (4000, 2))
+    plan = plan_buckets(lengths, (128, 100), 0)
+    assert sorted(i for row in plan for i in row) == list(range(4000))
+    assert all((len(row) * lengths[list(row)].max(0) <= (128, 100)).all() for row in plan)
+    firsts = [loader.rows(epoch * n, 1).inputs.ids.tolist() for epoch in range(4)]
+    assert any(one != firsts[0] for one in firsts)
+    with pytest.raises(ValueError, match="set rows to packed"):
+        Data(mixture=(Part(path="a.txt"), Part(path="b.txt")), rows="bucketed")
+
+
+def test_what_rows_cost_is_counted_as_they_come():
+    data = {"path": "toy:reverse", "rows": "bucketed"}
+    recipe = changed(load_recipe("reverse-seq2seq"), {"data": data})
+    prepared = prepare(recipe)
+    n, per_step = prepared.loader.rows_per_epoch, recipe.rows_per_step
+    batches = [b for step in range(n // per_step) for b in global_batch(prepared, step).micro_batches]
+    places = [b.targets.numel() for b in batches]
+    assert np.mean(places) == pytest.approx(prepared.tokens_per_step, rel=0.02)
+    packed = prepare(changed(recipe, {"data": {"rows": "packed"}}))
+    assert packed.tokens_per_step == recipe.training.global_batch_tokens
+    assert prepared.flops_per_step < packed.flops_per_step, "attention reaches less far"
+    assert len({b.targets.shape[1] for b in batches}) > 3
 
 
 def test_the_prefix_is_not_predicted_but_marked():

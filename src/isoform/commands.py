@@ -8,6 +8,7 @@ import platform
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,8 @@ import torch
 from isoform import __version__
 from isoform.codecs.codec import as_text
 from isoform.config import differences, kind_of, to_dict
-from isoform.data.sources import load_source
+from isoform.data.sources import Record, load_source
+from isoform.evaluation.translation import score_translations
 from isoform.experiment import Prepared, evaluate_held_out, load_records, prepare, view_of
 from isoform.experiment import train as train_recipe
 from isoform.generation.beam import answer, beam_search
@@ -239,9 +241,7 @@ def _answer(options: GenerateOptions, trained: Trained, terminal: Terminal) -> R
         early_stopping="bound" if options.beams else "size",
         max_tokens=options.sampling.max_tokens,
     )
-    view, codec = view_of(trained.recipe, trained.codec), as_text(trained.codec)
-    found = answer(trained.transformer, codec, lines, beam, view=view, is_pair=trained.is_pair)
-    answers = [best[0][0].replace("\n", " ") if best else "" for best in found]
+    answers = _answers(trained, lines, beam)
     if options.out:
         write_text(Path(options.out), "".join(f"{line}\n" for line in answers))
         terminal.say(f"{len(answers)} answers  {options.out}")
@@ -298,7 +298,7 @@ def _walk(trained: Trained, text: str, terminal: Terminal) -> list[dict]:
 
 
 def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
-    """Loss and bits per byte of runs."""
+    """Loss and bits per byte of runs, and how well they do a task."""
     if not options.runs:
         raise ValueError("name one or more run directories to evaluate")
     machine, results = _machine(options.machine), []
@@ -312,15 +312,54 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
         held_out, recipe = split.validation, trained.recipe
         score = evaluate_held_out(trained.model, recipe, trained.codec, held_out, machine, limit=options.limit)
         results.append({"run": path, "step": trained.step, **asdict(score)})
+        if "translation" in options.tasks:
+            results[-1]["translation"] = _translate(options, trained, held_out, path, terminal)
+    columns = {
+        "loss": [f"{r['loss']:.4f}" for r in results],
+        "bits/byte": ["–" if r["bits_per_byte"] is None else f"{r['bits_per_byte']:.4f}" for r in results],
+        "accuracy": ["–" if r["accuracy"] is None else format(r["accuracy"], ".2%") for r in results],
+        "targets": [f"{r['num_targets']:,}" for r in results],
+    }
+    if "translation" in options.tasks:
+        for name in ("tokenised", "plain"):
+            columns[f"BLEU {name}"] = [f"{r['translation'][name]['score']:.2f}" for r in results]
     width = max(len(str(r["run"])) for r in results)
-    terminal.say(f"{'run':<{width}}  {'loss':>8}  {'bits/byte':>9}  {'accuracy':>8}  {'targets':>9}")
-    for r in results:
-        per_byte = r["bits_per_byte"]
+    terminal.say(f"{'run':<{width}}" + "".join(f"  {name:>9}" for name in columns))
+    for r, *values in zip(results, *columns.values(), strict=True):
         terminal.say(
-            f"{r['run']:<{width}}  {r['loss']:>8.4f}  {'–' if per_byte is None else f'{per_byte:.4f}':>9}  "
-            f"{'–' if r['accuracy'] is None else format(r['accuracy'], '.2%'):>8}  {r['num_targets']:>9,}"
+            f"{r['run']:<{width}}"
+            + "".join(f"  {value:>{max(9, len(name))}}" for name, value in zip(columns, values, strict=True))
         )
+    for name in ("tokenised", "plain") if "translation" in options.tasks else ():
+        terminal.say(f"BLEU {name:<9}  {results[0]['translation'][name]['signature']}")
     return Result({"results": results})
+
+
+def _translate(
+    options: EvaluateOptions, trained: Trained, records: Sequence[Record], path: str, terminal: Terminal
+) -> dict[str, object]:
+    """How well a model answers the sources of pairs, beside how the search went."""
+    if not trained.is_pair or "source" not in records[0]:
+        raise ValueError("--tasks translation needs a model and data of sources and targets; name pairs with --path")
+    records = records[: options.limit] if options.limit else records
+    beam = Beam(size=options.beams, length_penalty=options.length_penalty)
+    started = time.perf_counter()
+    answers = _answers(trained, [record["source"] for record in records], beam)
+    seconds = time.perf_counter() - started
+    if options.out:
+        file = Path(options.out) / f"{Path(path).name}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, "".join(f"{line}\n" for line in answers))
+        terminal.say(f"{len(answers)} answers  {file}")
+    score = score_translations(answers, [record["target"] for record in records], options.language)
+    return {**asdict(score), "beam": asdict(beam), "seconds": seconds}
+
+
+def _answers(trained: Trained, texts: Sequence[str], beam: Beam) -> list[str]:
+    """The best answer to each text, on one line."""
+    view, codec = view_of(trained.recipe, trained.codec), as_text(trained.codec)
+    found = answer(trained.transformer, codec, texts, beam, view=view, is_pair=trained.is_pair)
+    return [best[0][0].replace("\n", " ") if best else "" for best in found]
 
 
 def _costs(prepared: Prepared, machine: Machine) -> dict:
@@ -328,12 +367,12 @@ def _costs(prepared: Prepared, machine: Machine) -> dict:
     process = peak_memory(machine)  # what libraries and data take already
     peak = measured_peaks(machine).matmul
     flops = prepared.flops_per_step * recipe.training.steps
-    shape = Shape(recipe.rows_per_pass, length, length)
+    shape = Shape(recipe.rows_per_pass, length, recipe.source_length or 0)
     return {
         "num_parameters": num_parameters(recipe.model),
         "flops_per_step": prepared.flops_per_step,
         "flops": flops,
-        "tokens": recipe.training.global_batch_tokens * recipe.training.steps,
+        "tokens": round(prepared.tokens_per_step * recipe.training.steps),
         "memory": {"process": process, **training_memory(recipe.model, shape, recipe.training.optimizer)},
         "cache_bytes_per_token": cache_bytes(recipe.model) if isinstance(recipe.model, ModelConfig) else None,
         "peak_flops": peak,

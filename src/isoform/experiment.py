@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -85,11 +86,18 @@ class Prepared:
         """Whether a source is answered, rather than a text continued."""
         return self.split.is_pair or isinstance(self.recipe.objective, Corruption)
 
-    @property
+    @cached_property
     def flops_per_step(self) -> int:
-        """Training FLOPs of one global batch."""
-        length = self.recipe.model.context_length
-        return training_flops(self.recipe.model, Shape(self.recipe.rows_per_step, length, length))
+        """Training FLOPs of one global batch; the mean, where batches are of several shapes."""
+        loader, model = self.loader, self.recipe.model
+        flops = sum(n * training_flops(model, Shape(*shape)) for shape, n in loader.shapes.items())
+        return round(self.recipe.rows_per_step * flops / loader.rows_per_epoch)
+
+    @cached_property
+    def tokens_per_step(self) -> float:
+        """Places of one global batch, empty ones included; likewise."""
+        places = sum(n * rows * length for (rows, length, _), n in self.loader.shapes.items())
+        return self.recipe.rows_per_step * places / self.loader.rows_per_epoch
 
 
 def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
@@ -102,11 +110,20 @@ def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
         codec = codec.with_special(special_pieces(recipe.objective))
     recipe = runs.filled(recipe, codec)
     view = view_of(recipe, codec)
-    length = recipe.model.context_length
     tokens = [_tokens(recipe, first_part(part.train, recipe.data.fraction), codec) for part in parts]
-    loader = _mixed(
-        recipe, [build_loader(recipe.data, t, view, context_length=length, seed=recipe.seed) for t in tokens]
-    )
+    loaders = [
+        build_loader(
+            recipe.data,
+            part,
+            view,
+            context_length=recipe.model.context_length,
+            source_length=recipe.source_length,
+            seed=recipe.seed,
+            together=recipe.rows_per_step,
+        )
+        for part in tokens
+    ]
+    loader = _mixed(recipe, loaders)
     bytes_per_piece = None
     if isinstance(codec, TextCodec) and view.is_text:
         bytes_per_piece = float(codec.piece_bytes[tokens[0].ids[: 2**20]].mean())
@@ -191,17 +208,18 @@ def evaluate_held_out(
     limit: int = 0,
 ) -> Score:
     """The score on held-out records, whole, or on their first `limit` rows."""
-    length, view = recipe.model.context_length, view_of(recipe, codec)
+    view = view_of(recipe, codec)
     batches = validation_batches(
         recipe.data,
         _tokens(recipe, records, codec),
         codec,
         view,
-        context_length=length,
+        context_length=recipe.model.context_length,
+        source_length=recipe.source_length,
         batch_rows=min(recipe.rows_per_pass, limit) if limit else recipe.rows_per_pass,
     )
     rows = iter(batches) if not limit else _first_rows(batches, limit)
-    return evaluate(model, view, rows, machine, by_segment=recipe.data.rows == "packed" and not view.is_whole)
+    return evaluate(model, view, rows, machine, by_segment=recipe.data.keeps_records and not view.is_whole)
 
 
 def _first_rows(batches: Iterable[tuple[Batch, int]], limit: int) -> Iterator[tuple[Batch, int]]:
@@ -517,7 +535,7 @@ class _Session:
     def _watched(self, line: dict) -> dict:
         if "tokens_per_second" in line:
             _ = self.energy_joules  # its counters wrap
-            flops = self.prepared.flops_per_step / self.recipe.training.global_batch_tokens
+            flops = self.prepared.flops_per_step / self.prepared.tokens_per_step
             line["utilisation"] = line["tokens_per_second"] * flops / self.peak_flops
             loss = f"loss {line['loss']:.3f}"
             if self.prepared.bytes_per_piece is not None:

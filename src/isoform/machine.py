@@ -15,7 +15,9 @@ import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -135,6 +137,14 @@ def cache_folder() -> Path:
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", str(Path.home()))) / "isoform"
     return Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))) / "isoform"
+
+
+def library(name: str, *, extra: str) -> Any:
+    """A module that only an extra of this package brings. Raises ValueError that says how to get it."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        raise ValueError(f"the package {name!r} is not installed; run: pip install 'isoform[{extra}]'") from None
 
 
 def processor_name() -> str:

@@ -154,7 +154,7 @@ class GenerateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Loss and bits per byte of runs, on their own validation text or any other."""
+    """Loss and bits per byte of runs, on their own validation text or any other; and how well they do a task."""
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
     """Run directories, Hugging Face folders, GGUF files."""
@@ -162,6 +162,17 @@ class EvaluateOptions:
     """The text to evaluate on, whole; empty: each run's own validation split."""
     limit: int = 0
     """At most this many rows; 0: all."""
+    tasks: tuple[Literal["translation"], ...] = ()
+    """translation: every source is answered, and the answers are scored with BLEU, as is published and on plain
+    text."""
+    language: str = "en"
+    """Of the targets of a translation, by its ISO 639 code: Moses' tokenizer knows its abbreviations."""
+    beams: int = 5
+    """So many beams search for each answer."""
+    length_penalty: float = 1.0
+    """An answer's score in that search is its log probability over its length to this power."""
+    out: str = ""
+    """The folder for the answers, a file of lines for each run; empty: they aren't kept."""
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
 

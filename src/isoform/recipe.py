@@ -73,6 +73,14 @@ class Recipe:
         return self.training.global_batch_tokens // self.model.context_length
 
     @property
+    def source_length(self) -> int | None:
+        """The most pieces of a source; None where there is no encoder of its own."""
+        model = self.model
+        if not isinstance(model, ModelConfig) or model.encoder is None or model.decoder is None:
+            return None
+        return model.length(model.encoder)
+
+    @property
     def rows_per_pass(self) -> int:
         """Rows that go through the model at once."""
         return min(self.training.micro_batch_size or self.rows_per_step, self.rows_per_step)

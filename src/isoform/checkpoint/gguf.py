@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isoform.machine import library
+
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 STRING, ARRAY = 8, 9
@@ -324,7 +326,7 @@ def read_gguf(path: str | Path) -> GGUFModel:
     checked before numbers are read. Raises ValueError naming file and key or tensor for what is damaged or not known,
     and where the library `gguf` is missing.
     """
-    gguf = _library()
+    gguf = library("gguf", extra="hub")
     header = read_header(path)
     name = _metadata(header, "general.architecture", str)
     architecture = ARCHITECTURES.get(name)
@@ -346,14 +348,6 @@ def read_gguf(path: str | Path) -> GGUFModel:
         else:
             tensors[theirs] = whole
     return GGUFModel(config, tensors, tokenizer)
-
-
-def _library() -> Any:
-    try:
-        import gguf
-    except ImportError:
-        raise ValueError("reading GGUF needs the library gguf: pip install 'isoform[hub]'") from None
-    return gguf
 
 
 # The header
@@ -471,7 +465,7 @@ def _placed(
     path: Path, infos: list[tuple[str, tuple[int, ...], int, int]], begin: int, alignment: int, size: int
 ) -> dict[str, Stored]:
     """Where each tensor lies. Raises ValueError for one that is there twice, or reaches into another or too far."""
-    sizes = _library().GGML_QUANT_SIZES
+    sizes = library("gguf", extra="hub").GGML_QUANT_SIZES
     tensors: dict[str, Stored] = {}
     for name, shape, code, offset in infos:
         what = f"{path}: the tensor {name!r}"

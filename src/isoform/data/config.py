@@ -36,9 +36,10 @@ class Data:
     temperature: float = 1.0
     """Of a mixture's sources without a weight: above 1 small ones come more often than their size says (T5, Raffel et
     al. 2020, section 3.5.2)."""
-    rows: Literal["stream", "split", "packed"] = "stream"
+    rows: Literal["stream", "split", "packed", "bucketed"] = "stream"
     """stream: all documents end to end, cut every context_length pieces; split: the same, but documents don't see each
-    other; packed: whole documents side by side that don't see each other, best fit."""
+    other; packed: whole documents side by side that don't see each other, best fit; bucketed: documents of like length
+    below each other, filled up to the longest."""
     fraction: float = 1.0
     """Of the training records so much is used, from their beginning; what is held out stays the same."""
 
@@ -47,3 +48,10 @@ class Data:
             raise ValueError(f"data.temperature={self.temperature} must be above 0")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"data.fraction={self.fraction} must be above 0 and at most 1")
+        if self.mixture and self.rows == "bucketed":
+            raise ValueError("data.mixture with rows='bucketed': rows by turns are of one length; set rows to packed")
+
+    @property
+    def keeps_records(self) -> bool:
+        """Whether rows hold whole documents, rather than what a text that all are joined to is cut into."""
+        return self.rows in ("packed", "bucketed")

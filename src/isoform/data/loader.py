@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +17,8 @@ import torch
 from isoform.batch import Batch, Example, Pieces, collate, joined, plain_coordinates
 from isoform.codecs.codec import Codec, TextCodec
 from isoform.data.config import Data
-from isoform.data.order import epoch_order, generator, locate, stream_offset
-from isoform.data.packing import Samples, cut_records, plan_rows
+from isoform.data.order import epoch_order, generator, grouped_order, locate, stream_offset
+from isoform.data.packing import Samples, cut_records, plan_buckets, plan_rows
 from isoform.data.tokens import Tokens
 from isoform.mask import Causal, Coordinates
 from isoform.objectives.views import View
@@ -29,6 +30,8 @@ class Loader(ABC):
     rows_per_epoch: int
     dropped: int = 0
     """Records left out because they fit no row."""
+    shapes: Mapping[tuple[int, int, int], int]
+    """How many rows of an epoch go through the model as so many texts, of so many pieces, with sources of so many."""
 
     @abstractmethod
     def rows(self, first: int, count: int) -> Batch:
@@ -56,6 +59,7 @@ class StreamLoader(Loader):
             )
         self.ids, self.context_length, self.seed, self.begins = ids, context_length, seed, begins
         self.rows_per_epoch = max(1, (len(ids) - context_length) // context_length)
+        self.shapes = {(1, context_length, 0): self.rows_per_epoch}
         self.num_offsets = min(context_length, len(ids) - self.rows_per_epoch * context_length)
         self._window = np.arange(context_length + 1)
 
@@ -83,33 +87,77 @@ class StreamLoader(Loader):
         return float(_same_document(at, self.begins).sum())
 
 
-class PackedLoader(Loader):
-    """Whole records side by side, as the view shows them; which share a row is planned once per seed.
+class RecordLoader(Loader):
+    """Rows of whole records, as the view shows them; which share a row is planned once per seed.
 
     The randomness of a view comes from (seed, epoch, sample).
     """
+
+    plan: Sequence[tuple[int, ...]]
 
     def __init__(self, tokens: Tokens, view: View, context_length: int, source_length: int, seed: int) -> None:
         self.tokens, self.view, self.seed = tokens, view, seed
         self.samples = _cut(tokens, view, context_length, source_length)
         self.dropped = self.samples.dropped
-        _tell_dropped(self.samples, len(tokens), context_length)
-        has_source = bool(self.samples.lengths[:, 1].any())
-        self.lengths = (context_length, source_length if has_source else None)
-        self.plan = plan_rows(self.samples.lengths, (context_length, source_length), seed)
-        self.rows_per_epoch = len(self.plan)
-
-    def rows(self, first: int, count: int) -> Batch:
-        return collate([self.examples(number) for number in range(first, first + count)], *self.lengths)
 
     def weight(self, first: int, count: int) -> float:
         return _weight([e for number in range(first, first + count) for e in self.examples(number)])
 
+    @abstractmethod
+    def place(self, epoch: int, row: int) -> int:
+        """Which of the planned rows is the row-th of an epoch."""
+
     def examples(self, number: int) -> list[Example]:
         """The Examples of one row."""
         epoch, row = locate(number, self.rows_per_epoch)
-        planned = self.plan[epoch_order(self.seed, epoch, self.rows_per_epoch)[row]]
+        planned = self.plan[self.place(epoch, row)]
         return [_example(self.tokens, self.samples, self.view, i, self.seed, epoch) for i in planned]
+
+
+class PackedLoader(RecordLoader):
+    """Records side by side in a row, which don't see each other."""
+
+    def __init__(self, tokens: Tokens, view: View, context_length: int, source_length: int, seed: int) -> None:
+        super().__init__(tokens, view, context_length, source_length, seed)
+        self.plan = plan_rows(self.samples.lengths, (context_length, source_length), seed)
+        self.rows_per_epoch = len(self.plan)
+        self.lengths = (context_length, source_length if self.samples.has_source else None)
+        self.shapes = {(1, context_length, self.lengths[1] or 0): self.rows_per_epoch}
+
+    def rows(self, first: int, count: int) -> Batch:
+        return collate([self.examples(number) for number in range(first, first + count)], *self.lengths)
+
+    def place(self, epoch: int, row: int) -> int:
+        return int(epoch_order(self.seed, epoch, self.rows_per_epoch)[row])
+
+
+class BucketedLoader(RecordLoader):
+    """Records of like length below each other, filled up to the longest: a row of this loader is as many of them as
+    together have context_length pieces, and so many rows of a Batch.
+
+    together: how many rows make a step; these are of like length, too.
+    """
+
+    def __init__(
+        self, tokens: Tokens, view: View, context_length: int, source_length: int, seed: int, together: int = 1
+    ) -> None:
+        super().__init__(tokens, view, context_length, source_length, seed)
+        self.plan = plan_buckets(self.samples.lengths, (context_length, source_length), seed, together)
+        self.rows_per_epoch, self.together = len(self.plan), together
+        longest = [self.samples.lengths[list(row)].max(0) for row in self.plan]
+        shapes: Counter[tuple[int, int, int]] = Counter()
+        for first in range(0, len(self.plan), together):
+            length, source = np.max(longest[first : first + together], axis=0).tolist()
+            shapes.update((len(row), length, source) for row in self.plan[first : first + together])
+        self.shapes = shapes
+
+    def rows(self, first: int, count: int) -> Batch:
+        examples = [[e] for number in range(first, first + count) for e in self.examples(number)]
+        source = max(len(e.source) if e.source is not None else 0 for (e,) in examples)
+        return collate(examples, max(len(e.inputs) for (e,) in examples), source or None)
+
+    def place(self, epoch: int, row: int) -> int:
+        return int(grouped_order(self.seed, epoch, self.rows_per_epoch, self.together)[row])
 
 
 class MixtureLoader(Loader):
@@ -122,6 +170,7 @@ class MixtureLoader(Loader):
         self.loaders, self.seed = loaders, seed
         self.rows_per_epoch = sum(loader.rows_per_epoch for loader in loaders)
         self.dropped = sum(loader.dropped for loader in loaders)
+        self.shapes = sum((Counter(loader.shapes) for loader in loaders), Counter())
         share = np.asarray(weights, np.float64) / sum(weights) * self.BLOCK
         counts = np.floor(share).astype(np.int64)
         counts[np.argsort(counts - share, kind="stable")[: self.BLOCK - counts.sum()]] += 1
@@ -157,12 +206,15 @@ def build_loader(
     context_length: int,
     source_length: int | None = None,
     seed: int,
+    together: int = 1,
 ) -> Loader:
-    """The loader of a split, in rows of context_length (source_length for an encoder; absent: the same).
+    """The loader of a split, in rows of context_length (source_length for an encoder; absent: the same), of which so
+    many make a step.
 
     Raises ValueError for a text shorter than a row, for records none of which fits one, and for a stream of
     what can't be streamed; warns about records that are left out.
     """
+    source_length = source_length or context_length
     match config.rows:
         case "stream":
             _check_stream(tokens, view)
@@ -171,9 +223,11 @@ def build_loader(
             _check_stream(tokens, view)
             return StreamLoader(tokens.ids, context_length, seed, tokens.starts)
         case "packed":
-            return PackedLoader(tokens, view, context_length, source_length or context_length, seed)
+            return PackedLoader(tokens, view, context_length, source_length, seed)
+        case "bucketed":
+            return BucketedLoader(tokens, view, context_length, source_length, seed, together)
         case _:
-            raise ValueError(f"data.rows={config.rows!r} is none of stream, split and packed; set one")
+            raise ValueError(f"data.rows={config.rows!r} is none of stream, split, packed and bucketed; set one")
 
 
 def validation_batches(
@@ -190,10 +244,10 @@ def validation_batches(
     text.
 
     stream: non-overlapping windows of context_length, so that each piece but the first is a target once; the
-    last window is filled up with weight 0; split: each but the first of its document. packed: each sample once, planned
-    and viewed with seed 0.
+    last window is filled up with weight 0; split: each but the first of its document. packed and bucketed: each sample
+    once, in packed rows, planned and viewed with seed 0.
     """
-    if config.rows != "packed":
+    if not config.keeps_records:
         _check_stream(tokens, view)
         begins = tokens.starts if config.rows == "split" else None
         batches = _windows(tokens.ids, context_length, batch_rows, begins)
@@ -222,12 +276,10 @@ def _packed_once(
     tokens: Tokens, view: View, context_length: int, source_length: int, batch_rows: int
 ) -> Iterator[Batch]:
     samples = _cut(tokens, view, context_length, source_length)
-    _tell_dropped(samples, len(tokens), context_length)
     plan = plan_rows(samples.lengths, (context_length, source_length), seed=0)
-    has_source = bool(samples.lengths[:, 1].any())
     for first in range(0, len(plan), batch_rows):
         rows = [[_example(tokens, samples, view, i, 0, 0) for i in row] for row in plan[first : first + batch_rows]]
-        yield collate(rows, context_length, source_length if has_source else None)
+        yield collate(rows, context_length, source_length if samples.has_source else None)
 
 
 def _shifted(block: np.ndarray, weights: np.ndarray) -> Batch:
@@ -257,10 +309,26 @@ def _apart(batch: Batch, at: np.ndarray, begins: np.ndarray) -> Batch:
 
 
 def _cut(tokens: Tokens, view: View, context_length: int, source_length: int) -> Samples:
+    """What rows are made of. Warns about records that are left out; ValueError where that are all."""
     budgets = context_length, source_length
-    return cut_records(
+    samples = cut_records(
         tokens.lengths, tokens.prefixes, view.length, budgets, can_cut=not view.is_whole, overlap=view.overlap
     )
+    needs = f"context_length={context_length}"
+    if samples.has_source and source_length != context_length:
+        needs += f" with sources of {source_length}"
+    what = f"don't fit a row of {needs}, or have nothing to predict"
+    if not len(samples):
+        raise ValueError(f"all {len(tokens)} records {what}; raise model.context_length")
+    if samples.dropped:
+        first = tokens.where(samples.first_dropped)
+        warnings.warn(
+            f"{samples.dropped} of {len(tokens)} records {what}; they are left out with their {samples.num_lost:,} "
+            f"pieces ({100 * samples.num_lost / len(tokens.ids):.2g} %), the first being {first}. Raise "
+            f"model.context_length to keep them",
+            stacklevel=4,
+        )
+    return samples
 
 
 def _example(tokens: Tokens, samples: Samples, view: View, sample: int, seed: int, epoch: int) -> Example:
@@ -276,14 +344,3 @@ def _check_stream(tokens: Tokens, view: View) -> None:
     is_plain = view.inputs_mask == Causal() and view.is_text and not view.length(2, 1)[1]
     if not is_plain or tokens.prefixes.any() or tokens.features is not None:
         raise ValueError("data.rows: stream and split are for the objective causal and plain texts; set it to packed")
-
-
-def _tell_dropped(samples: Samples, num_records: int, context_length: int) -> None:
-    what = f"don't fit a row of context_length={context_length}, or have nothing to predict"
-    if not len(samples):
-        raise ValueError(f"all {num_records} records {what}; raise model.context_length")
-    if samples.dropped:
-        warnings.warn(
-            f"{samples.dropped} of {num_records} records {what} and are left out; raise model.context_length",
-            stacklevel=3,
-        )

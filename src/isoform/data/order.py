@@ -31,6 +31,16 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
+def grouped_order(seed: int, epoch: int, n: int, together: int) -> np.ndarray:
+    """The order in which an epoch visits 0 .. n-1 if neighbours, so many, stay together; read-only."""
+    groups = epoch_order(seed, epoch, -(-n // together))
+    order = (groups[:, None] * together + np.arange(together)).flatten()
+    order = order[order < n]
+    order.setflags(write=False)
+    return order
+
+
+@lru_cache(maxsize=2)
 def stream_offset(seed: int, epoch: int, length: int) -> int:
     """Where an epoch begins to cut a stream into rows: 0 .. length - 1."""
     return int(generator(seed, epoch, "offset").integers(length))

@@ -22,8 +22,8 @@ class Samples:
     """What is packed: pieces start .. stop of a record, and how many of the row's budgets they need.
 
     records, starts, stops (n,); lengths (n, 2), for the inputs and for the source; dropped: how many records
-    were left out because they don't fit a row or have nothing to predict; num_lost: how many pieces those had, and the
-    ends of records that are too short by themselves.
+    were left out because they don't fit a row or have nothing to predict, first_dropped: the first of them; num_lost:
+    how many pieces those had, and the ends of records that are too short by themselves.
     """
 
     records: np.ndarray
@@ -32,9 +32,15 @@ class Samples:
     lengths: np.ndarray
     dropped: int
     num_lost: int = 0
+    first_dropped: int = -1
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def has_source(self) -> bool:
+        """Whether an encoder reads a part of them."""
+        return bool(self.lengths[:, 1].any())
 
 
 def cut_records(
@@ -56,17 +62,18 @@ def cut_records(
     stride = longest - overlap if can_cut else 0
     known: dict[tuple[int, int], tuple[int, int]] = {}
     parts: list[tuple[int, int, int, int, int]] = []
-    dropped = num_lost = 0
+    dropped: list[int] = []
+    num_lost = 0
     for record, (length, prefix) in enumerate(zip(lengths.tolist(), prefixes.tolist(), strict=True)):
         if (length, prefix) not in known:
             known[length, prefix] = measure(length, prefix)
         needs = known[length, prefix]
         if needs[0] < 1:
-            dropped, num_lost = dropped + 1, num_lost + length
+            dropped.append(record)
         elif needs[0] <= budgets[0] and needs[1] <= budgets[1]:
             parts.append((record, 0, length, *needs))
         elif prefix or stride < 1:
-            dropped, num_lost = dropped + 1, num_lost + length
+            dropped.append(record)
         else:
             for start in range(0, length - overlap, stride):
                 stop = min(start + longest, length)
@@ -76,7 +83,9 @@ def cut_records(
                 else:
                     parts.append((record, start, stop, *needs))
     table = np.array(parts, np.int64).reshape(-1, 5)
-    return Samples(table[:, 0], table[:, 1], table[:, 2], table[:, 3:], dropped, num_lost)
+    num_lost += int(lengths[dropped].sum())
+    first = dropped[0] if dropped else -1
+    return Samples(table[:, 0], table[:, 1], table[:, 2], table[:, 3:], len(dropped), num_lost, first)
 
 
 def _longest(measure: Callable[[int, int], tuple[int, int]], budgets: tuple[int, int]) -> int:
@@ -130,3 +139,30 @@ def _best_fit(samples: list[int], needs: list[list[int]], room: tuple[int, int])
         if left[0] >= least[0] and left[1] >= least[1]:
             insort(open_rows, (*left, row))
     return [tuple(row) for row in rows]
+
+
+def plan_buckets(lengths: np.ndarray, budgets: tuple[int, int], seed: int, together: int = 1) -> list[tuple[int, ...]]:
+    """Samples of lengths (n, 2) to rows of like length, from the shortest to the longest: as many as fit the budgets
+    when each is filled up to the row's longest. Some rows are halved if that makes their number a multiple of
+    `together`, so that no step has rows of two groups."""
+    order = generator(seed, 0, "plan").permutation(len(lengths))
+    inputs, sources = lengths[order].T
+    share = np.maximum(inputs / budgets[0], sources / budgets[1])
+    order = order[np.lexsort((sources, inputs, share))]
+    rows: list[tuple[int, ...]] = []
+    row: list[int] = []
+    longest = np.zeros(2, np.int64)
+    for sample, needs in zip(order.tolist(), lengths[order], strict=True):
+        now = np.maximum(longest, needs)
+        if row and ((len(row) + 1) * now > budgets).any():
+            rows.append(tuple(row))
+            row, now = [], needs
+        row.append(sample)
+        longest = now
+    rows.append(tuple(row))
+    halved = sorted(range(len(rows)), key=lambda i: -len(rows[i]))[: -len(rows) % together]
+    for i in sorted(halved, reverse=True):
+        if len(rows[i]) > 1:
+            middle = len(rows[i]) // 2
+            rows[i : i + 1] = [rows[i][:middle], rows[i][middle:]]
+    return rows

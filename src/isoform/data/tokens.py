@@ -32,7 +32,7 @@ LARGE = 32 * 2**20  # characters from which any text is kept on disk, to be mapp
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """ids (N,), features (N, F), kinds (N,), places (N, P) of all records in order; lengths and prefixes (n,) of each,
-    in pieces; labels, one a record; tags (N,)."""
+    in pieces; labels, one a record; tags (N,); records: what they were made from."""
 
     ids: np.ndarray
     lengths: np.ndarray
@@ -42,6 +42,7 @@ class Tokens:
     places: np.ndarray | None = None
     labels: Sequence[int | float | None] | None = None
     tags: np.ndarray | None = None
+    records: Sequence[Record] = ()
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -50,6 +51,10 @@ class Tokens:
     def starts(self) -> np.ndarray:
         """Where each record begins among ids (n,)."""
         return np.cumsum(self.lengths) - self.lengths
+
+    def where(self, record: int) -> str:
+        """Where a record stands: its file and line, or its number."""
+        return where(self.records[record], record) if self.records else f"record {record}"
 
     def encoding(self, record: int, start: int = 0, stop: int | None = None) -> Encoding:
         """A record, or some of its pieces; the prefix only of those that begin with it."""
@@ -86,7 +91,7 @@ def load_tokens(records: Sequence[Record], codec: Codec, *, cache: bool | None =
             warnings.warn(f"the tokens can't be kept in {shard.folder} ({error.strerror})", stacklevel=2)
         else:
             tokens = shard.read() or tokens
-    return replace(tokens, labels=_labels(records))
+    return replace(tokens, labels=_labels(records), records=records)
 
 
 def _encode(records: Sequence[Record], codec: Codec) -> Tokens:
@@ -104,7 +109,7 @@ def _encode(records: Sequence[Record], codec: Codec) -> Tokens:
     ids = encodings[0].ids if len(encodings) == 1 else np.concatenate([e.ids for e in encodings])
     columns = ("features", "kinds", "places", "tags")
     joined = {name: _joined([getattr(e, name) for e in encodings]) for name in columns}
-    return Tokens(ids, lengths, prefixes, **joined, labels=_labels(records))
+    return Tokens(ids, lengths, prefixes, **joined, labels=_labels(records), records=records)
 
 
 def _labels(records: Sequence[Record]) -> list[int | float | None] | None:

@@ -89,7 +89,8 @@ def _first(ids: Tensor, prefix: int) -> Pieces:
 
 
 def _encoded(model: Transformer, source: np.ndarray, num_rows: int) -> Memory:
-    limit = model.config.context_length
+    assert model.config.encoder is not None
+    limit = model.config.length(model.config.encoder)
     if len(source) > limit:
         raise ValueError(f"a source of {len(source)} pieces doesn't fit context_length={limit}; shorten it")
     ids = torch.as_tensor(source.astype(np.int64), device=model.device)

@@ -9,7 +9,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median
 
 import numpy as np
 
@@ -269,19 +269,18 @@ class Cost:
 
 
 def costs(rows: Sequence[Row]) -> list[Cost]:
-    """Of each arm the mean over the seeds of its largest runs."""
+    """Of each arm its largest runs: the mean of their loss over the seeds, and the median of what they took, since one
+    run may have been slowed down by something else."""
     found = []
     for arm, of_arm in arms(finite(rows)).items():
         most = max(row.compute for row in of_arm)
         there = [row for row in of_arm if row.compute > most / 1.05]
 
-        def mean(name: str, there: Sequence[Row] = there) -> float:
-            return fmean(float(getattr(row, name)) for row in there)
-
-        names = [name for name in Cost.__dataclass_fields__ if name not in ("arm", "energy_joules")]
+        names = [name for name in Cost.__dataclass_fields__ if name not in ("arm", "loss", "energy_joules")]
+        taken = {name: median(float(getattr(row, name)) for row in there) for name in names}
         energies = [row.energy_joules for row in there if row.energy_joules is not None]
-        numbers = {name: mean(name) for name in names}
-        found.append(Cost(arm, **numbers, energy_joules=fmean(energies) if energies else None))
+        loss = fmean(row.loss for row in there if row.loss is not None)
+        found.append(Cost(arm, **taken, loss=loss, energy_joules=median(energies) if energies else None))
     return found
 
 

@@ -17,9 +17,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
+
+from isoform.machine import library
 
 CANNOT_START = 127
 """The code of a command that could not be started, as shells have it; its log says why."""
@@ -169,7 +170,7 @@ class RayEngine(Engine):
     """
 
     def __init__(self, workers: int, threads: int, *, gpus: float = 0) -> None:
-        self.threads, self.ray = threads, _package("ray")
+        self.threads, self.ray = threads, library("ray", extra="cluster")
         self.needs = {"CPU": threads, **({"GPU": gpus} if gpus else {})}
         self.is_ours = not self.ray.is_initialized()
         if self.is_ours:
@@ -243,7 +244,7 @@ class SlurmEngine(Engine):
         cluster: Literal["slurm", "local"] = "slurm",
     ) -> None:
         self.threads, self.cluster = threads, cluster
-        submitit = _package("submitit")
+        submitit = library("submitit", extra="cluster")
         try:
             self.executor = submitit.AutoExecutor(folder, cluster=cluster)
         except RuntimeError as error:
@@ -319,13 +320,6 @@ def _own_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _package(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError:
-        raise ValueError(f"the package {name!r} is not installed; run: pip install 'isoform[cluster]'") from None
 
 
 def build_engine(

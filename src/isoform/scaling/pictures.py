@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = ("#1f5fa8", "#b3392f", "#2f8f5b", "#8a5bb0", "#c98a1b", "#4d5866", "#d0699b", "#3aa6b0")
+STYLES = [(color, marker, line) for marker, line in (("o", "-"), ("s", "--"), ("^", ":")) for color in COLORS]
+"""Of arms, in their order: no two look alike."""
+MOST_BANDS = 4
+"""Intervals of more curves than that would hide each other."""
 
 
 def new_figure(width: float = 7.2, height: float = 4.4) -> tuple[Figure, Axes]:
@@ -52,17 +56,21 @@ def loss_against_cost(
     forecasts: Sequence[Scored] = (),
     reach: float = 1.0,
 ) -> bytes:
-    """Runs and their curves by arm, with 90 % intervals of the curves; `reach`: how far beyond the runs they go on."""
+    """Runs and their curves by arm, with 90 % intervals of the curves if they are few; `reach`: how far beyond the runs
+    they go on. Raises ValueError for more arms than there are ways to draw one."""
+    if len(curves) > len(STYLES):
+        raise ValueError(f"{len(curves)} arms can't be told apart in one picture; draw {len(STYLES)} or fewer")
     figure, axes = new_figure()
-    for (arm, (rows, fit)), color in zip(curves.items(), COLORS * 9, strict=False):
+    for (arm, (rows, fit)), (color, marker, style) in zip(curves.items(), STYLES, strict=False):
         rows = finite(rows)
         at = np.array([cost(row) for row in rows])
-        axes.plot(at, np.array([row.loss for row in rows]), "o", color=color, markersize=4, alpha=0.75, label=arm)
+        losses = np.array([row.loss for row in rows])
+        axes.plot(at, losses, marker, color=color, markersize=4, alpha=0.75, label=arm)
         if fit is None or not len(at):
             continue
         line = np.geomspace(at.min(), at.max() * reach, 120)
-        axes.plot(line, fit.law.loss(line), color=color, linewidth=1.3)
-        if fit.replicates:
+        axes.plot(line, fit.law.loss(line), style, color=color, linewidth=1.3)
+        if fit.replicates and len(curves) <= MOST_BANDS:
             each = np.array([law.loss(line) for law in fit.replicates])
             axes.fill_between(line, *np.quantile(each, (0.05, 0.95), axis=0), color=color, alpha=0.15, linewidth=0)
     for i, scored in enumerate(forecasts):

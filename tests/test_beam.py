@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import torch
 
 from families import VOCAB, all_peers, make
 from isoform.checkpoint.huggingface import read_folder
-from isoform.generation.beam import beam_search
-from isoform.generation.config import Beam
-from isoform.generation.decode import Prompt
+from isoform.generation.config import Beam, Sampling
+from isoform.generation.decode import Prompt, generate_ids
+from isoform.generation.many import beam_search, sample
+from isoform.generation.sampling import distribution
 from isoform.mask import Causal, Prefix
 from isoform.model.config import ModelConfig
 from isoform.model.transformer import Transformer
@@ -144,6 +146,61 @@ def test_bounds_are_named():
     assert all(len(one.ids) == 1 for one in found)
 
 
+def outspoken(seed: int = 0, **changes) -> Transformer:
+    torch.manual_seed(seed)
+    config = ModelConfig(model_dim=16, vocab_size=11, context_length=12, **changes)
+    model = Transformer(config)
+    with torch.no_grad():  # as drawn it would say all pieces alike
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    return model.eval()
+
+
+PROMPTS = [Prompt(np.array(ids)) for ids in ([1, 2, 3], [4], [5, 6, 7, 8, 9])]
+
+
+def test_what_is_drawn_does_not_depend_on_what_else_is_asked():
+    model = outspoken()
+    sampling = Sampling(max_tokens=6, num_samples=3, top_p=0.9, seed=5)
+    together = sample(model, PROMPTS, sampling, end=0)
+    for number, prompt in enumerate(PROMPTS):
+        (alone,) = sample(model, [prompt], sampling, end=0, numbers=[number])
+        for one, other in zip(together[number], alone, strict=True):
+            assert one.ids.tolist() == other.ids.tolist()
+            assert one.log_probability == pytest.approx(other.log_probability, abs=1e-4)
+        for one in alone:
+            text = torch.from_numpy(np.concatenate([prompt.ids, one.ids]))
+            said = model(text.unsqueeze(0))[0].log_softmax(-1)[len(prompt.ids) - 1 : -1]
+            total = said.gather(1, text[len(prompt.ids) :, None]).sum().item()
+            assert one.log_probability == pytest.approx(total, abs=1e-3)
+            assert one.score == pytest.approx(total / len(one.ids), abs=1e-3)
+            assert 0 not in one.ids[:-1] and (one.ids[-1] == 0 or len(one.ids) == 6)
+    assert len({tuple(one.ids) for each in together for one in each}) > 3
+    other = sample(model, PROMPTS, replace(sampling, seed=6), end=0)
+    assert [one.ids.tolist() for one in other[0]] != [one.ids.tolist() for one in together[0]]
+
+
+def test_pieces_are_drawn_as_often_as_they_are_probable():
+    model, many = outspoken(), 4000
+    for changes in ({}, {"top_k": 3}, {"temperature": 0.7, "min_p": 0.1}):
+        sampling = Sampling(max_tokens=1, num_samples=many, **changes)
+        (found,) = sample(model, PROMPTS[:1], sampling, end=0)
+        counts = np.bincount([int(one.ids[0]) for one in found], minlength=11)
+        with torch.no_grad():
+            wanted = distribution(model(torch.tensor([[1, 2, 3]]))[:, -1], sampling)[0].numpy()
+        assert (counts[wanted == 0] == 0).all()
+        assert (np.abs(counts - many * wanted) <= 4.5 * np.sqrt(many * wanted * (1 - wanted)) + 1).all()
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.8])
+def test_the_most_probable_pieces_are_those_of_one_text_alone(penalty):
+    model = outspoken(3)
+    sampling = Sampling(max_tokens=6, temperature=0, repetition_penalty=penalty)
+    for prompt, (found,) in zip(PROMPTS, sample(model, PROMPTS, sampling, end=0), strict=True):
+        alone = [int(ids[0]) for ids in generate_ids(model, prompt, sampling)]
+        assert found.ids.tolist() == alone[: len(found.ids)]
+
+
 def test_a_file_of_sources_is_answered_line_by_line(tmp_path, capsys):
     from isoform.cli import main
 
@@ -159,10 +216,15 @@ def test_a_file_of_sources_is_answered_line_by_line(tmp_path, capsys):
     for word, answered in zip(words, together, strict=True):
         assert main(["generate", str(tmp_path / "run"), "--prompt", word, "--beams", "3", "--max_tokens", "14"]) == 0
         assert capsys.readouterr().out.rstrip("\n") == answered
-    assert main([*ask, "--json"]) == 0  # one beam: greedy
+    assert main([*ask, "--temperature", "0", "--json"]) == 0
     greedy = json.loads(capsys.readouterr().out)["answers"]
-    assert main(["generate", str(tmp_path / "run"), "--prompt", "abc", "--temperature", "0", "--max_tokens", "14"]) == 0
-    assert capsys.readouterr().out.rstrip("\n") == greedy[0]
+    for word, (answered,) in zip(words, greedy, strict=True):
+        one = ["generate", str(tmp_path / "run"), "--prompt", word, "--temperature", "0", "--max_tokens", "14"]
+        assert main(one) == 0 and capsys.readouterr().out.rstrip("\n") == answered["text"]
+    assert main([*ask, "--num_samples", "2", "--out", str(tmp_path / "out.txt")]) == 0
+    lines = [line.split("\t") for line in (tmp_path / "out.txt").read_text().splitlines()]
+    assert [number for number, _, _ in lines] == ["1", "1", "2", "2", "3", "3", "4", "4"]
+    assert all(float(score) < 0 for _, score, _ in lines)
     (tmp_path / "in.txt").write_text("abc\n\nd\n")
     assert main(ask) == 65 and "line 2 is empty" in capsys.readouterr().err
     (tmp_path / "in.txt").write_text("abc\n" + "d" * 200 + "\n")

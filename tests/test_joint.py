@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from isoform.batch import Encoding, Example, Pieces, collate, plain_coordinates
-from isoform.generation.beam import beam_search
 from isoform.generation.config import Beam, Sampling
 from isoform.generation.decode import Prompt, generate_ids
+from isoform.generation.many import beam_search
 from isoform.mask import Causal, Full, Prefix
 from isoform.model.config import AttentionConfig, BlockConfig, ModelConfig, Sinusoidal, StackConfig
 from isoform.model.cost import Shape, forward_flops, num_parameters

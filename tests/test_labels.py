@@ -13,7 +13,7 @@ from isoform.cli import main
 from isoform.codecs.bpe import train_bpe
 from isoform.codecs.text import ByteCodec
 from isoform.data.labels import label_names, numbered
-from isoform.data.sources import load_source, where
+from isoform.data.sources import first_part, load_source, where
 from isoform.data.tokens import load_tokens
 from isoform.experiment import classify, train
 from isoform.model.config import Pooled
@@ -128,13 +128,20 @@ def test_views_keep_the_contract_and_mark_one_place_an_answer():
             build_view(objective).example(CODEC.encode({"text": "abc"}), np.random.default_rng(0))
 
 
-def test_names_of_labels_are_sorted_and_numbered():
+def test_names_of_labels_are_sorted_and_numbered(tmp_path):
     records = [{"text": "a", "label": n} for n in (10, 2, "b", "a", 2)]
     names = label_names(records, "label")
     assert names == ("2", "10", "a", "b")
     assert [r["label"] for r in numbered(records, names, "label")] == [1, 0, 3, 2, 0]
     assert label_names([{"tokens": ["x", "y"], "tags": ["N", "V"]}], "tags") == ("N", "V")
     assert numbered([{"text": "x"}], names, "label") == [{"text": "x"}]
+    lines = ['{"text": "x", "label": "10"}', "", '{"text": "yy", "label": "a"}', '{"text": "z", "label": "a"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    train = load_source(str(tmp_path / "a.jsonl"), str(tmp_path / "a.jsonl")).train
+    assert [where(r, 0) for r in numbered(train, names, "label")] == [
+        f"{tmp_path}/a.jsonl, line {n}" for n in (1, 3, 4)
+    ]
+    assert [r["label"] for r in first_part(train, 0.7)] == ["10", "a"], "labelled texts are taken whole"
     with pytest.raises(ValueError, match="record 1: has no 'label'"):
         label_names([{"text": "a", "label": 1}, {"text": "b"}], "label")
 

@@ -1,17 +1,29 @@
 """A run may begin with the parameters and codec of another model."""
 
+import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
 from isoform import experiment
+from isoform.cli import main
 from isoform.codecs.config import BPE
 from isoform.data.config import Data
-from isoform.model.config import AttentionConfig, BlockConfig, Dense, Experts, ModelConfig, StackConfig, TokenChoice
+from isoform.model.config import (
+    AttentionConfig,
+    BlockConfig,
+    Dense,
+    Experts,
+    ModelConfig,
+    Pooled,
+    StackConfig,
+    TokenChoice,
+)
 from isoform.model.presets import PRESETS
-from isoform.recipe import Recipe
-from isoform.run import export, load
+from isoform.recipe import Recipe, load_recipe
+from isoform.run import export, load, model_of
 from isoform.training.config import AdamW, Training
 
 TEXT = "to be or not to be, that is the question. " * 60
@@ -88,3 +100,54 @@ def test_another_model_is_refused_by_its_fields(recipe, tmp_path):
         experiment.train(still(recipe, first.folder, model=replace(recipe.model, decoder=stack)), tmp_path / "second")
     with pytest.raises(ValueError, match="is not a run directory"):
         experiment.train(still(recipe, tmp_path / "nowhere"), tmp_path / "third")
+
+
+FINETUNE = """
+[data]
+path = "labels.jsonl"
+rows = "packed"
+[objective]
+kind = "classification"
+[model]
+preset = "start"
+head = {{ kind = "pooled", over = "last" }}
+{more}
+[training]
+steps = 2
+global_batch_tokens = 64
+sample_tokens = 0
+"""
+
+
+def test_a_recipe_may_take_whatever_model_it_begins_with(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [word for word in TEXT.split()[:10] if len(word) < 8]
+    lines = [{"text": f"{a} {b}", "label": "yes" if a < b else "no"} for a in words for b in words]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "tune.toml").write_text(FINETUNE.format(more=""))
+    experiment.train(recipe, tmp_path / "first")
+    assert main(["train", "tune.toml", "--start", "first", "--out", "tuned", "-q", "--no_report"]) == 0
+    tuned = load(tmp_path / "tuned")
+    assert isinstance(tuned.model.config.head, Pooled) and tuned.recipe.start == "first"
+    assert tuned.model.config.decoder == load(tmp_path / "first").model.config.decoder
+    capsys.readouterr()
+
+    other = replace(recipe, model=replace(recipe.model, model_dim=24))
+    experiment.train(other, tmp_path / "second")
+    assert load_recipe("tune.toml", start="second", model_of=model_of).model.model_dim == 24
+    spans = FINETUNE.format(more="").replace("classification", "span_corruption").replace("labels.jsonl", "text.txt")
+    (tmp_path / "spans.toml").write_text(
+        re.sub("head.*", "", spans).replace("rows", 'validation_path="text.txt"\nrows')
+    )
+    assert main(["train", "spans.toml", "--start", "second", "--out", "spans", "-q", "--no_report"]) == 0
+    assert load(tmp_path / "spans").model.config.vocab_size > load(tmp_path / "second").model.config.vocab_size
+
+    for arguments, said in (
+        (["train", "tune.toml"], "name its folder or file with start"),
+        (["train", "tune.toml", "--start", "nowhere"], "nowhere is not a run directory"),
+    ):
+        assert main(arguments) == 65
+        assert said in capsys.readouterr().err
+    (tmp_path / "tune.toml").write_text(FINETUNE.format(more="model_dimm = 3"))
+    assert main(["train", "tune.toml", "--start", "first"]) == 65
+    assert 'did you mean "model_dim"' in capsys.readouterr().err

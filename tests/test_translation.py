@@ -4,12 +4,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from isoform.cli import main
 from isoform.evaluation.translation import score_translations
+from isoform.inspection.attention import cross_attention
+from isoform.model.config import Buckets, ModelConfig, StackConfig
+from isoform.model.transformer import Transformer
 
 REFERENCES = [
     "Ein Mann geht über die Straße, z. B. am Montag.",
@@ -84,6 +90,8 @@ def test_runs_are_evaluated_by_what_they_answer(tmp_path, monkeypatch, capsys):
     found = result["translation"]
     assert found["plain"]["score"] == again.plain.score and found["tokenised"]["signature"] == again.tokenised.signature
     assert (found["num_pairs"], found["beam"]["size"]) == (3, 2) and found["seconds"] > 0
+    assert main(["generate", "run", "--prompt", "two dogs", "--beams", "2", "--attention", "a.png"]) == 0
+    assert Path("a.png").read_bytes().startswith(b"\x89PNG") and "a.png" in capsys.readouterr().out
     assert main([*asked, "--beams", "2"]) == 0
     said = capsys.readouterr().out
     assert "BLEU plain" in said and "tok:13a" in said and "moses.de" in said
@@ -91,7 +99,45 @@ def test_runs_are_evaluated_by_what_they_answer(tmp_path, monkeypatch, capsys):
     Path("text.txt").write_text("That is good. " * 400)
     plain = ["train", "shakespeare", "--data.path", "text.txt", "--model.decoder.num_layers", "1", *TINY]
     assert main([*plain, "--out", "plain"]) == 0
+    assert main(["generate", "plain", "--attention", "a.png", "--prompt", "T"]) == 65
+    assert "this model has no encoder" in capsys.readouterr().err
     assert main(["evaluate", "plain", "--tasks", "translation"]) == 65
     assert "needs a model and data of sources and targets" in capsys.readouterr().err
     assert main(["evaluate", "run", "--path", "t.{en,de}", "--tasks", "summary"]) == 65
     assert "translation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kernel", ["dense", "sdpa"])
+def test_where_an_answer_looks_is_what_it_was_given(kernel):
+    torch.manual_seed(0)
+    stack = StackConfig(num_layers=2, position=Buckets(), cross="separate")
+    config = ModelConfig(
+        model_dim=16, vocab_size=9, context_length=12, encoder=StackConfig(num_layers=1), decoder=stack
+    )
+    model = Transformer(config).eval()
+    model.use_kernel(kernel)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    source, inputs = np.arange(7), np.array([1, 3, 5, 7])
+    weights = cross_attention(model, source, inputs)
+    assert weights.shape == (2, 4, 4, 7)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 4))
+    attention = model.decoder.blocks[0].cross
+    values = {}
+
+    def keep(q, k, v, edges):
+        values["there"] = attention.weights(q, k, edges) @ v, plain(q, k, v, edges)
+        return values["there"][1]
+
+    plain, attention.mixed = attention.mixed, keep
+    before = model.decode(torch.from_numpy(inputs)[None], None, model.encode(torch.from_numpy(source)[None]))
+    torch.testing.assert_close(*values["there"])
+    del attention.mixed
+    cross_attention(model, source, inputs)
+    after = model.decode(torch.from_numpy(inputs)[None], None, model.encode(torch.from_numpy(source)[None]))
+    assert torch.equal(before, after), "looking changes nothing"
+    with pytest.raises(ValueError, match="no cross-attention"):
+        cross_attention(
+            Transformer(replace(config, encoder=None, decoder=replace(stack, cross="none"))), source, inputs
+        )

@@ -135,8 +135,10 @@ def _with_recipe(kind: type, arguments: list[str], takes: str):
     if takes == "form" and arguments and is_model_path(arguments[0]):
         return arguments[0], kind(), arguments[1:]
     if arguments and not arguments[0].startswith("-"):
-        load = load_recipe if takes == "recipe" else load_form
-        return arguments[0], kind(recipe=load(arguments[0])), arguments[1:]
+        if takes == "form":
+            return arguments[0], kind(recipe=load_form(arguments[0])), arguments[1:]
+        recipe = load_recipe(arguments[0], start=_flag(arguments, "--start") or "", model_of=_model_of)
+        return arguments[0], kind(recipe=recipe), arguments[1:]
     if "-h" in arguments or "--help" in arguments:
         return "", kind(), arguments
     out = _flag(arguments, "--out")
@@ -144,6 +146,10 @@ def _with_recipe(kind: type, arguments: list[str], takes: str):
         return "", kind(recipe=load_recipe(str(Path(out) / "recipe.toml"))), arguments
     there = "" if out is None else f"{out} holds no run to continue; "
     raise ConfigError(f"{there}name a recipe: a built-in one (isoform recipes lists them) or the path of a TOML file")
+
+
+def _model_of(path: str):
+    return import_module("isoform.run").model_of(path)  # which takes torch: only where a recipe asks for it
 
 
 def _flag(arguments: list[str], name: str) -> str | None:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from isoform import __version__
@@ -24,10 +25,11 @@ from isoform.data.sources import Record, load_source
 from isoform.evaluation.translation import score_translations
 from isoform.experiment import Prepared, evaluate_held_out, load_records, prepare, view_of
 from isoform.experiment import train as train_recipe
-from isoform.generation.beam import answer, beam_search
-from isoform.generation.config import Beam
+from isoform.generation.config import Beam, Sampling
 from isoform.generation.decode import Generation, Prompt, build_prompt, walk
 from isoform.generation.decode import generate as generate_texts
+from isoform.generation.many import answer, beam_search
+from isoform.inspection.attention import cross_attention, draw_attention
 from isoform.inspection.rows import read_rows, to_lines
 from isoform.machine import (
     KNOWN_PEAKS,
@@ -70,7 +72,7 @@ from isoform.options import (
 )
 from isoform.recipe import Recipe, builtin_recipes, is_model_path, load_form, load_recipe
 from isoform.report import write_report
-from isoform.run import Run, Trained, export, load, write_text
+from isoform.run import Run, Trained, export, load, model_of, write_text
 from isoform.scaling.claims import builtin_claims, load_claim
 from isoform.scaling.engines import build_engine
 from isoform.scaling.lab import Hands, Stopped, check, climb, other_recipe, plan, say_plan
@@ -96,7 +98,7 @@ def _machine(options: MachineOptions) -> Machine:
 def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
     """Train a recipe, or continue the run in --out."""
     recipe, machine = options.recipe, _machine(options.machine)
-    if name and recipe != load_recipe(name):
+    if name and recipe != load_recipe(name, start=recipe.start, model_of=model_of):
         recipe = replace(recipe, expected_loss=None)  # it was measured for the recipe as written
     if options.dry_run:
         prepared = prepare(recipe)
@@ -205,6 +207,8 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
         text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
     view, codec = view_of(trained.recipe, trained.codec), as_text(trained.codec)
     prompt = build_prompt(codec, text, is_pair=trained.is_pair, view=view)
+    if options.attention and prompt.source is None:
+        raise ValueError("--attention draws how an answer attends to its source; this model has no encoder")
     if options.beams:
         return _search(options, trained, text, prompt, view, terminal)
     sampling, finished = options.sampling, []
@@ -221,6 +225,8 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     elif shows:
         for number, generation in enumerate(finished, 1):
             terminal.say(f"-- {number} --\n{'' if trained.is_pair else text}{generation.text}")
+    if options.attention:
+        _draw_attention(options.attention, trained, prompt, finished[0].text, terminal)
     values: dict = {"prompt": text, "samples": [asdict(generation) for generation in finished]}
     if options.probabilities:
         values["probabilities"] = [_walk(trained, text + generation.text, terminal) for generation in finished]
@@ -228,41 +234,42 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
 
 
 def _answer(options: GenerateOptions, trained: Trained, terminal: Terminal) -> Result:
-    """The most probable answer to each line of a file."""
+    """The answers to each line of a file: searched for, or drawn."""
     try:
         lines = Path(options.path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{options.path} can't be read: {error}") from None
     if empty := [number for number, line in enumerate(lines, 1) if not line.strip()]:
         raise ValueError(f"{options.path}, line {empty[0]} is empty; remove it")
-    beam = Beam(
-        size=max(1, options.beams),
-        length_penalty=options.length_penalty,
-        early_stopping="bound" if options.beams else "size",
-        max_tokens=options.sampling.max_tokens,
-    )
-    answers = _answers(trained, lines, beam)
+    found = _answers(trained, lines, _beam(options) if options.beams else options.sampling)
+    best = [text for each in found for text, _ in each]
+    if options.sampling.num_samples > 1:
+        best = [f"{n}\t{score:.4f}\t{text}" for n, each in enumerate(found, 1) for text, score in each]
     if options.out:
-        write_text(Path(options.out), "".join(f"{line}\n" for line in answers))
-        terminal.say(f"{len(answers)} answers  {options.out}")
+        write_text(Path(options.out), "".join(f"{line}\n" for line in best))
+        terminal.say(f"{len(best)} answers  {options.out}")
     else:
-        for line in answers:
+        for line in best:
             terminal.say(line)
+    answers = [[{"text": text, "score": score} for text, score in each] for each in found]
     return Result({"path": options.path, "answers": answers})
+
+
+def _beam(options: GenerateOptions) -> Beam:
+    return Beam(
+        size=options.beams,
+        length_penalty=options.length_penalty,
+        max_tokens=options.sampling.max_tokens,
+        num_best=options.sampling.num_samples,
+    )
 
 
 def _search(
     options: GenerateOptions, trained: Trained, text: str, prompt: Prompt, view: View, terminal: Terminal
 ) -> Result:
     """The most probable texts that a search with beams finds, with their scores."""
-    sampling, codec = options.sampling, as_text(trained.codec)
-    beam = Beam(
-        size=options.beams,
-        length_penalty=options.length_penalty,
-        max_tokens=sampling.max_tokens,
-        num_best=sampling.num_samples,
-    )
-    (found,) = beam_search(trained.transformer, [prompt], beam, end=codec.end_of_text, mask=view.inputs_mask)
+    codec = as_text(trained.codec)
+    (found,) = beam_search(trained.transformer, [prompt], _beam(options), end=codec.end_of_text, mask=view.inputs_mask)
     samples = [
         {"text": codec.decode(one.ids), "num_pieces": len(one.ids), "score": one.score, "log_p": one.log_probability}
         for one in found
@@ -271,7 +278,21 @@ def _search(
     for sample in samples:
         score = f"{sample['score']:.3f}  " if len(samples) > 1 else ""
         terminal.say(f"{score}{start}{sample['text']}")
+    if options.attention:
+        _draw_attention(options.attention, trained, prompt, samples[0]["text"], terminal)
     return Result({"prompt": text, "samples": samples})
+
+
+def _draw_attention(path: str, trained: Trained, prompt: Prompt, text: str, terminal: Terminal) -> None:
+    """A picture of what each piece of an answer, and its end, asked the source."""
+    codec = as_text(trained.codec)
+    assert prompt.source is not None
+    said = codec.encode_text(text)
+    mask = view_of(trained.recipe, codec).inputs_mask
+    weights = cross_attention(trained.transformer, prompt.source, np.concatenate([prompt.ids, said]), mask)
+    rows, columns = ([*map(codec.piece_text, ids.tolist())] for ids in (said, prompt.source))
+    Path(path).write_bytes(draw_attention(weights, [*rows, codec.piece_text(codec.end_of_text)], columns))
+    terminal.say(f"attention      {path}")
 
 
 def _walk(trained: Trained, text: str, terminal: Terminal) -> list[dict]:
@@ -344,7 +365,7 @@ def _translate(
     records = records[: options.limit] if options.limit else records
     beam = Beam(size=options.beams, length_penalty=options.length_penalty)
     started = time.perf_counter()
-    answers = _answers(trained, [record["source"] for record in records], beam)
+    answers = [text for ((text, _),) in _answers(trained, [record["source"] for record in records], beam)]
     seconds = time.perf_counter() - started
     if options.out:
         file = Path(options.out) / f"{Path(path).name}.txt"
@@ -355,11 +376,11 @@ def _translate(
     return {**asdict(score), "beam": asdict(beam), "seconds": seconds}
 
 
-def _answers(trained: Trained, texts: Sequence[str], beam: Beam) -> list[str]:
-    """The best answer to each text, on one line."""
+def _answers(trained: Trained, texts: Sequence[str], how: Beam | Sampling) -> list[list[tuple[str, float]]]:
+    """Answers to each text, each on one line, with their scores."""
     view, codec = view_of(trained.recipe, trained.codec), as_text(trained.codec)
-    found = answer(trained.transformer, codec, texts, beam, view=view, is_pair=trained.is_pair)
-    return [best[0][0].replace("\n", " ") if best else "" for best in found]
+    found = answer(trained.transformer, codec, texts, how, view=view, is_pair=trained.is_pair)
+    return [[(text.replace("\n", " "), score) for text, score in each] for each in found]
 
 
 def _costs(prepared: Prepared, machine: Machine) -> dict:

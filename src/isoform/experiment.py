@@ -565,7 +565,7 @@ class _Session:
     def sample(self) -> None:
         """Append a sample to samples.txt, if there is text to write and a Transformer to write it."""
         recipe, prepared = self.recipe, self.prepared
-        if not isinstance(prepared.codec, TextCodec) or not self._writes:
+        if not isinstance(prepared.codec, TextCodec) or not self._writes or not recipe.training.sample_tokens:
             return
         assert isinstance(self.model, Transformer)
         sampling = Sampling(max_tokens=recipe.training.sample_tokens, temperature=0.8, seed=recipe.seed)

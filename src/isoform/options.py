@@ -138,7 +138,8 @@ class GenerateOptions:
     prompt: str | None = None
     """The text to continue; absent: standard input, if it is not a terminal."""
     path: str = ""
-    """A file with a prompt, or a source, on each line: the most probable answer to each is written, a line each."""
+    """A file with a prompt, or a source, on each line: the answer to each is written, a line each; with num_samples
+    above 1 so many lines, each after the number of the prompt and its score."""
     out: str = ""
     """The file for the answers to --path; empty: standard output."""
     sampling: Annotated[Sampling, Inline] = Sampling()
@@ -148,6 +149,8 @@ class GenerateOptions:
     """A text's score in that search is its log probability over its length to this power."""
     probabilities: bool = False
     """Walk prompt and continuation piece by piece: probability, rank, entropy, alternatives."""
+    attention: str = ""
+    """A PNG file for a picture of how the pieces of an answer attend to those of its source, layer by layer."""
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
 

@@ -5,7 +5,7 @@ The built-in ones lie in `recipes/`; their first lines say command, expected tim
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,11 @@ from isoform.objectives.config import (
 )
 from isoform.training.config import Training
 
+START = "start"
+"""The preset that is the model which `start` names."""
+ModelOf = Callable[[str], Model]
+"""Reads the config of a model on disk."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -43,8 +48,9 @@ class Recipe:
     seed: int = 0
     """Of everything random: parameters, order, dropout, samples."""
     start: str = ""
-    """A run directory, Hugging Face folder or GGUF file whose parameters and codec training begins with; the model must
-    be the same, but for dropout, or have experts where that one has a feed-forward, which are then copies of it."""
+    """A run directory, Hugging Face folder or GGUF file whose parameters and codec training begins with; model.preset
+    = "start" takes its model, too. The model must be the same, but for dropout, further special pieces and a head of
+    another kind, which begin anew; or have experts where that one has a feed-forward, which are then copies of it."""
     sample_prompt: str = "\n"
     """What samples during training continue."""
     expected_loss: float | None = None
@@ -136,15 +142,18 @@ def builtin_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}
 
 
-def load_recipe(name: str) -> Recipe:
-    """A built-in recipe by its name, or a TOML file by its path. `preset` in [model] names what it starts from.
+def load_recipe(name: str, *, start: str = "", model_of: ModelOf | None = None) -> Recipe:
+    """A built-in recipe by its name, or a TOML file by its path. `preset` in [model] names what it starts from: one of
+    the presets, or `start`, the model that training begins with.
 
-    Raises ConfigError for an unknown recipe, key or preset.
+    start: takes the place of the recipe's own; model_of: reads the config of a model on disk. Raises ConfigError for an
+    unknown recipe, key or preset, and for the preset `start` without either.
     """
     known = builtin_recipes()
     if not _is_path(name) and name not in known:
         raise unknown("recipe", name, known)
-    return recipe_from_dict(load_toml(Path(name) if _is_path(name) else known[name]))
+    data = load_toml(Path(name) if _is_path(name) else known[name])
+    return recipe_from_dict({**data, "start": start} if start else data, model_of)
 
 
 def load_form(name: str) -> Recipe:
@@ -181,9 +190,9 @@ def _is_path(name: str) -> bool:
     return name.endswith(".toml") or "/" in name or "\\" in name
 
 
-def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
+def recipe_from_dict(data: Mapping[str, Any], model_of: ModelOf | None = None) -> Recipe:
     """A recipe from plain data, the preset of its model resolved."""
-    return from_dict(Recipe, _without_preset(data))
+    return from_dict(Recipe, _without_preset(data, model_of))
 
 
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -191,20 +200,35 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     return overlay(recipe, _without_preset(changes))
 
 
-def _without_preset(data: Mapping[str, Any]) -> dict[str, Any]:
+def _without_preset(data: Mapping[str, Any], model_of: ModelOf | None = None) -> dict[str, Any]:
     """Plain data in which the model's preset is laid out in full."""
     model = dict(data.get("model", {}))
     preset = model.pop("preset", None)
     if preset is None:
         return dict(data)
+    if preset == START:
+        return {**data, "model": _laid_over(_model_of_start(data, model_of), model)}
     if preset not in PRESETS:
-        raise unknown("preset", str(preset), PRESETS)
+        raise unknown("preset", str(preset), [START, *PRESETS])
     if (kind := model.get("kind", "model_config")) != "model_config":
         raise ConfigError(
             f"model: preset={preset!r} with kind={kind!r}: presets are Transformers; leave one of them out"
         )
+    return {**data, "model": _laid_over(replace(PRESETS[preset].model, vocab_size=0), model)}
+
+
+def _laid_over(base: Model, changes: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        start = overlay(replace(PRESETS[preset].model, vocab_size=0), model)
+        return {"kind": kind_of(type(base)), **to_dict(overlay(base, changes))}
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
-    return {**data, "model": to_dict(start)}
+
+
+def _model_of_start(data: Mapping[str, Any], model_of: ModelOf | None) -> Model:
+    start = data.get("start")
+    if not start or model_of is None:
+        raise ConfigError(
+            f"model: preset={START!r} is the model that training begins with; name its folder or file with start, or "
+            f"--start of isoform train"
+        )
+    return model_of(start)

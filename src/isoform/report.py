@@ -4,7 +4,6 @@ of forms."""
 from __future__ import annotations
 
 import html
-import io
 import json
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from isoform.codecs.config import Patches
 from isoform.config import from_dict, load_toml
 from isoform.data.sources import load_source
 from isoform.experiment import classify
+from isoform.figures import new_figure, to_svg
 from isoform.model.cost import num_active_parameters, num_parameters
 from isoform.model.presets import PRESETS
 from isoform.objectives.config import Classification
@@ -64,17 +64,12 @@ def write_report(run: Run) -> None:
 
 def loss_curves(metrics: Sequence[dict]) -> str:
     """Training and held-out loss against tokens seen, as SVG."""
-    import matplotlib  # a second to import: only when a picture is made
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
     training = [(line["tokens_seen"], line["loss"]) for line in metrics if "loss" in line]
     tokens = {line["step"]: line["tokens_seen"] for line in metrics if "tokens_seen" in line}
     held_out = [
         (tokens[m["step"]], m["validation_loss"]) for m in metrics if "validation_loss" in m and m["step"] in tokens
     ]
-    figure, axes = pyplot.subplots(figsize=(8, 3.6), layout="constrained")
+    figure, axes = new_figure(8, 3.6)
     axes.plot(*zip(*training, strict=True), color="#9db2c9", linewidth=1, label="training")
     axes.plot(*zip(*held_out, strict=True), color="#b3392f", marker="o", markersize=4, label="held out")
     last_tokens, last_loss = held_out[-1]
@@ -85,13 +80,8 @@ def loss_curves(metrics: Sequence[dict]) -> str:
     axes.set_xlabel("pieces seen")
     axes.set_ylabel("loss per target")
     axes.xaxis.set_major_formatter(lambda value, _: count(value))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    return to_svg(figure)
 
 
 def _lead(summary: dict) -> str:

@@ -166,6 +166,11 @@ def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     return replace(trained, model=trained.model.to(device).eval())
 
 
+def model_of(path: str) -> Model:
+    """The config of the model that `load` gives; Raises what that raises."""
+    return load(path).model.config
+
+
 def _load_gguf(path: Path) -> Trained:
     """A GGUF file, by way of the Hugging Face names."""
     file = read_gguf(path)
@@ -272,6 +277,8 @@ def filled(recipe: Recipe, codec: Codec) -> Recipe:
     """
     sized = _sized(recipe.model, recipe.objective, codec)
     stated = sized.vocab_size
+    if stated and stated < codec.vocab_size and recipe.start:
+        stated = codec.vocab_size  # its special pieces are added to those of the model that it begins with
     if stated and stated < codec.vocab_size:
         raise ValueError(
             f"model.vocab_size={stated} is smaller than the codec's {codec.vocab_size} pieces; "

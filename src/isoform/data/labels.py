@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from isoform.data.sources import Record, where
+from isoform.data.sources import Record, where, with_values
 
 
 def label_names(records: Iterable[Record], key: str) -> tuple[str, ...]:
@@ -35,6 +35,5 @@ def numbered(records: Sequence[Record], names: Sequence[str], key: str) -> list[
                 f"or name it in objective.labels"
             )
         found = [numbers[str(one)] for one in wanted]
-        changed: Mapping = {} if value is None else {key: found if key == "tags" else found[0]}
-        made.append({**record, **changed})
+        made.append(record if value is None else with_values(record, **{key: found if key == "tags" else found[0]}))
     return made

@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-Purpose = Literal["order", "offset", "plan", "view", "mixture"]
-PURPOSES: dict[Purpose, int] = {"order": 0, "offset": 1, "plan": 2, "view": 3, "mixture": 4}
+Purpose = Literal["order", "offset", "plan", "view", "mixture", "sample"]
+PURPOSES: dict[Purpose, int] = {"order": 0, "offset": 1, "plan": 2, "view": 3, "mixture": 4, "sample": 5}
 
 
 def generator(seed: int, epoch: int, purpose: Purpose, sample: int = 0) -> np.random.Generator:

@@ -35,6 +35,12 @@ class _Line(dict[str, Any]):
         self.line = line
 
 
+def with_values(record: Record, **values: Any) -> Record:
+    """The record with other values, at the same place."""
+    changed = {**record, **values}
+    return _Line(changed, record.line) if isinstance(record, _Line) else changed
+
+
 def where(record: Record, number: int) -> str:
     """Where a record stands: its file and line, or its number."""
     return record.line if isinstance(record, _Line) else f"record {number}"
@@ -201,19 +207,20 @@ def _files(root: Path) -> list[Path]:
 
 
 def first_part(records: Sequence[Record], fraction: float) -> Sequence[Record]:
-    """The first records of a split: of texts so much of their characters, the last one cut; of others so many of them.
+    """The first records of a split: of plain texts so much of their characters, the last one cut; of others so many of
+    them.
 
     Raises ValueError where that leaves nothing.
     """
     if fraction == 1:
         return records
-    if "text" not in records[0]:
+    if "text" not in records[0] or "label" in records[0]:
         return records[: max(1, int(fraction * len(records)))]
     left, part = int(fraction * sum(len(record["text"]) for record in records)), []
     for record in records:
         if left <= 0:
             break
-        part.append({"text": record["text"][:left]})
+        part.append(with_values(record, text=record["text"][:left]))
         left -= len(record["text"])
     if not part:
         raise ValueError(f"data.fraction={fraction} of the text is less than a character; give a larger part")

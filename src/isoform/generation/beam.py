@@ -1,127 +1,27 @@
-"""Beam search, many prompts at once: at each step the most probable texts of every prompt go on.
+"""Beam search: at each step the most probable texts of every prompt go on.
 
-What is found is what `transformers` finds with the same settings, whose rules of ending it follows; a prompt whose
-search has ended leaves the batch.
+What is found is what `transformers` finds with the same settings, whose rules of ending it follows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
 import torch
 from torch import Tensor
 
-from isoform.batch import Encoding, Example, Pieces, collate
-from isoform.codecs.codec import TextCodec
 from isoform.generation.config import Beam
-from isoform.generation.decode import Prompt, build_prompt
-from isoform.mask import Mask
-from isoform.model.transformer import Memory, Transformer
-from isoform.objectives.views import View
+from isoform.generation.sampling import Choice, Hypothesis
 
 NEVER = -1e9
 """Of what can't be chosen."""
 
 
-@dataclass(frozen=True, eq=False)
-class Hypothesis:
-    """A text that was found: its ids, the end included if it was reached."""
-
-    ids: np.ndarray
-    score: float
-    """Its log probability over its length to the power of the length penalty."""
-    log_probability: float
-
-
-@torch.inference_mode()
-def beam_search(
-    model: Transformer, prompts: Sequence[Prompt], beam: Beam, *, end: int, mask: Mask | None = None
-) -> list[list[Hypothesis]]:
-    """The best `num_best` texts after each prompt, the best first.
-
-    end: the piece that ends a text; mask: the decoder's (absent: causal). Raises ValueError for prompts or sources
-    that don't fit the context.
-    """
-    model.eval()
-    _check_lengths(model, prompts)
-    longest = max(len(prompt.ids) for prompt in prompts)
-    steps = min(beam.max_tokens, model.config.context_length - longest + 1)
-    memory = _encoded(model, prompts)
-    cache = model.build_cache(len(prompts), capacity=longest + steps)
-    pieces = _laid([Encoding(prompt.ids, prompt.prefix) for prompt in prompts], model)
-    last = torch.tensor([len(prompt.ids) - 1 for prompt in prompts], device=model.device)
-    hidden = model.decode(pieces, mask, memory, cache)[torch.arange(len(prompts)), last].unsqueeze(1)
-    search = _Search(beam, len(prompts), steps, end, model.device)
-    rows = torch.arange(len(prompts), device=model.device).repeat_interleave(beam.size)
-    read = _right_aligned(prompts, model).index_select(0, rows)
-    cache.select(rows)
-    memory, hidden = _selected(memory, rows), hidden.index_select(0, rows)
-    for step in range(1, steps + 1):
-        logits = model.logits(hidden).squeeze(1)
-        rows, ids = search.advance(logits.float().log_softmax(-1), step)
-        if not len(rows):
-            break
-        if len(rows) < len(logits):
-            memory = _selected(memory, rows)
-        cache.select(rows, keeps_memory=len(rows) == len(logits))
-        before = read.index_select(0, rows)
-        read = torch.cat([before, ids.unsqueeze(1)], 1)[:, -before.shape[1] :] if before.shape[1] else before
-        hidden = model.decode(Pieces(ids.unsqueeze(1), cache.next_coordinates(), before), mask, memory, cache)
-    return search.found
-
-
-def answer(
-    model: Transformer,
-    codec: TextCodec,
-    texts: Sequence[str],
-    beam: Beam,
-    *,
-    view: View,
-    is_pair: bool,
-    pieces_at_once: int = 4096,
-) -> list[list[tuple[str, float]]]:
-    """The best answers to each text, a source or the beginning of what goes on, with their scores; many at once.
-
-    Texts of like length share a batch of so many pieces, so that little of it is empty. Raises ValueError, with the
-    number of the text, for one that doesn't fit.
-    """
-    prompts = [build_prompt(codec, text, is_pair=is_pair, view=view) for text in texts]
-    lengths = [len(p.ids) if p.source is None else len(p.source) for p in prompts]
-    _check_lengths(model, prompts)
-    found: list[list[tuple[str, float]]] = [[] for _ in texts]
-    order = sorted(range(len(texts)), key=lambda i: lengths[i])
-    while order:
-        longest = order[-1]
-        count = max(1, pieces_at_once // (beam.size * lengths[longest]))
-        batch, order = order[-count:], order[:-count]
-        hypotheses = beam_search(model, [prompts[i] for i in batch], beam, end=codec.end_of_text, mask=view.inputs_mask)
-        for i, best in zip(batch, hypotheses, strict=True):
-            found[i] = [(codec.decode(one.ids), one.score) for one in best]
-    return found
-
-
-def _check_lengths(model: Transformer, prompts: Sequence[Prompt]) -> None:
-    """ValueError for the first prompt or source that doesn't fit the context, with its number."""
-    config = model.config
-    for number, prompt in enumerate(prompts, 1):
-        asked = [(len(prompt.ids), config.context_length)]
-        if prompt.source is not None and config.encoder is not None:
-            asked.append((len(prompt.source), config.length(config.encoder)))
-        for length, limit in asked:
-            if length > limit:
-                raise ValueError(
-                    f"text {number} has {length} pieces, which don't fit context_length={limit}; shorten it"
-                )
-
-
-class _Search:
-    """The texts that go on, and those that are finished, of the prompts whose search hasn't ended."""
+class Search(Choice):
+    """The texts that go on, and those that are finished, of the prompts whose search hasn't ended; the others have left
+    the batch."""
 
     def __init__(self, beam: Beam, num_prompts: int, steps: int, end: int, device: torch.device) -> None:
-        self.beam, self.steps, self.end = beam, steps, end
-        self.found: list[list[Hypothesis]] = [[] for _ in range(num_prompts)]
+        self.beam, self.steps, self.end, self.width = beam, steps, end, beam.size
+        self.found = [[] for _ in range(num_prompts)]
         self.prompts = list(range(num_prompts))
         shape = num_prompts, beam.size
         self.texts = torch.zeros(*shape, steps, dtype=torch.long, device=device)
@@ -130,10 +30,10 @@ class _Search:
         self.done_texts, self.done_scores = self.texts.clone(), torch.full(shape, NEVER, device=device)
         self.done_lengths = torch.zeros(shape, dtype=torch.long, device=device)
 
-    def advance(self, log_probabilities: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """With log probabilities (B * size, V) of the step-th piece: the rows that go on, and with which piece."""
-        size, vocabulary = self.beam.size, log_probabilities.shape[-1]
-        totals = self.totals.unsqueeze(2) + log_probabilities.view(len(self.prompts), size, vocabulary)
+    def advance(self, logits: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        size, vocabulary = self.beam.size, logits.shape[-1]
+        log_probabilities = logits.float().log_softmax(-1).view(len(self.prompts), size, vocabulary)
+        totals = self.totals.unsqueeze(2) + log_probabilities
         # Twice as many as go on, since at most half of them can have ended.
         best, at = totals.flatten(1).topk(min(2 * size, size * vocabulary))
         origin, ids = at // vocabulary, at % vocabulary
@@ -193,38 +93,3 @@ def _gathered(values: Tensor, at: Tensor) -> Tensor:
     """Of values (B, n, …) those at (B, m)."""
     at = at.view(*at.shape, *[1] * (values.dim() - 2))
     return values.gather(1, at.expand(-1, -1, *values.shape[2:]))
-
-
-def _encoded(model: Transformer, prompts: Sequence[Prompt]) -> Memory | None:
-    """What the encoder makes of all sources; None where there are none."""
-    sources = [prompt.source for prompt in prompts if prompt.source is not None]
-    if not sources:
-        return None
-    assert len(sources) == len(prompts)
-    return model.encode(_laid([Encoding(source) for source in sources], model))
-
-
-def _laid(encodings: Sequence[Encoding], model: Transformer) -> Pieces:
-    """Rows of one Encoding each, filled up with empty slots on the right."""
-    none = np.zeros(0, np.int64)
-    rows = [[Example(e, none, none.astype(np.float32))] for e in encodings]
-    return collate(rows, max(map(len, encodings))).inputs.to(model.device)
-
-
-def _selected(memory: Memory | None, rows: Tensor) -> Memory | None:
-    """The memory of some rows. Only where its pieces stand is asked of it once its keys are in the cache."""
-    if memory is None:
-        return None
-    at = memory.coordinates
-    coordinates = replace(at.map(lambda t: t.expand(len(memory.hidden), -1).index_select(0, rows)), start=at.start)
-    return Memory(memory.hidden.index_select(0, rows), coordinates)
-
-
-def _right_aligned(prompts: Sequence[Prompt], model: Transformer) -> Tensor:
-    """The last pieces of each prompt that the stem looks back at, after pieces that are none."""
-    back = model.stem.looks_back
-    read = np.full((len(prompts), back), model.config.vocab_size, np.int64)
-    for row, prompt in zip(read, prompts, strict=True):
-        if kept := min(back, len(prompt.ids)):
-            row[-kept:] = prompt.ids[-kept:]
-    return torch.from_numpy(read).to(model.device)

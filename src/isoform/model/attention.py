@@ -145,17 +145,22 @@ class Attention(nn.Module):
 
     def mixed(self, q: Tensor, k: Tensor, v: Tensor, edges: Edges) -> Tensor:
         """The values that reach each query, (B, N, T, H)."""
-        dropout, bias = self.dropout if self.training else 0.0, edges.bias
-        scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
-        if edges.relative is None:
+        dropout, bias = self.dropout if self.training else 0.0, self.bias(q, edges)
+        if edges.relative is None or edges.relative.values is None:
             return attend(q, k, v, edges.allowed, scale=self.scale, bias=bias, dropout=dropout, kernel=self.kernel)
-        bias = edges.relative.scores(q * scale)
-        if edges.relative.values is None:
-            return attend(q, k, v, edges.allowed, scale=self.scale, bias=bias, dropout=dropout, kernel=self.kernel)
-        weights = attention_weights(q, k, edges.allowed, scale=self.scale, bias=bias)
-        weights = nn.functional.dropout(weights, dropout)
+        weights = nn.functional.dropout(self.weights(q, k, edges), dropout)
         repeats = self.num_heads // self.num_kv_heads
         return weights @ v.repeat_interleave(repeats, 1) + edges.relative.mixed(weights)
+
+    def weights(self, q: Tensor, k: Tensor, edges: Edges) -> Tensor:
+        """How much of each key's value reaches each query, (B, N, T, S), whichever kernel computes it otherwise."""
+        return attention_weights(q, k, edges.allowed, scale=self.scale, bias=self.bias(q, edges))
+
+    def bias(self, q: Tensor, edges: Edges) -> Tensor | None:
+        """What places add to the scores."""
+        if edges.relative is None:
+            return edges.bias
+        return edges.relative.scores(q * (q.shape[-1] ** -0.5 if self.scale is None else self.scale))
 
     def collect(self, heads: Tensor) -> Tensor:
         """Heads (B, N, T, H) side by side and back into the residual stream (B, T, D)."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from isoform.figures import COLORS, new_figure, to_png
 from isoform.scaling.curves import Scored, finite
 from isoform.scaling.laws import Fit, Minima
 from isoform.scaling.study import Row
@@ -16,36 +16,11 @@ from isoform.terminal import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-COLORS = ("#1f5fa8", "#b3392f", "#2f8f5b", "#8a5bb0", "#c98a1b", "#4d5866", "#d0699b", "#3aa6b0")
 STYLES = [(color, marker, line) for marker, line in (("o", "-"), ("s", "--"), ("^", ":")) for color in COLORS]
 """Of arms, in their order: no two look alike."""
 MOST_BANDS = 4
 """Intervals of more curves than that would hide each other."""
-
-
-def new_figure(width: float = 7.2, height: float = 4.4) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes in the style of all pictures here."""
-    import matplotlib  # a second to import: only when a picture is made
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, which="both", linewidth=0.6)
-    return figure, axes
-
-
-def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG file, without the time of its making; the figure is closed."""
-    from matplotlib import pyplot
-
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
-    return file.getvalue()
 
 
 def loss_against_cost(

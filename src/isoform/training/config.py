@@ -107,6 +107,7 @@ class Training:
     sample_every: int = 0
     """Steps between samples; 0: only at the end."""
     sample_tokens: int = 200
+    """How long samples are; 0: none are written."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
 

@@ -1,0 +1,70 @@
+"""Where a model looks: the weights of its attention as they are used, and a picture of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isoform.figures import new_panels, to_png
+from isoform.mask import Mask
+from isoform.model.attention import Attention, Edges
+from isoform.model.transformer import Block, Transformer
+
+
+@torch.inference_mode()
+def cross_attention(model: Transformer, source: np.ndarray, inputs: np.ndarray, mask: Mask | None = None) -> Tensor:
+    """How each piece that the decoder reads, inputs (T,), asks the pieces of a source (S,): (layers, heads, T, S).
+
+    mask: the decoder's (absent: causal). Raises ValueError for a model without cross-attention of its own.
+    """
+    if model.decoder is None or model.config.decoder is None or model.config.decoder.cross != "separate":
+        raise ValueError("this model has no cross-attention to look at; it needs decoder.cross = 'separate'")
+    model.eval()
+    ids, asked = (torch.as_tensor(each.astype(np.int64), device=model.device).unsqueeze(0) for each in (source, inputs))
+    crosses = [block.cross for block in model.decoder.blocks if isinstance(block, Block)]
+    with recorded([cross for cross in crosses if isinstance(cross, Attention)]) as weights:
+        model.decode(asked, mask, model.encode(ids))
+    return torch.stack([one[0] for one in weights])
+
+
+@contextmanager
+def recorded(attentions: Sequence[Attention]) -> Iterator[list[Tensor]]:
+    """While it lasts the weights of these modules are collected, in the order in which they are used."""
+    weights: list[Tensor] = []
+
+    def recording(attention: Attention):
+        plain = attention.mixed
+
+        def mixed(q: Tensor, k: Tensor, v: Tensor, edges: Edges) -> Tensor:
+            weights.append(attention.weights(q, k, edges).float().cpu())
+            return plain(q, k, v, edges)
+
+        return mixed
+
+    for attention in attentions:
+        attention.mixed = recording(attention)
+    try:
+        yield weights
+    finally:
+        for attention in attentions:
+            del attention.mixed
+
+
+def draw_attention(weights: Tensor, rows: Sequence[str], columns: Sequence[str]) -> bytes:
+    """Weights (layers, heads, T, S) as a PNG, a panel for each layer, the mean of its heads: what is said goes down,
+    what is read across."""
+    layers = weights.mean(1).numpy()
+    side = 0.32 * max(len(columns), 5) + 0.5
+    figure, panels = new_panels(len(layers), len(layers) * side + 0.9, 0.32 * len(rows) + 1.3)
+    for number, (axes, layer) in enumerate(zip(panels, layers, strict=True)):
+        axes.imshow(layer, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axes.set_title(f"layer {number + 1}", fontsize=10)
+        axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", fontsize=9)
+        axes.set_yticks(range(len(rows)), rows if number == 0 else [""] * len(rows), fontsize=9)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    return to_png(figure)

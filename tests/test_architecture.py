@@ -30,7 +30,15 @@ ROWS = [
     *("generation.sampling", "generation.decode", "generation.beam", "generation.many"),
     *("evaluation.evaluate", "evaluation.translation"),
     *("experiment", "report", "inspection.attention", "inspection.rows"),
-    *("scaling.ladder", "scaling.engines", "scaling.study", "scaling.laws", "scaling.simulation", "scaling.curves"),
+    *(
+        "scaling.ladder",
+        "scaling.engines",
+        "scaling.study",
+        "scaling.measures",
+        "scaling.laws",
+        "scaling.simulation",
+        "scaling.curves",
+    ),
     *("scaling.pictures", "scaling.findings", "scaling.claims", "scaling.pages", "scaling.lab"),
     *("options", "commands", "cli"),
 ]

@@ -22,13 +22,13 @@ from isoform import __version__
 from isoform.codecs.codec import as_text
 from isoform.config import differences, kind_of, to_dict
 from isoform.data.sources import Record, load_source
-from isoform.evaluation.translation import score_translations
-from isoform.experiment import Prepared, evaluate_held_out, load_records, prepare, view_of
+from isoform.evaluation.translation import answer_lines, translate
+from isoform.experiment import Prepared, evaluate_held_out, load_records, prepare
 from isoform.experiment import train as train_recipe
-from isoform.generation.config import Beam, Sampling
+from isoform.generation.config import Beam
 from isoform.generation.decode import Generation, Prompt, build_prompt, walk
 from isoform.generation.decode import generate as generate_texts
-from isoform.generation.many import answer, beam_search
+from isoform.generation.many import beam_search
 from isoform.inspection.attention import cross_attention, draw_attention
 from isoform.inspection.rows import read_rows, to_lines
 from isoform.machine import (
@@ -205,7 +205,7 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     text = options.prompt
     if text is None:
         text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
-    view, codec = view_of(trained.recipe, trained.codec), as_text(trained.codec)
+    view, codec = trained.view, as_text(trained.codec)
     prompt = build_prompt(codec, text, is_pair=trained.is_pair, view=view)
     if options.attention and prompt.source is None:
         raise ValueError("--attention draws how an answer attends to its source; this model has no encoder")
@@ -241,7 +241,7 @@ def _answer(options: GenerateOptions, trained: Trained, terminal: Terminal) -> R
         raise ValueError(f"{options.path} can't be read: {error}") from None
     if empty := [number for number, line in enumerate(lines, 1) if not line.strip()]:
         raise ValueError(f"{options.path}, line {empty[0]} is empty; remove it")
-    found = _answers(trained, lines, _beam(options) if options.beams else options.sampling)
+    found = answer_lines(trained, lines, _beam(options) if options.beams else options.sampling)
     best = [text for each in found for text, _ in each]
     if options.sampling.num_samples > 1:
         best = [f"{n}\t{score:.4f}\t{text}" for n, each in enumerate(found, 1) for text, score in each]
@@ -288,7 +288,7 @@ def _draw_attention(path: str, trained: Trained, prompt: Prompt, text: str, term
     codec = as_text(trained.codec)
     assert prompt.source is not None
     said = codec.encode_text(text)
-    mask = view_of(trained.recipe, codec).inputs_mask
+    mask = trained.view.inputs_mask
     weights = cross_attention(trained.transformer, prompt.source, np.concatenate([prompt.ids, said]), mask)
     rows, columns = ([*map(codec.piece_text, ids.tolist())] for ids in (said, prompt.source))
     Path(path).write_bytes(draw_attention(weights, [*rows, codec.piece_text(codec.end_of_text)], columns))
@@ -359,28 +359,18 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
 def _translate(
     options: EvaluateOptions, trained: Trained, records: Sequence[Record], path: str, terminal: Terminal
 ) -> dict[str, object]:
-    """How well a model answers the sources of pairs, beside how the search went."""
-    if not trained.is_pair or "source" not in records[0]:
-        raise ValueError("--tasks translation needs a model and data of sources and targets; name pairs with --path")
+    """How well a model translates, beside how the search went."""
     records = records[: options.limit] if options.limit else records
     beam = Beam(size=options.beams, length_penalty=options.length_penalty)
     started = time.perf_counter()
-    answers = [text for ((text, _),) in _answers(trained, [record["source"] for record in records], beam)]
+    score, answers = translate(trained, records, beam, options.language)
     seconds = time.perf_counter() - started
     if options.out:
         file = Path(options.out) / f"{Path(path).name}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, "".join(f"{line}\n" for line in answers))
         terminal.say(f"{len(answers)} answers  {file}")
-    score = score_translations(answers, [record["target"] for record in records], options.language)
     return {**asdict(score), "beam": asdict(beam), "seconds": seconds}
-
-
-def _answers(trained: Trained, texts: Sequence[str], how: Beam | Sampling) -> list[list[tuple[str, float]]]:
-    """Answers to each text, each on one line, with their scores."""
-    view, codec = view_of(trained.recipe, trained.codec), as_text(trained.codec)
-    found = answer(trained.transformer, codec, texts, how, view=view, is_pair=trained.is_pair)
-    return [[(text.replace("\n", " "), score) for text, score in each] for each in found]
 
 
 def _costs(prepared: Prepared, machine: Machine) -> dict:

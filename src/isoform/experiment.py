@@ -49,7 +49,6 @@ from isoform.generation.decode import generate as generate_texts
 from isoform.machine import Energy, Machine, can_compile, choose_machine, describe, measured_peaks, peak_memory
 from isoform.model.adapters import adapt
 from isoform.model.baselines import BaselineModel, build_module
-from isoform.model.config import ModelConfig
 from isoform.model.cost import Shape, num_active_parameters, num_parameters, training_flops
 from isoform.model.experts import Tally
 from isoform.model.growth import take
@@ -57,7 +56,7 @@ from isoform.model.transformer import Transformer
 from isoform.objectives.config import Classification, Corruption, Distillation, Labelled, Objective, Tagging
 from isoform.objectives.corruption import special_pieces
 from isoform.objectives.losses import Loss, build_loss, distilled
-from isoform.objectives.views import View, build_view
+from isoform.objectives.views import View
 from isoform.recipe import Recipe
 from isoform.run import Run, Trained
 from isoform.terminal import Progress as Bar
@@ -109,7 +108,7 @@ def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
     if isinstance(codec, TextCodec):
         codec = codec.with_special(special_pieces(recipe.objective))
     recipe = runs.filled(recipe, codec)
-    view = view_of(recipe, codec)
+    view = runs.view_of(recipe, codec)
     tokens = [_tokens(recipe, first_part(part.train, recipe.data.fraction), codec) for part in parts]
     loaders = [
         build_loader(
@@ -186,12 +185,6 @@ def _tokens(recipe: Recipe, records: Sequence[Record], codec: Codec) -> Tokens:
     return load_tokens(records, codec)
 
 
-def view_of(recipe: Recipe, codec: Codec) -> View:
-    """How a recipe's objective reads records, for the form of its model."""
-    is_causal = isinstance(recipe.model, ModelConfig) and recipe.model.decoder is not None
-    return build_view(recipe.objective, codec, is_pair=recipe.is_pair, is_causal=is_causal)
-
-
 def _texts(recipe: Recipe, split: Split) -> list[str]:
     """What a codec learns from: the training records; for an alphabet, which must be complete, all records."""
     records = [*split.train, *split.validation] if isinstance(recipe.codec, Characters) else split.train
@@ -208,7 +201,7 @@ def evaluate_held_out(
     limit: int = 0,
 ) -> Score:
     """The score on held-out records, whole, or on their first `limit` rows."""
-    view = view_of(recipe, codec)
+    view = runs.view_of(recipe, codec)
     batches = validation_batches(
         recipe.data,
         _tokens(recipe, records, codec),
@@ -356,7 +349,7 @@ def generate(trained: Trained, prompt: str, sampling: Sampling | None = None) ->
 
     One sample; `generation.decode.generate` has the rest.
     """
-    model, view, codec = trained.transformer, view_of(trained.recipe, trained.codec), as_text(trained.codec)
+    model, view, codec = trained.transformer, trained.view, as_text(trained.codec)
     start = build_prompt(codec, prompt, is_pair=trained.is_pair, view=view)
     one = replace(sampling or Sampling(), num_samples=1)
     for event in generate_texts(model, codec, start, one, view.inputs_mask):
@@ -370,7 +363,7 @@ def classify(trained: Trained, records: Sequence[Record]) -> torch.Tensor:
 
     Raises ValueError for a model that was trained for something else.
     """
-    view = view_of(trained.recipe, trained.codec)
+    view = trained.view
     if not view.is_whole:
         raise ValueError("this model was not trained for labels; its recipe needs the objective classification")
     encodings = [trained.codec.encode(record) for record in records]

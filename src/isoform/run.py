@@ -37,6 +37,7 @@ from isoform.model.config import Convolution, Grid, Head, Linear, Lookup, Model,
 from isoform.model.cost import num_matrix_parameters
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Labelled, Objective, Regression
+from isoform.objectives.views import View, build_view
 from isoform.recipe import Recipe, recipe_of
 
 FORMAT = 1
@@ -102,6 +103,11 @@ class Trained:
     step: int
 
     @property
+    def view(self) -> View:
+        """How it was taught to read records."""
+        return view_of(self.recipe, self.codec)
+
+    @property
     def transformer(self) -> Transformer:
         """The model, for what only a Transformer does. Raises ValueError for a baseline."""
         if isinstance(self.model, BaselineModel):
@@ -110,6 +116,12 @@ class Trained:
                 f"to generate or convert, train its recipe with model.kind = model_config"
             )
         return self.model
+
+
+def view_of(recipe: Recipe, codec: Codec) -> View:
+    """How a recipe's objective reads records, for the form of its model."""
+    is_causal = isinstance(recipe.model, ModelConfig) and recipe.model.decoder is not None
+    return build_view(recipe.objective, codec, is_pair=recipe.is_pair, is_causal=is_causal)
 
 
 def next_run(name: str, root: Path = Path("runs")) -> Run:

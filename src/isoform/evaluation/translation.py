@@ -10,7 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from isoform.codecs.codec import as_text
+from isoform.data.sources import Record
+from isoform.generation.config import Beam, Sampling
+from isoform.generation.many import answer
 from isoform.machine import library
+from isoform.run import Trained
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU
@@ -55,6 +60,27 @@ def score_translations(answers: Sequence[str], references: Sequence[str], langua
     signature = f"{score.signature}|pre:lowercase+normalize-punctuation+moses.{language}"
     plain = _score(metrics.BLEU(), list(answers), list(references))
     return TranslationScore(Bleu(score.score, signature), plain, len(references))
+
+
+def translate(
+    trained: Trained, records: Sequence[Record], beam: Beam, language: str
+) -> tuple[TranslationScore, list[str]]:
+    """How well a model answers the sources of pairs, and its answers, a line each.
+
+    Raises ValueError for a model or records without sources.
+    """
+    if not trained.is_pair or "source" not in records[0]:
+        raise ValueError("a translation needs a model and data of sources and targets; name pairs with --path")
+    found = answer_lines(trained, [record["source"] for record in records], beam)
+    answers = [each[0][0] for each in found]
+    return score_translations(answers, [record["target"] for record in records], language), answers
+
+
+def answer_lines(trained: Trained, texts: Sequence[str], how: Beam | Sampling) -> list[list[tuple[str, float]]]:
+    """Answers to each text, each on one line, with their scores."""
+    codec = as_text(trained.codec)
+    found = answer(trained.transformer, codec, texts, how, view=trained.view, is_pair=trained.is_pair)
+    return [[(text.replace("\n", " "), score) for text, score in each] for each in found]
 
 
 def _score(metric: BLEU, answers: list[str], references: list[str]) -> Bleu:

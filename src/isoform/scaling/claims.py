@@ -14,9 +14,10 @@ from typing import Any, Literal, assert_never
 
 from isoform.config import ConfigError, from_dict, load_toml, unknown
 from isoform.recipe import Recipe, builtin_recipes, changed, load_recipe
-from isoform.scaling.config import Ladder
+from isoform.scaling.config import Ladder, OneSize
 from isoform.scaling.curves import Estimate
-from isoform.scaling.findings import Findings, exponents, forecasts, gains, published, recovered
+from isoform.scaling.findings import Findings, compared, exponents, forecasts, gains, published, recovered
+from isoform.scaling.measures import Measure
 from isoform.scaling.study import Row
 
 
@@ -80,6 +81,15 @@ class Exponents:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compared:
+    """Arms of one size side by side: the mean over seeds of the loss and of each of the claim's measures.
+
+    Numbers, for each arm NAME and measure M, of which `loss` is one: NAME.M, and NAME.M.change against the arm that it
+    is held against; M.noise, the standard deviation of runs that differ in their seed alone, over all arms.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recovery:
     """Laws fitted to simulated ladders whose truth is known.
 
@@ -100,7 +110,7 @@ class Published:
     compute: float = 5.76e23
 
 
-Statistic = Forecasts | Gains | Exponents | Recovery | Published
+Statistic = Forecasts | Gains | Exponents | Compared | Recovery | Published
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +123,8 @@ class Arm:
     against: str = ""
     """The arm it is held against; empty: the one it comes after, or else the first."""
     starts: str = ""
-    """An earlier arm: each run goes on from a run of that arm that had `share` of its compute."""
+    """An earlier arm: each run goes on from a run of that arm that had `share` of its compute; where arms are as
+    written, from the whole run with its seed."""
     share: float = 0.5
 
 
@@ -132,11 +143,14 @@ class Claim:
     budget: str = ""
     """About how long it takes, where."""
     recipe: str = ""
-    ladder: Ladder = Ladder()
+    ladder: Ladder | OneSize = Ladder()
+    """Sizes of one recipe, or each arm as it is written."""
     sweep: tuple[float, ...] = ()
     """Factors of the learning rate that each arm tries on the ladder's second compute, with one seed; the best is
     taken for all its runs."""
     arms: tuple[Arm, ...] = ()
+    measures: tuple[Measure, ...] = ()
+    """What is asked of each run beside its loss."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +207,8 @@ def load_claim(name: str, *, quick: bool = False) -> Loaded:
         raise ConfigError(f"{path}: {error}") from error
     names = [arm.name for arm in claim.arms]
     for arm in claim.arms:
+        if arm.starts and arm.starts not in names[: names.index(arm.name)]:
+            raise ConfigError(f"{path}: the arm {arm.name} starts from {arm.starts!r}, which is no earlier arm")
         for other in filter(None, (arm.against, arm.starts)):
             if other not in names or other == arm.name:
                 raise unknown("arm", other, names, where=str(path))
@@ -237,6 +253,8 @@ def measure(claim: Claim, rows: Sequence[Row]) -> Findings:
             return gains(_pairs(claim), rows, over)
         case Exponents():
             return exponents(rows)
+        case Compared():
+            return compared(_pairs(claim), rows)
         case Recovery(repetitions=repetitions):
             return recovered(repetitions)
         case Published(compute=compute):

@@ -99,5 +99,18 @@ class Ladder:
             raise ValueError(f"seeds={self.seeds} and small_seeds={self.small_seeds} must be at least 1")
 
 
+@dataclass(frozen=True, kw_only=True)
+class OneSize:
+    """No ladder: each recipe as it is written, once for each seed."""
+
+    compute: float | None = None
+    """Training FLOPs of each run, which set its steps; absent: the recipe's own steps."""
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or (self.compute is not None and self.compute <= 0):
+            raise ValueError(f"seeds={self.seeds} must be at least 1, compute={self.compute} above 0")
+
+
 SMALL = 1 / 8
 """Runs below this part of the largest compute are cheap: they get more seeds, and forecasts start from them."""

@@ -9,7 +9,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean, median, stdev, variance
 
 import numpy as np
 
@@ -250,6 +250,41 @@ def crossing(one: PowerLaw, other: PowerLaw, low: float, high: float) -> float |
         middle = math.sqrt(low * high)
         low, high = (middle, high) if ahead(middle) * ahead(high) < 0 else (low, middle)
     return high
+
+
+def mean(numbers: Sequence[float]) -> Estimate:
+    """The mean with its 90 % interval by Student's distribution; none for a single number."""
+    if len(numbers) < 2:
+        return Estimate(numbers[0])
+    half = _student(len(numbers) - 1) * stdev(numbers) / math.sqrt(len(numbers))
+    return Estimate(fmean(numbers), fmean(numbers) - half, fmean(numbers) + half)
+
+
+def difference(one: Sequence[float], other: Sequence[float]) -> Estimate:
+    """How much larger the mean of `one` is, with its 90 % interval (Welch 1947); none where both are single numbers, or
+    neither varies."""
+    change = fmean(one) - fmean(other)
+    if len(one) < 2 or len(other) < 2:
+        return Estimate(change)
+    parts = [variance(numbers) / len(numbers) for numbers in (one, other)]
+    if not sum(parts):
+        return Estimate(change, change, change)
+    freedom = sum(parts) ** 2 / sum(p * p / (len(n) - 1) for p, n in zip(parts, (one, other), strict=True))
+    half = _student(freedom) * math.sqrt(sum(parts))
+    return Estimate(change, change - half, change + half)
+
+
+def _student(freedom: float) -> float:
+    """How many standard errors a 90 % interval reaches on each side."""
+    from scipy.special import stdtrit  # half a second to import
+
+    return float(stdtrit(freedom, 0.95))
+
+
+def pooled(groups: Sequence[Sequence[float]]) -> float | None:
+    """The standard deviation within groups; None for no groups."""
+    freedom = sum(len(group) - 1 for group in groups)
+    return math.sqrt(sum(variance(g) * (len(g) - 1) for g in groups) / freedom) if freedom else None
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,13 @@ from isoform.scaling.curves import (
     arms,
     crossing,
     curve,
+    difference,
     finite,
     gain,
     interval,
+    mean,
     of_both,
+    pooled,
     score_forecasts,
     to_points,
 )
@@ -34,7 +37,7 @@ from isoform.scaling.laws import (
     fit_kaplan,
     isoflop_minima,
 )
-from isoform.scaling.pictures import isoflop, loss_against_cost, multipliers, residuals
+from isoform.scaling.pictures import dots, isoflop, loss_against_cost, multipliers, residuals
 from isoform.scaling.simulation import recovery
 from isoform.scaling.study import Row
 from isoform.terminal import count
@@ -183,6 +186,44 @@ def exponents(rows: Sequence[Row]) -> Findings:
         curves = {name: (by_arm[name], fit) for name, fit in fits.items()}
         findings.pictures[f"over {what}"] = loss_against_cost(curves, cost, label=label)
     return findings
+
+
+def compared(pairs: Sequence[tuple[str, str]], rows: Sequence[Row]) -> Findings:
+    """Arms of one size: means over seeds with intervals of Student's distribution, and differences with Welch's (1947).
+
+    pairs: each arm but the first, and the one that it is held against.
+    """
+    findings, by_arm = Findings(), arms(finite(rows))
+    names = dict.fromkeys(name for row in rows for name in row.measures)
+    for measure in ("loss", *names):
+        seen = {arm: [v for row in there if (v := _of(row, measure)) is not None] for arm, there in by_arm.items()}
+        seen = {arm: numbers for arm, numbers in seen.items() if numbers}
+        findings.values |= {f"{arm}.{measure}": mean(numbers) for arm, numbers in seen.items()}
+        spread = pooled([numbers for numbers in seen.values() if len(numbers) > 1])
+        if spread is not None:
+            findings.values[f"{measure}.noise"] = exact(spread)
+        changes = {arm: other for arm, other in pairs if arm in seen and other in seen}
+        for arm, other in changes.items():
+            findings.values[f"{arm}.{measure}.change"] = difference(seen[arm], seen[other])
+        lines = tuple(
+            (
+                arm,
+                f"{len(numbers)}",
+                str(findings.values[f"{arm}.{measure}"]),
+                changes.get(arm, "–"),
+                str(findings.values[f"{arm}.{measure}.change"]) if arm in changes else "–",
+            )
+            for arm, numbers in seen.items()
+        )
+        title = measure if spread is None else f"{measure}; runs that differ in their seed alone: ± {spread:.3g}"
+        findings.tables.append(Table(title, ("arm", "seeds", "mean", "against", "difference"), lines))
+        shown = {arm: findings.values[f"{arm}.{measure}"] for arm in seen}
+        findings.pictures[measure] = dots({arm: (e.value, e.low, e.high) for arm, e in shown.items()}, measure)
+    return findings
+
+
+def _of(row: Row, measure: str) -> float | None:
+    return row.loss if measure == "loss" else row.measures.get(measure)
 
 
 PUBLISHED = {

@@ -20,11 +20,12 @@ from isoform.model.cost import num_parameters
 from isoform.recipe import Recipe, changed, load_recipe
 from isoform.run import write_text
 from isoform.scaling.claims import Arm, Claim, Loaded, decide, measure
-from isoform.scaling.config import FixedRatio, Ladder
+from isoform.scaling.config import FixedRatio, Ladder, OneSize
 from isoform.scaling.curves import arms
 from isoform.scaling.engines import Engine
 from isoform.scaling.findings import Findings, Table, compare, exact, study
-from isoform.scaling.ladder import Rung, halves, plan_ladder, scale_rates
+from isoform.scaling.ladder import Rung, after, halves, plan_ladder, plan_runs, scale_rates
+from isoform.scaling.measures import take_measures
 from isoform.scaling.pages import Page, cost_tables, run_tables, to_html, to_markdown
 from isoform.scaling.study import Job, Row, Study, fingerprint, make_job, rows_from_json, rows_to_json
 from isoform.terminal import Terminal, count, duration
@@ -164,7 +165,7 @@ def _swept(
         jobs = []
         for arm, factors in waiting.items():
             for factor in factors:
-                rungs = plan_ladder(_at_rate(prepared[arm].recipe, factor), claim.ladder)
+                rungs = plan_runs(_at_rate(prepared[arm].recipe, factor), claim.ladder)
                 group = min(1, max(rung.group for rung in rungs))
                 rung = next(rung for rung in rungs if rung.group == group)
                 jobs.append(make_job(arm, rung, fingerprint(prepared[arm]), "sweep"))
@@ -210,14 +211,19 @@ def check(
     """
     claim, path = loaded.claim, out / f"{loaded.name}.json"
     known = rows_from_json(json.loads(path.read_text(encoding="utf-8"))["rows"]) if extend and path.exists() else {}
-    prepared = {arm: prepare(recipe) for arm, recipe in loaded.recipes.items()}
+    prepared = dict[str, Prepared]()
+    for arm, recipe in loaded.recipes.items():
+        start = _arm(claim, arm).starts
+        prepared[arm] = prepare(recipe, prepared[start].codec if start else None)
     factors, swept = dict.fromkeys(prepared, 1.0), list[Row]()
     if claim.sweep and prepared:
         factors, swept = _swept(loaded, prepared, hands, terminal, known)
     own = {arm: _at_rate(one.recipe, factors[arm]) for arm, one in prepared.items()}
-    jobs = [job for arm, one in prepared.items() for job in _jobs(claim, arm, own, fingerprint(one))]
+    data = {arm: fingerprint(one) for arm, one in prepared.items()}
+    jobs = [job for arm in prepared for job in _jobs(claim, arm, own, data)]
     made = make_runs(jobs, hands, terminal, known) if jobs else []
     rows, others = [row for row in made if row.purpose == "ladder"], [row for row in made if row.purpose != "ladder"]
+    rows = take_measures(claim.measures, rows, hands.pool, machine)
     findings = measure(claim, rows)
     verdict = decide(claim, findings)
     costs, warnings = cost_tables(rows)
@@ -255,17 +261,26 @@ def check(
     return values
 
 
-def _jobs(claim: Claim, name: str, recipes: Mapping[str, Recipe], data: str) -> Iterator[Job]:
+def _arm(claim: Claim, name: str) -> Arm:
+    return next((arm for arm in claim.arms if arm.name == name), Arm(name=name))
+
+
+def _jobs(claim: Claim, name: str, recipes: Mapping[str, Recipe], data: Mapping[str, str]) -> Iterator[Job]:
     """The runs of an arm, and those that they start from."""
-    arm = next((arm for arm in claim.arms if arm.name == name), Arm(name=name))
+    arm = _arm(claim, name)
     if not arm.starts:
-        yield from (make_job(name, rung, data) for rung in plan_ladder(recipes[name], claim.ladder))
+        yield from (make_job(name, rung, data[name]) for rung in plan_runs(recipes[name], claim.ladder))
+        return
+    if isinstance(claim.ladder, OneSize):
+        firsts = _jobs(claim, arm.starts, recipes, data)
+        for start, rung in zip(firsts, plan_runs(recipes[name], claim.ladder), strict=True):
+            yield make_job(name, after(start.rung, rung), data[name], start=start)
         return
     for whole in plan_ladder(recipes[arm.starts], claim.ladder):
         first, second = halves(recipes[name], claim.ladder, whole, arm.share)
-        start = make_job(name, first, data, "start")
+        start = make_job(name, first, data[name], "start")
         yield start
-        yield make_job(name, second, data, start=start)
+        yield make_job(name, second, data[name], start=start)
 
 
 def _write_pictures(page: Page, out: Path, prefix: str = "") -> dict[str, str]:

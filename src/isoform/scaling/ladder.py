@@ -26,7 +26,7 @@ from isoform.model.config import (
 )
 from isoform.model.cost import Shape, training_flops
 from isoform.recipe import Recipe
-from isoform.scaling.config import SMALL, FixedRatio, HeadsKeep, IsoFlop, Ladder, MuP, Powers, Unchanged
+from isoform.scaling.config import SMALL, FixedRatio, HeadsKeep, IsoFlop, Ladder, MuP, OneSize, Powers, Unchanged
 from isoform.training.config import AdamW, Muon, Optimizer
 
 LEAST_STEPS = 20
@@ -59,6 +59,13 @@ class Rung:
     @property
     def seed(self) -> int:
         return self.recipe.seed
+
+
+def plan_runs(recipe: Recipe, how: Ladder | OneSize) -> list[Rung]:
+    """The runs of a recipe, in order of compute. Raises what plan_ladder raises."""
+    if isinstance(how, OneSize):
+        return [_as_written(recipe, how, recipe.seed + i) for i in range(how.seeds)]
+    return plan_ladder(recipe, how)
 
 
 def plan_ladder(recipe: Recipe, ladder: Ladder, *, speed: Callable[[Recipe], float] | None = None) -> list[Rung]:
@@ -105,6 +112,23 @@ def _rungs(recipe: Recipe, ladder: Ladder, most: float) -> list[Rung]:
     return rungs
 
 
+def _as_written(recipe: Recipe, size: OneSize, seed: int) -> Rung:
+    """The recipe itself; with a stated compute its steps and warm-up are longer or shorter."""
+    training, count = recipe.training, parameters(recipe)
+    batch, schedule = training.global_batch_tokens, training.schedule
+    if size.compute is not None:
+        steps = max(1, round(size.compute / (6 * count * batch)))
+        warmup = round(schedule.warmup_steps * steps / training.steps)
+        training = replace(training, steps=steps, schedule=replace(schedule, warmup_steps=warmup))
+    tokens = training.steps * batch
+    return Rung(replace(recipe, training=training, seed=seed, expected_loss=None), count, tokens, 6 * count * tokens, 0)
+
+
+def after(start: Rung, rung: Rung) -> Rung:
+    """A rung as what goes on from another one, whose compute and pieces count too."""
+    return replace(rung, compute=start.compute + rung.compute, tokens=start.tokens + rung.tokens)
+
+
 def halves(recipe: Recipe, ladder: Ladder, whole: Rung, share: float) -> tuple[Rung, Rung]:
     """A rung cut in two: a run that gets `share` of its compute, and one of `recipe`, at its width, that goes on from
     there with the rest."""
@@ -112,13 +136,13 @@ def halves(recipe: Recipe, ladder: Ladder, whole: Rung, share: float) -> tuple[R
     first = _with_compute(own, share * whole.compute, whole.group, seed, longer=share)
     sized = _of_width(recipe, ladder, whole.width)
     second = _rung(recipe, sized, ladder, (1 - share) * whole.compute, whole.group, seed)
-    return first, replace(second, compute=first.compute + second.compute, tokens=first.tokens + second.tokens)
+    return first, after(first, second)
 
 
 def parameters(recipe: Recipe) -> float:
     """Parameters as compute counts them: training FLOPs per piece / 6."""
     length = recipe.model.context_length
-    return training_flops(recipe.model, Shape(1, length, length)) / length / 6
+    return training_flops(recipe.model, Shape(1, length, recipe.source_length or 0)) / length / 6
 
 
 def _computes(ladder: Ladder, most: float) -> Sequence[float]:

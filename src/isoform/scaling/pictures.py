@@ -16,6 +16,7 @@ from isoform.terminal import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 STYLES = [(color, marker, line) for marker, line in (("o", "-"), ("s", "--"), ("^", ":")) for color in COLORS]
 """Of arms, in their order: no two look alike."""
@@ -127,22 +128,37 @@ def isoflop(rows: Sequence[Row], minima: Minima) -> bytes:
     return to_png(figure)
 
 
-def multipliers(gains: Mapping[str, tuple[float, float | None, float | None]], label: str) -> bytes:
-    """Numbers with their intervals, one below the other, on a logarithmic axis around 1."""
-    from matplotlib.ticker import LogLocator, NullLocator
+Interval = tuple[float, float | None, float | None]
+"""A number and the ends of its interval."""
 
-    figure, axes = new_figure(height=0.9 + 0.38 * len(gains))
-    for i, (value, low, high) in enumerate(gains.values()):
+
+def dots(numbers: Mapping[str, Interval], label: str) -> bytes:
+    """Numbers with their intervals, one below the other."""
+    figure, _ = _dots(numbers, label)
+    return to_png(figure)
+
+
+def _dots(numbers: Mapping[str, Interval], label: str) -> tuple[Figure, Axes]:
+    figure, axes = new_figure(height=0.9 + 0.38 * len(numbers))
+    for i, (value, low, high) in enumerate(numbers.values()):
         if math.isfinite(value):
             axes.plot(value, i, "o", color=COLORS[0], markersize=5)
         if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
             axes.plot([low, high], [i, i], color=COLORS[0], linewidth=2)
-    axes.axvline(1, color="#4d5866", linewidth=0.8)
-    axes.set_yticks(range(len(gains)), list(gains))
+    axes.set_yticks(range(len(numbers)), list(numbers))
     axes.invert_yaxis()
+    axes.set_xlabel(label)
+    return figure, axes
+
+
+def multipliers(gains: Mapping[str, Interval], label: str) -> bytes:
+    """The same on a logarithmic axis around 1."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    figure, axes = _dots(gains, label)
+    axes.axvline(1, color="#4d5866", linewidth=0.8)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel(label)
     return to_png(figure)

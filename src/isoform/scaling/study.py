@@ -76,6 +76,8 @@ class Row:
     energy_joules: float | None = None
     """Of the whole machine; None where its counters can't be read."""
     steps: int = 0
+    measures: dict[str, float] = field(default_factory=dict)
+    """What else was asked of it."""
     machine: dict[str, Any] = field(default_factory=dict)
     data: tuple[dict[str, Any], ...] = ()
 

@@ -1,0 +1,103 @@
+"""What is asked of a finished run beside its loss: how well it translates, what another objective makes of it.
+
+An answer is kept beside the run, by what was asked and of which data, so that it is asked once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, assert_never
+
+from isoform.config import to_dict
+from isoform.data.sources import load_source
+from isoform.evaluation.translation import translate
+from isoform.experiment import evaluate_held_out, load_records
+from isoform.generation.config import Beam
+from isoform.machine import Machine
+from isoform.objectives.config import Objective
+from isoform.run import Run, load, write_text
+from isoform.scaling.study import Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """The share of held-out answers that are right, as training measured it last."""
+
+    name: str = "accuracy"
+    arms: tuple[str, ...] = ()
+    """Of which arms it is asked; empty: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translation:
+    """BLEU of the answers to held-out sources."""
+
+    name: str
+    path: str
+    language: str
+    form: Literal["tokenised", "plain"] = "tokenised"
+    beams: int = 5
+    length_penalty: float = 1.0
+    limit: int = 0
+    """The first so many pairs; 0: all."""
+    arms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """The loss on held-out records of what another objective asks, in nats per piece."""
+
+    name: str
+    objective: Objective
+    path: str = ""
+    """Empty: what the run itself held out."""
+    arms: tuple[str, ...] = ()
+
+
+Measure = Accuracy | Translation | Loss
+
+
+def take_measures(measures: Sequence[Measure], rows: Sequence[Row], pool: Path, machine: Machine) -> list[Row]:
+    """The rows with what was asked of their runs; those that have it, or no loss, are left as they are."""
+    return [_measured(measures, row, pool, machine) for row in rows]
+
+
+def _measured(measures: Sequence[Measure], row: Row, pool: Path, machine: Machine) -> Row:
+    asked = [one for one in measures if (not one.arms or row.arm in one.arms) and one.name not in row.measures]
+    if not row.is_finite or not asked:
+        return row
+    return replace(row, measures={**row.measures, **{one.name: _value(one, pool / row.id, machine) for one in asked}})
+
+
+def _value(measure: Measure, folder: Path, machine: Machine) -> float:
+    if isinstance(measure, Accuracy):
+        summary = json.loads(Run(folder).summary.read_text(encoding="utf-8"))
+        if summary["validation_accuracy"] is None:
+            raise ValueError(f"the run {folder.name} has no accuracy; leave the measure {measure.name!r} out")
+        return float(summary["validation_accuracy"])
+    split = load_source(measure.path, measure.path) if measure.path else None
+    data = "" if split is None else ",".join(source.sha256 for source in split.sources)
+    said = json.dumps([type(measure).__name__, {**to_dict(measure), "name": "", "path": "", "arms": []}, data])
+    path = folder / f"measure-{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"
+    if path.exists():
+        return float(json.loads(path.read_text(encoding="utf-8"))["value"])
+    trained = load(folder, machine.device, machine.dtype)
+    match measure:
+        case Translation(limit=limit, form=form):
+            assert split is not None
+            records = split.validation[:limit] if limit else split.validation
+            beam = Beam(size=measure.beams, length_penalty=measure.length_penalty)
+            score, _ = translate(trained, records, beam, measure.language)
+            value = (score.tokenised if form == "tokenised" else score.plain).score
+        case Loss(objective=objective):
+            recipe = replace(trained.recipe, objective=objective, data=replace(trained.recipe.data, rows="packed"))
+            records = (load_records(recipe.data)[1] if split is None else split).validation
+            value = evaluate_held_out(trained.model, recipe, trained.codec, records, machine).loss
+        case _:
+            assert_never(measure)
+    write_text(path, json.dumps({"asked": to_dict(measure), "value": value}) + "\n")
+    return value

@@ -1,0 +1,154 @@
+"""Claims of one size: arms as they are written, what is asked of their runs, and runs that go on from others."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from isoform.cli import main
+from isoform.config import ConfigError
+from isoform.recipe import load_recipe
+from isoform.scaling.claims import load_claim
+from isoform.scaling.config import OneSize
+from isoform.scaling.curves import difference, mean, pooled
+from isoform.scaling.findings import compared
+from isoform.scaling.ladder import parameters, plan_runs
+from isoform.scaling.study import Row
+
+CLAIM = """
+question = "Does it help to have read before?"
+source = "us"
+says = "Yes."
+recipe = "base.toml"
+rule = [{ value = "tuned.accuracy", at_least = 0.0 }]
+ladder = { kind = "one_size", seeds = 2 }
+statistic = { kind = "compared" }
+measures = [
+    { kind = "accuracy", arms = ["tuned", "fresh"] },
+    { kind = "loss", name = "prefix", objective = { kind = "prefix" }, path = "text.txt", arms = ["read"] },
+]
+
+[[arms]]
+name = "read"
+
+[[arms]]
+name = "tuned"
+starts = "read"
+changes.data = { path = "labels.jsonl", rows = "packed" }
+changes.objective = { kind = "classification" }
+changes.model.head = { kind = "pooled", over = "last" }
+
+[[arms]]
+name = "fresh"
+against = "tuned"
+changes.data = { path = "labels.jsonl", rows = "packed" }
+changes.codec = { kind = "bytes" }
+changes.objective = { kind = "classification" }
+changes.model.head = { kind = "pooled", over = "last" }
+"""
+BASE = """
+[data]
+path = "text.txt"
+[model]
+model_dim = 16
+context_length = 32
+[model.decoder]
+num_layers = 1
+[training]
+steps = 4
+global_batch_tokens = 64
+sample_tokens = 0
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["to", "be", "or", "not", "that", "is", "the", "question", "whether", "nobler"]
+    (tmp_path / "text.txt").write_text(" ".join(words) * 60)
+    lines = [{"text": f"{a} {b}", "label": "up" if a < b else "down"} for a in words for b in words]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "base.toml").write_text(BASE)
+    (tmp_path / "own.toml").write_text(CLAIM)
+    return tmp_path
+
+
+def test_arms_are_made_as_written_and_go_on_from_others_and_are_asked_once(place, capsys):
+    ask = ["reproduce", "own.toml", "--pool", "pool", "--out", "results", "--json"]
+    assert main(ask) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["verdict"] == "holds"
+    kept = json.loads((place / "results/own.json").read_text())
+    by_arm: dict[str, list] = {}
+    for row in kept["rows"]:
+        by_arm.setdefault(row["arm"], []).append(row)
+    assert {arm: [row["seed"] for row in made] for arm, made in by_arm.items()} == {
+        "read": [0, 1],
+        "tuned": [0, 1],
+        "fresh": [0, 1],
+    }
+    assert [set(by_arm[arm][0]["measures"]) for arm in by_arm] == [{"prefix"}, {"accuracy"}, {"accuracy"}]
+    for tuned, read in zip(by_arm["tuned"], by_arm["read"], strict=True):
+        made = load_recipe(str(place / "pool" / f"{tuned['id']}.toml"))
+        assert made.start == f"pool/{read['id']}" and made.training.steps == 4
+        assert tuned["compute"] > read["compute"]
+        summary = json.loads((place / "pool" / tuned["id"] / "summary.json").read_text())
+        assert tuned["measures"]["accuracy"] == summary["validation_accuracy"]
+    values = kept["values"]
+    numbers = [row["measures"]["accuracy"] for row in by_arm["tuned"]]
+    assert values["tuned.accuracy"][0] == pytest.approx(np.mean(numbers))
+    assert {"fresh.accuracy.change", "read.prefix", "loss.noise", "tuned.loss.change"} <= values.keys()
+    page = (place / "results/own.md").read_text()
+    assert "## prefix" in page and (place / "results/own-accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+    asked = sorted(place.glob("pool/*/measure-*.json"))
+    before = [path.stat().st_mtime_ns for path in asked]
+    assert len(asked) == 2 and main(ask) == 0
+    assert [path.stat().st_mtime_ns for path in asked] == before
+
+
+def test_a_stated_compute_sets_the_steps():
+    recipe = load_recipe("shakespeare")
+    plain, longer = (plan_runs(recipe, OneSize(compute=c, seeds=2)) for c in (None, 1e12))
+    assert [rung.seed for rung in plain] == [recipe.seed, recipe.seed + 1]
+    assert plain[0].recipe.training == recipe.training
+    steps = 1e12 / (6 * parameters(recipe) * recipe.training.global_batch_tokens)
+    assert longer[0].recipe.training.steps == round(steps) and longer[0].compute == pytest.approx(1e12, rel=0.01)
+    with pytest.raises(ValueError, match="above 0"):
+        OneSize(compute=-1.0)
+
+
+def test_means_and_differences_hold_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    held, apart = 0, 0
+    for _ in range(1500):
+        one, other = rng.normal(1.0, 0.2, 3).tolist(), rng.normal(1.5, 0.4, 4).tolist()
+        estimate, change = mean(one), difference(other, one)
+        held += estimate.low <= 1.0 <= estimate.high
+        apart += change.low <= 0.5 <= change.high
+    assert 0.875 < held / 1500 < 0.925 and 0.87 < apart / 1500 < 0.93
+    assert mean([2.0]).low is None and difference([2.0], [1.0, 1.1]).low is None
+    assert difference([1.0, 1.0], [2.0, 2.0]).high == -1.0
+    assert pooled([[1.0, 3.0], [5.0, 5.0]]) == pytest.approx(1.0) and pooled([]) is None
+
+
+def row(arm: str, seed: int, loss: float | None, **measures: float) -> Row:
+    common = {"purpose": "ladder", "width": 8, "group": 0, "parameters": 1.0, "tokens": 1, "compute": 1.0}
+    return Row(id=f"{arm}{seed}", arm=arm, seed=seed, loss=loss, measures=measures, **common)
+
+
+def test_what_some_arms_are_not_asked_is_left_out_of_their_lines():
+    made = [row("a", 0, 1.0, bleu=30.0), row("a", 1, 1.2, bleu=32.0), row("b", 0, 0.9), row("b", 1, None)]
+    found = compared([("b", "a")], made)
+    assert found.values["a.bleu"].value == 31.0 and "b.bleu" not in found.values
+    assert found.values["b.loss.change"].value == pytest.approx(-0.2) and found.values["b.loss.change"].low is None
+    assert found.values["loss.noise"].value == pytest.approx(math.sqrt(0.02))
+    loss, bleu = found.tables
+    assert [line[0] for line in loss.lines] == ["a", "b"] and [line[0] for line in bleu.lines] == ["a"]
+
+
+def test_a_start_must_come_earlier(place):
+    (place / "own.toml").write_text(CLAIM.replace('starts = "read"', 'starts = "fresh"'))
+    with pytest.raises(ConfigError, match="starts from 'fresh', which is no earlier arm"):
+        load_claim("own.toml")

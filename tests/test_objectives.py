@@ -7,14 +7,18 @@ import numpy as np
 import pytest
 import torch
 
+from isoform import experiment
 from isoform.batch import Encoding, Example
 from isoform.cli import main
 from isoform.codecs.bpe import train_bpe
 from isoform.codecs.codec import MASK, check_codec, mode_piece, span_piece
 from isoform.codecs.text import ByteCodec, CharacterCodec, load_codec
 from isoform.data.packing import cut_records
+from isoform.evaluation import evaluate as evaluation
 from isoform.experiment import train
+from isoform.machine import choose_machine
 from isoform.mask import Full
+from isoform.model.cost import Shape, training_flops
 from isoform.model.presets import PRESETS
 from isoform.objectives.config import (
     UL2,
@@ -29,7 +33,7 @@ from isoform.objectives.config import (
 )
 from isoform.objectives.corruption import Denoising, special_pieces
 from isoform.objectives.views import View, build_view, check_view
-from isoform.recipe import Recipe, recipe_from_dict, recipe_of
+from isoform.recipe import Recipe, changed, load_recipe, recipe_from_dict, recipe_of
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog's naïve cousin goes to 12 rivers. "
 UNSEEDED = np.random.default_rng()
@@ -282,3 +286,32 @@ def test_rows_are_shown_as_they_are(capsys):
     assert len(rows) == 2 and len(rows[0]["inputs"]["mask"]) == len(rows[0]["targets"]) == 128
     assert {t is None for t in rows[0]["targets"]} == {True, False}
     assert main(["inspect", "ladder", "--examples", "0"]) == 65
+
+
+@pytest.mark.parametrize("name", ["masked", "seq2seq", "smoothed"])
+def test_scoring_only_what_counts_changes_no_loss_and_no_gradient(name, monkeypatch, tmp_path):
+    recipe = load_recipe("reverse-seq2seq" if name != "masked" else "shakespeare")
+    if name == "masked":
+        encoder = {"encoder": {"num_layers": 1}, "decoder": None, "stem": {"ngrams": []}, "model_dim": 32}
+        (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 99)
+        data = {"path": str(tmp_path / "text.txt"), "rows": "packed"}
+        recipe = changed(recipe, {"model": encoder, "objective": {"kind": "masked"}, "data": data})
+    if name == "smoothed":
+        recipe = changed(recipe, {"objective": {"label_smoothing": 0.1, "z_loss": 1e-3}, "data": {"rows": "bucketed"}})
+    prepared = experiment.prepare(recipe)
+    model = experiment.build_model(prepared.recipe, choose_machine("cpu", "float32"))
+    batch = prepared.loader.rows(0, 4)
+    found = []
+    if name == "masked":
+        whole = training_flops(prepared.recipe.model, Shape(prepared.recipe.rows_per_step, recipe.model.context_length))
+        assert 0.5 * whole < prepared.flops_per_step < 0.99 * whole, "what isn't scored isn't counted"
+    for share in (2.0, 0.0):
+        monkeypatch.setattr(evaluation, "MOSTLY", share)
+        model.zero_grad()
+        loss = experiment.batch_loss(model, prepared.view, prepared.recipe.objective)(batch)
+        loss.total.backward()
+        found.append(
+            [loss.total.detach(), loss.nats, *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+        )
+    for few, all_of_them in zip(*found, strict=True):
+        torch.testing.assert_close(few, all_of_them, rtol=2e-4, atol=2e-4)

@@ -42,7 +42,7 @@ from isoform.data.labels import label_names, numbered
 from isoform.data.loader import Loader, MixtureLoader, build_loader, validation_batches
 from isoform.data.sources import Record, Split, first_part, load_source
 from isoform.data.tokens import Tokens, load_tokens
-from isoform.evaluation.evaluate import Score, answers, apply, evaluate
+from isoform.evaluation.evaluate import Score, answers, apply, evaluate, share_scored
 from isoform.generation.config import Sampling
 from isoform.generation.decode import Generation, build_prompt
 from isoform.generation.decode import generate as generate_texts
@@ -89,7 +89,9 @@ class Prepared:
     def flops_per_step(self) -> int:
         """Training FLOPs of one global batch; the mean, where batches are of several shapes."""
         loader, model = self.loader, self.recipe.model
-        flops = sum(n * training_flops(model, Shape(*shape)) for shape, n in loader.shapes.items())
+        weights = torch.cat([b.loss_weights.flatten() for b in global_batch(self, 0).micro_batches])
+        scored = share_scored(model, weights)
+        flops = sum(n * training_flops(model, Shape(*shape, scored)) for shape, n in loader.shapes.items())
         return round(self.recipe.rows_per_step * flops / loader.rows_per_epoch)
 
     @cached_property
@@ -263,6 +265,8 @@ def batch_loss(
             assert teacher is not None
             with torch.no_grad():
                 taught = apply(teacher, view, batch)
+            if taught.shape[1] != logits.shape[1]:
+                taught = taught[batch.loss_weights > 0].unsqueeze(0)
             result = distilled(result, logits, taught[..., : logits.shape[-1]], weights, objective)
         if not isinstance(model, Transformer):
             return result

@@ -12,6 +12,7 @@ from torch import Tensor
 from isoform.batch import Batch
 from isoform.machine import Machine
 from isoform.model.baselines import BaselineModel
+from isoform.model.config import Model, ModelConfig, Pooled
 from isoform.model.experts import Tally
 from isoform.model.transformer import Transformer
 from isoform.objectives.losses import likeness, target_losses
@@ -36,12 +37,33 @@ def apply(model: Transformer | BaselineModel, view: View, batch: Batch, tally: T
     return model(batch.inputs, view.inputs_mask, batch.source, view.source_mask, tally)
 
 
+MOSTLY = 0.9
+"""Part of a batch's places that count, from which scoring the others too costs less than picking these out."""
+
+
+def share_scored(config: Model, weights: Tensor) -> float:
+    """The part of places with these loss weights (B, T) that the head scores: those that count if they are few, unless
+    it looks at a segment as a whole, or other answers are scored beside these."""
+    if not isinstance(config, ModelConfig) or isinstance(config.head, Pooled):
+        return 1.0
+    share = float((weights > 0).float().mean())
+    return 1.0 if share >= MOSTLY or config.stacks[-1].exits or config.stacks[-1].ahead else share
+
+
 def answers(
-    model: Transformer | BaselineModel, view: View, batch: Batch, tally: Tally | None = None
+    model: Transformer | BaselineModel, view: View, batch: Batch, tally: Tally | None = None, *, whole: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (B, T, V) of a batch with their targets and weights (B, T); of contrasts those of one row."""
+    """Logits (B, T, V) of a batch with their targets and weights (B, T); of contrasts those of one row.
+
+    Where few places count only those are scored, as one row, unless it is to be `whole`.
+    """
     if view.temperature is None:
-        return apply(model, view, batch, tally), batch.targets, batch.loss_weights
+        targets, weights = batch.targets, batch.loss_weights
+        if whole or not isinstance(model, Transformer) or share_scored(model.config, weights) == 1:
+            return apply(model, view, batch, tally), targets, weights
+        hidden = model.hidden(batch.inputs, view.inputs_mask, batch.source, view.source_mask, tally)
+        hidden, targets, weights = (t[batch.loss_weights > 0].unsqueeze(0) for t in (hidden, targets, weights))
+        return model.logits(hidden), targets, weights
     assert batch.source is not None
     one = model(batch.inputs, view.inputs_mask, tally=tally)[batch.loss_weights > 0]
     there = batch.source.coordinates
@@ -68,7 +90,7 @@ def evaluate(
     for batch, batch_bytes in batches:
         batch = batch.to(machine.device)
         with torch.autocast(machine.device.type, machine.dtype, enabled=machine.uses_autocast):
-            logits, targets, weights = answers(model, view, batch)
+            logits, targets, weights = answers(model, view, batch, whole=by_segment)
         nats = nats + (target_losses(logits, targets) * weights).sum().double().cpu()
         is_number = is_number or targets.is_floating_point()
         is_right = logits.argmax(-1) == targets

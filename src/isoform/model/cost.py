@@ -47,11 +47,15 @@ from isoform.model.config import (
 
 @dataclass(frozen=True)
 class Shape:
-    """What goes through a model at once: rows of `length` pieces, and `source_length` into the encoder."""
+    """What goes through a model at once: rows of `length` pieces, and `source_length` into the encoder.
+
+    scored: of the places so many are scored by the head.
+    """
 
     num_rows: int
     length: int
     source_length: int = 0
+    scored: float = 1.0
 
 
 def num_parameters(config: Model) -> int:
@@ -94,7 +98,7 @@ def forward_flops(config: Model, shape: Shape) -> int:
     if not isinstance(config, ModelConfig):
         return 2 * rows * length * (num_matrix_parameters(config) + config.model_dim * config.vocab_size)
     is_pair = config.is_pair
-    flops = rows * length * (_stem_flops(config, config.stem) + _head_flops(config))
+    flops = rows * length * (_stem_flops(config, config.stem) + shape.scored * _head_flops(config))
     if config.encoder is not None:
         flops += _stack_flops(config, config.encoder, rows, source if is_pair else length, 0)
         if is_pair and config.encoder_stem is not None:

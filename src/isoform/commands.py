@@ -538,7 +538,7 @@ def reproduce(options: ReproduceOptions, terminal: Terminal) -> Result:
     out = Path(options.out)
     if options.list or not options.claim:
         return _list_claims(out, terminal)
-    loaded, machine = load_claim(options.claim, quick=options.quick), _machine(options.machine)
+    loaded, machine = load_claim(options.claim, quick=options.quick, data=options.data), _machine(options.machine)
     terminal.say(f"{loaded.claim.question}\n")
     with _hands(options.study, options.machine, machine, out) as hands:
         try:

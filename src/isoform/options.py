@@ -108,6 +108,8 @@ class ReproduceOptions:
     """The short form, of at most five minutes; its pages are named ID-quick."""
     extend: bool = False
     """Take the runs that the JSON in --out knows as done, and make those that are missing."""
+    data: str = ""
+    """The folder in which a claim's data lie that don't come with a package; empty: here."""
     out: str = "docs/results"
     """Where ID.md, ID.json and the pictures go."""
     study: Annotated[StudyOptions, Inline] = StudyOptions()

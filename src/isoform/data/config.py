@@ -1,7 +1,17 @@
 """Where records come from and how they are laid into rows. Torch-free."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
+
+
+def under(path: str, folder: str) -> str:
+    """A path of data in a folder, unless it is absolute, a package or a toy, or there is none."""
+    if not path or not folder or path.startswith(("package:", "toy:")) or Path(path).expanduser().is_absolute():
+        return path
+    return str(Path(folder) / path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +60,15 @@ class Data:
             raise ValueError(f"data.fraction={self.fraction} must be above 0 and at most 1")
         if self.mixture and self.rows == "bucketed":
             raise ValueError("data.mixture with rows='bucketed': rows by turns are of one length; set rows to packed")
+
+    def under(self, folder: str) -> Data:
+        """The same with what is no absolute path, package or toy looked for in a folder."""
+        parts = tuple(
+            replace(p, path=under(p.path, folder), validation_path=under(p.validation_path, folder))
+            for p in self.mixture
+        )
+        path, held_out = under(self.path, folder), under(self.validation_path, folder)
+        return replace(self, path=path, validation_path=held_out, mixture=parts)
 
     @property
     def keeps_records(self) -> bool:

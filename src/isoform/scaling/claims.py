@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
 from isoform.config import ConfigError, from_dict, load_toml, unknown
+from isoform.data.config import under
 from isoform.recipe import Recipe, builtin_recipes, changed, load_recipe
 from isoform.scaling.config import Ladder, OneSize
 from isoform.scaling.curves import Estimate
 from isoform.scaling.findings import Findings, compared, exponents, forecasts, gains, published, recovered
-from isoform.scaling.measures import Measure
+from isoform.scaling.measures import Accuracy, Measure
 from isoform.scaling.study import Row
 
 
@@ -173,8 +174,10 @@ def builtin_claims() -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent.parent / "claims").glob("*.toml"))}
 
 
-def load_claim(name: str, *, quick: bool = False) -> Loaded:
+def load_claim(name: str, *, quick: bool = False, data: str = "") -> Loaded:
     """A built-in claim by its id, or a TOML file by its path; quick: with what its [quick] table changes.
+
+    data: the folder in which its relative data paths are looked for (empty: the working directory).
 
     Raises ConfigError for what is unknown or contradictory.
     """
@@ -183,19 +186,19 @@ def load_claim(name: str, *, quick: bool = False) -> Loaded:
     if not is_path and name not in known:
         raise unknown("claim", name, known)
     path = Path(name) if is_path else known[name]
-    data = load_toml(path)
-    shortened = data.pop("quick", None)
+    table = load_toml(path)
+    shortened = table.pop("quick", None)
     if quick:
         if shortened is None:
             raise ConfigError(f"{path} has no [quick] table; run it whole, or write one")
-        data = _laid_over(data, shortened)
-    changes = data.pop("changes", {})
-    of_arms = [dict(arm) for arm in data.get("arms", [])]
+        table = _laid_over(table, shortened)
+    changes = table.pop("changes", {})
+    of_arms = [dict(arm) for arm in table.get("arms", [])]
     changes_of = {arm.get("name", ""): arm.pop("changes", {}) for arm in of_arms}
     if of_arms:
-        data["arms"] = of_arms
+        table["arms"] = of_arms
     try:
-        claim = from_dict(Claim, data)
+        claim = from_dict(Claim, table)
         recipes: dict[str, Recipe] = {}
         if claim.recipe:
             own = changed(_base(claim.recipe, path), changes)
@@ -214,7 +217,11 @@ def load_claim(name: str, *, quick: bool = False) -> Loaded:
                 raise unknown("arm", other, names, where=str(path))
     if len(set(names)) < len(names):
         raise ConfigError(f"{path}: two arms have the same name; rename one")
-    return Loaded(path.stem, claim, recipes, quick)
+    placed = {arm: replace(recipe, data=recipe.data.under(data)) for arm, recipe in recipes.items()}
+    asked = tuple(
+        one if isinstance(one, Accuracy) else replace(one, path=under(one.path, data)) for one in claim.measures
+    )
+    return Loaded(path.stem, replace(claim, measures=asked), placed, quick)
 
 
 def _base(name: str, claim: Path) -> Recipe:

@@ -1,0 +1,277 @@
+"""An encoder trained on masked pieces, an encoder-decoder on pairs, and beam search: ours beside transformers, in turn.
+
+    python benchmarks/objectives.py [--rounds 5] [--steps 20]
+
+BERT of 4 layers, width 256, and BART of 3 + 3 layers, width 256, over 4,000 pieces, without dropout; both sides begin
+with equal weights and see the same rows, pairs padded to the longest of like length. The peer runs as it comes, and
+under torch's autocast to bfloat16. Beam search has 4 beams on 100 sources in batches of 25 of like length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness import in_turn, keep, ratios, summary
+from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForMaskedLM, PreTrainedModel
+
+from isoform.batch import Batch, Encoding, Example, collate
+from isoform.checkpoint.huggingface import read_folder
+from isoform.experiment import batch_loss
+from isoform.generation.config import Beam
+from isoform.generation.decode import Prompt
+from isoform.generation.many import beam_search
+from isoform.machine import choose_machine
+from isoform.mask import Causal, Full
+from isoform.model.transformer import Transformer
+from isoform.objectives.config import Masked, Objective, Seq2seq
+from isoform.objectives.views import View, build_view
+from isoform.training.config import AdamW, Training
+from isoform.training.optimizer import build_optimizers
+from isoform.training.trainer import GlobalBatch, Progress, train_loop
+
+VOCAB, END, BEGIN = 4000, 2, 2
+FORMATS = ("float32", "bfloat16")
+
+
+def bert() -> PreTrainedModel:
+    """The peer's encoder."""
+    torch.manual_seed(0)
+    return BertForMaskedLM(
+        BertConfig(
+            vocab_size=VOCAB,
+            hidden_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=1024,
+            max_position_embeddings=128,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
+
+
+def bart() -> PreTrainedModel:
+    """The peer's encoder-decoder."""
+    torch.manual_seed(0)
+    return BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=VOCAB,
+            d_model=256,
+            encoder_layers=3,
+            decoder_layers=3,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=1024,
+            decoder_ffn_dim=1024,
+            max_position_embeddings=128,
+            dropout=0.0,
+            pad_token_id=1,
+            eos_token_id=END,
+            decoder_start_token_id=BEGIN,
+            forced_eos_token_id=None,
+        )
+    )
+
+
+def twin(theirs: PreTrainedModel) -> Transformer:
+    """Our model with the peer's weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        return read_folder(Path(folder))
+
+
+def masked_rows(steps: int) -> list[Batch]:
+    """16 rows of 128 pieces a step, 15 % of which are to be said."""
+    rng, full = np.random.default_rng(0), []
+    for _ in range(steps):
+        rows = []
+        for _ in range(16):
+            ids, counts = rng.integers(5, VOCAB, 128), rng.random(128) < 0.15
+            inputs = np.where(counts & (rng.random(128) < 0.8), 4, ids)
+            rows.append([Example(Encoding(inputs), ids, counts.astype(np.float32))])
+        full.append(collate(rows, 128))
+    return full
+
+
+def pair_rows(steps: int) -> list[Batch]:
+    """64 pairs a step, of like length: 6 .. 35 pieces, targets about as long as their sources."""
+    rng, batches = np.random.default_rng(0), []
+    sizes = np.sort(np.clip(rng.normal(17, 5, 64 * steps), 6, 35).astype(int)).reshape(steps, 64)
+    for lengths in rng.permutation(sizes):
+        rows = []
+        for n in lengths.tolist():
+            m = int(np.clip(n + rng.integers(-3, 4), 4, 36))
+            said = np.append(rng.integers(5, VOCAB, m - 1), END)
+            asked = Encoding(np.append(rng.integers(5, VOCAB, n - 1), END))
+            inputs = Encoding(np.concatenate([[BEGIN], said[:-1]]))
+            rows.append([Example(inputs, said, np.ones(m, np.float32), source=asked)])
+        longest = max(len(e.inputs) for (e,) in rows), max(len(e.source) for (e,) in rows if e.source is not None)
+        batches.append(collate(rows, *longest))
+    return batches
+
+
+def our_steps(theirs: PreTrainedModel, batches: Sequence[Batch], objective: Objective, dtype: str) -> Callable:
+    """Our trainer on these batches, with all that it does at each step."""
+    machine, model = choose_machine("cpu", dtype), twin(theirs)
+    model.reduce_products(machine.dtype)
+    view = View(Full(), Full(), *unread()) if isinstance(objective, Masked) else build_view(objective)
+    optimizers, progress = build_optimizers(AdamW(), model, machine.dtype), Progress()
+    loss = batch_loss(model, view, objective)
+    length = batches[0].targets.shape[1]
+    config = Training(steps=10**6, global_batch_tokens=length, validate_every=0, checkpoint_every=0)
+
+    def work() -> float:
+        goal, before = progress.step + len(batches), progress.train_seconds
+        train_loop(
+            model,
+            optimizers,
+            config,
+            batches=lambda step: global_batch(batches[step % len(batches)]),
+            loss=loss,
+            machine=machine,
+            seed=0,
+            progress=progress,
+            note=lambda line: None,
+            validate=dict,
+            sample=lambda: None,
+            save=lambda: None,
+            should_stop=lambda: progress.step >= goal,
+        )
+        return progress.train_seconds - before
+
+    return work
+
+
+def unread() -> tuple[Callable, Callable]:
+    """Of a view whose rows are made already."""
+
+    def never(*_: object):
+        raise AssertionError
+
+    return never, never
+
+
+def global_batch(batch: Batch) -> GlobalBatch:
+    """One pass a step."""
+    return GlobalBatch([batch], float(batch.loss_weights.sum()))
+
+
+def their_inputs(batch: Batch, *, is_pair: bool) -> dict[str, torch.Tensor]:
+    """What the peer is given for our batch."""
+    labels = batch.targets.masked_fill(batch.loss_weights == 0, -100)
+    if not is_pair:
+        return {"input_ids": batch.inputs.ids, "labels": labels}
+    assert batch.source is not None
+    there = (batch.source.coordinates.segment >= 0).long()
+    ids = batch.source.ids.masked_fill(there == 0, 1)
+    return {"input_ids": ids, "attention_mask": there, "decoder_input_ids": batch.inputs.ids, "labels": labels}
+
+
+def their_steps(model: PreTrainedModel, batches: Sequence[Batch], dtype: str, *, is_pair: bool) -> Callable:
+    """A plain loop on the same batches."""
+    model = model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    inputs = [their_inputs(batch, is_pair=is_pair) for batch in batches]
+
+    def work() -> float:
+        begun = time.perf_counter()
+        for each in inputs:
+            with torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else nullcontext():
+                loss = model(**each).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return time.perf_counter() - begun
+
+    return work
+
+
+def trained(name: str, build: Callable, batches: Sequence[Batch], objective: Objective, rounds: int) -> dict:
+    """Pieces per second of both, in turn."""
+    is_pair = name == "seq2seq"
+    works: dict[str, Callable] = {}
+    for dtype in FORMATS:
+        works[f"transformers {dtype}"] = their_steps(build(), batches, dtype, is_pair=is_pair)
+        works[f"isoform {dtype}"] = our_steps(build(), batches, objective, dtype)
+    seconds = in_turn(works, rounds=rounds)
+    there = sum(int((b.inputs.coordinates.segment >= 0).sum()) for b in batches)
+    best = min((f"transformers {dtype}" for dtype in FORMATS), key=lambda key: min(seconds[key]))
+    return {
+        "tokens_per_second": {key: summary([there / s for s in times]) for key, times in seconds.items()},
+        "best_of_the_peer": best,
+        "times_the_best_of_the_peer": {key: ratios(seconds, key, best) for key in works if key.startswith("isoform")},
+    }
+
+
+def searched(rounds: int) -> dict:
+    """Beam search on the same sources; the end is made probable enough for texts to end by themselves."""
+    theirs = bart().eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.mul_(1.6)  # as drawn it says all pieces alike
+        theirs.final_logits_bias[0, END] = 4.0
+    ours = twin(theirs).eval()
+    rng = np.random.default_rng(1)
+    sources = [np.append(rng.integers(5, VOCAB, n - 1), END) for n in sorted(rng.integers(6, 30, 100).tolist())]
+    parts = [sources[at : at + 25] for at in range(0, 100, 25)]
+    beam, found = Beam(size=4, max_tokens=40, early_stopping="bound"), dict[str, list[list[int]]]()
+
+    def of_ours() -> None:
+        prompts = [[Prompt(np.array([BEGIN]), source=source) for source in part] for part in parts]
+        made = [beam_search(ours, one, beam, end=END, mask=Causal()) for one in prompts]
+        found["ours"] = [each[0].ids.tolist() for part in made for each in part]
+
+    def of_theirs() -> None:
+        found["theirs"] = []
+        for part in parts:
+            ids = torch.full((len(part), max(map(len, part))), 1)
+            for row, source in zip(ids, part, strict=True):
+                row[: len(source)] = torch.from_numpy(source)
+            with torch.no_grad():
+                made = theirs.generate(
+                    input_ids=ids,
+                    attention_mask=(ids != 1).long(),
+                    num_beams=4,
+                    max_new_tokens=40,
+                    early_stopping=False,
+                    do_sample=False,
+                )
+            for row in made[:, 1:].tolist():
+                found["theirs"].append([*row[: row.index(END)], END] if END in row else [p for p in row if p != 1])
+
+    seconds = in_turn({"isoform": of_ours, "transformers": of_theirs}, rounds=rounds)
+    same = sum(a == b for a, b in zip(found["ours"], found["theirs"], strict=True))
+    return {
+        "seconds": {name: summary(times) for name, times in seconds.items()},
+        "times_the_peer": ratios(seconds, "isoform", "transformers"),
+        "same_answers": f"{same} of {len(sources)}",
+        "mean_length": float(np.mean([len(ids) for ids in found["ours"]])),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    options = parser.parse_args()
+    choose_machine("cpu")  # before any thread starts, as a process that trains does, so that all flush subnormals
+    keep(
+        "objectives",
+        {
+            "masked": trained("masked", bert, masked_rows(options.steps), Masked(), options.rounds),
+            "seq2seq": trained("seq2seq", bart, pair_rows(options.steps), Seq2seq(), options.rounds),
+            "beam_search": searched(options.rounds),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -31,6 +31,8 @@ class Estimate:
 
     def __format__(self, how: str) -> str:
         how = how or ".4g"
+        if math.isnan(self.value):
+            return "–"
         if self.low is None or self.high is None or self.low == self.high:
             return format(self.value, how)
         return f"{self.value:{how}} ({self.low:{how}} to {self.high:{how}})"

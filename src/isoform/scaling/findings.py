@@ -42,6 +42,9 @@ from isoform.scaling.simulation import recovery
 from isoform.scaling.study import Row
 from isoform.terminal import count
 
+FAR = 1000
+"""Times the largest run's cost beyond which nothing is told."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -172,8 +175,11 @@ def exponents(rows: Sequence[Row]) -> Findings:
             flips = []
             for other, other_fit in list(fits.items())[i + 1 :]:
                 at = crossing(fit.law, other_fit.law, low, high)
+                beyond = crossing(fit.law, other_fit.law, high, high * FAR) if at is None else None
                 if at is not None:
                     flips.append(f"{other} at {count(at)}")
+                elif beyond is not None:
+                    flips.append(f"{other} at {count(beyond)} by the curves, beyond the runs")
                 findings.values[f"{name}/{other}.flip_{what}"] = exact(math.nan if at is None else at)
                 if what == "compute":
                     findings.values[f"{other}/{name}"] = of_both(
@@ -271,9 +277,6 @@ def published(compute: float) -> Findings:
 HOURS = {"1 minute": 60.0, "1 hour": 3600.0, "1 day": 86400.0}
 TOGETHER = 0.95
 """Correlation of log N and log D from which their parts in the loss can't be told apart."""
-
-FAR = 1000
-"""Times the largest run's compute beyond which no loss is told."""
 
 GPU_UTILISATION = 0.4
 """What is assumed of a GPU that isn't here: the part of its data sheet's peak that training reaches."""

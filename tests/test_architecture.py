@@ -40,7 +40,8 @@ ROWS = [
         "scaling.curves",
     ),
     *("scaling.pictures", "scaling.findings", "scaling.claims", "scaling.pages", "scaling.lab"),
-    *("options", "commands", "cli"),
+    *("options", "commands.verb", "commands.costs", "commands.training", "commands.writing", "commands.studies"),
+    *("commands.about", "cli"),
 ]
 
 

@@ -236,7 +236,7 @@ def test_bad_input_is_one_clear_line(bad_place, monkeypatch, capsys, arguments, 
 
 
 def test_a_fault_of_our_own_is_one_line_and_a_traceback_in_a_file(here, monkeypatch, capsys):
-    monkeypatch.setattr("isoform.commands.builtin_recipes", lambda: 1 / 0)
+    monkeypatch.setattr("isoform.commands.about.builtin_recipes", lambda: 1 / 0)
     assert main(["recipes"]) == 1
     line = capsys.readouterr().err.strip()
     assert "ZeroDivisionError" in line and len(line.splitlines()) == 1

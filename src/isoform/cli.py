@@ -37,16 +37,16 @@ class Verb:
 
 
 VERBS = {
-    "train": Verb("TrainOptions", "isoform.commands:train", "train a recipe, or continue a run", "recipe"),
-    "generate": Verb("GenerateOptions", "isoform.commands:generate", "continue a text with a trained model"),
-    "evaluate": Verb("EvaluateOptions", "isoform.commands:evaluate", "loss and bits per byte, on any text"),
-    "inspect": Verb("InspectOptions", "isoform.commands:inspect", "look at training rows and masks", "recipe"),
-    "estimate": Verb("EstimateOptions", "isoform.commands:estimate", "parameters, FLOPs, memory, time", "form"),
-    "scale": Verb("ScaleOptions", "isoform.commands:scale", "ladder of sizes, law, forecast, report", "recipe"),
-    "reproduce": Verb("ReproduceOptions", "isoform.commands:reproduce", "check a claim; --list"),
-    "convert": Verb("ConvertOptions", "isoform.commands:convert", "Hugging Face folders and GGUF files, in and out"),
-    "doctor": Verb("DoctorOptions", "isoform.commands:doctor", "what this machine can do"),
-    "recipes": Verb("RecipesOptions", "isoform.commands:recipes", "recipes and presets; --diff A B"),
+    "train": Verb("TrainOptions", "training:train", "train a recipe, or continue a run", "recipe"),
+    "generate": Verb("GenerateOptions", "writing:generate", "continue a text with a trained model"),
+    "evaluate": Verb("EvaluateOptions", "writing:evaluate", "loss and bits per byte, on any text"),
+    "inspect": Verb("InspectOptions", "training:inspect", "look at training rows and masks", "recipe"),
+    "estimate": Verb("EstimateOptions", "costs:estimate", "parameters, FLOPs, memory, time", "form"),
+    "scale": Verb("ScaleOptions", "studies:scale", "ladder of sizes, law, forecast, report", "recipe"),
+    "reproduce": Verb("ReproduceOptions", "studies:reproduce", "check a claim; --list"),
+    "convert": Verb("ConvertOptions", "about:convert", "Hugging Face folders and GGUF files"),
+    "doctor": Verb("DoctorOptions", "about:doctor", "what this machine can do"),
+    "recipes": Verb("RecipesOptions", "about:recipes", "recipes and presets; --diff A B"),
 }
 
 
@@ -125,7 +125,7 @@ def _call(name: str, arguments: list[str], terminal: Terminal):
         options = parse_flags(kind, kind(), arguments, prog=prog, description=kind.__doc__ or "")
     terminal.quiet = options.output.quiet
     module, function = verb.function.split(":")
-    call = getattr(import_module(module), function)
+    call = getattr(import_module(f"isoform.commands.{module}"), function)
     return call(options, terminal, recipe_name) if verb.takes else call(options, terminal)
 
 

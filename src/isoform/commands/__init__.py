@@ -1,0 +1,1 @@
+"""One function per verb: each composes the library and says how it went."""

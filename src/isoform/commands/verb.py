@@ -1,0 +1,43 @@
+"""What verbs share: what they hand back, the machine they are told to use, and signals."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from isoform.machine import Machine, choose_machine
+from isoform.options import MachineOptions
+
+TRANSIENT, INTERRUPTED = 75, 130
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a verb hands back: values for --json, and the exit code."""
+
+    values: dict
+    exit_code: int = 0
+
+
+def chosen_machine(options: MachineOptions) -> Machine:
+    """The machine that flags ask for."""
+    return choose_machine(options.device, options.dtype, deterministic=options.deterministic)
+
+
+@contextmanager
+def interruptions() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM for the loop to see; a second one ends the process at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

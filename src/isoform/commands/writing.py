@@ -1,0 +1,209 @@
+"""What a trained model writes, and how well."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from isoform.codecs.codec import as_text
+from isoform.commands.verb import Result, chosen_machine
+from isoform.data.sources import Record, load_source
+from isoform.evaluation.translation import answer_lines, translate
+from isoform.experiment import evaluate_held_out, load_records
+from isoform.generation.config import Beam
+from isoform.generation.decode import Generation, Prompt, build_prompt, walk
+from isoform.generation.decode import generate as generate_texts
+from isoform.generation.many import beam_search
+from isoform.inspection.attention import cross_attention, draw_attention
+from isoform.model.config import Pooled
+from isoform.objectives.views import View
+from isoform.options import EvaluateOptions, GenerateOptions
+from isoform.run import Trained, load, write_text
+from isoform.terminal import Terminal
+
+
+def generate(options: GenerateOptions, terminal: Terminal) -> Result:
+    """Continue a text with a trained model."""
+    machine = chosen_machine(options.machine)
+    trained = load(options.run, machine.device, machine.dtype)
+    model = trained.transformer
+    model.use_kernel(options.machine.kernel)
+    if model.decoder is None or isinstance(model.config.head, Pooled):
+        what = "is an encoder" if model.decoder is None else "answers with labels"
+        raise ValueError(f"{options.run} {what}, which doesn't write; name a model with a decoder and a vocabulary")
+    if options.path:
+        return _answer(options, trained, terminal)
+    text = options.prompt
+    if text is None:
+        text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    view, codec = trained.view, as_text(trained.codec)
+    prompt = build_prompt(codec, text, is_pair=trained.is_pair, view=view)
+    if options.attention and prompt.source is None:
+        raise ValueError("--attention draws how an answer attends to its source; this model has no encoder")
+    if options.beams:
+        return _search(options, trained, text, prompt, view, terminal)
+    sampling, finished = options.sampling, []
+    shows = not terminal.json and not options.probabilities
+    if shows and sampling.num_samples == 1 and not trained.is_pair:
+        terminal.say(text, end="")
+    for event in generate_texts(model, codec, prompt, sampling, view.inputs_mask):
+        if isinstance(event, Generation):
+            finished.append(event)
+        elif shows and sampling.num_samples == 1:
+            terminal.say(event[1], end="")
+    if shows and sampling.num_samples == 1:
+        terminal.say()
+    elif shows:
+        for number, generation in enumerate(finished, 1):
+            terminal.say(f"-- {number} --\n{'' if trained.is_pair else text}{generation.text}")
+    if options.attention:
+        _draw_attention(options.attention, trained, prompt, finished[0].text, terminal)
+    values: dict = {"prompt": text, "samples": [asdict(generation) for generation in finished]}
+    if options.probabilities:
+        values["probabilities"] = [_walk(trained, text + generation.text, terminal) for generation in finished]
+    return Result(values)
+
+
+def _answer(options: GenerateOptions, trained: Trained, terminal: Terminal) -> Result:
+    """The answers to each line of a file: searched for, or drawn."""
+    try:
+        lines = Path(options.path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{options.path} can't be read: {error}") from None
+    if empty := [number for number, line in enumerate(lines, 1) if not line.strip()]:
+        raise ValueError(f"{options.path}, line {empty[0]} is empty; remove it")
+    found = answer_lines(trained, lines, _beam(options) if options.beams else options.sampling)
+    best = [text for each in found for text, _ in each]
+    if options.sampling.num_samples > 1:
+        best = [f"{n}\t{score:.4f}\t{text}" for n, each in enumerate(found, 1) for text, score in each]
+    if options.out:
+        write_text(Path(options.out), "".join(f"{line}\n" for line in best))
+        terminal.say(f"{len(best)} answers  {options.out}")
+    else:
+        for line in best:
+            terminal.say(line)
+    answers = [[{"text": text, "score": score} for text, score in each] for each in found]
+    return Result({"path": options.path, "answers": answers})
+
+
+def _beam(options: GenerateOptions) -> Beam:
+    return Beam(
+        size=options.beams,
+        length_penalty=options.length_penalty,
+        max_tokens=options.sampling.max_tokens,
+        num_best=options.sampling.num_samples,
+    )
+
+
+def _search(
+    options: GenerateOptions, trained: Trained, text: str, prompt: Prompt, view: View, terminal: Terminal
+) -> Result:
+    """The most probable texts that a search with beams finds, with their scores."""
+    codec = as_text(trained.codec)
+    (found,) = beam_search(trained.transformer, [prompt], _beam(options), end=codec.end_of_text, mask=view.inputs_mask)
+    samples = [
+        {"text": codec.decode(one.ids), "num_pieces": len(one.ids), "score": one.score, "log_p": one.log_probability}
+        for one in found
+    ]
+    start = "" if trained.is_pair else text
+    for sample in samples:
+        score = f"{sample['score']:.3f}  " if len(samples) > 1 else ""
+        terminal.say(f"{score}{start}{sample['text']}")
+    if options.attention:
+        _draw_attention(options.attention, trained, prompt, samples[0]["text"], terminal)
+    return Result({"prompt": text, "samples": samples})
+
+
+def _draw_attention(path: str, trained: Trained, prompt: Prompt, text: str, terminal: Terminal) -> None:
+    """A picture of what each piece of an answer, and its end, asked the source."""
+    codec = as_text(trained.codec)
+    assert prompt.source is not None
+    said = codec.encode_text(text)
+    mask = trained.view.inputs_mask
+    weights = cross_attention(trained.transformer, prompt.source, np.concatenate([prompt.ids, said]), mask)
+    rows, columns = ([*map(codec.piece_text, ids.tolist())] for ids in (said, prompt.source))
+    Path(path).write_bytes(draw_attention(weights, [*rows, codec.piece_text(codec.end_of_text)], columns))
+    terminal.say(f"attention      {path}")
+
+
+def _walk(trained: Trained, text: str, terminal: Terminal) -> list[dict]:
+    model = trained.transformer
+    if model.encoder is not None or trained.is_pair:
+        raise ValueError("--probabilities walks plain texts; this model was trained on pairs of source and target")
+    codec = as_text(trained.codec)
+    expectations = walk(model, codec.encode_text(text))
+
+    def show(piece: int) -> str:
+        return codec.piece_text(piece).replace(" ", "␣")
+
+    terminal.say(f"{'piece':<12}{'probability':>12}{'rank':>7}{'entropy':>9}  alternatives")
+    lines = []
+    for e in expectations:
+        alternatives = [(show(piece), probability) for piece, probability in e.alternatives]
+        if e.probability is None:
+            terminal.say(f"{show(e.piece):<12}{'given':>12}")
+        else:
+            others = "  ".join(f"{piece} {probability:.1%}" for piece, probability in alternatives)
+            terminal.say(f"{show(e.piece):<12}{e.probability:>12.2%}{e.rank:>7}{e.entropy:>9.2f}  {others}")
+        lines.append({**asdict(e), "piece": show(e.piece), "alternatives": alternatives})
+    return lines
+
+
+def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
+    """Loss and bits per byte of runs, and how well they do a task."""
+    if not options.runs:
+        raise ValueError("name one or more run directories to evaluate")
+    machine, results = chosen_machine(options.machine), []
+    for path in options.runs:
+        trained = load(path, machine.device)
+        trained.model.use_kernel(options.machine.kernel)
+        data = trained.recipe.data
+        if not (options.path or data.path or data.mixture):
+            raise ValueError(f"{path} was trained elsewhere and has no held-out text of its own; name one with --path")
+        split = load_source(options.path, options.path) if options.path else load_records(data)[1]
+        held_out, recipe = split.validation, trained.recipe
+        score = evaluate_held_out(trained.model, recipe, trained.codec, held_out, machine, limit=options.limit)
+        results.append({"run": path, "step": trained.step, **asdict(score)})
+        if "translation" in options.tasks:
+            results[-1]["translation"] = _translate(options, trained, held_out, path, terminal)
+    columns = {
+        "loss": [f"{r['loss']:.4f}" for r in results],
+        "bits/byte": ["–" if r["bits_per_byte"] is None else f"{r['bits_per_byte']:.4f}" for r in results],
+        "accuracy": ["–" if r["accuracy"] is None else format(r["accuracy"], ".2%") for r in results],
+        "targets": [f"{r['num_targets']:,}" for r in results],
+    }
+    if "translation" in options.tasks:
+        for name in ("tokenised", "plain"):
+            columns[f"BLEU {name}"] = [f"{r['translation'][name]['score']:.2f}" for r in results]
+    width = max(len(str(r["run"])) for r in results)
+    terminal.say(f"{'run':<{width}}" + "".join(f"  {name:>9}" for name in columns))
+    for r, *values in zip(results, *columns.values(), strict=True):
+        terminal.say(
+            f"{r['run']:<{width}}"
+            + "".join(f"  {value:>{max(9, len(name))}}" for name, value in zip(columns, values, strict=True))
+        )
+    for name in ("tokenised", "plain") if "translation" in options.tasks else ():
+        terminal.say(f"BLEU {name:<9}  {results[0]['translation'][name]['signature']}")
+    return Result({"results": results})
+
+
+def _translate(
+    options: EvaluateOptions, trained: Trained, records: Sequence[Record], path: str, terminal: Terminal
+) -> dict[str, object]:
+    """How well a model translates, beside how the search went."""
+    records = records[: options.limit] if options.limit else records
+    beam = Beam(size=options.beams, length_penalty=options.length_penalty)
+    started = time.perf_counter()
+    score, answers = translate(trained, records, beam, options.language)
+    seconds = time.perf_counter() - started
+    if options.out:
+        file = Path(options.out) / f"{Path(path).name}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, "".join(f"{line}\n" for line in answers))
+        terminal.say(f"{len(answers)} answers  {file}")
+    return {**asdict(score), "beam": asdict(beam), "seconds": seconds}

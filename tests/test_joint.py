@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from isoform.batch import Encoding, Example, Pieces, collate, plain_coordinates
+from isoform.codecs.text import ByteCodec
 from isoform.generation.config import Beam, Sampling
-from isoform.generation.decode import Prompt, generate_ids
+from isoform.generation.decode import Prompt, build_prompt, generate_ids
 from isoform.generation.many import beam_search
 from isoform.mask import Causal, Full, Prefix
 from isoform.model.config import AttentionConfig, BlockConfig, ModelConfig, Sinusoidal, StackConfig
 from isoform.model.cost import Shape, forward_flops, num_parameters
 from isoform.model.transformer import Transformer
+from isoform.objectives.config import Seq2seq
+from isoform.objectives.views import build_view
 from models import FORMS, VOCAB, build, pair
 
 ALONE = ("part rotary", "grouped", "gained heads", "buckets", "alibi", "sinusoidal", "gpt2", "shaw", "no position")
@@ -105,6 +108,22 @@ def test_writing_goes_on_as_the_whole_text_says(step):
     for one, found in zip(prompts, together, strict=True):
         (alone,) = beam_search(model, [one], Beam(size=3, max_tokens=6, num_best=2), end=0)
         assert [h.ids.tolist() for h in alone] == [h.ids.tolist() for h in found]
+
+
+def test_a_causal_source_is_read_so_in_training_and_in_writing():
+    model = build(STEPS["layerwise"](FORMS["grouped"]))
+    source, target = ids(6, 1), ids(8, 2)
+    views = [build_view(Seq2seq(causal=causal)) for causal in (True, False)]
+    (one, other) = [model(target, view.inputs_mask, source, view.source_mask)[0, :1] for view in views]
+    assert (one - other).abs().max() > 1e-3
+    for view, logits in zip(views, (one, other), strict=True):
+        prompt = build_prompt(ByteCodec(), "abcd", is_pair=True, view=view)
+        assert prompt.source_mask == view.source_mask
+        asked = Prompt(target[0, :1].numpy(), source=source[0].numpy(), source_mask=view.source_mask)
+        first = next(generate_ids(model, asked, Sampling(max_tokens=1, temperature=0)))
+        assert int(first[0]) == int(logits[0].argmax())
+        (found,) = beam_search(model, [asked], Beam(size=1, max_tokens=1), end=0)
+        assert found[0].log_probability == pytest.approx(float(logits[0].detach().log_softmax(-1).max()), abs=1e-4)
 
 
 @pytest.mark.parametrize("step", STEPS)

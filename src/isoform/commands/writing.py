@@ -125,7 +125,8 @@ def _draw_attention(path: str, trained: Trained, prompt: Prompt, text: str, term
     assert prompt.source is not None
     said = codec.encode_text(text)
     mask = trained.view.inputs_mask
-    weights = cross_attention(trained.transformer, prompt.source, np.concatenate([prompt.ids, said]), mask)
+    read = np.concatenate([prompt.ids, said])
+    weights = cross_attention(trained.transformer, prompt.source, read, mask, prompt.source_mask)
     rows, columns = ([*map(codec.piece_text, ids.tolist())] for ids in (said, prompt.source))
     Path(path).write_bytes(draw_attention(weights, [*rows, codec.piece_text(codec.end_of_text)], columns))
     terminal.say(f"attention      {path}")

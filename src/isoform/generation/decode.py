@@ -25,11 +25,12 @@ from isoform.objectives.views import View
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """What generation starts from: ids the decoder reads first, how many of them see each other in both
-    directions, and ids for an encoder."""
+    directions, and ids for an encoder, with its mask (absent: full)."""
 
     ids: np.ndarray
     prefix: int = 0
     source: np.ndarray | None = None
+    source_mask: Mask | None = None
 
 
 def build_prompt(codec: TextCodec, text: str, *, is_pair: bool, view: View) -> Prompt:
@@ -43,7 +44,7 @@ def build_prompt(codec: TextCodec, text: str, *, is_pair: bool, view: View) -> P
     source = np.append(ids, codec.separator)
     _, source_length = view.length(len(source) + 1, len(source))
     if source_length:
-        return Prompt(source[-1:], source=source)
+        return Prompt(source[-1:], source=source, source_mask=view.source_mask)
     return Prompt(source, prefix=len(source))
 
 
@@ -59,7 +60,7 @@ def generate_ids(
     model.eval()
     device, limit = model.device, model.config.context_length
     generator = torch.Generator(device).manual_seed(sampling.seed)
-    memory = None if prompt.source is None else _encoded(model, prompt.source, sampling.num_samples)
+    memory = None if prompt.source is None else _encoded(model, prompt, prompt.source, sampling.num_samples)
     if prompt.prefix >= limit:
         raise ValueError(f"a prompt of {prompt.prefix} pieces leaves no room in context_length={limit}; shorten it")
     start = torch.as_tensor(prompt.ids.astype(np.int64), device=device)
@@ -88,13 +89,13 @@ def _first(ids: Tensor, prefix: int) -> Pieces:
     return Pieces(ids, replace(pieces.coordinates, prefix=given, start=None))
 
 
-def _encoded(model: Transformer, source: np.ndarray, num_rows: int) -> Memory:
+def _encoded(model: Transformer, prompt: Prompt, source: np.ndarray, num_rows: int) -> Memory:
     assert model.config.encoder is not None
     limit = model.config.length(model.config.encoder)
     if len(source) > limit:
         raise ValueError(f"a source of {len(source)} pieces doesn't fit context_length={limit}; shorten it")
     ids = torch.as_tensor(source.astype(np.int64), device=model.device)
-    return model.encode(ids.repeat(num_rows, 1))
+    return model.encode(ids.repeat(num_rows, 1), prompt.source_mask)
 
 
 @dataclass(frozen=True)

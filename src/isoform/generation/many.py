@@ -154,12 +154,12 @@ def _check_lengths(model: Transformer, prompts: Sequence[Prompt]) -> None:
 
 
 def _encoded(model: Transformer, prompts: Sequence[Prompt]) -> Memory | None:
-    """What the encoder makes of all sources; None where there are none."""
+    """What the encoder makes of all sources, under one mask; None where there are none."""
     sources = [prompt.source for prompt in prompts if prompt.source is not None]
     if not sources:
         return None
     assert len(sources) == len(prompts)
-    return model.encode(_laid([Encoding(source) for source in sources], model))
+    return model.encode(_laid([Encoding(source) for source in sources], model), prompts[0].source_mask)
 
 
 def _laid(encodings: Sequence[Encoding], model: Transformer) -> Pieces:

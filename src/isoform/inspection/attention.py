@@ -16,10 +16,17 @@ from isoform.model.transformer import Block, Transformer
 
 
 @torch.inference_mode()
-def cross_attention(model: Transformer, source: np.ndarray, inputs: np.ndarray, mask: Mask | None = None) -> Tensor:
+def cross_attention(
+    model: Transformer,
+    source: np.ndarray,
+    inputs: np.ndarray,
+    mask: Mask | None = None,
+    source_mask: Mask | None = None,
+) -> Tensor:
     """How each piece that the decoder reads, inputs (T,), asks the pieces of a source (S,): (layers, heads, T, S).
 
-    mask: the decoder's (absent: causal). Raises ValueError for a model without cross-attention of its own.
+    mask: the decoder's (absent: causal); source_mask: the encoder's (absent: full). Raises ValueError for a model
+    without cross-attention of its own.
     """
     if model.decoder is None or model.config.decoder is None or model.config.decoder.cross != "separate":
         raise ValueError("this model has no cross-attention to look at; it needs decoder.cross = 'separate'")
@@ -27,7 +34,7 @@ def cross_attention(model: Transformer, source: np.ndarray, inputs: np.ndarray, 
     ids, asked = (torch.as_tensor(each.astype(np.int64), device=model.device).unsqueeze(0) for each in (source, inputs))
     crosses = [block.cross for block in model.decoder.blocks if isinstance(block, Block)]
     with recorded([cross for cross in crosses if isinstance(cross, Attention)]) as weights:
-        model.decode(asked, mask, model.encode(ids))
+        model.decode(asked, mask, model.encode(ids, source_mask))
     return torch.stack([one[0] for one in weights])
 
 

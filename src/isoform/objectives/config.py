@@ -25,6 +25,8 @@ class Prefix:
 class Seq2seq:
     """The given prefix is read by an encoder, the rest is predicted by a decoder that attends to it."""
 
+    causal: bool = False
+    """Whether the prefix, too, is seen only by what follows it."""
     z_loss: float = 0.0
     label_smoothing: float = 0.0
 

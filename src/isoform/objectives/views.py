@@ -137,8 +137,9 @@ def build_view(
         case Prefix():
             mask = PrefixMask() | CausalMask()
             return View(mask, Full(), next_piece_after_prefix, lambda n, prefix: (n - 1, 0))
-        case Seq2seq():
-            return View(CausalMask(), Full(), source_to_target, lambda n, prefix: (n - prefix, prefix), overlap=0)
+        case Seq2seq(causal=causal):
+            mask = CausalMask() if causal else Full()
+            return View(CausalMask(), mask, source_to_target, lambda n, prefix: (n - prefix, prefix), overlap=0)
         case Classification() | Regression() | Tagging():
             about = {Classification: label, Regression: number, Tagging: word_tags}[type(config)]
             mask = CausalMask() if is_causal else Full()

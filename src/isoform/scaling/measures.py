@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Literal, assert_never
 
 from isoform.config import to_dict
@@ -18,7 +19,10 @@ from isoform.evaluation.translation import translate
 from isoform.experiment import evaluate_held_out, load_records
 from isoform.generation.config import Beam
 from isoform.machine import Machine
-from isoform.objectives.config import Objective
+from isoform.model.config import ModelConfig
+from isoform.model.cost import conversation
+from isoform.objectives.config import Causal, Objective, Seq2seq
+from isoform.recipe import Recipe, load_recipe
 from isoform.run import Run, load, write_text
 from isoform.scaling.study import Row
 
@@ -58,7 +62,23 @@ class Loss:
     arms: tuple[str, ...] = ()
 
 
-Measure = Accuracy | Translation | Loss
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """What a conversation costs, counted, in which every answer is given all that came before."""
+
+    name: str
+    what: Literal["read_again", "bytes_held"]
+    """Pieces that were read before and are read again, the mean of the turns; or bytes of keys and values held when
+    the last one ends."""
+    turns: int = 20
+    asked: int = 32
+    """New pieces of a turn."""
+    said: int = 32
+    """Pieces of an answer."""
+    arms: tuple[str, ...] = ()
+
+
+Measure = Accuracy | Translation | Loss | Conversation
 
 
 def take_measures(measures: Sequence[Measure], rows: Sequence[Row], pool: Path, machine: Machine) -> list[Row]:
@@ -73,12 +93,23 @@ def _measured(measures: Sequence[Measure], row: Row, pool: Path, machine: Machin
     return replace(row, measures={**row.measures, **{one.name: _value(one, pool / row.id, machine) for one in asked}})
 
 
+def _conversation(measure: Conversation, recipe: Recipe) -> float:
+    assert isinstance(recipe.model, ModelConfig)
+    is_causal = isinstance(recipe.objective, Causal) or (
+        isinstance(recipe.objective, Seq2seq) and recipe.objective.causal
+    )
+    turns = conversation(recipe.model, measure.turns, asked=measure.asked, said=measure.said, is_causal=is_causal)
+    return float(turns[-1].bytes_held if measure.what == "bytes_held" else fmean(turn.read_again for turn in turns))
+
+
 def _value(measure: Measure, folder: Path, machine: Machine) -> float:
     if isinstance(measure, Accuracy):
         summary = json.loads(Run(folder).summary.read_text(encoding="utf-8"))
         if summary["validation_accuracy"] is None:
             raise ValueError(f"the run {folder.name} has no accuracy; leave the measure {measure.name!r} out")
         return float(summary["validation_accuracy"])
+    if isinstance(measure, Conversation):
+        return _conversation(measure, load_recipe(str(Run(folder).recipe)))
     split = load_source(measure.path, measure.path) if measure.path else None
     data = "" if split is None else ",".join(source.sha256 for source in split.sources)
     said = json.dumps([type(measure).__name__, {**to_dict(measure), "name": "", "path": "", "arms": []}, data])

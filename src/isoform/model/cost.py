@@ -174,8 +174,8 @@ def _decoder_layers(config: ModelConfig) -> list[BlockConfig]:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation, counted: pieces that are read for the first time and read again, and the bytes of keys and
-    values that are held when its answer ends."""
+    """One turn of a conversation, counted: pieces that are read for the first time and read again, and the bytes of
+    keys and values that are held when its answer ends."""
 
     read: int
     read_again: int
@@ -185,8 +185,8 @@ class Turn:
 def conversation(
     config: ModelConfig, turns: int, *, asked: int, said: int, is_causal: bool, bytes_per_number: int = 4
 ) -> list[Turn]:
-    """What the turns of a conversation cost in which each answer of `said` pieces is given all that came before and `asked` new
-    ones.
+    """What the turns of a conversation cost in which each answer of `said` pieces is given all that came before and
+    `asked` new ones.
 
     is_causal: whether what is given is seen only by what follows it, so that it need not be read again as it grows. An
     encoder still reads the answers that the decoder wrote, unless both are one stack that is read layer by layer.

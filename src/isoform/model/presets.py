@@ -444,6 +444,14 @@ MODERN = ModelConfig(
     initialization=Initialization(embedding=0.3, matrix=None, output="zero", head="zero"),
 )
 
+assert MODERN.decoder is not None
+MODERN_PAIR = replace(
+    MODERN,
+    encoder=MODERN.decoder,
+    decoder=replace(MODERN.decoder, cross="separate"),
+    stem=Lookup(norm=RMSNorm(scale=False)),
+)
+
 PRESETS: dict[str, Preset] = {
     "transformer": Preset(
         TRANSFORMER,
@@ -554,5 +562,8 @@ PRESETS: dict[str, Preset] = {
         2026,
         "isoform, docs/log.md",
         "what learns fastest at laptop sizes, of the choices offered here: n-gram tables, squared ReLU, shortcuts",
+    ),
+    "modern-pair": Preset(
+        MODERN_PAIR, 2026, "isoform, docs/log.md", "the same as an encoder and a decoder, without the tables"
     ),
 }

@@ -220,6 +220,8 @@ def test_costs_that_differ_are_warned_of():
     (warning,) = mismatches(found)
     assert warning == "b is matched on training FLOPs, but has -50% measured throughput"
     assert mismatches(found[:1]) == []
+    cheaper = [replace(row, compute=row.compute * 0.99, arm="c") for row in made if row.arm == "a"]
+    assert [one.arm for one in costs([*made, *cheaper])] == ["a", "b", "c"], "the order is that of the arms"
     tables, warnings = cost_tables(made)
     assert len(tables) == 1 and warnings == [warning]
     assert cost_tables([]) == ([], [])

@@ -309,7 +309,7 @@ def costs(rows: Sequence[Row]) -> list[Cost]:
     """Of each arm its largest runs: the mean of their loss over the seeds, and the median of what they took, since one
     run may have been slowed down by something else."""
     found = []
-    for arm, of_arm in arms(finite(rows)).items():
+    for arm, of_arm in arms(row for row in rows if row.is_finite).items():
         most = max(row.compute for row in of_arm)
         there = [row for row in of_arm if row.compute > most / 1.05]
 

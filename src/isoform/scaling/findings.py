@@ -199,7 +199,7 @@ def compared(pairs: Sequence[tuple[str, str]], rows: Sequence[Row]) -> Findings:
 
     pairs: each arm but the first, and the one that it is held against.
     """
-    findings, by_arm = Findings(), arms(finite(rows))
+    findings, by_arm = Findings(), arms(row for row in rows if row.is_finite)
     names = dict.fromkeys(name for row in rows for name in row.measures)
     for measure in ("loss", *names):
         seen = {arm: [v for row in there if (v := _of(row, measure)) is not None] for arm, there in by_arm.items()}

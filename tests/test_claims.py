@@ -99,6 +99,36 @@ def test_every_ladder_can_be_climbed_and_has_runs_enough_for_an_interval(name, q
         assert len(rungs) >= 6 and len({rung.group for rung in rungs}) >= 4
 
 
+@pytest.mark.parametrize("name", sorted(builtin_claims()))
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_runs_of_every_claim_are_enough_for_its_statistic_and_its_rule(name, quick):
+    loaded, made = load_claim(name, quick=quick), []
+    if not loaded.recipes:
+        return
+    for number, (arm, recipe) in enumerate(loaded.recipes.items()):
+        law = replace(LAW, scale=LAW.scale * 1.3**number)
+        for rung in plan_ladder(replace(recipe, model=replace(recipe.model, vocab_size=90)), loaded.claim.ladder):
+            noise = 1 + 0.003 * ((7 * rung.seed + 3 * rung.group + number) % 5 - 2)
+            common = {"purpose": "ladder", "train_seconds": rung.compute / 1e10, "tokens_per_second": 1e4}
+            made.append(
+                Row(
+                    id=f"{arm}{len(made)}",
+                    arm=arm,
+                    seed=rung.seed,
+                    width=rung.width,
+                    group=rung.group,
+                    parameters=rung.parameters,
+                    tokens=rung.tokens,
+                    compute=rung.compute,
+                    loss=float(law.loss(rung.compute)) * noise,
+                    **common,
+                )
+            )
+    findings = measure(loaded.claim, made)
+    assert decide(loaded.claim, findings) in (HOLDS, FAILS, UNTOLD)
+    assert all(findings.values[c.value].low is not None for c in loaded.claim.rule), "no interval"
+
+
 def test_arms_change_the_arm_they_come_after_and_nothing_else():
     recipes = load_claim("block").recipes
     (old,), (pre,) = recipes["2017"].model.decoder.blocks, recipes["pre-norm"].model.decoder.blocks

@@ -142,6 +142,13 @@ def test_names_of_labels_are_sorted_and_numbered(tmp_path):
         f"{tmp_path}/a.jsonl, line {n}" for n in (1, 3, 4)
     ]
     assert [r["label"] for r in first_part(train, 0.7)] == ["10", "a"], "labelled texts are taken whole"
+    plays = [{"text": "abcdefgh"}, {"text": "x"}, {"text": "ijkl"}]
+    assert [r["text"] for r in first_part(plays, 0.5)] == ["abcd", "ij"], "a part of each, so that none is missing"
+    assert first_part(plays, 1.0) == plays
+    with pytest.raises(ValueError, match="less than a character"):
+        first_part(plays, 0.1)
+    pairs = [{"source": str(i), "target": "x"} for i in range(10)]
+    assert [r["source"] for r in first_part(pairs, 0.3)] == ["0", "3", "6"]
     with pytest.raises(ValueError, match="record 1: has no 'label'"):
         label_names([{"text": "a", "label": 1}, {"text": "b"}], "label")
 

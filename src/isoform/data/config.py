@@ -51,7 +51,8 @@ class Data:
     other; packed: whole documents side by side that don't see each other, best fit; bucketed: documents of like length
     below each other, filled up to the longest."""
     fraction: float = 1.0
-    """Of the training records so much is used, from their beginning; what is held out stays the same."""
+    """So much of the training records is used: of plain texts the first part of each, of others so many of them, evenly
+    spaced; what is held out stays the same."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:

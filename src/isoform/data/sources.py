@@ -207,24 +207,21 @@ def _files(root: Path) -> list[Path]:
 
 
 def first_part(records: Sequence[Record], fraction: float) -> Sequence[Record]:
-    """The first records of a split: of plain texts so much of their characters, the last one cut; of others so many of
-    them.
+    """So much of a split's records: of plain texts the first part of each, so that all of them are still there; of
+    others so many, evenly spaced.
 
     Raises ValueError where that leaves nothing.
     """
     if fraction == 1:
         return records
     if "text" not in records[0] or "label" in records[0]:
-        return records[: max(1, int(fraction * len(records)))]
-    left, part = int(fraction * sum(len(record["text"]) for record in records)), []
-    for record in records:
-        if left <= 0:
-            break
-        part.append(with_values(record, text=record["text"][:left]))
-        left -= len(record["text"])
-    if not part:
-        raise ValueError(f"data.fraction={fraction} of the text is less than a character; give a larger part")
-    return part
+        count = max(1, int(fraction * len(records)))
+        return [records[i * len(records) // count] for i in range(count)]
+    parts = [with_values(record, text=record["text"][: int(fraction * len(record["text"]))]) for record in records]
+    parts = [part for part in parts if part["text"]]
+    if not parts:
+        raise ValueError(f"data.fraction={fraction} of each text is less than a character; give a larger part")
+    return parts
 
 
 def _find(root: Path, suffixes: Sequence[str]) -> list[Path]:

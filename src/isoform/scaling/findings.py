@@ -166,7 +166,7 @@ def exponents(rows: Sequence[Row]) -> Findings:
         fits = {name: curve(there, cost) for name, there in by_arm.items()}
         ends = {name: (min(map(cost, finite(r))), max(map(cost, finite(r)))) for name, r in by_arm.items()}
         low, high = max(e[0] for e in ends.values()), min(e[1] for e in ends.values())
-        prefix = "" if what == "compute" else "seconds_"
+        prefix, unit = ("", "FLOP") if what == "compute" else ("seconds_", " s")
         for name, fit in fits.items():
             findings.values[f"{name}.{prefix}exponent"] = interval(fit, lambda law: law.exponent)
             findings.values[f"{name}.{prefix}loss"] = interval(fit, lambda law, at=high: float(law.loss(at)))
@@ -177,9 +177,9 @@ def exponents(rows: Sequence[Row]) -> Findings:
                 at = crossing(fit.law, other_fit.law, low, high)
                 beyond = crossing(fit.law, other_fit.law, high, high * FAR) if at is None else None
                 if at is not None:
-                    flips.append(f"{other} at {count(at)}")
+                    flips.append(f"{other} at {count(at)}{unit}")
                 elif beyond is not None:
-                    flips.append(f"{other} at {count(beyond)} by the curves, beyond the runs")
+                    flips.append(f"{other} at {count(beyond)}{unit} by the curves, beyond the runs")
                 findings.values[f"{name}/{other}.flip_{what}"] = exact(math.nan if at is None else at)
                 if what == "compute":
                     findings.values[f"{other}/{name}"] = of_both(
@@ -187,7 +187,7 @@ def exponents(rows: Sequence[Row]) -> Findings:
                     )
             exponent, loss = (findings.values[f"{name}.{prefix}{v}"] for v in ("exponent", "loss"))
             lines.append((name, str(exponent), str(loss), ", ".join(flips) or "none"))
-        head = ("arm", "exponent", f"loss at {count(high)}{'FLOP' if what == 'compute' else 's'}", "order flips with")
+        head = ("arm", "exponent", f"loss at {count(high)}{unit}", "order flips with")
         findings.tables.append(Table(f"Over {what}", head, tuple(lines)))
         curves = {name: (by_arm[name], fit) for name, fit in fits.items()}
         findings.pictures[f"over {what}"] = loss_against_cost(curves, cost, label=label)

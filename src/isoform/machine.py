@@ -144,7 +144,9 @@ def library(name: str, *, extra: str) -> Any:
     try:
         return import_module(name)
     except ModuleNotFoundError:
-        raise ValueError(f"the package {name!r} is not installed; run: pip install 'isoform[{extra}]'") from None
+        raise ValueError(
+            f"the package {name.split('.')[0]!r} is not installed; run: pip install 'isoform[{extra}]'"
+        ) from None
 
 
 def processor_name() -> str:

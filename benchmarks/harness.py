@@ -12,7 +12,14 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from isoform.machine import choose_machine, describe
+import torch
+
+from isoform.batch import Batch
+from isoform.machine import Machine, choose_machine, describe
+from isoform.model.transformer import Transformer
+from isoform.objectives.losses import Loss
+from isoform.training.config import Training
+from isoform.training.trainer import GlobalBatch, Progress, train_loop
 
 RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -51,6 +58,40 @@ def peer(script: str, *arguments: str) -> dict:
     if done.returncode:
         raise SystemExit(f"{script} ended with {done.returncode}: {done.stderr}")
     return json.loads(done.stdout)
+
+
+def training_steps(
+    model: Transformer,
+    optimizers: Sequence[torch.optim.Optimizer],
+    machine: Machine,
+    batches: Callable[[int], GlobalBatch],
+    loss: Callable[[Batch], Loss],
+    steps: int,
+) -> Callable[[], float]:
+    """Work of `steps` steps of our trainer, with all that it does at each; it returns the seconds of training."""
+    progress = Progress()
+    config = Training(steps=10**6, validate_every=0, checkpoint_every=0)
+
+    def work() -> float:
+        goal, before = progress.step + steps, progress.train_seconds
+        train_loop(
+            model,
+            optimizers,
+            config,
+            batches=batches,
+            loss=loss,
+            machine=machine,
+            seed=0,
+            progress=progress,
+            note=lambda line: None,
+            validate=dict,
+            sample=lambda: None,
+            save=lambda: None,
+            should_stop=lambda: progress.step >= goal,
+        )
+        return progress.train_seconds - before
+
+    return work
 
 
 def in_turn(works: dict[str, Callable[[], float | None]], *, rounds: int, warm_up: int = 1) -> dict[str, list[float]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import in_turn, keep, ratios, summary
+from harness import in_turn, keep, ratios, summary, training_steps
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForMaskedLM, PreTrainedModel
 
 from isoform.batch import Batch, Encoding, Example, collate
@@ -32,9 +32,9 @@ from isoform.mask import Causal, Full
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Masked, Objective, Seq2seq
 from isoform.objectives.views import View, build_view
-from isoform.training.config import AdamW, Training
+from isoform.training.config import AdamW
 from isoform.training.optimizer import build_optimizers
-from isoform.training.trainer import GlobalBatch, Progress, train_loop
+from isoform.training.trainer import GlobalBatch
 
 VOCAB, END, BEGIN = 4000, 2, 2
 FORMATS = ("float32", "bfloat16")
@@ -122,31 +122,14 @@ def our_steps(theirs: PreTrainedModel, batches: Sequence[Batch], objective: Obje
     machine, model = choose_machine("cpu", dtype), twin(theirs)
     model.reduce_products(machine.dtype)
     view = View(Full(), Full(), *unread()) if isinstance(objective, Masked) else build_view(objective)
-    optimizers, progress = build_optimizers(AdamW(), model, machine.dtype), Progress()
-    loss = batch_loss(model, view, objective)
-    length = batches[0].targets.shape[1]
-    config = Training(steps=10**6, global_batch_tokens=length, validate_every=0, checkpoint_every=0)
-
-    def work() -> float:
-        goal, before = progress.step + len(batches), progress.train_seconds
-        train_loop(
-            model,
-            optimizers,
-            config,
-            batches=lambda step: global_batch(batches[step % len(batches)]),
-            loss=loss,
-            machine=machine,
-            seed=0,
-            progress=progress,
-            note=lambda line: None,
-            validate=dict,
-            sample=lambda: None,
-            save=lambda: None,
-            should_stop=lambda: progress.step >= goal,
-        )
-        return progress.train_seconds - before
-
-    return work
+    return training_steps(
+        model,
+        build_optimizers(AdamW(), model, machine.dtype),
+        machine,
+        lambda step: global_batch(batches[step % len(batches)]),
+        batch_loss(model, view, objective),
+        len(batches),
+    )
 
 
 def unread() -> tuple[Callable, Callable]:

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from harness import in_turn, keep, ratios, summary
+from harness import in_turn, keep, ratios, summary, training_steps
 from peer_training import BATCH, CONTEXT, build_model
 
 from isoform.data.loader import StreamLoader
@@ -24,9 +24,9 @@ from isoform.model.config import ModelConfig
 from isoform.model.presets import GPT2
 from isoform.model.transformer import Transformer
 from isoform.objectives.losses import weighted_cross_entropy
-from isoform.training.config import AdamW, Training
+from isoform.training.config import AdamW
 from isoform.training.optimizer import build_optimizers
-from isoform.training.trainer import GlobalBatch, Progress, train_loop
+from isoform.training.trainer import GlobalBatch
 
 VOCAB = 65
 
@@ -49,29 +49,15 @@ def our_steps(ids: np.ndarray, steps: int, dtype: str, *, compile: bool = False)
     if compile:
         model.compile_blocks()
     optimizers = build_optimizers(AdamW(beta2=0.99), model, machine.dtype)
-    loader, progress = StreamLoader(ids, CONTEXT, 0), Progress()
-    config = Training(steps=10**6, global_batch_tokens=BATCH * CONTEXT, validate_every=0, checkpoint_every=0)
-
-    def work() -> float:
-        goal, before = progress.step + steps, progress.train_seconds
-        train_loop(
-            model,
-            optimizers,
-            config,
-            batches=lambda step: GlobalBatch([loader.rows(step * BATCH, BATCH)], BATCH * CONTEXT),
-            loss=lambda b: weighted_cross_entropy(model(b.inputs), b.targets, b.loss_weights),
-            machine=machine,
-            seed=0,
-            progress=progress,
-            note=lambda line: None,
-            validate=dict,
-            sample=lambda: None,
-            save=lambda: None,
-            should_stop=lambda: progress.step >= goal,
-        )
-        return progress.train_seconds - before
-
-    return work
+    loader = StreamLoader(ids, CONTEXT, 0)
+    return training_steps(
+        model,
+        optimizers,
+        machine,
+        lambda step: GlobalBatch([loader.rows(step * BATCH, BATCH)], BATCH * CONTEXT),
+        lambda b: weighted_cross_entropy(model(b.inputs), b.targets, b.loss_weights),
+        steps,
+    )
 
 
 def their_steps(ids: np.ndarray, steps: int) -> Callable[[], float]:

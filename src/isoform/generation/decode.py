@@ -60,7 +60,7 @@ def generate_ids(
     model.eval()
     device, limit = model.device, model.config.context_length
     generator = torch.Generator(device).manual_seed(sampling.seed)
-    memory = None if prompt.source is None else _encoded(model, prompt, prompt.source, sampling.num_samples)
+    memory = _encoded(model, prompt, sampling.num_samples)
     if prompt.prefix >= limit:
         raise ValueError(f"a prompt of {prompt.prefix} pieces leaves no room in context_length={limit}; shorten it")
     start = torch.as_tensor(prompt.ids.astype(np.int64), device=device)
@@ -89,7 +89,11 @@ def _first(ids: Tensor, prefix: int) -> Pieces:
     return Pieces(ids, replace(pieces.coordinates, prefix=given, start=None))
 
 
-def _encoded(model: Transformer, prompt: Prompt, source: np.ndarray, num_rows: int) -> Memory:
+def _encoded(model: Transformer, prompt: Prompt, num_rows: int) -> Memory | None:
+    """What the encoder makes of the source, a row for each text; None where there is none."""
+    source = prompt.source
+    if source is None:
+        return None
     assert model.config.encoder is not None
     limit = model.config.length(model.config.encoder)
     if len(source) > limit:

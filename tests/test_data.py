@@ -22,7 +22,7 @@ from isoform.data.config import Data, Part
 from isoform.data.loader import PackedLoader, StreamLoader, build_loader, validation_batches
 from isoform.data.order import epoch_order, generator, locate, stream_offset
 from isoform.data.packing import cut_records, plan_buckets, plan_rows
-from isoform.data.sources import load_source, reverse_record, where
+from isoform.data.sources import capitals_record, load_source, reverse_record, where
 from isoform.data.tokens import Tokens, load_tokens
 from isoform.experiment import global_batch, prepare, train
 from isoform.machine import cache_folder
@@ -413,6 +413,19 @@ def test_the_toy_is_a_function_of_its_index_and_holds_out_other_words():
     assert not words & {r["source"] for r in split.validation}
     assert {len(w) for w in words} == set(range(3, 13))
     assert all(r["target"] == r["source"][::-1] and r["source"].isalpha() for r in split.validation)
+
+
+@pytest.mark.parametrize("ratio", [1, 5])
+def test_capitals_are_found_among_small_letters_and_others_are_held_out(ratio):
+    split = load_source(f"toy:capitals:{ratio}")
+    assert (len(split.train), len(split.validation), split.is_pair) == (20_000, 500, True)
+    assert split.train[3] == capitals_record(3, ratio, held_out=False)
+    targets = {r["target"] for r in split.train}
+    assert not targets & {r["target"] for r in split.validation} and {len(t) for t in targets} == set(range(6, 15))
+    for record in split.validation:
+        source, target = record["source"], record["target"]
+        assert len(source) == ratio * len(target) and "".join(c for c in source if c.isupper()) == target
+    assert split.sources[0].sha256 != load_source("toy:capitals:2").sources[0].sha256
 
 
 def test_a_package_is_found_without_importing_it(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -102,11 +103,14 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
-    """Load the records, build (or take) the codec, cut the rows. Raises ValueError for data that won't do."""
+    """Load the records, build the codec (or take this one, or that of the model to start from), cut the rows.
+
+    Raises ValueError for data that won't do, and what `isoform.load` raises.
+    """
     parts, split = load_records(recipe.data)
     recipe = _with_labels(recipe, split)
     if codec is None:
-        codec = build_codec(recipe.codec, _texts(recipe, split))
+        codec = runs.load(recipe.start).codec if recipe.start else build_codec(recipe.codec, _texts(recipe, split))
     if isinstance(codec, TextCodec):
         codec = codec.with_special(special_pieces(recipe.objective))
     recipe = runs.filled(recipe, codec)
@@ -322,10 +326,7 @@ def train(
     except OSError as error:
         raise ConfigError(f"the folder {run.folder} can't be made: {error.strerror}; choose another --out") from error
     with lock_folder(run.folder):
-        codec = load_codec(run.model) if run.exists else None
-        if codec is None and recipe.start:
-            codec = runs.load(recipe.start).codec
-        prepared = prepare(recipe, codec)
+        prepared = prepare(recipe, load_codec(run.model) if run.exists else None)
         if run.exists:
             _check_continuation(run, prepared.recipe, terminal)
         elif any(path.name != ".lock" for path in run.folder.iterdir()):
@@ -377,15 +378,16 @@ def classify(trained: Trained, records: Sequence[Record]) -> torch.Tensor:
 
 
 def measure_speed(prepared: Prepared, machine: Machine, *, steps: int = 3) -> float:
-    """Training FLOPs per second of a prepared recipe here: the best of some steps after one to warm up.
+    """Training FLOPs per second of a prepared recipe here: the best of some steps after one to warm up, or their mean
+    where steps are of several shapes.
 
     Nothing is kept of them.
     """
     recipe = prepared.recipe
     model = build_model(recipe, machine)
     progress, seconds = Progress(), []
-    short = replace(recipe.training, steps=steps + 1, validate_every=0, sample_every=0, checkpoint_every=0, log_every=1)
-
+    short = replace(recipe.training, steps=steps + 1, average_checkpoints=1, log_every=1)
+    short = replace(short, validate_every=0, sample_every=0, checkpoint_every=0)
     train_loop(
         model,
         build_optimizers(recipe.training.optimizer, model, machine.dtype),
@@ -401,7 +403,8 @@ def measure_speed(prepared: Prepared, machine: Machine, *, steps: int = 3) -> fl
         save=lambda: None,
         should_stop=lambda: False,
     )
-    return prepared.flops_per_step / min(b - a for a, b in pairwise(seconds))
+    each = [after - before for before, after in pairwise(seconds)]
+    return prepared.flops_per_step / (min(each) if len(prepared.loader.shapes) == 1 else fmean(each))
 
 
 class _Session:

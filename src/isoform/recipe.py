@@ -48,9 +48,10 @@ class Recipe:
     seed: int = 0
     """Of everything random: parameters, order, dropout, samples."""
     start: str = ""
-    """A run directory, Hugging Face folder or GGUF file whose parameters and codec training begins with; model.preset
-    = "start" takes its model, too. The model must be the same, but for dropout, further special pieces and a head of
-    another kind, which begin anew; or have experts where that one has a feed-forward, which are then copies of it."""
+    """A run directory, Hugging Face folder or GGUF file (or package:NAME/PATH of one) whose parameters and codec
+    training begins with; model.preset = "start" takes its model, too. The model must be the same, but for dropout,
+    further special pieces and a head of another kind, which begin anew; or have experts where that one has a
+    feed-forward, which are then copies of it."""
     sample_prompt: str = "\n"
     """What samples during training continue."""
     expected_loss: float | None = None

@@ -31,6 +31,7 @@ from isoform.codecs.codec import FILE, Codec
 from isoform.codecs.numbers import NumberCodec
 from isoform.codecs.text import load_codec
 from isoform.config import dump_toml, from_dict, kind_of, load_toml, to_dict
+from isoform.data.sources import PACKAGE, package_folder
 from isoform.model.adapters import adapt, without_adapters
 from isoform.model.baselines import BaselineModel, build_module
 from isoform.model.config import Convolution, Grid, Head, Linear, Lookup, Model, ModelConfig, Pooled, Stem
@@ -158,7 +159,8 @@ LARGE = 4_000_000
 
 
 def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Trained:
-    """The model of a run directory, of a Hugging Face folder, or of a GGUF file.
+    """The model of a run directory, of a Hugging Face folder, or of a GGUF file; or of those inside an installed
+    package, `package:NAME/PATH`.
 
     Of a run: its newest checkpoint that verifies, else model/. dtype: of the products of a large model on a CPU; small
     ones are faster in float32.
@@ -166,7 +168,7 @@ def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     Raises ValueError where there is no model, none was kept yet, or it is not one of ours or of a family we know;
     CorruptCheckpoint where all checkpoints are damaged.
     """
-    path = Path(path)
+    path = _in_package(str(path).removeprefix(PACKAGE)) if str(path).startswith(PACKAGE) else Path(path)
     if path.suffix == ".gguf":
         trained = _load_gguf(path)
     elif is_folder(path) and not Run(path).exists:
@@ -176,6 +178,11 @@ def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     if torch.device(device).type == "cpu" and num_matrix_parameters(trained.model.config) >= LARGE:
         trained.model.reduce_products(dtype)
     return replace(trained, model=trained.model.to(device).eval())
+
+
+def _in_package(name: str) -> Path:
+    package, _, inside = name.partition("/")
+    return package_folder(package) / inside
 
 
 def model_of(path: str) -> Model:

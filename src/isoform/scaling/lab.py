@@ -24,7 +24,7 @@ from isoform.scaling.config import FixedRatio, Ladder, OneSize
 from isoform.scaling.curves import arms
 from isoform.scaling.engines import Engine
 from isoform.scaling.findings import Findings, Table, compare, exact, study
-from isoform.scaling.ladder import Rung, after, halves, plan_ladder, plan_runs, scale_rates
+from isoform.scaling.ladder import Rung, after, as_written, halves, plan_ladder, scale_rates
 from isoform.scaling.measures import take_measures
 from isoform.scaling.pages import Page, cost_tables, run_tables, to_html, to_markdown
 from isoform.scaling.study import Job, Row, Study, fingerprint, make_job, rows_from_json, rows_to_json
@@ -165,7 +165,7 @@ def _swept(
         jobs = []
         for arm, factors in waiting.items():
             for factor in factors:
-                rungs = plan_runs(_at_rate(prepared[arm].recipe, factor), claim.ladder)
+                rungs = _rungs(claim, _arm(claim, arm), _at_rate(prepared[arm], factor))
                 group = min(1, max(rung.group for rung in rungs))
                 rung = next(rung for rung in rungs if rung.group == group)
                 jobs.append(make_job(arm, rung, fingerprint(prepared[arm]), "sweep"))
@@ -197,9 +197,10 @@ def next_factor(losses: Mapping[float, float], most: int = 8) -> float | None:
     return best * best / factors[1] if best == factors[0] else None
 
 
-def _at_rate(recipe: Recipe, factor: float) -> Recipe:
-    training = recipe.training
-    return replace(recipe, training=replace(training, optimizer=scale_rates(training.optimizer, factor)))
+def _at_rate(prepared: Prepared, factor: float) -> Prepared:
+    training = prepared.recipe.training
+    training = replace(training, optimizer=scale_rates(training.optimizer, factor))
+    return replace(prepared, recipe=replace(prepared.recipe, training=training))
 
 
 def check(
@@ -218,9 +219,8 @@ def check(
     factors, swept = dict.fromkeys(prepared, 1.0), list[Row]()
     if claim.sweep and prepared:
         factors, swept = _swept(loaded, prepared, hands, terminal, known)
-    own = {arm: _at_rate(one.recipe, factors[arm]) for arm, one in prepared.items()}
-    data = {arm: fingerprint(one) for arm, one in prepared.items()}
-    jobs = [job for arm in prepared for job in _jobs(claim, arm, own, data)]
+    own = {arm: _at_rate(one, factors[arm]) for arm, one in prepared.items()}
+    jobs = [job for arm in own for job in _jobs(claim, arm, own)]
     made = make_runs(jobs, hands, terminal, known) if jobs else []
     rows, others = [row for row in made if row.purpose == "ladder"], [row for row in made if row.purpose != "ladder"]
     rows = take_measures(claim.measures, rows, hands.pool, machine)
@@ -265,22 +265,30 @@ def _arm(claim: Claim, name: str) -> Arm:
     return next((arm for arm in claim.arms if arm.name == name), Arm(name=name))
 
 
-def _jobs(claim: Claim, name: str, recipes: Mapping[str, Recipe], data: Mapping[str, str]) -> Iterator[Job]:
+def _rungs(claim: Claim, arm: Arm, prepared: Prepared) -> list[Rung]:
+    """The runs of an arm, in order of compute."""
+    if isinstance(claim.ladder, OneSize):
+        size = replace(claim.ladder, compute=arm.compute or claim.ladder.compute)
+        return as_written(prepared.recipe, size, prepared.flops_per_step, prepared.tokens_per_step)
+    return plan_ladder(prepared.recipe, claim.ladder)
+
+
+def _jobs(claim: Claim, name: str, prepared: Mapping[str, Prepared]) -> Iterator[Job]:
     """The runs of an arm, and those that they start from."""
-    arm = _arm(claim, name)
+    arm, data = _arm(claim, name), fingerprint(prepared[name])
     if not arm.starts:
-        yield from (make_job(name, rung, data[name]) for rung in plan_runs(recipes[name], claim.ladder))
+        yield from (make_job(name, rung, data) for rung in _rungs(claim, arm, prepared[name]))
         return
     if isinstance(claim.ladder, OneSize):
-        firsts = _jobs(claim, arm.starts, recipes, data)
-        for start, rung in zip(firsts, plan_runs(recipes[name], claim.ladder), strict=True):
-            yield make_job(name, after(start.rung, rung), data[name], start=start)
+        firsts = _jobs(claim, arm.starts, prepared)
+        for start, rung in zip(firsts, _rungs(claim, arm, prepared[name]), strict=True):
+            yield make_job(name, after(start.rung, rung), data, start=start)
         return
-    for whole in plan_ladder(recipes[arm.starts], claim.ladder):
-        first, second = halves(recipes[name], claim.ladder, whole, arm.share)
-        start = make_job(name, first, data[name], "start")
+    for whole in plan_ladder(prepared[arm.starts].recipe, claim.ladder):
+        first, second = halves(prepared[name].recipe, claim.ladder, whole, arm.share)
+        start = make_job(name, first, data, "start")
         yield start
-        yield make_job(name, second, data[name], start=start)
+        yield make_job(name, second, data, start=start)
 
 
 def _write_pictures(page: Page, out: Path, prefix: str = "") -> dict[str, str]:

@@ -61,13 +61,6 @@ class Rung:
         return self.recipe.seed
 
 
-def plan_runs(recipe: Recipe, how: Ladder | OneSize) -> list[Rung]:
-    """The runs of a recipe, in order of compute. Raises what plan_ladder raises."""
-    if isinstance(how, OneSize):
-        return [_as_written(recipe, how, recipe.seed + i) for i in range(how.seeds)]
-    return plan_ladder(recipe, how)
-
-
 def plan_ladder(recipe: Recipe, ladder: Ladder, *, speed: Callable[[Recipe], float] | None = None) -> list[Rung]:
     """The runs of a ladder, in order of compute; the recipe's vocabulary must be filled in.
 
@@ -78,6 +71,8 @@ def plan_ladder(recipe: Recipe, ladder: Ladder, *, speed: Callable[[Recipe], flo
         raise ValueError(
             f"a ladder makes models of other sizes, which can't start from {recipe.start}; leave start out"
         )
+    if recipe.data.rows == "bucketed":
+        raise ValueError("a ladder counts compute by rows of one length; set data.rows to packed")
     most = _most_compute(recipe, ladder, speed)
     rungs = _rungs(recipe, ladder, most)
     if (short := _shortest(rungs)) < LEAST_STEPS:
@@ -112,16 +107,18 @@ def _rungs(recipe: Recipe, ladder: Ladder, most: float) -> list[Rung]:
     return rungs
 
 
-def _as_written(recipe: Recipe, size: OneSize, seed: int) -> Rung:
-    """The recipe itself; with a stated compute its steps and warm-up are longer or shorter."""
-    training, count = recipe.training, parameters(recipe)
-    batch, schedule = training.global_batch_tokens, training.schedule
+def as_written(recipe: Recipe, size: OneSize, flops_per_step: float, tokens_per_step: float) -> list[Rung]:
+    """The recipe itself, once for each seed; with a stated compute its steps and warm-up are longer or shorter."""
+    training, schedule = recipe.training, recipe.training.schedule
     if size.compute is not None:
-        steps = max(1, round(size.compute / (6 * count * batch)))
+        steps = max(1, round(size.compute / flops_per_step))
         warmup = round(schedule.warmup_steps * steps / training.steps)
         training = replace(training, steps=steps, schedule=replace(schedule, warmup_steps=warmup))
-    tokens = training.steps * batch
-    return Rung(replace(recipe, training=training, seed=seed, expected_loss=None), count, tokens, 6 * count * tokens, 0)
+    compute, tokens = training.steps * flops_per_step, round(training.steps * tokens_per_step)
+    own = replace(recipe, training=training, expected_loss=None)
+    return [
+        Rung(replace(own, seed=recipe.seed + i), compute / tokens / 6, tokens, compute, 0) for i in range(size.seeds)
+    ]
 
 
 def after(start: Rung, rung: Rung) -> Rung:

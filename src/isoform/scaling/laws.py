@@ -704,7 +704,7 @@ def fit_data_constrained(points: Points, *, replicates: int = 200, seed: int = 0
     repeats = points.tokens > 1.5 * unique
     if repeats.sum() < 2:
         raise ValueError(
-            f"{repeats.sum()} runs repeat their data (D > 1.5 U): {2 - repeats.sum()} more that do would suffice"
+            f"runs that repeat their data (D > 1.5 U): {repeats.sum()}; {2 - repeats.sum()} more would suffice"
         )
     _require_plane(points, 7, np.log(unique))
     x, y = np.log(points.parameters), np.log(points.tokens)

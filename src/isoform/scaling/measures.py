@@ -28,10 +28,11 @@ from isoform.scaling.study import Row
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accuracy:
-    """The share of held-out answers that are right, as training measured it last."""
+class HeldOut:
+    """What training measured last: the loss, or the share of answers that are right."""
 
-    name: str = "accuracy"
+    name: str
+    what: Literal["loss", "accuracy"]
     arms: tuple[str, ...] = ()
     """Of which arms it is asked; empty: all."""
 
@@ -78,7 +79,7 @@ class Conversation:
     arms: tuple[str, ...] = ()
 
 
-Measure = Accuracy | Translation | Loss | Conversation
+Measure = HeldOut | Translation | Loss | Conversation
 
 
 def take_measures(measures: Sequence[Measure], rows: Sequence[Row], pool: Path, machine: Machine) -> list[Row]:
@@ -103,11 +104,11 @@ def _conversation(measure: Conversation, recipe: Recipe) -> float:
 
 
 def _value(measure: Measure, folder: Path, machine: Machine) -> float:
-    if isinstance(measure, Accuracy):
-        summary = json.loads(Run(folder).summary.read_text(encoding="utf-8"))
-        if summary["validation_accuracy"] is None:
-            raise ValueError(f"the run {folder.name} has no accuracy; leave the measure {measure.name!r} out")
-        return float(summary["validation_accuracy"])
+    if isinstance(measure, HeldOut):
+        value = json.loads(Run(folder).summary.read_text(encoding="utf-8"))[f"validation_{measure.what}"]
+        if value is None:
+            raise ValueError(f"the run {folder.name} has no {measure.what}; leave the measure {measure.name!r} out")
+        return float(value)
     if isinstance(measure, Conversation):
         return _conversation(measure, load_recipe(str(Run(folder).recipe)))
     split = load_source(measure.path, measure.path) if measure.path else None

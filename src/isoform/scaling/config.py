@@ -105,11 +105,15 @@ class OneSize:
 
     compute: float | None = None
     """Training FLOPs of each run, which set its steps; absent: the recipe's own steps."""
+    share: float = 1.0
+    """So much of the compute that is stated, by an arm or here, or of the recipe's own steps."""
     seeds: int = 1
 
     def __post_init__(self) -> None:
-        if self.seeds < 1 or (self.compute is not None and self.compute <= 0):
-            raise ValueError(f"seeds={self.seeds} must be at least 1, compute={self.compute} above 0")
+        if self.seeds < 1 or self.share <= 0 or (self.compute is not None and self.compute <= 0):
+            raise ValueError(
+                f"seeds={self.seeds} must be at least 1, share={self.share} and compute={self.compute} above 0"
+            )
 
 
 SMALL = 1 / 8

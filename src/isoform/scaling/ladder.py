@@ -108,12 +108,15 @@ def _rungs(recipe: Recipe, ladder: Ladder, most: float) -> list[Rung]:
 
 
 def as_written(recipe: Recipe, size: OneSize, flops_per_step: float, tokens_per_step: float) -> list[Rung]:
-    """The recipe itself, once for each seed; with a stated compute its steps and warm-up are longer or shorter."""
+    """The recipe itself, once for each seed; with another compute than its own its steps are more or fewer, and with
+    them those of its warm-up and between checkpoints."""
     training, schedule = recipe.training, recipe.training.schedule
-    if size.compute is not None:
-        steps = max(1, round(size.compute / flops_per_step))
-        warmup = round(schedule.warmup_steps * steps / training.steps)
-        training = replace(training, steps=steps, schedule=replace(schedule, warmup_steps=warmup))
+    whole = training.steps if size.compute is None else size.compute / flops_per_step
+    if (steps := max(1, round(size.share * whole))) != training.steps:
+        times = steps / training.steps
+        schedule = replace(schedule, warmup_steps=round(schedule.warmup_steps * times))
+        every = math.ceil(training.checkpoint_every * times)
+        training = replace(training, steps=steps, schedule=schedule, checkpoint_every=every)
     compute, tokens = training.steps * flops_per_step, round(training.steps * tokens_per_step)
     own = replace(recipe, training=training, expected_loss=None)
     return [

@@ -224,7 +224,8 @@ def compared(pairs: Sequence[tuple[str, str]], rows: Sequence[Row]) -> Findings:
         title = measure if spread is None else f"{measure}; runs that differ in their seed alone: ± {spread:.3g}"
         findings.tables.append(Table(title, ("arm", "seeds", "mean", "against", "difference"), lines))
         shown = {arm: findings.values[f"{arm}.{measure}"] for arm in seen}
-        findings.pictures[measure] = dots({arm: (e.value, e.low, e.high) for arm, e in shown.items()}, measure)
+        if len(shown) > 1:
+            findings.pictures[measure] = dots({arm: (e.value, e.low, e.high) for arm, e in shown.items()}, measure)
     return findings
 
 

@@ -4,8 +4,8 @@
 
 BERT of 4 layers, width 256, and BART of 3 + 3 layers, width 256, over 4,000 pieces, without dropout; both sides begin
 with equal weights and see the same rows, pairs padded to the longest of like length. The peer runs as it comes, and
-under torch's autocast to bfloat16. Beam search has 4 beams on 100 sources in batches of 25 of like length; its model
-first learned to copy for some steps, so that answers are sure enough, and end.
+under torch's autocast to bfloat16. Beam search has 4 beams on 100 sources in batches of 25 of like length, by a
+model that was given some steps of copying.
 """
 
 from __future__ import annotations
@@ -112,13 +112,13 @@ def pair_rows(steps: int, *, symbols: int = 0) -> list[Batch]:
         rows = []
         for n in lengths.tolist():
             m = int(np.clip(n + rng.integers(-3, 4), 4, 36))
-            said = np.append(rng.integers(5, VOCAB, m - 1), END)
-            asked = Encoding(np.append(rng.integers(5, VOCAB, n - 1), END))
             if symbols:
-                said = np.append(rng.integers(5, 5 + symbols, n - 1), END)
-                m, asked = n, Encoding(said)
+                said = asked = np.append(rng.integers(5, 5 + symbols, n - 1), END)
+            else:
+                said = np.append(rng.integers(5, VOCAB, m - 1), END)
+                asked = np.append(rng.integers(5, VOCAB, n - 1), END)
             inputs = Encoding(np.concatenate([[BEGIN], said[:-1]]))
-            rows.append([Example(inputs, said, np.ones(m, np.float32), source=asked)])
+            rows.append([Example(inputs, said, np.ones(len(said), np.float32), source=Encoding(asked))])
         longest = max(len(e.inputs) for (e,) in rows), max(len(e.source) for (e,) in rows if e.source is not None)
         batches.append(collate(rows, *longest))
     return batches
@@ -202,7 +202,7 @@ def trained(name: str, build: Callable, batches: Sequence[Batch], objective: Obj
 
 
 def searched(rounds: int) -> dict:
-    """Beam search on the same sources, by a model that half knows how to copy them."""
+    """Beam search on the same sources, after some steps of copying."""
     theirs, symbols = bart(), 40
     their_steps(theirs, pair_rows(LEARNED, symbols=symbols), "float32", is_pair=True)()
     ours = twin(theirs.eval()).eval()

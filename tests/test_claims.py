@@ -34,7 +34,7 @@ from isoform.scaling.lab import next_factor
 from isoform.scaling.ladder import as_written, plan_ladder
 from isoform.scaling.laws import PowerLaw
 from isoform.scaling.pages import Page, cost_tables, run_tables, to_html, to_markdown
-from isoform.scaling.study import Row
+from isoform.scaling.study import Job, Row, planned
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -118,20 +118,13 @@ def test_the_runs_of_every_claim_are_enough_for_its_statistic_and_its_rule(name,
             rungs = plan_ladder(replace(recipe, model=replace(recipe.model, vocab_size=90)), ladder)
         for rung in rungs:
             noise = 1 + 0.003 * ((7 * rung.seed + 3 * rung.group + number) % 5 - 2)
-            common = {"purpose": "ladder", "train_seconds": rung.compute / 1e10, "tokens_per_second": 1e4}
-            common["measures"] = {one.name: number + noise for one in asked if not one.arms or arm in one.arms}
             made.append(
-                Row(
-                    id=f"{arm}{len(made)}",
-                    arm=arm,
-                    seed=rung.seed,
-                    width=rung.width,
-                    group=rung.group,
-                    parameters=rung.parameters,
-                    tokens=rung.tokens,
-                    compute=rung.compute,
+                replace(
+                    planned(Job(arm, rung, f"{arm}{len(made)}")),
                     loss=float(law.loss(rung.compute)) * noise,
-                    **common,
+                    train_seconds=rung.compute / 1e10,
+                    tokens_per_second=1e4,
+                    measures={one.name: number + noise for one in asked if not one.arms or arm in one.arms},
                 )
             )
     findings = measure(loaded.claim, made)

@@ -168,7 +168,7 @@ def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     Raises ValueError where there is no model, none was kept yet, or it is not one of ours or of a family we know;
     CorruptCheckpoint where all checkpoints are damaged.
     """
-    path = _in_package(str(path).removeprefix(PACKAGE)) if str(path).startswith(PACKAGE) else Path(path)
+    path = _place(str(path))
     if path.suffix == ".gguf":
         trained = _load_gguf(path)
     elif is_folder(path) and not Run(path).exists:
@@ -180,8 +180,11 @@ def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     return replace(trained, model=trained.model.to(device).eval())
 
 
-def _in_package(name: str) -> Path:
-    package, _, inside = name.partition("/")
+def _place(path: str) -> Path:
+    """Where a model lies, perhaps inside an installed package."""
+    if not path.startswith(PACKAGE):
+        return Path(path)
+    package, _, inside = path.removeprefix(PACKAGE).partition("/")
     return package_folder(package) / inside
 
 

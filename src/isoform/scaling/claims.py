@@ -116,11 +116,13 @@ Statistic = Forecasts | Gains | Exponents | Compared | Recovery | Published
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One way of doing it: the claim's recipe with these changes."""
+    """One way of doing it: the claim's recipe with these changes.
+
+    In a file, an arm with `for_each`, a list of earlier arms, stands for as many, each called "EARLIER, NAME", which
+    change and start from those; and are held against what was made of the one that `against` names.
+    """
 
     name: str
-    """Made once `for_each` of several earlier arms it stands for as many, each called "EARLIER, NAME", which change and
-    start from those; and are held against what was made of the one that `against` names."""
     after: str = ""
     """The earlier arm whose recipe it changes; empty: the claim's own."""
     against: str = ""

@@ -113,23 +113,25 @@ def _value(measure: Measure, folder: Path, machine: Machine) -> float:
         return _conversation(measure, load_recipe(str(Run(folder).recipe)))
     split = load_source(measure.path, measure.path) if measure.path else None
     data = "" if split is None else ",".join(source.sha256 for source in split.sources)
-    said = json.dumps([type(measure).__name__, {**to_dict(measure), "name": "", "path": "", "arms": []}, data])
+    which = measure.form if isinstance(measure, Translation) else "loss"
+    asked = {key: value for key, value in to_dict(measure).items() if key not in ("name", "path", "arms", "form")}
+    said = json.dumps([type(measure).__name__, asked, data])
     path = folder / f"measure-{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"
     if path.exists():
-        return float(json.loads(path.read_text(encoding="utf-8"))["value"])
+        return float(json.loads(path.read_text(encoding="utf-8"))["values"][which])
     trained = load(folder, machine.device, machine.dtype)
     match measure:
-        case Translation(limit=limit, form=form):
+        case Translation(limit=limit):
             assert split is not None
             records = split.validation[:limit] if limit else split.validation
             beam = Beam(size=measure.beams, length_penalty=measure.length_penalty)
             score, _ = translate(trained, records, beam, measure.language)
-            value = (score.tokenised if form == "tokenised" else score.plain).score
+            values = {"tokenised": score.tokenised.score, "plain": score.plain.score}
         case Loss(objective=objective):
             recipe = replace(trained.recipe, objective=objective, data=replace(trained.recipe.data, rows="packed"))
             records = (load_records(recipe.data)[1] if split is None else split).validation
-            value = evaluate_held_out(trained.model, recipe, trained.codec, records, machine).loss
+            values = {which: evaluate_held_out(trained.model, recipe, trained.codec, records, machine).loss}
         case _:
             assert_never(measure)
-    write_text(path, json.dumps({"asked": to_dict(measure), "value": value}) + "\n")
-    return value
+    write_text(path, json.dumps({"asked": asked, "values": values}) + "\n")
+    return values[which]

@@ -108,6 +108,26 @@ def make_job(arm: str, rung: Rung, data: str, purpose: str = "ladder", start: Jo
     return Job(arm, rung, hashlib.sha256(text.encode()).hexdigest()[:16], purpose, start)
 
 
+def planned(job: Job) -> Row:
+    """What is known of a run before it is made."""
+    rung, training = job.rung, job.rung.recipe.training
+    return Row(
+        id=job.id,
+        arm=job.arm,
+        purpose=job.purpose,
+        seed=rung.seed,
+        width=rung.width,
+        group=rung.group,
+        parameters=rung.parameters,
+        tokens=rung.tokens,
+        compute=rung.compute,
+        loss=None,
+        learning_rate=training.optimizer.learning_rate,
+        num_layers=rung.num_layers,
+        steps=training.steps,
+    )
+
+
 @dataclass
 class _Running:
     job: Job
@@ -141,23 +161,7 @@ class Study:
 
     def row(self, job: Job) -> Row | None:
         """What is known of a run, if it ended."""
-        run, rung = Run(self.pool / job.id), job.rung
-        optimizer = rung.recipe.training.optimizer
-        base = Row(
-            id=job.id,
-            arm=job.arm,
-            purpose=job.purpose,
-            seed=rung.seed,
-            width=rung.width,
-            group=rung.group,
-            parameters=rung.parameters,
-            tokens=rung.tokens,
-            compute=rung.compute,
-            loss=None,
-            learning_rate=optimizer.learning_rate,
-            num_layers=rung.num_layers,
-            steps=rung.recipe.training.steps,
-        )
+        run, rung, base = Run(self.pool / job.id), job.rung, planned(job)
         if run.summary.exists():
             summary = json.loads(run.summary.read_text(encoding="utf-8"))
             loss = summary["validation_loss"]

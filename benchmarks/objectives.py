@@ -1,11 +1,11 @@
 """An encoder trained on masked pieces, an encoder-decoder on pairs, and beam search: ours beside transformers, in turn.
 
-    python benchmarks/objectives.py [--rounds 5] [--steps 20]
+    python benchmarks/objectives.py MULTI30K [--rounds 5] [--steps 20]      # a folder with task 1 of Multi30k
 
 BERT of 4 layers, width 256, and BART of 3 + 3 layers, width 256, over 4,000 pieces, without dropout; both sides begin
 with equal weights and see the same rows, pairs padded to the longest of like length. The peer runs as it comes, and
-under torch's autocast to bfloat16. Beam search has 4 beams on 100 sources in batches of 25 of like length, by a
-model that was given some steps of copying.
+under torch's autocast to bfloat16. Beam search has 4 beams on the first 200 sentences of test2016 in batches of 25 of
+like length, by that BART after 400 steps of translation, in float32.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,24 +24,28 @@ from harness import in_turn, keep, ratios, summary, training_steps
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForMaskedLM, PreTrainedModel
 
 from isoform.batch import Batch, Encoding, Example, collate
-from isoform.checkpoint.huggingface import read_folder
-from isoform.experiment import batch_loss
+from isoform.checkpoint.huggingface import read_folder, write_folder
+from isoform.codecs.codec import as_text
+from isoform.data.sources import load_source
+from isoform.experiment import batch_loss, train
 from isoform.generation.config import Beam
-from isoform.generation.decode import Prompt
+from isoform.generation.decode import build_prompt
 from isoform.generation.many import beam_search
 from isoform.machine import choose_machine
 from isoform.mask import Causal, Full
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Masked, Objective, Seq2seq
 from isoform.objectives.views import View, build_view
+from isoform.recipe import changed, load_recipe
+from isoform.run import Trained, load
 from isoform.training.config import AdamW
 from isoform.training.optimizer import build_optimizers
 from isoform.training.trainer import GlobalBatch
 
 VOCAB, END, BEGIN = 4000, 2, 2
 FORMATS = ("float32", "bfloat16")
-LEARNED = 200
-"""Steps of copying before the search."""
+LEARNED = 400
+"""Steps of translation before the search."""
 
 
 def bert() -> PreTrainedModel:
@@ -103,20 +108,16 @@ def masked_rows(steps: int) -> list[Batch]:
     return full
 
 
-def pair_rows(steps: int, *, symbols: int = 0) -> list[Batch]:
-    """64 pairs a step, of like length: 6 .. 35 pieces, targets about as long as their sources; or, in so many symbols,
-    copies of these."""
+def pair_rows(steps: int) -> list[Batch]:
+    """64 pairs a step, of like length: 6 .. 35 pieces, targets about as long as their sources."""
     rng, batches = np.random.default_rng(0), []
     sizes = np.sort(np.clip(rng.normal(17, 5, 64 * steps), 6, 35).astype(int)).reshape(steps, 64)
     for lengths in rng.permutation(sizes):
         rows = []
         for n in lengths.tolist():
             m = int(np.clip(n + rng.integers(-3, 4), 4, 36))
-            if symbols:
-                said = asked = np.append(rng.integers(5, 5 + symbols, n - 1), END)
-            else:
-                said = np.append(rng.integers(5, VOCAB, m - 1), END)
-                asked = np.append(rng.integers(5, VOCAB, n - 1), END)
+            said = np.append(rng.integers(5, VOCAB, m - 1), END)
+            asked = np.append(rng.integers(5, VOCAB, n - 1), END)
             inputs = Encoding(np.concatenate([[BEGIN], said[:-1]]))
             rows.append([Example(inputs, said, np.ones(len(said), np.float32), source=Encoding(asked))])
         longest = max(len(e.inputs) for (e,) in rows), max(len(e.source) for (e,) in rows if e.source is not None)
@@ -201,51 +202,85 @@ def trained(name: str, build: Callable, batches: Sequence[Batch], objective: Obj
     }
 
 
-def searched(rounds: int) -> dict:
-    """Beam search on the same sources, after some steps of copying."""
-    theirs, symbols = bart(), 40
-    their_steps(theirs, pair_rows(LEARNED, symbols=symbols), "float32", is_pair=True)()
-    ours = twin(theirs.eval()).eval()
-    rng = np.random.default_rng(1)
-    sources = [np.append(rng.integers(5, 5 + symbols, n - 1), END) for n in sorted(rng.integers(6, 30, 100).tolist())]
-    parts = [sources[at : at + 25] for at in range(0, 100, 25)]
-    beam, found = Beam(size=4, max_tokens=40, early_stopping="bound"), dict[str, list[list[int]]]()
+def translator(data: Path, folder: Path) -> Trained:
+    """BART of the benchmark's shape after some steps of translation."""
+    stack = {
+        "num_layers": 3,
+        "blocks": {"0": {"attention": {"num_heads": 4}, "feedforward": {"feedforward_dim": 1024}}},
+    }
+    model = {
+        "preset": "bart",
+        "model_dim": 256,
+        "vocab_size": 0,
+        "context_length": 64,
+        "encoder": stack,
+        "decoder": stack,
+    }
+    training = {"steps": LEARNED, "average_checkpoints": 1, "checkpoint_every": 0, "keep_checkpoints": 1}
+    optimizer = {"kind": "adamw", "learning_rate": 1e-3}
+    training |= {"validate_every": 0, "optimizer": optimizer, "schedule": {"warmup_steps": 50}}
+    recipe = changed(load_recipe("multi30k"), {"model": model, "training": training})
+    run = train(replace(recipe, data=recipe.data.under(str(data))), folder)
+    return load(run.folder)
+
+
+def searched(rounds: int, data: Path) -> dict:
+    """Beam search for the same sources with the same weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        trained = translator(data, Path(folder) / "run")
+        ours, codec = trained.transformer, as_text(trained.codec)
+        write_folder(ours, Path(folder) / "theirs")
+        theirs = BartForConditionalGeneration.from_pretrained(Path(folder) / "theirs").eval()
+    path = str(data / "test_2016_flickr.{en,de}.gz")
+    texts = [record["source"] for record in load_source(path, path).validation[:200]]
+    prompts = [build_prompt(codec, text, is_pair=True, view=trained.view) for text in texts]
+    sources = [prompt.source for prompt in prompts if prompt.source is not None]
+    order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
+    parts = [order[at : at + 25] for at in range(0, len(order), 25)]
+    end, begin = codec.end_of_text, int(prompts[0].ids[0])
+    beam, found = Beam(size=4, max_tokens=60, early_stopping="bound"), dict[str, list[list[int]]]()
 
     def of_ours() -> None:
-        prompts = [[Prompt(np.array([BEGIN]), source=source) for source in part] for part in parts]
-        made = [beam_search(ours, one, beam, end=END, mask=Causal()) for one in prompts]
+        made = [beam_search(ours, [prompts[i] for i in part], beam, end=end, mask=Causal()) for part in parts]
         found["ours"] = [each[0].ids.tolist() for part in made for each in part]
 
     def of_theirs() -> None:
         found["theirs"] = []
         for part in parts:
-            ids = torch.full((len(part), max(map(len, part))), 1)
-            for row, source in zip(ids, part, strict=True):
-                row[: len(source)] = torch.from_numpy(source)
+            ids = torch.full((len(part), max(len(sources[i]) for i in part)), end)
+            there = torch.zeros_like(ids)
+            for row, i in enumerate(part):
+                ids[row, : len(sources[i])] = torch.from_numpy(sources[i].astype(np.int64))
+                there[row, : len(sources[i])] = 1
             with torch.no_grad():
                 made = theirs.generate(
                     input_ids=ids,
-                    attention_mask=(ids != 1).long(),
+                    attention_mask=there,
                     num_beams=4,
-                    max_new_tokens=40,
+                    max_new_tokens=60,
                     early_stopping=False,
                     do_sample=False,
+                    decoder_start_token_id=begin,
+                    eos_token_id=end,
+                    pad_token_id=end,
+                    forced_eos_token_id=None,
                 )
-            for row in made[:, 1:].tolist():
-                found["theirs"].append([*row[: row.index(END)], END] if END in row else [p for p in row if p != 1])
+            found["theirs"] += [row[: [*row, end].index(end)] for row in made[:, 1:].tolist()]
 
     seconds = in_turn({"isoform": of_ours, "transformers": of_theirs}, rounds=rounds)
-    same = sum(a == b for a, b in zip(found["ours"], found["theirs"], strict=True))
+    answers = [ids[: [*ids, end].index(end)] for ids in found["ours"]]
+    same = sum(a == b for a, b in zip(answers, found["theirs"], strict=True))
     return {
         "seconds": {name: summary(times) for name, times in seconds.items()},
         "times_the_peer": ratios(seconds, "isoform", "transformers"),
         "same_answers": f"{same} of {len(sources)}",
-        "mean_length": float(np.mean([len(ids) for ids in found["ours"]])),
+        "mean_length": float(np.mean([len(ids) for ids in answers])),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
@@ -255,7 +290,7 @@ def main() -> None:
         {
             "masked": trained("masked", bert, masked_rows(options.steps), Masked(), options.rounds),
             "seq2seq": trained("seq2seq", bart, pair_rows(options.steps), Seq2seq(), options.rounds),
-            "beam_search": searched(options.rounds),
+            "beam_search": searched(options.rounds, options.data),
         },
     )
 

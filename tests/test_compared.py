@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -152,6 +153,12 @@ def test_what_some_arms_are_not_asked_is_left_out_of_their_lines():
     assert found.values["loss.noise"].value == pytest.approx(math.sqrt(0.02))
     loss, bleu = found.tables
     assert [line[0] for line in loss.lines] == ["a", "b"] and [line[0] for line in bleu.lines] == ["a"]
+
+
+def test_runs_that_diverged_and_signatures_are_told():
+    made = [replace(row("a", seed, 1.0, bleu=30.0), signatures={"bleu": "tok:13a"}) for seed in range(2)]
+    found = compared([("b", "a")], [*made, row("b", 0, 0.9), row("b", 1, None)])
+    assert found.notes == ["bleu: tok:13a", "b: 1 of 2 runs diverged and are left out"]
 
 
 def test_data_are_looked_for_where_they_are_said_to_be(place):

@@ -182,6 +182,8 @@ def test_texts_that_cannot_be_corrupted_are_named():
     leave_out = Denoising(SpanCorruption(), codec_for(SpanCorruption()))
     with pytest.raises(ValueError, match="1 pieces has no span"):
         leave_out(text_of(2), np.random.default_rng(0))
+    assert leave_out.lengths(2) == (0, 0) and leave_out.total(2) == 0, "a piece and the end are no row"
+    assert min(leave_out.lengths(3)) > 0 and len(leave_out(text_of(3), np.random.default_rng(0)))
     with pytest.raises(ValueError, match="plain texts"):
         leave_out(replace(text_of(20), prefix=4), np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"no special piece <\|mask\|>"):
@@ -211,7 +213,7 @@ def test_long_texts_are_cut_without_a_piece_in_two_parts():
     for record, length in ((0, 1000), (2, 130)):
         own = samples.records == record
         assert samples.starts[own].tolist() == [0, *samples.stops[own][:-1]]
-        assert length - samples.stops[own][-1] in (0, 1)
+        assert length - samples.stops[own][-1] in (0, 1, 2)
 
 
 def test_ends_too_short_to_be_corrupted_are_counted():

@@ -16,8 +16,10 @@ from isoform.model.config import (
     BlockConfig,
     Dense,
     Experts,
+    Learned,
     ModelConfig,
     Pooled,
+    Rotary,
     StackConfig,
     TokenChoice,
 )
@@ -91,6 +93,19 @@ def test_a_hugging_face_folder_is_a_start(recipe, tmp_path):
     )
     for name, tensor in folder.model.state_dict().items():
         assert torch.equal(tensor, load(second.folder).model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("position", [Rotary(), Learned()], ids=["rotary", "learned"])
+@pytest.mark.parametrize("length", [8, 32])
+def test_the_context_may_be_another(recipe, tmp_path, position, length):
+    stack = replace(recipe.model.decoder, position=position)
+    model = replace(recipe.model, decoder=stack)
+    first = experiment.train(replace(recipe, model=model), tmp_path / "first")
+    other = still(recipe, first.folder, model=replace(model, context_length=length))
+    second = load(experiment.train(other, tmp_path / "second").folder)
+    assert second.model.config.context_length == length
+    ids = torch.randint(0, 10, (2, 8))
+    assert torch.equal(second.model(ids), load(first.folder).model(ids))
 
 
 def test_another_model_is_refused_by_its_fields(recipe, tmp_path):

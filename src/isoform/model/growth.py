@@ -43,9 +43,9 @@ def upcycle(model: Transformer, num_experts: int, num_active: int = 2, *, seed: 
 @torch.no_grad()
 def take(target: Transformer, source: Transformer) -> None:
     """Give a model another one's parameters; where it has experts and the other one feed-forward, each is a copy; more
-    pieces than the other one has are new, as is a head of another kind.
+    pieces than the other one has are new, as are learned places beyond its context, and a head of another kind.
 
-    Raises ValueError naming the fields that differ; dropout and initialization may.
+    Raises ValueError naming the fields that differ; dropout, initialization and the context's length may.
     """
     alike = _with_blocks(target.config, lambda block: replace(block, feedforward=_expert(block.feedforward)))
     own = alike if _is_dense(source.config) else target.config
@@ -54,7 +54,7 @@ def take(target: Transformer, source: Transformer) -> None:
         f"{path}: {before} there, {now} here"
         for path, before, now in differences(_sized(source.config), _sized(own))
         if not path.startswith(("dropout", "initialization"))
-        and not path.endswith("attention.dropout")
+        and not path.endswith(("attention.dropout", "context_length"))
         and not (path == "vocab_size" and source.config.vocab_size < target.config.vocab_size)
         and not (has_new_head and path.startswith("head"))
     ]
@@ -74,8 +74,9 @@ def take(target: Transformer, source: Transformer) -> None:
     new = (".router.weight", ".adapter_a", ".adapter_b")
     own = target.state_dict()
     for name, tensor in state.items():
-        if name in own and len(tensor) < len(own[name]):  # pieces that came later keep what they were made with
-            own[name][: len(tensor)] = tensor
+        if name in own and len(tensor) != len(own[name]):  # new pieces and places keep what they were made with
+            shared = min(len(tensor), len(own[name]))
+            own[name][:shared] = tensor[:shared]
             state[name] = own[name]
     left = target.load_state_dict(state, strict=False)
     missing = [n for n in left.missing_keys if not n.endswith(new) and not (has_new_head and n.startswith("head."))]

@@ -12,6 +12,9 @@ from isoform.batch import Encoding, Example
 from isoform.codecs.codec import MASK, TextCodec, mode_piece, span_piece
 from isoform.objectives.config import Corruption, Denoiser, DenoiserMixture, Masked, SpanCorruption
 
+SHORTEST = 3
+"""A text of which a piece can be left out and one left: two, and the end."""
+
 
 def special_pieces(config: object) -> list[str]:
     """The special pieces that an objective needs, in the order in which a codec gets them."""
@@ -100,8 +103,9 @@ class Denoising:
         return Encoding(whole, prefix=len(mode) + len(source) + 1)
 
     def lengths(self, length: int) -> tuple[int, int]:
-        """The most pieces of source and of target that a text of so many gives; 0 for one that is too short."""
-        if length < 2:
+        """The most pieces of source and of target that a text of so many, its end among them, gives; 0 for one that is
+        too short."""
+        if length < SHORTEST:
             return 0, 0
         each = [self._amounts(denoiser, length) for denoiser in self.denoisers]
         beside = 1 if self.modes is None else 2
@@ -109,7 +113,7 @@ class Denoising:
 
     def total(self, length: int) -> int:
         """The most pieces of both together; 0 for a text that is too short."""
-        if length < 2:
+        if length < SHORTEST:
             return 0
         return length + 2 * max(self._amounts(one, length)[1] for one in self.denoisers) + 2 + (self.modes is not None)
 

@@ -18,7 +18,7 @@ from isoform.recipe import Recipe, builtin_recipes, changed, load_recipe
 from isoform.scaling.config import Ladder, OneSize
 from isoform.scaling.curves import Estimate
 from isoform.scaling.findings import Findings, compared, exponents, forecasts, gains, published, recovered
-from isoform.scaling.measures import Loss, Measure, Translation
+from isoform.scaling.measures import Answers, Loss, Measure, Translation
 from isoform.scaling.study import Row
 
 
@@ -232,7 +232,7 @@ def load_claim(name: str, *, quick: bool = False, data: str = "") -> Loaded:
         raise ConfigError(f"{path}: two arms have the same name; rename one")
     placed = {arm: replace(recipe, data=recipe.data.under(data)) for arm, recipe in recipes.items()}
     measures = tuple(
-        replace(one, path=under(one.path, data)) if isinstance(one, Translation | Loss) else one
+        replace(one, path=under(one.path, data)) if isinstance(one, Translation | Answers | Loss) else one
         for one in claim.measures
     )
     return Loaded(path.stem, replace(claim, measures=measures), placed, quick)

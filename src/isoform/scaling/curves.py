@@ -321,8 +321,8 @@ def costs(rows: Sequence[Row]) -> list[Cost]:
     return found
 
 
-def mismatches(found: Sequence[Cost], matched: str = "compute") -> list[str]:
-    """Warnings: arms that are equal in one cost and differ by more than 10 % from the first arm in another."""
+def mismatches(found: Sequence[Cost]) -> list[str]:
+    """In one sentence the arms that differ by more than 10 % from the first in a cost; nothing where none does."""
     words = {
         "num_parameters": "parameters",
         "num_active_parameters": "active parameters",
@@ -335,8 +335,8 @@ def mismatches(found: Sequence[Cost], matched: str = "compute") -> list[str]:
         different = []
         for name, word in words.items():
             here, there = getattr(found[0], name), getattr(other, name)
-            if name != matched and here and abs(there / here - 1) > CLOSE:
+            if here and abs(there / here - 1) > CLOSE:
                 different.append(f"{there / here - 1:+.0%} {word}")
         if different:
-            said.append(f"{other.arm} is matched on {words[matched]}, but has {', '.join(different)}")
-    return said
+            said.append(f"{other.arm} {', '.join(different)}")
+    return [f"not the same cost as {found[0].arm}: {'; '.join(said)}"] if said else []

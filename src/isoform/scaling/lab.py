@@ -246,7 +246,7 @@ def check(
     bounds = {condition.value: str(condition) for condition in claim.rule}
     numbers = tuple((key, str(estimate), bounds.get(key, "")) for key, estimate in findings.values.items())
     page = Page(claim.question, lead, pictures=findings.pictures)
-    page.notes = [*(f"Not the same cost: {warning}." for warning in warnings), *findings.notes]
+    page.notes = [*(f"{warning[0].upper()}{warning[1:]}." for warning in warnings), *findings.notes]
     page.tables = [
         *findings.tables,
         *costs,
@@ -358,7 +358,7 @@ def climb(
     page = Page(f"{' against '.join(plans)}: the ladder", [], pictures=findings.pictures)
     page.lead = findings.lead
     page.tables = [*findings.tables, *costs, *run_tables(rows)]
-    page.notes = [*(f"Not the same cost: {warning}." for warning in warnings), *findings.notes]
+    page.notes = [*(f"{warning[0].upper()}{warning[1:]}." for warning in warnings), *findings.notes]
     values = {
         "command": command,
         **_origins(rows, machine, hands),

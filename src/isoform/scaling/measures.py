@@ -15,7 +15,7 @@ from typing import Literal, assert_never
 
 from isoform.config import to_dict
 from isoform.data.sources import load_source
-from isoform.evaluation.translation import translate
+from isoform.evaluation.translation import answer_lines, translate
 from isoform.experiment import evaluate_held_out, load_records
 from isoform.generation.config import Beam
 from isoform.machine import Machine
@@ -53,6 +53,15 @@ class Translation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answers:
+    """The share of held-out sources that are answered as they should be, to the letter, by the most probable pieces."""
+
+    name: str
+    path: str
+    arms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Loss:
     """The loss on held-out records of what another objective asks, in nats per piece."""
 
@@ -79,7 +88,7 @@ class Conversation:
     arms: tuple[str, ...] = ()
 
 
-Measure = HeldOut | Translation | Loss | Conversation
+Measure = HeldOut | Translation | Answers | Loss | Conversation
 
 
 def take_measures(measures: Sequence[Measure], rows: Sequence[Row], pool: Path, machine: Machine) -> list[Row]:
@@ -91,7 +100,10 @@ def _measured(measures: Sequence[Measure], row: Row, pool: Path, machine: Machin
     asked = [one for one in measures if (not one.arms or row.arm in one.arms) and one.name not in row.measures]
     if not row.is_finite or not asked:
         return row
-    return replace(row, measures={**row.measures, **{one.name: _value(one, pool / row.id, machine) for one in asked}})
+    taken = {one.name: _value(one, pool / row.id, machine) for one in asked}
+    values = {name: value for name, (value, _) in taken.items()}
+    signatures = {name: signature for name, (_, signature) in taken.items() if signature}
+    return replace(row, measures=row.measures | values, signatures=row.signatures | signatures)
 
 
 def _conversation(measure: Conversation, recipe: Recipe) -> float:
@@ -103,23 +115,25 @@ def _conversation(measure: Conversation, recipe: Recipe) -> float:
     return float(turns[-1].bytes_held if measure.what == "bytes_held" else fmean(turn.read_again for turn in turns))
 
 
-def _value(measure: Measure, folder: Path, machine: Machine) -> float:
+def _value(measure: Measure, folder: Path, machine: Machine) -> tuple[float, str]:
+    """The number, and what beside the answers decides it, where that has a name."""
     if isinstance(measure, HeldOut):
         value = json.loads(Run(folder).summary.read_text(encoding="utf-8"))[f"validation_{measure.what}"]
         if value is None:
             raise ValueError(f"the run {folder.name} has no {measure.what}; leave the measure {measure.name!r} out")
-        return float(value)
+        return float(value), ""
     if isinstance(measure, Conversation):
-        return _conversation(measure, load_recipe(str(Run(folder).recipe)))
+        return _conversation(measure, load_recipe(str(Run(folder).recipe))), ""
     split = load_source(measure.path, measure.path) if measure.path else None
     data = "" if split is None else ",".join(source.sha256 for source in split.sources)
-    which = measure.form if isinstance(measure, Translation) else "loss"
+    which = measure.form if isinstance(measure, Translation) else "value"
     asked = {key: value for key, value in to_dict(measure).items() if key not in ("name", "path", "arms", "form")}
     said = json.dumps([type(measure).__name__, asked, data])
     path = folder / f"measure-{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"
     if path.exists():
-        return float(json.loads(path.read_text(encoding="utf-8"))["values"][which])
-    trained = load(folder, machine.device, machine.dtype)
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return float(kept["values"][which]), kept["signatures"].get(which, "")
+    trained, signatures = load(folder, machine.device, machine.dtype), {}
     match measure:
         case Translation(limit=limit):
             assert split is not None
@@ -127,11 +141,17 @@ def _value(measure: Measure, folder: Path, machine: Machine) -> float:
             beam = Beam(size=measure.beams, length_penalty=measure.length_penalty)
             score, _ = translate(trained, records, beam, measure.language)
             values = {"tokenised": score.tokenised.score, "plain": score.plain.score}
+            signatures = {"tokenised": score.tokenised.signature, "plain": score.plain.signature}
+        case Answers():
+            assert split is not None
+            found = answer_lines(trained, [record["source"] for record in split.validation], Beam(size=1))
+            right = [each[0][0] == record["target"] for each, record in zip(found, split.validation, strict=True)]
+            values = {which: fmean(right)}
         case Loss(objective=objective):
             recipe = replace(trained.recipe, objective=objective, data=replace(trained.recipe.data, rows="packed"))
             records = (load_records(recipe.data)[1] if split is None else split).validation
             values = {which: evaluate_held_out(trained.model, recipe, trained.codec, records, machine).loss}
         case _:
             assert_never(measure)
-    write_text(path, json.dumps({"asked": asked, "values": values}) + "\n")
-    return values[which]
+    write_text(path, json.dumps({"asked": asked, "values": values, "signatures": signatures}) + "\n")
+    return values[which], signatures.get(which, "")

@@ -78,6 +78,8 @@ class Row:
     steps: int = 0
     measures: dict[str, float] = field(default_factory=dict)
     """What else was asked of it."""
+    signatures: dict[str, str] = field(default_factory=dict)
+    """What decides such a number beside the run, as the library that gives it writes it (sacrebleu's signatures)."""
     machine: dict[str, Any] = field(default_factory=dict)
     data: tuple[dict[str, Any], ...] = ()
 

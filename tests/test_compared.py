@@ -153,6 +153,7 @@ def test_what_some_arms_are_not_asked_is_left_out_of_their_lines():
     assert found.values["loss.noise"].value == pytest.approx(math.sqrt(0.02))
     loss, bleu = found.tables
     assert [line[0] for line in loss.lines] == ["a", "b"] and [line[0] for line in bleu.lines] == ["a"]
+    assert [table.title for table in compared([], made, with_loss=False).tables] == [bleu.title]
 
 
 def test_runs_that_diverged_and_signatures_are_told():

@@ -89,6 +89,9 @@ class Compared:
     is held against; M.noise, the standard deviation of runs that differ in their seed alone, over all arms.
     """
 
+    loss: bool = True
+    """Whether the losses are to be compared; those of different objectives can't be."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
@@ -292,8 +295,8 @@ def measure(claim: Claim, rows: Sequence[Row]) -> Findings:
             return gains(_pairs(claim), rows, over)
         case Exponents():
             return exponents(rows)
-        case Compared():
-            return compared(_pairs(claim), rows)
+        case Compared(loss=with_loss):
+            return compared(_pairs(claim), rows, with_loss=with_loss)
         case Recovery(repetitions=repetitions):
             return recovered(repetitions)
         case Published(compute=compute):

@@ -338,5 +338,5 @@ def mismatches(found: Sequence[Cost]) -> list[str]:
             if here and abs(there / here - 1) > CLOSE:
                 different.append(f"{there / here - 1:+.0%} {word}")
         if different:
-            said.append(f"{other.arm} {', '.join(different)}")
+            said.append(f"{other.arm} ({', '.join(different)})")
     return [f"not the same cost as {found[0].arm}: {'; '.join(said)}"] if said else []

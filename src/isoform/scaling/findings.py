@@ -195,14 +195,14 @@ def exponents(rows: Sequence[Row]) -> Findings:
     return findings
 
 
-def compared(pairs: Sequence[tuple[str, str]], rows: Sequence[Row]) -> Findings:
+def compared(pairs: Sequence[tuple[str, str]], rows: Sequence[Row], *, with_loss: bool = True) -> Findings:
     """Arms of one size: means over seeds with intervals of Student's distribution, and differences with Welch's (1947).
 
     pairs: each arm but the first, and the one that it is held against.
     """
     findings, asked, by_arm = Findings(), arms(rows), arms(row for row in rows if row.is_finite)
     names = dict.fromkeys(name for row in rows for name in row.measures)
-    for measure in ("loss", *names):
+    for measure in ("loss", *names) if with_loss else names:
         seen = {arm: [v for row in there if (v := _of(row, measure)) is not None] for arm, there in by_arm.items()}
         seen = {arm: numbers for arm, numbers in seen.items() if numbers}
         findings.values |= {f"{arm}.{measure}": mean(numbers) for arm, numbers in seen.items()}

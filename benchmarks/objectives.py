@@ -204,23 +204,15 @@ def trained(name: str, build: Callable, batches: Sequence[Batch], objective: Obj
 
 def translator(data: Path, folder: Path) -> Trained:
     """BART of the benchmark's shape after some steps of translation."""
-    stack = {
-        "num_layers": 3,
-        "blocks": {"0": {"attention": {"num_heads": 4}, "feedforward": {"feedforward_dim": 1024}}},
-    }
-    model = {
-        "preset": "bart",
-        "model_dim": 256,
-        "vocab_size": 0,
-        "context_length": 64,
-        "encoder": stack,
-        "decoder": stack,
-    }
+    block = {"attention": {"num_heads": 4}, "feedforward": {"feedforward_dim": 1024}}
+    stack = {"num_layers": 3, "blocks": {"0": block}}
+    shape = {"model_dim": 256, "vocab_size": 0, "context_length": 64, "encoder": stack, "decoder": stack}
+    model = changed(load_recipe("bart"), {"model": shape}).model
     training = {"steps": LEARNED, "average_checkpoints": 1, "checkpoint_every": 0, "keep_checkpoints": 1}
     optimizer = {"kind": "adamw", "learning_rate": 1e-3}
     training |= {"validate_every": 0, "optimizer": optimizer, "schedule": {"warmup_steps": 50}}
-    recipe = changed(load_recipe("multi30k"), {"model": model, "training": training})
-    run = train(replace(recipe, data=recipe.data.under(str(data))), folder)
+    recipe = changed(load_recipe("multi30k"), {"training": training})
+    run = train(replace(recipe, model=model, data=recipe.data.under(str(data))), folder)
     return load(run.folder)
 
 

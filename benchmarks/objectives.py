@@ -36,7 +36,7 @@ from isoform.mask import Causal, Full
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Masked, Objective, Seq2seq
 from isoform.objectives.views import View, build_view
-from isoform.recipe import changed, load_recipe
+from isoform.recipe import changed, load_form, load_recipe
 from isoform.run import Trained, load
 from isoform.training.config import AdamW
 from isoform.training.optimizer import build_optimizers
@@ -207,7 +207,7 @@ def translator(data: Path, folder: Path) -> Trained:
     block = {"attention": {"num_heads": 4}, "feedforward": {"feedforward_dim": 1024}}
     stack = {"num_layers": 3, "blocks": {"0": block}}
     shape = {"model_dim": 256, "vocab_size": 0, "context_length": 64, "encoder": stack, "decoder": stack}
-    model = changed(load_recipe("bart"), {"model": shape}).model
+    model = changed(load_form("bart"), {"model": shape}).model
     training = {"steps": LEARNED, "average_checkpoints": 1, "checkpoint_every": 0, "keep_checkpoints": 1}
     optimizer = {"kind": "adamw", "learning_rate": 1e-3}
     training |= {"validate_every": 0, "optimizer": optimizer, "schedule": {"warmup_steps": 50}}

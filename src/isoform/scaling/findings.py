@@ -200,7 +200,7 @@ def compared(pairs: Sequence[tuple[str, str]], rows: Sequence[Row], *, with_loss
 
     pairs: each arm but the first, and the one that it is held against.
     """
-    findings, asked, by_arm = Findings(), arms(rows), arms(row for row in rows if row.is_finite)
+    findings, by_arm = Findings(), arms(row for row in rows if row.is_finite)
     names = dict.fromkeys(name for row in rows for name in row.measures)
     for measure in ("loss", *names) if with_loss else names:
         seen = {arm: [v for row in there if (v := _of(row, measure)) is not None] for arm, there in by_arm.items()}
@@ -228,8 +228,9 @@ def compared(pairs: Sequence[tuple[str, str]], rows: Sequence[Row], *, with_loss
         if len(shown) > 1:
             findings.pictures[measure] = dots({arm: (e.value, e.low, e.high) for arm, e in shown.items()}, measure)
     findings.notes += dict.fromkeys(f"{name}: {how}" for row in rows for name, how in row.signatures.items())
+    made = Counter(row.arm for row in rows)
     for arm, lost in Counter(row.arm for row in rows if not row.is_finite).items():
-        findings.notes.append(f"{arm}: {lost} of {len(asked[arm])} runs diverged and are left out")
+        findings.notes.append(f"{arm}: {lost} of {made[arm]} runs diverged and are left out")
     return findings
 
 

@@ -246,7 +246,7 @@ def check(
     bounds = {condition.value: str(condition) for condition in claim.rule}
     numbers = tuple((key, str(estimate), bounds.get(key, "")) for key, estimate in findings.values.items())
     page = Page(claim.question, lead, pictures=findings.pictures)
-    page.notes = [*(f"{warning[0].upper()}{warning[1:]}." for warning in warnings), *findings.notes]
+    page.notes = [*_sentences(warnings), *findings.notes]
     page.tables = [
         *findings.tables,
         *costs,
@@ -289,6 +289,10 @@ def _jobs(claim: Claim, name: str, prepared: Mapping[str, Prepared]) -> Iterator
         start = make_job(name, first, data, "start")
         yield start
         yield make_job(name, second, data, start=start)
+
+
+def _sentences(warnings: Sequence[str]) -> list[str]:
+    return [f"{warning[0].upper()}{warning[1:]}." for warning in warnings]
 
 
 def _write_pictures(page: Page, out: Path, prefix: str = "") -> dict[str, str]:
@@ -358,7 +362,7 @@ def climb(
     page = Page(f"{' against '.join(plans)}: the ladder", [], pictures=findings.pictures)
     page.lead = findings.lead
     page.tables = [*findings.tables, *costs, *run_tables(rows)]
-    page.notes = [*(f"{warning[0].upper()}{warning[1:]}." for warning in warnings), *findings.notes]
+    page.notes = [*_sentences(warnings), *findings.notes]
     values = {
         "command": command,
         **_origins(rows, machine, hands),

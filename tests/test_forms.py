@@ -1,14 +1,16 @@
 """The presets: their published sizes, and the page that lists them."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from isoform.config import differences, from_dict, to_dict
+from isoform.config import differences, from_dict, overlay, to_dict
 from isoform.model.config import ModelConfig
 from isoform.model.cost import num_active_parameters, num_parameters
 from isoform.model.presets import PRESETS
+from isoform.recipe import changed, load_recipe
 from isoform.report import forms_table
 
 PAGE = Path(__file__).parent.parent / "docs/forms.md"
@@ -56,6 +58,15 @@ def test_the_page_of_forms_has_the_table_of_the_presets():
 def test_a_preset_survives_being_written(name):
     model = PRESETS[name].model
     assert from_dict(ModelConfig, to_dict(model)) == model
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_starts_any_model_afresh(name):
+    model, recipe = PRESETS[name].model, load_recipe("multi30k")
+    assert all(overlay(other.model, to_dict(model, in_full=True)) == model for other in PRESETS.values())
+    if model.is_pair:
+        there = changed(recipe, {"model": {"preset": name, "context_length": 64}}).model
+        assert there == replace(model, vocab_size=0, context_length=64)
 
 
 def test_two_forms_differ_in_a_few_fields():

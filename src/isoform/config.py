@@ -73,9 +73,12 @@ def overlay(base: T, data: Mapping[str, object]) -> T:
     return _read(type(base), data, base, "", merge=True)
 
 
-def to_dict(value: object) -> dict[str, Any]:
-    """Plain data that `from_dict` turns into an equal value: no None, `kind` in members of unions only."""
-    return _write(type(value), value, _NOTHING)
+def to_dict(value: object, *, in_full: bool = False) -> dict[str, Any]:
+    """Plain data that `from_dict` turns into an equal value: no None, `kind` in members of unions only.
+
+    in_full: absences are said, too, so that `overlay` turns any base into it.
+    """
+    return _write(type(value), value, _NOTHING, in_full)
 
 
 def stated(value: Any) -> Any:
@@ -306,7 +309,7 @@ def _read_value(kind: Any, data: Any, base: Any, where: str, *, merge: bool) -> 
     raise wrong
 
 
-def _write(hint: Any, value: Any, base: Any) -> Any:
+def _write(hint: Any, value: Any, base: Any, in_full: bool) -> Any:
     """The data that `_read(hint, data, base)` turns into value."""
     if value is None:
         return "none"
@@ -315,15 +318,15 @@ def _write(hint: Any, value: Any, base: Any) -> Any:
         data: dict[str, Any] = {"kind": kind_of(cls)} if len(_kinds(hint)) > 1 else {}
         for name, inner in _hints(cls).items():
             item, default = getattr(value, name), _present(cls, base, name)
-            if item is not None or default is not None:
-                data[name] = _write(inner, item, default)
+            if in_full or item is not None or default is not None:
+                data[name] = _write(inner, item, default, in_full)
         return data
     if isinstance(value, tuple):
         inner = _elements(hint, len(value))
-        return [_write(inner[index], item, _NOTHING) for index, item in enumerate(value)]
+        return [_write(inner[index], item, _NOTHING, in_full) for index, item in enumerate(value)]
     if isinstance(value, dict):
         inner = next(get_args(member)[1] for member in _members(hint) if get_origin(member) is dict)
-        return {key: _write(inner, item, _NOTHING) for key, item in value.items()}
+        return {key: _write(inner, item, _NOTHING, in_full) for key, item in value.items()}
     if NoneType in _members(hint) and value in _NONE:
         raise ConfigError(f"the text {value!r} would be read back as absent: choose another")
     return value

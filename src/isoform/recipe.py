@@ -220,7 +220,7 @@ def _without_preset(data: Mapping[str, Any], model_of: ModelOf | None = None) ->
 
 def _laid_over(base: Model, changes: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return {"kind": kind_of(type(base)), **to_dict(overlay(base, changes))}
+        return {"kind": kind_of(type(base)), **to_dict(overlay(base, changes), in_full=True)}
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
 

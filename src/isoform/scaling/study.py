@@ -155,7 +155,8 @@ class Study:
         if not path.exists():
             return
         there = from_dict(Recipe, load_toml(path))
-        if to_dict(there) != to_dict(replace(job.rung.recipe, data=there.data, start=there.start)):
+        start = job.rung.recipe.start if job.start is None else there.start
+        if to_dict(there) != to_dict(replace(job.rung.recipe, data=there.data, start=start)):
             raise ValueError(
                 f"{path} is the recipe of another run with the same id; it was changed by hand or copied: move it and "
                 f"{self.pool / job.id} away, or choose another --pool"
@@ -241,7 +242,7 @@ class Study:
     def _command(self, job: Job, flags: Sequence[str]) -> Command:
         path = self.pool / f"{job.id}.toml"
         if not path.exists():
-            start = "" if job.start is None else str(self.pool / job.start.id)
+            start = job.rung.recipe.start if job.start is None else str(self.pool / job.start.id)
             write_text(path, dump_toml(replace(job.rung.recipe, start=start)))
         words = (
             sys.executable,

@@ -251,7 +251,7 @@ def test_costs_that_differ_are_warned_of():
     found = costs(made)
     assert [one.arm for one in found] == ["a", "b"]
     (warning,) = mismatches(found)
-    assert warning == "not the same cost as a: b (-50% measured throughput)"
+    assert warning == "not the same cost as a: measured throughput -50% (b)"
     assert mismatches(found[:1]) == []
     cheaper = [replace(row, compute=row.compute * 0.99, arm="c") for row in made if row.arm == "a"]
     assert [one.arm for one in costs([*made, *cheaper])] == ["a", "b", "c"], "the order is that of the arms"

@@ -322,7 +322,7 @@ def costs(rows: Sequence[Row]) -> list[Cost]:
 
 
 def mismatches(found: Sequence[Cost]) -> list[str]:
-    """In one sentence the arms that differ by more than 10 % from the first in a cost; nothing where none does."""
+    """In one sentence what differs by more than 10 % from the first arm; nothing where nothing does."""
     words = {
         "num_parameters": "parameters",
         "num_active_parameters": "active parameters",
@@ -331,12 +331,12 @@ def mismatches(found: Sequence[Cost]) -> list[str]:
         "peak_memory_bytes": "peak memory",
     }
     said = []
-    for other in found[1:]:
-        different = []
-        for name, word in words.items():
-            here, there = getattr(found[0], name), getattr(other, name)
-            if here and abs(there / here - 1) > CLOSE:
-                different.append(f"{there / here - 1:+.0%} {word}")
-        if different:
-            said.append(f"{other.arm} ({', '.join(different)})")
+    for name, word in words.items():
+        first = getattr(found[0], name)
+        changes = {other.arm: getattr(other, name) / first - 1 for other in found[1:] if first}
+        far = sorted((change, arm) for arm, change in changes.items() if abs(change) > CLOSE)
+        if far:
+            span = " to ".join(dict.fromkeys(f"{change:+.0%}" for change, _ in (far[0], far[-1])))
+            who = " and ".join(arm for _, arm in far) if len(far) <= 3 else f"{len(far)} arms"
+            said.append(f"{word} {span} ({who})")
     return [f"not the same cost as {found[0].arm}: {'; '.join(said)}"] if said else []

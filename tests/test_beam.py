@@ -17,8 +17,9 @@ from isoform.generation.decode import Prompt, generate_ids
 from isoform.generation.many import beam_search, sample
 from isoform.generation.sampling import distribution
 from isoform.mask import Causal, Prefix
-from isoform.model.config import ModelConfig
+from isoform.model.config import ModelConfig, Rotary
 from isoform.model.transformer import Transformer
+from models import config, pair
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 PEERS = all_peers()
@@ -134,6 +135,34 @@ def test_prompts_beside_each_other_find_what_they_find_alone():
             assert [one.ids.tolist() for one in alone] == [one.ids.tolist() for one in beside]
             for one, other in zip(alone, beside, strict=True):
                 assert one.score == pytest.approx(other.score, abs=1e-5)
+
+
+@pytest.mark.parametrize("cross", ["separate", "joint"])
+@pytest.mark.parametrize("lengths", [(3, 3, 3), (1, 5, 3)])
+def test_sources_beside_each_other_find_what_they_find_alone(cross, lengths):
+    whole = pair(config(position=Rotary()))
+    assert whole.decoder is not None
+    torch.manual_seed(3)
+    model = Transformer(replace(whole, decoder=replace(whole.decoder, cross=cross))).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    rng, ended = np.random.default_rng(0), set()
+    prompts = [Prompt(np.array([1]), source=rng.integers(2, 13, n)) for n in lengths]
+    for end in range(0, 13, 2):
+        for search, how in (
+            (beam_search, Beam(size=3, max_tokens=11, num_best=3, early_stopping="size")),
+            (sample, Sampling(num_samples=3, max_tokens=11)),
+        ):
+            together = search(model, prompts, how, end=end)
+            for number, beside in enumerate(together):
+                numbers = {} if search is beam_search else {"numbers": [number]}
+                (alone,) = search(model, [prompts[number]], how, end=end, **numbers)
+                assert [one.ids.tolist() for one in alone] == [one.ids.tolist() for one in beside]
+                assert [one.score for one in alone] == pytest.approx([one.score for one in beside], abs=1e-4)
+                ended.add((search, (max if search is beam_search else min)(len(one.ids) for one in beside)))
+    assert all(len({n for s, n in ended if s is search}) > 1 for search in (beam_search, sample)), (
+        "some leave before others"
+    )
 
 
 def test_bounds_are_named():

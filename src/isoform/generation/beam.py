@@ -20,7 +20,8 @@ class Search(Choice):
     the batch."""
 
     def __init__(self, beam: Beam, num_prompts: int, steps: int, end: int, device: torch.device) -> None:
-        self.beam, self.steps, self.end, self.width = beam, steps, end, beam.size
+        self.beam, self.steps, self.end = beam, steps, end
+        self.width = self.together = beam.size
         self.found = [[] for _ in range(num_prompts)]
         self.prompts = list(range(num_prompts))
         shape = num_prompts, beam.size

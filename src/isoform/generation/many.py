@@ -123,16 +123,17 @@ def _continued(
     choice = build(steps)
     rows = torch.arange(len(prompts), device=model.device).repeat_interleave(choice.width)
     read = _right_aligned(prompts, model).index_select(0, rows)
-    cache.select(rows)
-    memory, hidden = _selected(memory, rows), hidden.index_select(0, rows)
+    sharing = rows[:: choice.together]
+    cache.select(rows, sharing)
+    memory, hidden = _selected(memory, sharing), hidden.index_select(0, rows)
     for step in range(1, steps + 1):
         logits = model.logits(hidden).squeeze(1)
         rows, ids = choice.advance(logits, step)
         if not len(rows):
             break
-        if len(rows) < len(logits):
-            memory = _selected(memory, rows)
-        cache.select(rows, keeps_memory=len(rows) == len(logits))
+        sharing = rows[:: choice.together] // choice.together if len(rows) < len(logits) else None
+        cache.select(rows, sharing)
+        memory = memory if sharing is None else _selected(memory, sharing)
         before = read.index_select(0, rows)
         read = torch.cat([before, ids.unsqueeze(1)], 1)[:, -before.shape[1] :] if before.shape[1] else before
         hidden = model.decode(Pieces(ids.unsqueeze(1), cache.next_coordinates(), before), mask, memory, cache)

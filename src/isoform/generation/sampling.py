@@ -28,6 +28,8 @@ class Choice(ABC):
     """Chooses the next pieces of the texts in a batch, `width` of each prompt, until none goes on."""
 
     width: int
+    together: int
+    """So many rows beside each other always belong to one prompt."""
     found: list[list[Hypothesis]]
     """What was found for each prompt."""
 
@@ -86,7 +88,7 @@ class Draws(Choice):
         device: torch.device,
     ) -> None:
         """prompts: the number and the ids of each."""
-        self.sampling, self.steps, self.end, self.width = sampling, steps, end, sampling.num_samples
+        self.sampling, self.steps, self.end, self.width, self.together = sampling, steps, end, sampling.num_samples, 1
         self.found = [[] for _ in prompts]
         count = len(prompts) * self.width
         self.going = torch.arange(count, device=device)

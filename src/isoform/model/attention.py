@@ -123,19 +123,21 @@ class Attention(nn.Module):
         return turn(self.normalised(k, self.key_norm)).transpose(1, 2), v.transpose(1, 2)
 
     def read(self, x: Tensor, memory: Tensor, edges: Edges, cache: LayerCache | None = None) -> Tensor:
-        """Cross-attention: x (B, T, D) asks the encoder's output, memory (B, S, D)."""
+        """Cross-attention: x (B, T, D) asks the encoder's output, memory (B, S, D); or of fewer rows, each of which is
+        asked by as many rows of x that lie beside each other."""
         num_rows, length, _ = x.shape
-        q = self.normalised(self.query(x).view(num_rows, length, -1, self.head_dim), self.query_norm).transpose(1, 2)
+        q = self.normalised(self.query(x).view(num_rows, length, -1, self.head_dim), self.query_norm)
+        q = q.view(len(memory), -1, *q.shape[2:]).transpose(1, 2)
         if cache is None or cache.memory is None:
             kv = self.key_value(memory)
-            kv = (kv if self.gap_bias is None else self.gap_bias(kv)).view(num_rows, memory.shape[1], -1, self.head_dim)
+            kv = (kv if self.gap_bias is None else self.gap_bias(kv)).view(*memory.shape[:2], -1, self.head_dim)
             k, v = kv.split(self.num_kv_heads, dim=2)
             k, v = self.normalised(k, self.key_norm).transpose(1, 2), v.transpose(1, 2)
             if cache is not None:
                 cache.memory = (k, v)
         else:
             k, v = cache.memory
-        return self.collect(self.mixed(q, k, v, edges))
+        return self.collect(self.mixed(q, k, v, edges)).view_as(x)
 
     def normalised(self, heads: Tensor, norm: nn.Module | None) -> Tensor:
         """Queries or keys (B, T, heads, H) after their norm."""

@@ -145,16 +145,16 @@ class LayerCache:
         self.slots = slots
         self.memory: tuple[Tensor, Tensor] | None = None
 
-    def select(self, rows: Tensor, *, keeps_memory: bool = False) -> None:
-        """Go on with these rows (R,) of all there were, which may repeat."""
-        filled = self.slots.num_filled
-        if len(rows) == len(self.key):
-            for kept in (self.key, self.value):
-                kept[:, :, :filled] = kept[:, :, :filled].index_select(0, rows)
-        else:
+    def select(self, rows: Tensor, moved: Tensor | None, memory_rows: Tensor | None) -> None:
+        """As `Cache.select`; moved: the rows that don't stay what they were, where there are as many as before."""
+        if moved is None:
             self.key, self.value = self.key.index_select(0, rows), self.value.index_select(0, rows)
-        if self.memory is not None and not keeps_memory:
-            self.memory = self.memory[0].index_select(0, rows), self.memory[1].index_select(0, rows)
+        else:
+            for kept in (self.key, self.value):
+                filled = kept[:, :, : self.slots.num_filled]
+                filled.index_copy_(0, moved, filled.index_select(0, rows.index_select(0, moved)))
+        if self.memory is not None and memory_rows is not None:
+            self.memory = self.memory[0].index_select(0, memory_rows), self.memory[1].index_select(0, memory_rows)
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Lay in the newest keys and values (B, K, T, H), after `Cache.extend`; gives those that the newest pieces may
@@ -204,14 +204,15 @@ class Cache:
         """Where the keys stand that the layer's `append` gives, (B, S); layers that share them get the same object."""
         return self.layers[layer].slots.keys
 
-    def select(self, rows: Tensor, *, keeps_memory: bool = False) -> None:
+    def select(self, rows: Tensor, memory_rows: Tensor | None) -> None:
         """Go on with these rows (R,), which may repeat: beams that went on, or rows that are not done yet.
 
-        keeps_memory: each row has the same source as the one whose place it takes, so that of the encoder's output
-        nothing changes.
+        memory_rows: of the encoder's output, of which rows that lie beside each other may share one (None: it stays).
         """
+        own = torch.arange(len(self._ahead.index), device=rows.device)
+        moved = (rows != own).nonzero().flatten() if len(rows) == len(own) else None
         for layer in self.layers:
-            layer.select(rows, keeps_memory=keeps_memory)
+            layer.select(rows, moved, memory_rows)
         for slots in {id(layer.slots): layer.slots for layer in self.layers}.values():
             slots.select(rows)
         self._ahead = _rows(self._ahead, rows)

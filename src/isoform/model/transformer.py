@@ -31,7 +31,7 @@ from isoform.model.position import RotaryPosition, Scheme, ShawPosition, Turn, b
 @dataclass(frozen=True, eq=False)
 class Memory:
     """An encoder's output (B, S, D), where its pieces stand, and the keys and values of each of its blocks, where a
-    decoder reads those."""
+    decoder reads those. In a search it has fewer rows than the pieces, each read by so many that lie side by side."""
 
     hidden: Tensor
     coordinates: Coordinates
@@ -45,7 +45,8 @@ class Memory:
             return replace(pieces, index=pieces.index + shift, start=shift)
         if pieces.place is not None or there.place is not None:
             raise ValueError("cross='joint' is for pieces that stand at their index; set cross to separate")
-        shift = (pieces.segment.unsqueeze(2) == there.segment.unsqueeze(1)).sum(2)
+        segment = there.segment.repeat_interleave(max(1, len(pieces.segment) // len(there.segment)), 0)
+        shift = (pieces.segment.unsqueeze(2) == segment.unsqueeze(1)).sum(2)
         return replace(pieces, index=pieces.index + shift, start=None)
 
     def joined(self, pieces: Coordinates) -> Coordinates:
@@ -102,9 +103,12 @@ class Pass:
 
     @cached_property
     def memory_edges(self) -> Edges:
-        """Who may ask the memory: every piece of the same segment."""
+        """Who may ask the memory: every piece of the same segment. Rows that share a row of it ask side by side."""
         assert self.memory is not None
-        return Edges(lower(Full(), self.coordinates, self.memory.coordinates, kernel=self.kernel))
+        asking, there, rows = self.coordinates, self.memory.coordinates, len(self.memory.hidden)
+        if rows < len(asking.index) and None in (asking.start, there.start):
+            asking = asking.map(lambda t: t.unflatten(0, (rows, -1)).flatten(1, 2))
+        return Edges(lower(Full(), asking, there, kernel=self.kernel))
 
     def memory_turn(self, scheme: Scheme) -> Turn:
         """How a scheme turns the keys of the memory's pieces."""

@@ -147,6 +147,14 @@ def test_a_recipe_may_take_whatever_model_it_begins_with(recipe, tmp_path, monke
     assert tuned.model.config.decoder == load(tmp_path / "first").model.config.decoder
     capsys.readouterr()
 
+    third = {"text": words[0], "label": "perhaps"}
+    (tmp_path / "three.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, *[third] * 9]))
+    (tmp_path / "three.toml").write_text(FINETUNE.format(more="").replace("labels", "three"))
+    ask = ["train", "three.toml", "--start", "tuned", "--out", "three", "-q", "--no_report"]
+    assert main([*ask, "--model.head.num_outputs", "3"]) == 0
+    assert load(tmp_path / "three").model.config.head == Pooled(over="last", num_outputs=3)
+    capsys.readouterr()
+
     other = replace(recipe, model=replace(recipe.model, model_dim=24))
     experiment.train(other, tmp_path / "second")
     assert load_recipe("tune.toml", start="second", model_of=model_of).model.model_dim == 24

@@ -50,7 +50,7 @@ class Recipe:
     start: str = ""
     """A run directory, Hugging Face folder or GGUF file (or package:NAME/PATH of one) whose parameters and codec
     training begins with; model.preset = "start" takes its model, too. The model must be the same, but for dropout,
-    further special pieces and a head of another kind, which begin anew; or have experts where that one has a
+    further special pieces and a head that gives something else, which begin anew; or have experts where that one has a
     feed-forward, which are then copies of it."""
     sample_prompt: str = "\n"
     """What samples during training continue."""

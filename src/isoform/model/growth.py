@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from isoform.config import differences
-from isoform.model.config import BlockConfig, Experts, FeedForward, ModelConfig, StackConfig, TokenChoice
+from isoform.model.config import BlockConfig, Experts, FeedForward, Head, ModelConfig, Pooled, StackConfig, TokenChoice
 from isoform.model.experts import upcycle_state
 from isoform.model.transformer import Block, Transformer
 
@@ -43,13 +43,14 @@ def upcycle(model: Transformer, num_experts: int, num_active: int = 2, *, seed: 
 @torch.no_grad()
 def take(target: Transformer, source: Transformer) -> None:
     """Give a model another one's parameters; where it has experts and the other one feed-forward, each is a copy; more
-    pieces than the other one has are new, as are learned places beyond its context, and a head of another kind.
+    pieces than the other one has are new, as are learned places beyond its context, and a head that gives something
+    else.
 
     Raises ValueError naming the fields that differ; dropout, initialization and the context's length may.
     """
     alike = _with_blocks(target.config, lambda block: replace(block, feedforward=_expert(block.feedforward)))
     own = alike if _is_dense(source.config) else target.config
-    has_new_head = type(source.config.head) is not type(target.config.head)
+    has_new_head = _gives(source.config.head) != _gives(target.config.head)
     different = [
         f"{path}: {before} there, {now} here"
         for path, before, now in differences(_sized(source.config), _sized(own))
@@ -81,6 +82,11 @@ def take(target: Transformer, source: Transformer) -> None:
     left = target.load_state_dict(state, strict=False)
     missing = [n for n in left.missing_keys if not n.endswith(new) and not (has_new_head and n.startswith("head."))]
     assert not missing and not left.unexpected_keys
+
+
+def _gives(head: Head) -> tuple:
+    """What a head is for: scores of pieces, of so many classes, or a vector."""
+    return (type(head), head.num_outputs, head.embed) if isinstance(head, Pooled) else (type(head),)
 
 
 def _expert(feedforward: FeedForward) -> FeedForward:

@@ -28,7 +28,7 @@ class Choice(ABC):
     """Chooses the next pieces of the texts in a batch, `width` of each prompt, until none goes on."""
 
     width: int
-    together: int
+    together: int = 1
     """So many rows beside each other always belong to one prompt."""
     found: list[list[Hypothesis]]
     """What was found for each prompt."""
@@ -88,7 +88,7 @@ class Draws(Choice):
         device: torch.device,
     ) -> None:
         """prompts: the number and the ids of each."""
-        self.sampling, self.steps, self.end, self.width, self.together = sampling, steps, end, sampling.num_samples, 1
+        self.sampling, self.steps, self.end, self.width = sampling, steps, end, sampling.num_samples
         self.found = [[] for _ in prompts]
         count = len(prompts) * self.width
         self.going = torch.arange(count, device=device)

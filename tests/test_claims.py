@@ -26,6 +26,7 @@ from isoform.scaling.claims import (
     decide,
     load_claim,
     measure,
+    numbers,
 )
 from isoform.scaling.config import OneSize
 from isoform.scaling.curves import Estimate, costs, crossing, gain, mismatches, score_forecasts
@@ -128,6 +129,7 @@ def test_the_runs_of_every_claim_are_enough_for_its_statistic_and_its_rule(name,
                 )
             )
     findings = measure(loaded.claim, made)
+    assert sorted(findings.values) == sorted(numbers(loaded.claim, list(loaded.recipes)) or ())
     assert decide(loaded.claim, findings) in (HOLDS, FAILS, UNTOLD)
     assert all(findings.values[c.value].low is not None for c in loaded.claim.rule), "no interval"
 

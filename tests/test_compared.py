@@ -12,7 +12,7 @@ from isoform.config import ConfigError
 from isoform.data.config import Data, Part
 from isoform.objectives.config import Classification
 from isoform.recipe import changed, load_recipe
-from isoform.scaling.claims import load_claim
+from isoform.scaling.claims import UNTOLD, decide, load_claim, measure
 from isoform.scaling.config import OneSize
 from isoform.scaling.curves import difference, mean, pooled
 from isoform.scaling.findings import compared
@@ -191,9 +191,8 @@ def test_an_arm_for_each_of_several_goes_on_from_every_one(place):
         'name = "tuned"\nfor_each = ["read", "wide"]\nagainst = "read"\ncompute = 3e6',
     )
     wide = '[[arms]]\nname = "wide"\nchanges.model.model_dim = 32\n\n[[arms]]\nname = "tuned"'
-    (place / "own.toml").write_text(
-        arms.replace('[[arms]]\nname = "tuned"', wide).replace('against = "tuned"', 'against = "wide, tuned"')
-    )
+    arms = arms.replace('[[arms]]\nname = "tuned"', wide).replace('against = "tuned"', 'against = "wide, tuned"')
+    (place / "own.toml").write_text(arms.replace('"tuned.accuracy"', '"wide, tuned.accuracy.change"'))
     loaded = load_claim("own.toml")
     assert list(loaded.recipes) == ["read", "wide", "read, tuned", "wide, tuned", "fresh"]
     assert loaded.recipes["wide, tuned"].model.model_dim == 32
@@ -202,6 +201,34 @@ def test_an_arm_for_each_of_several_goes_on_from_every_one(place):
     assert [arm.against for arm in loaded.claim.arms[2:]] == ["", "read, tuned", "wide, tuned"]
     assert loaded.claim.measures[0].arms == ("read, tuned", "wide, tuned", "fresh")
     assert loaded.claim.measures[1].arms == ("read",)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ('"tuned.accuracy"', '"tuned.acuracy"'),
+            'unknown value "tuned.acuracy" in the rule of .*own.toml: did you mean',
+        ),
+        (('"tuned.accuracy"', '"read.accuracy"'), 'unknown value "read.accuracy"'),
+        (('"tuned.accuracy"', '"tuned.accuracy.change"'), 'unknown value "tuned.accuracy.change"'),
+        (
+            ('name = "prefix"', 'name = "loss"'),
+            "own.toml: 'loss' is measured twice of the arm read; give one another name",
+        ),
+        (('arms = ["read"]', 'arms = ["raed"]'), 'unknown arm "raed" in measures of .*own.toml: did you mean "read"'),
+    ],
+)
+def test_names_that_mean_nothing_or_two_things_are_refused_before_any_run_is_made(place, change, message):
+    (place / "own.toml").write_text(CLAIM.replace(*change))
+    with pytest.raises(ConfigError, match=message):
+        load_claim("own.toml")
+
+
+def test_an_arm_of_which_all_runs_diverged_leaves_its_rule_untold(place):
+    claim = load_claim("own.toml").claim
+    found = measure(claim, [row("read", 0, 1.0, prefix=1.0), row("fresh", 0, 1.0, accuracy=0.5), row("tuned", 0, None)])
+    assert decide(claim, found) == UNTOLD and found.notes == ["tuned: 1 of 1 runs diverged and are left out"]
 
 
 def test_compute_of_an_arm_must_be_positive_and_at_one_size(place):

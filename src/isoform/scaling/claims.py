@@ -7,8 +7,10 @@ numbers with bounds: all intervals inside, the claim holds; one outside, it does
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
@@ -220,6 +222,17 @@ def load_claim(name: str, *, quick: bool = False, data: str = "") -> Loaded:
                 recipes[arm.name] = changed(recipes.get(arm.after, own), changes_of.get(arm.name, {}))
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
+    _check(claim, list(recipes), path)
+    placed = {arm: replace(recipe, data=recipe.data.under(data)) for arm, recipe in recipes.items()}
+    measures = tuple(
+        replace(one, path=under(one.path, data)) if isinstance(one, Translation | Answers | Loss) else one
+        for one in claim.measures
+    )
+    return Loaded(path.stem, replace(claim, measures=measures), placed, quick)
+
+
+def _check(claim: Claim, arms: Sequence[str], path: Path) -> None:
+    """ConfigError for names in a claim that mean nothing, or two things."""
     names = [arm.name for arm in claim.arms]
     for arm in claim.arms:
         if arm.compute is not None and (arm.compute <= 0 or not isinstance(claim.ladder, OneSize)):
@@ -233,12 +246,16 @@ def load_claim(name: str, *, quick: bool = False, data: str = "") -> Loaded:
                 raise unknown("arm", other, names, where=str(path))
     if len(set(names)) < len(names):
         raise ConfigError(f"{path}: two arms have the same name; rename one")
-    placed = {arm: replace(recipe, data=recipe.data.under(data)) for arm, recipe in recipes.items()}
-    measures = tuple(
-        replace(one, path=under(one.path, data)) if isinstance(one, Translation | Answers | Loss) else one
-        for one in claim.measures
-    )
-    return Loaded(path.stem, replace(claim, measures=measures), placed, quick)
+    asked = [("loss", arm) for arm in arms] + [(m.name, arm) for m in claim.measures for arm in m.arms or arms]
+    for (what, arm), times in Counter(asked).items():
+        if arm not in arms:
+            raise unknown("arm", arm, arms, where=f"measures of {path}")
+        if times > 1:
+            raise ConfigError(f"{path}: {what!r} is measured twice of the arm {arm}; give one another name")
+    given = numbers(claim, arms)
+    for condition in claim.rule:
+        if given is not None and condition.value not in given:
+            raise unknown("value", condition.value, given, where=f"the rule of {path}")
 
 
 def _spread(arms: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
@@ -277,13 +294,42 @@ HOLDS, FAILS, UNTOLD = "holds", "does not hold", "can't be told at this budget"
 
 
 def decide(claim: Claim, findings: Findings) -> str:
-    """The verdict of the rule. Raises ValueError for a bound on a number that the statistic doesn't give."""
+    """The verdict of the rule. Raises ConfigError for a bound on a number that the statistic doesn't give."""
     answers = []
     for condition in claim.rule:
         if condition.value not in findings.values:
-            raise unknown("value", condition.value, findings.values, where="rule")
+            raise unknown("value", condition.value, findings.values, where="the rule")
         answers.append(condition.verdict(findings.values[condition.value]))
     return FAILS if False in answers else UNTOLD if None in answers else HOLDS
+
+
+def numbers(claim: Claim, names: Sequence[str]) -> list[str] | None:
+    """The numbers that the claim's statistic makes of the runs of arms of these names; None where it needs no runs."""
+    pairs = _pairs(claim)
+    match claim.statistic:
+        case Forecasts():
+            return ["median_error", "error_of_naive", "widest", "held", "exponent", "floor"]
+        case Gains():
+            return [f"{arm}.{what}" for arm, _ in pairs for what in ("least", "most", "growth", "whole")]
+        case Exponents():
+            of_one = ("exponent", "loss", "seconds_exponent", "seconds_loss")
+            found = [f"{arm}.{what}" for arm in names for what in of_one]
+            for one, other in combinations(names, 2):
+                found += [f"{other}/{one}", f"{one}/{other}.flip_compute", f"{one}/{other}.flip_seconds"]
+            return found
+        case Compared(loss=with_loss):
+            asked: dict[str, Sequence[str]] = {"loss": names} if with_loss else {}
+            for one in claim.measures:
+                asked[one.name] = [*asked.get(one.name, ()), *(one.arms or names)]
+            found = [f"{what}.noise" for what in asked]
+            for what, among in asked.items():
+                found += [f"{arm}.{what}" for arm in among]
+                found += [f"{arm}.{what}.change" for arm, other in pairs if arm in among and other in among]
+            return found
+        case Recovery() | Published():
+            return None
+        case _:
+            assert_never(claim.statistic)
 
 
 def measure(claim: Claim, rows: Sequence[Row]) -> Findings:
@@ -296,7 +342,10 @@ def measure(claim: Claim, rows: Sequence[Row]) -> Findings:
         case Exponents():
             return exponents(rows)
         case Compared(loss=with_loss):
-            return compared(_pairs(claim), rows, with_loss=with_loss)
+            findings = compared(_pairs(claim), rows, with_loss=with_loss)
+            for condition in claim.rule:  # what no run could tell, since all of an arm diverged
+                findings.values.setdefault(condition.value, Estimate(math.nan))
+            return findings
         case Recovery(repetitions=repetitions):
             return recovered(repetitions)
         case Published(compute=compute):

@@ -232,7 +232,7 @@ def load_claim(name: str, *, quick: bool = False, data: str = "") -> Loaded:
 
 
 def _check(claim: Claim, arms: Sequence[str], path: Path) -> None:
-    """ConfigError for names in a claim that mean nothing, or two things."""
+    """ConfigError for names that mean nothing, or two things, and for what its ladder has no place for."""
     names = [arm.name for arm in claim.arms]
     for arm in claim.arms:
         if arm.compute is not None and (arm.compute <= 0 or not isinstance(claim.ladder, OneSize)):

@@ -51,9 +51,9 @@ def main() -> None:
             made["isoform"] = [int(piece[0]) for piece in generate_ids(model, Prompt(prompt), sampling)]
 
         def ours_rounded(model=model, ours=ours, made=made) -> None:
-            model.reduce_products(torch.bfloat16)
+            model.set_matmul_dtype(torch.bfloat16)
             ours()
-            model.reduce_products(torch.float32)
+            model.set_matmul_dtype(torch.float32)
             made["bfloat16"] = made["isoform"]
 
         def theirs(twin=twin, ids=ids, made=made) -> None:

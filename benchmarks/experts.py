@@ -20,7 +20,7 @@ from isoform.batch import plain_pieces
 from isoform.machine import choose_machine
 from isoform.mask import Causal
 from isoform.model.config import BlockConfig, Dense, Experts, FeedForward, Gated, ModelConfig, StackConfig, TokenChoice
-from isoform.model.experts import Tally
+from isoform.model.experts import Auxiliary
 from isoform.model.transformer import Transformer
 
 DIM, ROWS, LENGTH, PIECES_IN_TURN = 256, 8, 256, 50
@@ -34,7 +34,7 @@ def built(feedforward: FeedForward, dtype: torch.dtype) -> Transformer:
     stack = StackConfig(num_layers=1, blocks=(BlockConfig(feedforward=feedforward),), final_norm=False)
     config = ModelConfig(model_dim=DIM, context_length=LENGTH, vocab_size=8, decoder=stack)
     model = Transformer(config)
-    model.reduce_products(dtype)
+    model.set_matmul_dtype(dtype)
     return model
 
 
@@ -46,13 +46,13 @@ def steps(model: Transformer, *, is_whole: bool) -> Callable[[], None]:
     has_experts = isinstance(model.config.stacks[0].blocks[0].feedforward, Experts)
 
     def work() -> None:
-        x, tally = stream.detach().requires_grad_(), Tally()
+        x, auxiliary = stream.detach().requires_grad_(), Auxiliary()
         model.zero_grad(set_to_none=True)
         if is_whole:
-            out = decoder(x, coordinates, Causal(), tally=tally)
+            out = decoder(x, coordinates, Causal(), auxiliary=auxiliary)
         else:
-            out = feedforward(x, None, tally) if has_experts else feedforward(x)
-        losses = list(tally.losses.values())
+            out = feedforward(x, None, auxiliary) if has_experts else feedforward(x)
+        losses = list(auxiliary.losses.values())
         torch.autograd.backward([out, *losses], [stream, *map(torch.ones_like, losses)])
 
     return work

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from isoform.batch import Batch, Encoding, Example, collate
 from isoform.checkpoint.huggingface import read_folder, write_folder
 from isoform.codecs.codec import as_text
 from isoform.data.sources import load_source
-from isoform.experiment import batch_loss, train
+from isoform.experiment import train
 from isoform.generation.config import Beam
 from isoform.generation.decode import build_prompt
 from isoform.generation.many import beam_search
@@ -35,6 +36,7 @@ from isoform.machine import choose_machine
 from isoform.mask import Causal, Full
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Masked, Objective, Seq2seq
+from isoform.objectives.task import build_task
 from isoform.objectives.views import View, build_view
 from isoform.recipe import changed, load_form, load_recipe
 from isoform.run import Trained, load
@@ -128,14 +130,14 @@ def pair_rows(steps: int) -> list[Batch]:
 def our_steps(theirs: PreTrainedModel, batches: Sequence[Batch], objective: Objective, dtype: str) -> Callable:
     """Our trainer on these batches, with all that it does at each step."""
     machine, model = choose_machine("cpu", dtype), twin(theirs)
-    model.reduce_products(machine.dtype)
+    model.set_matmul_dtype(machine.dtype)
     view = View(Full(), Full(), *unread()) if isinstance(objective, Masked) else build_view(objective)
     return training_steps(
         model,
         build_optimizers(AdamW(), model, machine.dtype),
         machine,
         lambda step: global_batch(batches[step % len(batches)]),
-        batch_loss(model, view, objective),
+        partial(build_task(objective, view).loss, model),
         len(batches),
     )
 

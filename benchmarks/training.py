@@ -45,7 +45,7 @@ def our_steps(ids: np.ndarray, steps: int, dtype: str, *, compile: bool = False)
     machine = choose_machine("cpu", dtype)
     torch.manual_seed(0)
     model = Transformer(classic())
-    model.reduce_products(machine.dtype)
+    model.set_matmul_dtype(machine.dtype)
     if compile:
         model.compile_blocks()
     optimizers = build_optimizers(AdamW(beta2=0.99), model, machine.dtype)

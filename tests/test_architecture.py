@@ -12,20 +12,20 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src/isoform"
 FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = {path: ".".join(path.relative_to(SOURCE).with_suffix("").parts) for path in FILES}
-FOLDERS = ("codecs", "objectives", "data", "model", "training", "generation", "scaling")
+FOLDERS = ("model", "codecs", "objectives", "data", "training", "generation", "scaling")
 
 ROWS = [
     *("config", "mask"),
     *(f"{folder}.config" for folder in FOLDERS),
     *("model.presets", "recipe", "machine", "batch"),
     *("codecs.codec", "codecs.bpe", "codecs.tokenizer", "codecs.image", "codecs.numbers", "codecs.text"),
-    *("objectives.corruption", "objectives.views", "objectives.losses"),
+    *("model.auxiliary", "model.position", "model.cache", "model.kernels", "model.norm", "model.lowering", "model.attention"),
+    *("model.feedforward", "model.experts", "model.depth", "model.embedding", "model.network", "model.transformer"),
+    *("model.growth", "model.adapters", "model.baselines", "model.cost"),
+    *("objectives.corruption", "objectives.views", "objectives.losses", "objectives.task"),
     *("data.sources", "data.labels", "data.tokens", "data.order", "data.packing", "data.loader"),
-    *("model.position", "model.cache", "model.kernels", "model.norm", "model.lowering", "model.attention"),
-    *("model.feedforward", "model.experts", "model.depth", "model.embedding", "model.transformer", "model.growth"),
-    *("model.adapters", "model.baselines", "model.cost"),
     *("checkpoint.store", "checkpoint.families", "checkpoint.huggingface", "checkpoint.gguf"),
-    *("terminal", "figures", "run"),
+    *("terminal", "figures", "run", "preparation"),
     *("training.optimizer", "training.memory", "training.ledger", "training.trainer"),
     *("generation.sampling", "generation.decode", "generation.beam", "generation.many"),
     *("evaluation.evaluate", "evaluation.translation"),

@@ -24,10 +24,11 @@ from isoform.data.order import epoch_order, generator, locate, stream_offset
 from isoform.data.packing import cut_records, plan_buckets, plan_rows
 from isoform.data.sources import capitals_record, load_source, reverse_record, where
 from isoform.data.tokens import Tokens, load_tokens
-from isoform.experiment import global_batch, prepare, train
+from isoform.experiment import train
 from isoform.machine import cache_folder
 from isoform.objectives.config import Causal, Prefix, Seq2seq
 from isoform.objectives.views import build_view
+from isoform.preparation import global_batch, prepare
 from isoform.recipe import changed, load_recipe
 
 PROFILE = settings(deadline=None, max_examples=60)
@@ -364,7 +365,7 @@ def test_a_single_text_is_cut_at_nine_tenths(tmp_path):
     path.write_bytes("0123456789é\r\n".encode())
     split = load_source(str(path))
     assert (split.train, split.validation) == ([{"text": "0123456789é"}], [{"text": "\r\n"}])
-    assert not split.is_pair
+    assert not split.has_source
     (source,) = split.describe()
     assert (source["title"], source["num_bytes"], source["num_records"]) == ("a.txt", 14, 1)
     assert str(tmp_path) not in json.dumps(split.describe())
@@ -407,7 +408,7 @@ def test_a_validation_path_holds_out_its_own(tmp_path):
 
 def test_the_toy_is_a_function_of_its_index_and_holds_out_other_words():
     split = load_source("toy:reverse")
-    assert (len(split.train), len(split.validation), split.is_pair) == (20_000, 500, True)
+    assert (len(split.train), len(split.validation), split.has_source) == (20_000, 500, True)
     assert split.train[7] == reverse_record(7, held_out=False) == {"source": "aoytha", "target": "ahtyoa"}
     words = {r["source"] for r in split.train}
     assert not words & {r["source"] for r in split.validation}
@@ -418,7 +419,7 @@ def test_the_toy_is_a_function_of_its_index_and_holds_out_other_words():
 @pytest.mark.parametrize("ratio", [1, 5])
 def test_capitals_are_found_among_small_letters_and_others_are_held_out(ratio):
     split = load_source(f"toy:capitals:{ratio}")
-    assert (len(split.train), len(split.validation), split.is_pair) == (20_000, 500, True)
+    assert (len(split.train), len(split.validation), split.has_source) == (20_000, 500, True)
     assert split.train[3] == capitals_record(3, ratio, held_out=False)
     targets = {r["target"] for r in split.train}
     assert not targets & {r["target"] for r in split.validation} and {len(t) for t in targets} == set(range(6, 15))
@@ -535,7 +536,7 @@ def test_two_files_of_lines_are_pairs_compressed_or_not(tmp_path):
         == packed.train
         == [{"source": s, "target": t} for s, t in (("one", "eins"), ("two", "zwei"), ("three", "drei"))]
     )
-    assert plain.is_pair and plain.sources[0].title == "a.{en,de}" and packed.sources[0].title == "a.{en,de}.gz"
+    assert plain.has_source and plain.sources[0].title == "a.{en,de}" and packed.sources[0].title == "a.{en,de}.gz"
     assert plain.sources[0].sha256 != packed.sources[0].sha256 and plain.sources[0].num_records == 3
     assert where(plain.train[1], 1).endswith("a.en, line 2")
     (tmp_path / "a.fr").write_text("un\ndeux\n")

@@ -21,15 +21,16 @@ from isoform.data.config import Data
 from isoform.data.loader import build_loader, validation_batches
 from isoform.data.sources import load_source
 from isoform.data.tokens import Tokens, load_tokens
-from isoform.evaluation.evaluate import apply
 from isoform.experiment import classify
 from isoform.machine import choose_machine
 from isoform.model.config import Grid, Linear, Lookup, Pooled, Rotary
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Causal, Classification
+from isoform.objectives.task import logits_of
 from isoform.objectives.views import build_view
+from isoform.preparation import with_sizes
 from isoform.recipe import Recipe, load_recipe
-from isoform.run import filled, load
+from isoform.run import load
 from models import build
 
 needs_digits = pytest.mark.skipif(
@@ -130,13 +131,13 @@ def test_features_places_and_labels_lie_beside_the_ids():
 
 @pytest.mark.parametrize("over", ["first", "mean", "last"])
 def test_packed_images_are_answered_as_if_alone(over):
-    model = build(filled(recipe(head=Pooled(over=over)), CODEC).model)
+    model = build(with_sizes(recipe(head=Pooled(over=over)), CODEC).model)
     rng = np.random.default_rng(0)
     examples = [CLASSIFY.example(CODEC.encode(record), rng) for record in images(5)]
     with torch.inference_mode():
-        packed = apply(model, CLASSIFY, collate([examples[:3], examples[3:]], 68))
+        packed = logits_of(model, CLASSIFY, collate([examples[:3], examples[3:]], 68))
         for i, example in enumerate(examples):
-            alone = apply(model, CLASSIFY, collate([[example]], 17))
+            alone = logits_of(model, CLASSIFY, collate([[example]], 17))
             row, at = divmod(i, 3)
             assert torch.allclose(packed[row, 17 * at : 17 * at + 17], alone[0], atol=1e-5)
             assert torch.allclose(alone[0, 0], alone[0, -1], atol=1e-6), "one answer all over the image"
@@ -170,11 +171,11 @@ def test_the_digits_are_split_by_hash():
 
 
 def test_the_model_is_filled_from_the_codec():
-    model = filled(recipe(), CODEC).model
+    model = with_sizes(recipe(), CODEC).model
     assert isinstance(model.stem, Linear) and isinstance(model.head, Pooled)
     assert (model.vocab_size, model.stem.num_features, model.stem.num_ids, model.head.num_outputs) == (1, 4, 1, 10)
     patches = PatchCodec(Patches(size=4, class_piece=False))
-    model = filled(recipe(), patches).model
+    model = with_sizes(recipe(), patches).model
     assert (model.vocab_size, model.stem.num_features, model.stem.num_ids) == (1, 16, 0)
     Transformer(model)
 
@@ -236,14 +237,26 @@ class Without(Codec):
         (lambda: as_text(CODEC), "reads patches, not text"),
         (lambda: load_source("toy:numbers"), "toy:reverse, toy:capitals:RATIO and toy:digits"),
         (lambda: load_source("toy:capitals:0"), "unknown toy"),
-        (lambda: filled(recipe(stem=Lookup()), CODEC), "the stem Lookup with the codec patches, which gives rows of 4"),
-        (lambda: filled(recipe(), build_codec(Bytes(), [])), "the stem Linear with the codec bytes, which gives ids"),
-        (lambda: filled(recipe(stem=Linear(num_features=5)), CODEC), "reads 5 features per piece, the codec gives 4"),
-        (lambda: filled(recipe(head=Pooled(num_outputs=4)), CODEC), "num_outputs=4 can't tell 10 answers"),
-        (lambda: filled(recipe(head=Pooled(embed=True)), CODEC), "embed=True"),
-        (lambda: filled(gridded(Grid(rows=4, columns=4)), CODEC), "grid of 4 x 4 places .* has 5 x 4 places"),
-        (lambda: replace(recipe(), objective=Causal()), "objective Causal with the head Pooled"),
-        (lambda: replace(load_recipe("reverse-decoder"), objective=Classification()), "go with the head pooled"),
+        (
+            lambda: with_sizes(recipe(stem=Lookup()), CODEC),
+            "the stem Lookup with the codec patches, which gives rows of 4",
+        ),
+        (
+            lambda: with_sizes(recipe(), build_codec(Bytes(), [])),
+            "the stem Linear with the codec bytes, which gives ids",
+        ),
+        (
+            lambda: with_sizes(recipe(stem=Linear(num_features=5)), CODEC),
+            "reads 5 features per piece, the codec gives 4",
+        ),
+        (lambda: with_sizes(recipe(head=Pooled(num_outputs=4)), CODEC), "num_outputs=4 can't tell 10 answers"),
+        (lambda: recipe(head=Pooled(embed=True)), "for each document, but this one is for each embedding"),
+        (lambda: with_sizes(gridded(Grid(rows=4, columns=4)), CODEC), "grid of 4 x 4 places .* has 5 x 4 places"),
+        (lambda: replace(recipe(), objective=Causal()), "for each vocabulary"),
+        (
+            lambda: replace(load_recipe("reverse-decoder"), objective=Classification()),
+            "kind pooled, over first, mean or last",
+        ),
         (lambda: stream(), "stream and split are for"),
         (lambda: CLASSIFY.example(CODEC.encode({"image": np.zeros((8, 8))}), np.random.default_rng(0)), "has none"),
     ],
@@ -276,6 +289,8 @@ def test_other_positions_read_images_too(position):
     start = recipe()
     assert start.model.encoder is not None
     machine, encoder = choose_machine("cpu"), replace(start.model.encoder, position=position)
-    model = build(filled(replace(start, model=replace(start.model, encoder=encoder)), CODEC).model).to(machine.device)
+    model = build(with_sizes(replace(start, model=replace(start.model, encoder=encoder)), CODEC).model).to(
+        machine.device
+    )
     example = CLASSIFY.example(CODEC.encode(images(1)[0]), np.random.default_rng(0))
-    assert apply(model, CLASSIFY, collate([[example]], 17)).isfinite().all()
+    assert logits_of(model, CLASSIFY, collate([[example]], 17)).isfinite().all()

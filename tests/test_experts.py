@@ -10,9 +10,10 @@ from torch import Tensor
 from isoform.mask import Causal, Coordinates, attended
 from isoform.model.config import Dense, Depth, ExpertChoice, Experts, Gated, TokenChoice
 from isoform.model.depth import DepthRouter, Subset, choose
-from isoform.model.experts import Tally, build_experts, upcycle_state, update_load_biases
+from isoform.model.experts import Auxiliary, build_experts, upcycle_state, update_load_biases
 from isoform.model.feedforward import ACTIVATIONS, build_feedforward
 from isoform.objectives.losses import Loss
+from isoform.objectives.task import with_auxiliary
 
 D, F, E = 8, 6, 5
 KINDS = [
@@ -137,10 +138,10 @@ def test_an_expert_without_pieces_gets_a_zero_gradient():
 
 def test_no_piece_at_all():
     for router in (TokenChoice(capacity_factor=1.0, z_loss=1.0, balance_loss=1.0), ExpertChoice()):
-        module, x, tally = built(router=router), drawn(), Tally()
-        out = module(x, torch.zeros(x.shape[:2], dtype=torch.bool), tally)
-        (out.sum() + tally.total(1.0)).backward()
-        assert not out.any() and not x.grad.any() and all(float(v) == 0 for v in tally.counts.values())
+        module, x, auxiliary = built(router=router), drawn(), Auxiliary()
+        out = module(x, torch.zeros(x.shape[:2], dtype=torch.bool), auxiliary)
+        (out.sum() + sum(auxiliary.losses.values())).backward()
+        assert not out.any() and not x.grad.any() and all(float(v) == 0 for v in auxiliary.counts.values())
 
 
 @pytest.mark.parametrize("router", [TokenChoice(capacity_factor=0.75), ExpertChoice()], ids=["token", "expert"])
@@ -158,8 +159,8 @@ def test_padding_takes_no_part(router):
 
 def test_capacity_takes_the_first_pieces_and_counts_the_others():
     router = TokenChoice(num_active=2, capacity_factor=0.5)
-    module, x, tally = built(router=router), drawn(2, 10), Tally()
-    out = module(x, None, tally)
+    module, x, auxiliary = built(router=router), drawn(2, 10), Auxiliary()
+    out = module(x, None, auxiliary)
     best = (x @ module.router.weight.T).topk(2, dim=-1).indices
     room, dropped = math.ceil(10 * 2 * 0.5 / E), 0
     for row in range(2):
@@ -174,7 +175,7 @@ def test_capacity_takes_the_first_pieces_and_counts_the_others():
                 else:
                     dropped += 1
             torch.testing.assert_close(out[row, i], expected)
-    assert int(tally.counts["experts_dropped"]) == dropped > 0
+    assert int(auxiliary.counts["experts_dropped"]) == dropped > 0
     (grad,) = torch.autograd.grad(out[:, 4].sum(), x)
     assert not grad[:, 5:].any(), "a piece's result depends on later ones"
     module.eval()
@@ -182,41 +183,41 @@ def test_capacity_takes_the_first_pieces_and_counts_the_others():
 
 
 def test_expert_choice_takes_evenly_and_counts_who_is_missed():
-    module, x, tally = built(router=ExpertChoice(capacity_factor=0.5)), drawn(2, 10), Tally()
-    out = module(x, None, tally)
+    module, x, auxiliary = built(router=ExpertChoice(capacity_factor=0.5)), drawn(2, 10), Auxiliary()
+    out = module(x, None, auxiliary)
     is_missed = (out == 0).all(-1)
-    assert int(tally.counts["experts_missed"]) == int(is_missed.sum()) >= 10  # of 20, at most 2 x 5 x 1 are taken
+    assert int(auxiliary.counts["experts_missed"]) == int(is_missed.sum()) >= 10  # of 20, at most 2 x 5 x 1 are taken
 
 
 @pytest.mark.parametrize("score", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("is_padded", [False, True])
 def test_losses_are_their_formulas(score, is_padded):
     router = TokenChoice(score=score, balance_loss=0.3, z_loss=0.2, capacity_factor=0.5)
-    module, x, tally = built(router=router), drawn(), Tally()
+    module, x, auxiliary = built(router=router), drawn(), Auxiliary()
     present = torch.rand(x.shape[:2]) > 0.3 if is_padded else None
-    module(x, present, tally)
+    module(x, present, auxiliary)
     logits = x.flatten(0, 1) @ module.router.weight.T
     logits = logits if present is None else logits[present.flatten()]
     scores = logits.softmax(-1) if score == "softmax" else logits.sigmoid()
     load = torch.bincount(scores.topk(2).indices.flatten(), minlength=E)
     share = (scores / scores.sum(-1, keepdim=True)).mean(0)
     balance = E * sum(load[i] / (2 * len(logits)) * share[i] for i in range(E))
-    torch.testing.assert_close(tally.losses["balance_loss"], 0.3 * balance)
-    torch.testing.assert_close(tally.losses["router_z_loss"], 0.2 * logits.exp().sum(-1).log().square().mean())
-    torch.testing.assert_close(tally.loads[module], load.double())
-    assert torch.autograd.grad(tally.total(1.0), module.router.weight)[0].any()
+    torch.testing.assert_close(auxiliary.losses["balance_loss"], 0.3 * balance)
+    torch.testing.assert_close(auxiliary.losses["router_z_loss"], 0.2 * logits.exp().sum(-1).log().square().mean())
+    torch.testing.assert_close(auxiliary.loads[module], load.double())
+    assert torch.autograd.grad(sum(auxiliary.losses.values()), module.router.weight)[0].any()
 
 
 def test_losses_of_parts_divide_to_their_weighted_mean():
     module, total, weights = built(router=TokenChoice(z_loss=1.0)), 0.0, (2.0, 6.0)
     means = []
     for seed, weight in enumerate(weights):
-        tally = Tally()
-        module(drawn(seed=seed), None, tally)
-        module(drawn(seed=seed), None, tally)  # a second module's share is added
-        loss = tally.added_to(Loss(torch.tensor(0.0), torch.tensor(0.0), torch.tensor(weight)))
+        auxiliary = Auxiliary()
+        module(drawn(seed=seed), None, auxiliary)
+        module(drawn(seed=seed), None, auxiliary)  # a second module's share is added
+        loss = with_auxiliary(Loss(torch.tensor(0.0), torch.tensor(0.0), torch.tensor(weight)), auxiliary)
         torch.testing.assert_close(loss.parts["router_z_loss"], loss.total.detach())
-        total, means = total + loss.total / sum(weights), [*means, sum(tally.losses.values())]
+        total, means = total + loss.total / sum(weights), [*means, sum(auxiliary.losses.values())]
     torch.testing.assert_close(total, 0.25 * means[0] + 0.75 * means[1])
 
 
@@ -225,10 +226,10 @@ def test_biases_even_out_the_load_and_touch_no_weight():
     x = (x + 1).detach()
 
     def load() -> Tensor:
-        tally = Tally()
-        module(x, None, tally)
-        update_load_biases(tally.loads)
-        return tally.loads[module]
+        auxiliary = Auxiliary()
+        module(x, None, auxiliary)
+        update_load_biases(auxiliary.loads)
+        return auxiliary.loads[module]
 
     before = load()
     for _ in range(200):
@@ -351,15 +352,17 @@ def test_a_prediction_that_hits_gives_the_same_as_the_choice():
 
 def test_the_predictor_learns_without_moving_the_stream():
     torch.manual_seed(0)
-    router, x, tally = DepthRouter(Depth(share=0.25, predictor_loss=0.5), D).double(), drawn(2, 8), Tally()
+    router, x, auxiliary = DepthRouter(Depth(share=0.25, predictor_loss=0.5), D).double(), drawn(2, 8), Auxiliary()
     present = torch.arange(8) < torch.tensor([[8], [4]])
-    subset = router.choose(x, present, tally)
+    subset = router.choose(x, present, auxiliary)
     happened = torch.zeros(2, 8, dtype=torch.float64)
     for row in range(2):
         happened[row, subset.indices[row][subset.is_chosen[row]]] = 1
     assert happened.sum(1).tolist() == [2, 1]
     p = router.predictor(x)[..., 0].sigmoid()
     nats = -(happened * p.log() + (1 - happened) * (1 - p).log())[present]
-    torch.testing.assert_close(tally.losses["predictor_loss"], 0.5 * nats.mean())
-    grads = torch.autograd.grad(tally.total(1.0), (router.predictor.weight, x, router.router.weight), allow_unused=True)
+    torch.testing.assert_close(auxiliary.losses["predictor_loss"], 0.5 * nats.mean())
+    grads = torch.autograd.grad(
+        sum(auxiliary.losses.values()), (router.predictor.weight, x, router.router.weight), allow_unused=True
+    )
     assert grads[0].any() and grads[1] is None and grads[2] is None

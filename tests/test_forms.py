@@ -64,7 +64,7 @@ def test_a_preset_survives_being_written(name):
 def test_a_preset_starts_any_model_afresh(name):
     model, recipe = PRESETS[name].model, load_recipe("multi30k")
     assert all(overlay(other.model, to_dict(model, in_full=True)) == model for other in PRESETS.values())
-    if model.is_pair:
+    if model.form == "encoder_decoder":
         there = changed(recipe, {"model": {"preset": name, "context_length": 64}}).model
         assert there == replace(model, vocab_size=0, context_length=64)
 

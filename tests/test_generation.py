@@ -138,10 +138,10 @@ def test_what_is_generated_is_what_was_trained_on(objective):
     record = LETTERS.encode({"source": "abcd", "target": "k"})
     example = view.example(record, np.random.default_rng(0))
     from isoform.batch import collate
-    from isoform.evaluation.evaluate import apply
+    from isoform.objectives.task import logits_of
 
     batch = collate([[example]], len(example.inputs), None if example.source is None else len(example.source))
-    expected = int(apply(model, view, batch)[0, int(example.loss_weights.argmax())].argmax())
+    expected = int(logits_of(model, view, batch)[0, int(example.loss_weights.argmax())].argmax())
     prompt = build_prompt(LETTERS, "abcd", is_pair=True, view=view)
     first = next(generate_ids(model, prompt, Sampling(temperature=0), view.inputs_mask))
     assert int(first[0]) == expected

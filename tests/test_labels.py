@@ -193,11 +193,11 @@ def test_labels_survive_the_cache_and_do_not_change_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("objective", "model", "said"),
     [
-        ({"kind": "classification"}, ENCODER, "with the head Vocabulary"),
-        ({"kind": "causal"}, {**DECODER, "head": {"kind": "pooled"}}, "with the head Pooled"),
-        ({"kind": "classification"}, {**DECODER, "head": {"kind": "pooled"}}, "first piece has seen nothing"),
-        ({"kind": "tagging"}, {**ENCODER, "head": {"kind": "pooled"}}, "tagging goes with each"),
-        ({"kind": "regression"}, {**ENCODER, "head": {"kind": "pooled", "over": "each"}}, "tagging goes with each"),
+        ({"kind": "classification"}, ENCODER, "set model.head to kind pooled"),
+        ({"kind": "causal"}, {**DECODER, "head": {"kind": "pooled"}}, "set model.head to kind vocabulary"),
+        ({"kind": "classification"}, {**DECODER, "head": {"kind": "pooled"}}, "first token has seen nothing"),
+        ({"kind": "tagging"}, {**ENCODER, "head": {"kind": "pooled"}}, "over each"),
+        ({"kind": "regression"}, {**ENCODER, "head": {"kind": "pooled", "over": "each"}}, "over first, mean or last"),
     ],
 )
 def test_heads_that_do_not_go_with_an_objective_are_named(objective, model, said):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from isoform import experiment
+from isoform import experiment, preparation
 from isoform.batch import Encoding, Example
 from isoform.cli import main
 from isoform.codecs.bpe import train_bpe
@@ -58,7 +58,9 @@ def forms(objective):
 def test_views_that_hide_keep_the_contract(objective):
     codec = codec_for(objective)
     for is_pair in forms(objective):
-        check_view(build_view(objective, codec, is_pair=is_pair), [text_of(n) for n in (3, 4, 7, 50, 333, 1000)])
+        check_view(
+            build_view(objective, codec, is_encoder_decoder=is_pair), [text_of(n) for n in (3, 4, 7, 50, 333, 1000)]
+        )
 
 
 def test_the_other_views_keep_it_too():
@@ -300,7 +302,7 @@ def test_scoring_only_what_counts_changes_no_loss_and_no_gradient(name, monkeypa
         recipe = changed(recipe, {"model": encoder, "objective": {"kind": "masked"}, "data": data})
     if name == "smoothed":
         recipe = changed(recipe, {"objective": {"label_smoothing": 0.1, "z_loss": 1e-3}, "data": {"rows": "bucketed"}})
-    prepared = experiment.prepare(recipe)
+    prepared = preparation.prepare(recipe)
     model = experiment.build_model(prepared.recipe, choose_machine("cpu", "float32"))
     batch = prepared.loader.rows(0, 4)
     found = []
@@ -310,7 +312,7 @@ def test_scoring_only_what_counts_changes_no_loss_and_no_gradient(name, monkeypa
     for share in (2.0, 0.0):
         monkeypatch.setattr(evaluation, "MOSTLY", share)
         model.zero_grad()
-        loss = experiment.batch_loss(model, prepared.view, prepared.recipe.objective)(batch)
+        loss = prepared.task.loss(model, batch)
         loss.total.backward()
         found.append(
             [loss.total.detach(), loss.nats, *(p.grad.clone() for p in model.parameters() if p.grad is not None)]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,13 +12,13 @@ from torch.nn.functional import cross_entropy, kl_div
 import isoform
 from isoform.batch import Batch, Encoding, Example, collate, plain_pieces
 from isoform.codecs.text import ByteCodec
-from isoform.evaluation.evaluate import answers
-from isoform.experiment import batch_loss, train
+from isoform.experiment import train
 from isoform.mask import Causal as CausalMask
 from isoform.model.config import ModelConfig, StackConfig
 from isoform.model.cost import Shape, forward_flops, num_parameters, training_flops
 from isoform.model.transformer import Pass
 from isoform.objectives.config import Causal, Contrastive, Distillation, Seq2seq
+from isoform.objectives.task import build_task
 from isoform.objectives.views import build_view, check_view
 from isoform.recipe import recipe_from_dict
 from models import FORMS, VOCAB, build
@@ -58,8 +59,8 @@ def recipe(objective, model, data, **training):
 def test_heads_further_ahead_say_the_pieces_after_the_next(name):
     model, batch = build(with_ahead(FORMS[name], 2)).train(), batch_of()
     view = build_view(Causal())
-    result = batch_loss(model, view, Causal())(batch)
-    plain = batch_loss(build(FORMS[name]), view, Causal())
+    result = build_task(Causal(), view).loss(model, batch)
+    plain = partial(build_task(Causal(), view).loss, build(FORMS[name]))
     stack, last = model.decoder, []
     model.decoder.blocks[-1].register_forward_hook(lambda module, inputs, output: last.append(output))
     model.hidden(batch.inputs)
@@ -79,7 +80,7 @@ def test_heads_ahead_never_look_into_another_segment_and_cost_what_is_counted():
     model = build(with_ahead(FORMS["plain"], 3)).train()
     texts = [np.arange(n) % VOCAB for n in (5, 2, 4)]
     rows = [Example(Encoding(t[:-1]), t[1:], np.ones(len(t) - 1, np.float32)) for t in texts]
-    loss = batch_loss(model, build_view(Causal()), Causal())
+    loss = partial(build_task(Causal(), build_view(Causal())).loss, model)
     packed = loss(collate([rows], 12))
     apart = [loss(collate([[e]], len(e.targets))) for e in rows if len(e.targets) > 3]
     assert torch.isfinite(packed.total) and len(apart) == 1
@@ -114,7 +115,7 @@ def test_partners_are_found_among_the_batch(tmp_path):
     check_view(view, encodings)
     examples = [view.example(e, rng) for e in encodings]
     batch = collate([examples[:2], examples[2:]], 32, 32)
-    logits, targets, weights = answers(trained.model, view, batch)
+    logits, targets, weights = build_task(trained.recipe.objective, view).scored(trained.model, batch)
     assert logits.shape == (1, 8, 4) and targets.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3]] and weights.sum() == 4
     one = trained.model(torch.tensor(examples[2].inputs.ids[None].astype(int)))[0, 0]
     other = trained.model(torch.tensor(examples[1].source.ids[None].astype(int)))[0, 0]
@@ -142,16 +143,16 @@ def test_a_student_says_what_its_teacher_says(tmp_path):
     other = replace(recipe(told, {"decoder": BLOCKS}, data), codec=type(isoform.load_recipe("shakespeare").codec)())
     with pytest.raises(ValueError, match="another codec"):
         train(other, tmp_path / "y")
-    view = build_view(Distillation(), ByteCodec(), is_pair=True)
+    view = build_view(Distillation(), ByteCodec(), is_encoder_decoder=True)
     assert view.length(9, 4) == build_view(Seq2seq()).length(9, 4)
 
 
 def test_the_teachers_share_is_the_divergence_of_their_distributions():
     teacher, student, batch = build(FORMS["plain"], seed=1), build(FORMS["plain"]), batch_of()
-    view, plain = build_view(Causal()), batch_loss(build(FORMS["plain"]), build_view(Causal()), Causal())(batch)
+    view, plain = build_view(Causal()), build_task(Causal(), build_view(Causal())).loss(build(FORMS["plain"]), batch)
     for share, temperature in ((0.0, 1.0), (1.0, 1.0), (0.3, 2.5)):
         objective = Distillation(teacher="t", share=share, temperature=temperature)
-        result = batch_loss(student, view, objective, teacher)(batch)
+        result = build_task(objective, view, teacher).loss(student, batch)
         ours, theirs = ((m(batch.inputs) / temperature).log_softmax(-1) for m in (student, teacher))
         divergence = temperature**2 * kl_div(ours, theirs, log_target=True, reduction="sum")
         expected = (1 - share) * plain.total + share * divergence

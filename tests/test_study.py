@@ -14,8 +14,8 @@ import pytest
 from isoform.codecs.config import Characters
 from isoform.config import dump_toml
 from isoform.data.config import Data
-from isoform.experiment import prepare
 from isoform.model.config import AttentionConfig, BlockConfig, Dense, Experts, ModelConfig, StackConfig, TokenChoice
+from isoform.preparation import prepare
 from isoform.recipe import Recipe
 from isoform.scaling.engines import Local
 from isoform.scaling.ladder import Rung

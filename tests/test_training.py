@@ -2,19 +2,20 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from isoform.batch import Encoding, Example, collate
-from isoform.experiment import batch_loss
 from isoform.machine import choose_machine
 from isoform.model.config import BlockConfig, Experts, Gated, Lookup, TokenChoice
 from isoform.model.cost import Shape
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Causal
 from isoform.objectives.losses import weighted_cross_entropy
+from isoform.objectives.task import build_task
 from isoform.objectives.views import build_view
 from isoform.training.config import AdamW, Cosine, InverseSquareRoot, Muon, Training, WarmupStableDecay
 from isoform.training.memory import training_memory
@@ -113,7 +114,7 @@ def routed(router: TokenChoice, *, size: int, **fields):
         build_optimizers(AdamW(learning_rate=1e-2), model),
         Training(steps=3, log_every=1, validate_every=0, checkpoint_every=0),
         batches=batches,
-        loss=batch_loss(model, build_view(Causal()), Causal()),
+        loss=partial(build_task(Causal(), build_view(Causal())).loss, model),
         machine=CPU,
         seed=1,
         progress=Progress(),

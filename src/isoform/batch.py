@@ -102,6 +102,14 @@ class Batch:
         return Batch(self.inputs.to(device), targets, self.loss_weights.to(device, non_blocking=True), source)
 
 
+@dataclass(frozen=True, eq=False)
+class GlobalBatch:
+    """All rows of one step, cut into micro-batches, with the weight of the whole known beforehand."""
+
+    micro_batches: list[Batch]
+    weight: float
+
+
 def plain_coordinates(
     num_rows: int, length: int, *, start: int = 0, device: torch.device | str | None = None
 ) -> Coordinates:

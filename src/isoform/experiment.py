@@ -9,9 +9,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from isoform import run as runs
-from isoform.batch import Batch, Example, collate
+from isoform.batch import Example, collate
 from isoform.checkpoint.huggingface import exportable, state_of
 from isoform.checkpoint.store import (
     Checkpoint,
@@ -34,215 +34,46 @@ from isoform.checkpoint.store import (
     purge_checkpoints,
     save_checkpoint,
 )
-from isoform.codecs.codec import Codec, TextCodec, as_text
-from isoform.codecs.config import Characters
-from isoform.codecs.text import build_codec, load_codec
+from isoform.codecs.codec import TextCodec, as_text
+from isoform.codecs.text import load_codec
 from isoform.config import ConfigError, differences, from_dict, load_toml
-from isoform.data.config import Data
-from isoform.data.labels import label_names, numbered
-from isoform.data.loader import Loader, MixtureLoader, build_loader, validation_batches
-from isoform.data.sources import Record, Split, first_part, load_source
-from isoform.data.tokens import Tokens, load_tokens
-from isoform.evaluation.evaluate import Score, answers, apply, evaluate, share_scored
+from isoform.data.sources import Record
+from isoform.evaluation.evaluate import evaluate_held_out
 from isoform.generation.config import Sampling
 from isoform.generation.decode import Generation, build_prompt
 from isoform.generation.decode import generate as generate_texts
 from isoform.machine import Energy, Machine, can_compile, choose_machine, describe, measured_peaks, peak_memory
 from isoform.model.adapters import adapt
-from isoform.model.baselines import BaselineModel, build_module
-from isoform.model.cost import Shape, num_active_parameters, num_parameters, training_flops
-from isoform.model.experts import Tally
+from isoform.model.baselines import build_module
+from isoform.model.cost import num_active_parameters, num_parameters
 from isoform.model.growth import take
+from isoform.model.network import Network
 from isoform.model.transformer import Transformer
-from isoform.objectives.config import Classification, Corruption, Distillation, Labelled, Objective, Tagging
-from isoform.objectives.corruption import special_pieces
-from isoform.objectives.losses import Loss, build_loss, distilled
-from isoform.objectives.views import View
+from isoform.objectives.config import requirements_of
+from isoform.objectives.task import logits_of
+from isoform.preparation import Prepared, global_batch, prepare
 from isoform.recipe import Recipe
 from isoform.run import Run, Trained
 from isoform.terminal import Progress as Bar
 from isoform.terminal import Terminal, count
 from isoform.training.ledger import JsonLedger, cut_metrics, read_metrics
 from isoform.training.optimizer import build_optimizers, freeze, load_optimizer_state, optimizer_state
-from isoform.training.trainer import Diverged, GlobalBatch, Progress, train_loop
+from isoform.training.trainer import Diverged, Progress, train_loop
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """What a recipe becomes before anything is trained: its vocabulary size is filled in."""
-
-    recipe: Recipe
-    split: Split
-    codec: Codec
-    view: View
-    loader: Loader
-    bytes_per_piece: float | None
-    """Of the training text; None if it isn't text that is predicted."""
-    teacher: Transformer | None = None
-    """Whom a student listens to."""
-
-    @property
-    def is_pair(self) -> bool:
-        """Whether a source is answered, rather than a text continued."""
-        return self.split.is_pair or isinstance(self.recipe.objective, Corruption)
-
-    @cached_property
-    def flops_per_step(self) -> int:
-        """Training FLOPs of one global batch; the mean, where batches are of several shapes."""
-        loader, model = self.loader, self.recipe.model
-        weights = torch.cat([b.loss_weights.flatten() for b in global_batch(self, 0).micro_batches])
-        scored = share_scored(model, weights)
-        flops = sum(n * training_flops(model, Shape(*shape, scored)) for shape, n in loader.shapes.items())
-        return round(self.recipe.rows_per_step * flops / loader.rows_per_epoch)
-
-    @cached_property
-    def tokens_per_step(self) -> float:
-        """Places of one global batch, empty ones included; likewise."""
-        places = sum(n * rows * length for (rows, length, _), n in self.loader.shapes.items())
-        return self.recipe.rows_per_step * places / self.loader.rows_per_epoch
-
-
-def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
-    """Load the records, build the codec (or take this one, or that of the model to start from), cut the rows.
-
-    Raises ValueError for data that won't do, and what `isoform.load` raises.
-    """
-    parts, split = load_records(recipe.data)
-    recipe = _with_labels(recipe, split)
-    if codec is None:
-        codec = runs.load(recipe.start).codec if recipe.start else build_codec(recipe.codec, _texts(recipe, split))
-    if isinstance(codec, TextCodec):
-        codec = codec.with_special(special_pieces(recipe.objective))
-    recipe = runs.filled(recipe, codec)
-    view = runs.view_of(recipe, codec)
-    tokens = [_tokens(recipe, first_part(part.train, recipe.data.fraction), codec) for part in parts]
-    loaders = [
-        build_loader(
-            recipe.data,
-            part,
-            view,
-            context_length=recipe.model.context_length,
-            source_length=recipe.source_length,
-            seed=recipe.seed,
-            together=recipe.rows_per_step,
-        )
-        for part in tokens
-    ]
-    loader = _mixed(recipe, loaders)
-    bytes_per_piece = None
-    if isinstance(codec, TextCodec) and view.is_text:
-        bytes_per_piece = float(codec.piece_bytes[tokens[0].ids[: 2**20]].mean())
-    teacher = _teacher(recipe.objective, codec) if isinstance(recipe.objective, Distillation) else None
-    return Prepared(recipe, split, codec, view, loader, bytes_per_piece, teacher)
-
-
-def load_records(data: Data) -> tuple[Sequence[Split], Split]:
-    """The records of each source, and of all together."""
-    if not data.mixture:
-        split = load_source(data.path, data.validation_path)
-        return [split], split
-    parts = [load_source(part.path, part.validation_path) for part in data.mixture]
-    train, validation = ([r for part in parts for r in getattr(part, name)] for name in ("train", "validation"))
-    return parts, Split(train, validation, tuple(source for part in parts for source in part.sources))
-
-
-def _mixed(recipe: Recipe, loaders: Sequence[Loader]) -> Loader:
-    if len(loaders) == 1:
-        return loaders[0]
-    data = recipe.data
-    weights = [
-        loader.rows_per_epoch ** (1 / data.temperature) if part.weight is None else part.weight
-        for loader, part in zip(loaders, data.mixture, strict=True)
-    ]
-    return MixtureLoader(loaders, weights, recipe.seed)
-
-
-def _teacher(objective: Distillation, codec: Codec) -> Transformer:
-    """The model of a teacher. Raises ValueError for one that speaks in other pieces."""
-    if not objective.teacher:
-        raise ValueError("distillation needs a teacher; name a run or a folder with objective.teacher")
-    teacher = runs.load(objective.teacher)
-    if teacher.codec.fingerprint != codec.fingerprint:
-        raise ValueError(
-            f"the teacher {objective.teacher} has another codec than the student; begin the student with it by "
-            f"codec.path, or teach by what it writes"
-        )
-    return teacher.transformer
-
-
-def _with_labels(recipe: Recipe, split: Split) -> Recipe:
-    """The recipe with the names of its labels, where it leaves them to the records; images come with numbers."""
-    objective = recipe.objective
-    if not isinstance(objective, Classification | Tagging) or objective.labels or "image" in split.train[0]:
-        return recipe
-    names = label_names(split.train, _label_key(objective))
-    return replace(recipe, objective=replace(objective, labels=names))
-
-
-def _label_key(objective: Classification | Tagging) -> str:
-    return "tags" if isinstance(objective, Tagging) else "label"
-
-
-def _tokens(recipe: Recipe, records: Sequence[Record], codec: Codec) -> Tokens:
-    """The pieces of records, their labels as numbers."""
-    objective = recipe.objective
-    if isinstance(objective, Classification | Tagging) and objective.labels:
-        records = numbered(records, objective.labels, _label_key(objective))
-    return load_tokens(records, codec)
-
-
-def _texts(recipe: Recipe, split: Split) -> list[str]:
-    """What a codec learns from: the training records; for an alphabet, which must be complete, all records."""
-    records = [*split.train, *split.validation] if isinstance(recipe.codec, Characters) else split.train
-    return [text for record in records for text in record.values() if isinstance(text, str)]
-
-
-def evaluate_held_out(
-    model: Transformer | BaselineModel,
-    recipe: Recipe,
-    codec: Codec,
-    records: Sequence[Record],
-    machine: Machine,
-    *,
-    limit: int = 0,
-) -> Score:
-    """The score on held-out records, whole, or on their first `limit` rows."""
-    view = runs.view_of(recipe, codec)
-    batches = validation_batches(
-        recipe.data,
-        _tokens(recipe, records, codec),
-        codec,
-        view,
-        context_length=recipe.model.context_length,
-        source_length=recipe.source_length,
-        batch_rows=min(recipe.rows_per_pass, limit) if limit else recipe.rows_per_pass,
-    )
-    rows = iter(batches) if not limit else _first_rows(batches, limit)
-    return evaluate(model, view, rows, machine, by_segment=recipe.data.keeps_records and not view.is_whole)
-
-
-def _first_rows(batches: Iterable[tuple[Batch, int]], limit: int) -> Iterator[tuple[Batch, int]]:
-    seen = 0
-    for batch, num_bytes in batches:
-        yield batch, num_bytes
-        seen += len(batch.targets)
-        if seen >= limit:
-            return
-
-
-def build_model(recipe: Recipe, machine: Machine) -> Transformer | BaselineModel:
+def build_model(recipe: Recipe, machine: Machine) -> Network:
     """The recipe's model, its parameters drawn from the recipe's seed."""
     torch.manual_seed(recipe.seed)
     model = build_module(recipe.model).to(machine.device)
     if machine.device.type == "cpu":
-        model.reduce_products(machine.dtype)
+        model.set_matmul_dtype(machine.dtype)
     if recipe.training.adapters is not None:
         adapt(model, recipe.training.adapters)
     freeze(model, recipe.training.frozen)
     return model
 
 
-def begin_with(model: Transformer | BaselineModel, start: Transformer | BaselineModel) -> None:
+def initialize_from(model: Network, start: Network) -> None:
     """Give a model the parameters of another. Raises ValueError naming what differs between them."""
     if isinstance(model, Transformer) and isinstance(start, Transformer):
         take(model, start)
@@ -251,55 +82,6 @@ def begin_with(model: Transformer | BaselineModel, start: Transformer | Baseline
         raise ValueError(f"the model to start from is another one; these fields differ: {changed}")
     else:
         model.load_state_dict(start.state_dict())
-
-
-def batch_loss(
-    model: Transformer | BaselineModel, view: View, objective: Objective, teacher: Transformer | None = None
-) -> Callable[[Batch], Loss]:
-    """The loss of a batch under an objective, with what routed parts, early exits, heads that look further ahead and a
-    teacher add to it."""
-
-    against = build_loss(objective)
-
-    def loss(batch: Batch) -> Loss:
-        tally = Tally()
-        logits, targets, weights = answers(model, view, batch, tally)
-        result = tally.added_to(against(logits, targets, weights))
-        if isinstance(objective, Distillation):
-            assert teacher is not None
-            with torch.no_grad():
-                taught = apply(teacher, view, batch)
-            if taught.shape[1] != logits.shape[1]:
-                taught = taught[batch.loss_weights > 0].unsqueeze(0)
-            result = distilled(result, logits, taught[..., : logits.shape[-1]], weights, objective)
-        if not isinstance(model, Transformer):
-            return result
-        stack, at = model.config.stacks[-1], batch.inputs.coordinates
-        if tally.exits:
-            early = [against(model.logits(x, at), targets, weights).total for x in tally.exits]
-            result = _beside(result, "exit_loss", stack.exit_loss * torch.stack(early).mean())
-        if tally.ahead:
-            further = []
-            for distance, x in enumerate(tally.ahead, 1):
-                same = at.segment[:, distance:] == at.segment[:, :-distance]
-                logits = model.logits(x[:, :-distance])
-                further.append(against(logits, targets[:, distance:], weights[:, distance:] * same).total)
-            result = _beside(result, "ahead_loss", stack.ahead_loss * torch.stack(further).mean())
-        return result
-
-    return loss
-
-
-def _beside(loss: Loss, name: str, more: Tensor) -> Loss:
-    return replace(loss, total=loss.total + more, parts={**loss.parts, name: more.detach()})
-
-
-def global_batch(prepared: Prepared, step: int) -> GlobalBatch:
-    """The rows of a step: a pure function of the recipe and the step, cut into micro-batches."""
-    rows, size = prepared.recipe.rows_per_step, prepared.recipe.rows_per_pass
-    starts = range(step * rows, (step + 1) * rows, size)
-    parts = [prepared.loader.rows(at, min(size, (step + 1) * rows - at)) for at in starts]
-    return GlobalBatch(parts, prepared.loader.weight(step * rows, rows))
 
 
 def train(
@@ -331,7 +113,7 @@ def train(
             _check_continuation(run, prepared.recipe, terminal)
         elif any(path.name != ".lock" for path in run.folder.iterdir()):
             raise ConfigError(f"{run.folder} holds something else than a run; name a new folder with --out")
-        runs.begin(run, prepared.recipe, prepared.codec, is_pair=prepared.is_pair)
+        runs.begin(run, prepared.recipe, prepared.codec, answers_source=prepared.answers_source)
         _Session(run, prepared, machine, compile, kernel, terminal).go(should_stop)
     return run
 
@@ -355,7 +137,7 @@ def generate(trained: Trained, prompt: str, sampling: Sampling | None = None) ->
     One sample; `generation.decode.generate` has the rest.
     """
     model, view, codec = trained.transformer, trained.view, as_text(trained.codec)
-    start = build_prompt(codec, prompt, is_pair=trained.is_pair, view=view)
+    start = build_prompt(codec, prompt, is_pair=trained.answers_source, view=view)
     one = replace(sampling or Sampling(), num_samples=1)
     for event in generate_texts(model, codec, start, one, view.inputs_mask):
         if not isinstance(event, Generation):
@@ -374,7 +156,7 @@ def classify(trained: Trained, records: Sequence[Record]) -> torch.Tensor:
     encodings = [trained.codec.encode(record) for record in records]
     rows = [[Example(e, np.zeros(len(e), np.int64), np.zeros(len(e), np.float32))] for e in encodings]
     batch = collate(rows, max(map(len, encodings))).to(trained.model.device)
-    return apply(trained.model, view, batch)[:, 0].float().softmax(-1)
+    return logits_of(trained.model, view, batch)[:, 0].float().softmax(-1)
 
 
 def measure_speed(prepared: Prepared, machine: Machine, *, steps: int = 3) -> float:
@@ -393,7 +175,7 @@ def measure_speed(prepared: Prepared, machine: Machine, *, steps: int = 3) -> fl
         build_optimizers(recipe.training.optimizer, model, machine.dtype),
         short,
         batches=lambda step: global_batch(prepared, step),
-        loss=batch_loss(model, prepared.view, recipe.objective, prepared.teacher),
+        loss=partial(prepared.task.loss, model),
         machine=machine,
         seed=recipe.seed,
         progress=progress,
@@ -423,8 +205,8 @@ class _Session:
         self.recipe = prepared.recipe
         self.model = build_model(self.recipe, machine)
         self.model.use_kernel(kernel, trains=True)
-        teacher = prepared.teacher
-        self.teacher = None if teacher is None else teacher.to(machine.device)
+        if prepared.teacher is not None:
+            prepared.teacher.to(machine.device)
         training = self.recipe.training
         self.optimizers = build_optimizers(
             training.optimizer, self.model, machine.dtype, layer_decay=training.layer_decay
@@ -440,7 +222,7 @@ class _Session:
         }
         checkpoint = find_checkpoint(run.checkpoints, on_corrupt=terminal.warn)
         if checkpoint is None and self.recipe.start:
-            begin_with(self.model, runs.load(self.recipe.start).model)
+            initialize_from(self.model, runs.load(self.recipe.start).model)
         self._restore(checkpoint)
         if compile is None:
             compile = machine.device.type == "cuda"
@@ -453,7 +235,7 @@ class _Session:
     def _writes(self) -> bool:
         """Whether the model goes on with a text; encoders, baselines and what answers with labels don't."""
         is_decoder = isinstance(self.model, Transformer) and self.model.decoder is not None
-        return is_decoder and not isinstance(self.recipe.objective, Labelled)
+        return is_decoder and requirements_of(self.recipe.objective).answer == "vocabulary"
 
     def _sample_prompt(self) -> str:
         """The recipe's prompt, unless this text has other characters than the one the recipe was made for."""
@@ -513,7 +295,7 @@ class _Session:
                     self.optimizers,
                     training,
                     batches=lambda step: global_batch(self.prepared, step),
-                    loss=batch_loss(self.model, self.prepared.view, self.recipe.objective, self.teacher),
+                    loss=partial(self.prepared.task.loss, self.model),
                     machine=self.machine,
                     seed=self.recipe.seed,
                     progress=self.progress,
@@ -569,7 +351,7 @@ class _Session:
             return
         assert isinstance(self.model, Transformer)
         sampling = Sampling(max_tokens=recipe.training.sample_tokens, temperature=0.8, seed=recipe.seed)
-        prompt = build_prompt(prepared.codec, self.prompt, is_pair=prepared.is_pair, view=prepared.view)
+        prompt = build_prompt(prepared.codec, self.prompt, is_pair=prepared.answers_source, view=prepared.view)
         *_, last = generate_texts(self.model, prepared.codec, prompt, sampling, prepared.view.inputs_mask)
         assert isinstance(last, Generation)
         with self.run.samples.open("a", encoding="utf-8") as file:

@@ -8,25 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from isoform.codecs.config import Characters, Codec
 from isoform.config import ConfigError, from_dict, kind_of, load_toml, overlay, to_dict, unknown
 from isoform.data.config import Data
-from isoform.model.config import Baseline, Model, ModelConfig, Pooled
+from isoform.model.config import Baseline, Head, MaskedVocabulary, Model, ModelConfig, Pooled, Vocabulary
 from isoform.model.presets import PRESETS
-from isoform.objectives.config import (
-    Causal,
-    Classification,
-    Contrastive,
-    Corruption,
-    Distillation,
-    Labelled,
-    Masked,
-    Objective,
-    Seq2seq,
-    Tagging,
-)
+from isoform.objectives.config import Answer, Causal, Classification, Masked, Objective, Seq2seq, requirements_of
 from isoform.training.config import Training
 
 START = "start"
@@ -70,9 +59,9 @@ class Recipe:
             _check_baseline(self.model, self.objective)
 
     @property
-    def is_pair(self) -> bool:
+    def is_encoder_decoder(self) -> bool:
         """Whether an encoder reads one thing and a decoder says another."""
-        return isinstance(self.model, ModelConfig) and self.model.is_pair
+        return isinstance(self.model, ModelConfig) and self.model.form == "encoder_decoder"
 
     @property
     def rows_per_step(self) -> int:
@@ -94,40 +83,43 @@ class Recipe:
 
 
 def _check_stacks(model: ModelConfig, objective: Objective) -> None:
-    name = type(objective).__name__
-    if not isinstance(objective, Corruption | Distillation) and model.is_pair != isinstance(objective, Seq2seq):
+    name, needs = kind_of(type(objective)), requirements_of(objective)
+    if model.form not in needs.forms:
+        wanted = " or ".join(form.replace("_", "-") for form in needs.forms)
         raise ValueError(
-            f"objective {name} with {'an encoder-decoder' if model.is_pair else 'one stack'}: "
-            f"the objective seq2seq goes with an encoder and a decoder, span corruption with both, the others with one "
-            f"stack"
+            f"objective.kind={name!r} is for an {wanted}, and this model is an {model.form.replace('_', '-')}; set "
+            f"objective.kind, or model.encoder and model.decoder (none: there is no such stack)"
         )
-    if isinstance(objective, Masked) and model.decoder is not None:
+    answer, over = _answer_of(model.head)
+    if answer != needs.answer:
+        wanted = {
+            "vocabulary": "kind vocabulary or masked_vocabulary",
+            "document": "kind pooled, over first, mean or last, and embed false",
+            "token": "kind pooled, over each, and embed false",
+            "embedding": "kind pooled and embed true",
+        }
         raise ValueError(
-            f"objective {name} with a decoder: what is hidden is read from both sides; set model.decoder to none and "
-            f"model.encoder to its blocks"
+            f"objective.kind={name!r} takes a head for each {needs.answer}, but this one is for each {answer}; set "
+            f"model.head to {wanted[needs.answer]}"
         )
-    if isinstance(objective, Contrastive):
-        if model.decoder is not None or not isinstance(model.head, Pooled) or not model.head.embed:
-            raise ValueError(
-                "objective Contrastive goes with model.decoder = none and the head pooled with embed = true"
-            )
-        return
-    if isinstance(objective, Labelled) != isinstance(model.head, Pooled):
+    if answer == "document" and over == "first" and model.decoder is not None:
         raise ValueError(
-            f"objective {name} with the head {type(model.head).__name__}: classification, tagging and regression go "
-            f"with the head pooled, the others with a head that scores pieces"
+            "a decoder's first token has seen nothing of its document; set model.head.over to last or mean, or "
+            "model.decoder to none"
         )
-    if isinstance(model.head, Pooled) and isinstance(objective, Labelled):
-        if isinstance(objective, Tagging) != (model.head.over == "each"):
-            raise ValueError(
-                f"objective {name} with model.head.over={model.head.over!r}: tagging goes with each, the others with "
-                f"first, mean or last"
-            )
-        if model.decoder is not None and model.head.over == "first":
-            raise ValueError(
-                "the first piece has seen nothing of the text in a decoder; set model.head.over to last or mean, or "
-                "model.decoder to none"
-            )
+
+
+def _answer_of(head: Head) -> tuple[Answer, str]:
+    """What a head gives, and from which hidden states."""
+    match head:
+        case Vocabulary() | MaskedVocabulary():
+            return "vocabulary", "each"
+        case Pooled(embed=True, over=over):
+            return "embedding", over
+        case Pooled(over=over):
+            return ("token" if over == "each" else "document"), over
+        case _:
+            assert_never(head)
 
 
 def _check_baseline(model: Baseline, objective: Objective) -> None:
@@ -175,7 +167,7 @@ def is_model_path(name: str) -> bool:
 def recipe_of(model: ModelConfig) -> Recipe:
     """A recipe that says what a model is, for one that comes without."""
     objective: Objective = Causal()
-    if model.is_pair:
+    if model.form == "encoder_decoder":
         objective = Seq2seq()
     elif model.decoder is None:
         objective = Classification() if isinstance(model.head, Pooled) else Masked()

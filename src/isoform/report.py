@@ -188,7 +188,7 @@ def forms_table() -> str:
     ]
     for name, preset in sorted(PRESETS.items(), key=lambda item: item[1].year):
         model = preset.model
-        form = "encoder–decoder" if len(model.stacks) == 2 else "encoder" if model.encoder else "decoder"
+        form = model.form.replace("_", "–")
         total, active = num_parameters(model), num_active_parameters(model)
         counted = "by the codec" if not model.vocab_size else f"{total:,}"
         counted += f", {active:,} active" if active != total else ""

@@ -33,11 +33,11 @@ from isoform.codecs.text import load_codec
 from isoform.config import dump_toml, from_dict, kind_of, load_toml, to_dict
 from isoform.data.sources import PACKAGE, package_folder
 from isoform.model.adapters import adapt, without_adapters
-from isoform.model.baselines import BaselineModel, build_module
-from isoform.model.config import Convolution, Grid, Head, Linear, Lookup, Model, ModelConfig, Pooled, Stem
+from isoform.model.baselines import build_module
+from isoform.model.config import Model, ModelConfig
 from isoform.model.cost import num_matrix_parameters
+from isoform.model.network import Network
 from isoform.model.transformer import Transformer
-from isoform.objectives.config import Labelled, Objective, Regression
 from isoform.objectives.views import View, build_view
 from isoform.recipe import Recipe, recipe_of
 
@@ -95,12 +95,12 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What a run made: a model in evaluation mode, its codec and recipe; `is_pair`: it was given sources."""
+    """What a run made: a model in evaluation mode, its codec and recipe; `answers_source`: it was given sources."""
 
-    model: Transformer | BaselineModel
+    model: Network
     codec: Codec
     recipe: Recipe
-    is_pair: bool
+    answers_source: bool
     step: int
 
     @property
@@ -111,18 +111,18 @@ class Trained:
     @property
     def transformer(self) -> Transformer:
         """The model, for what only a Transformer does. Raises ValueError for a baseline."""
-        if isinstance(self.model, BaselineModel):
-            raise ValueError(
-                f"this model is a baseline ({kind_of(type(self.model.config))}), to be compared by isoform evaluate; "
-                f"to generate or convert, train its recipe with model.kind = model_config"
-            )
-        return self.model
+        if isinstance(self.model, Transformer):
+            return self.model
+        raise ValueError(
+            f"this model is a baseline ({kind_of(type(self.model.config))}), to be compared by isoform evaluate; "
+            f"to generate or convert, train its recipe with model.kind = model_config"
+        )
 
 
 def view_of(recipe: Recipe, codec: Codec) -> View:
     """How a recipe's objective reads records, for the form of its model."""
     is_causal = isinstance(recipe.model, ModelConfig) and recipe.model.decoder is not None
-    return build_view(recipe.objective, codec, is_pair=recipe.is_pair, is_causal=is_causal)
+    return build_view(recipe.objective, codec, is_encoder_decoder=recipe.is_encoder_decoder, is_causal=is_causal)
 
 
 def next_run(name: str, root: Path = Path("runs")) -> Run:
@@ -140,14 +140,14 @@ def write_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def begin(run: Run, recipe: Recipe, codec: Codec, *, is_pair: bool) -> None:
+def begin(run: Run, recipe: Recipe, codec: Codec, *, answers_source: bool) -> None:
     """Write what a run knows from its start: codec and model config, and last its recipe."""
     run.model.mkdir(parents=True, exist_ok=True)
     codec.save(run.model)
     config = {
         "model_type": "isoform",
         "format": FORMAT,
-        "is_pair": is_pair,
+        "is_pair": answers_source,
         "model": {"kind": kind_of(type(recipe.model)), **to_dict(recipe.model)},
     }
     write_text(run.model / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
@@ -176,7 +176,7 @@ def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     else:
         trained = _load_run(Run(path))
     if torch.device(device).type == "cpu" and num_matrix_parameters(trained.model.config) >= LARGE:
-        trained.model.reduce_products(dtype)
+        trained.model.set_matmul_dtype(dtype)
     return replace(trained, model=trained.model.to(device).eval())
 
 
@@ -217,7 +217,7 @@ def _codec_of(folder: Path | None, path: Path, vocab_size: int = 0) -> Codec:
 
 def _foreign(model: Transformer, codec: Codec) -> Trained:
     """A model that was trained elsewhere, with a recipe that says what it is."""
-    return Trained(model, codec, recipe_of(model.config), model.config.is_pair, 0)
+    return Trained(model, codec, recipe_of(model.config), model.config.form == "encoder_decoder", 0)
 
 
 def export(trained: Trained, folder: Path) -> str:
@@ -278,7 +278,7 @@ def _load_run(run: Run) -> Trained:
     return Trained(model, load_codec(run.model), recipe, bool(config["is_pair"]), step)
 
 
-def load_state(model: Transformer | BaselineModel, tensors: dict[str, torch.Tensor]) -> None:
+def load_state(model: Network, tensors: dict[str, torch.Tensor]) -> None:
     """Put tensors into the model. Raises ValueError naming what is missing, unexpected or of another shape."""
     expected = state_of(model)
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
@@ -290,74 +290,3 @@ def load_state(model: Transformer | BaselineModel, tensors: dict[str, torch.Tens
     with torch.no_grad():
         for name, tensor in tensors.items():
             expected[name].copy_(tensor)
-
-
-def filled(recipe: Recipe, codec: Codec) -> Recipe:
-    """The recipe with the sizes of its vocabulary, stem and head taken from the codec.
-
-    Raises ValueError if it states others that don't fit, or a stem or head that doesn't go with the codec.
-    """
-    sized = _sized(recipe.model, recipe.objective, codec)
-    stated = sized.vocab_size
-    if stated and stated < codec.vocab_size and recipe.start:
-        stated = codec.vocab_size  # its special pieces are added to those of the model that it begins with
-    if stated and stated < codec.vocab_size:
-        raise ValueError(
-            f"model.vocab_size={stated} is smaller than the codec's {codec.vocab_size} pieces; "
-            f"leave it out to take the codec's"
-        )
-    return replace(recipe, model=replace(sized, vocab_size=stated or max(1, codec.vocab_size)))
-
-
-def _sized(model: Model, objective: Objective, codec: Codec) -> Model:
-    """The model with the sizes of stem and head taken from the codec."""
-    stem = _filled_stem(model.stem, codec)
-    if not isinstance(model, ModelConfig):
-        return model
-    for stack in model.stacks:
-        if isinstance(stack.position, Grid):
-            _check_places((stack.position.rows, stack.position.columns), codec)
-    return replace(model, stem=stem, head=_filled_head(model.head, objective, codec))
-
-
-def _filled_stem(stem: Stem, codec: Codec) -> Stem:
-    if (codec.num_features == 0) != isinstance(stem, Lookup):
-        what = f"rows of {codec.num_features} features, for the stems linear and convolution"
-        raise ValueError(
-            f"the stem {type(stem).__name__} with the codec {codec.definition()['kind']}, which gives "
-            f"{what if codec.num_features else 'ids, for the stem lookup'}; set model.stem.kind"
-        )
-    if isinstance(stem, Lookup):
-        return stem
-    if isinstance(stem, Linear):
-        stem = replace(
-            stem, num_features=stem.num_features or codec.num_features, num_ids=stem.num_ids or codec.vocab_size
-        )
-    read = stem.num_features * (stem.stride if isinstance(stem, Convolution) else 1)
-    if read != codec.num_features:
-        raise ValueError(
-            f"the stem reads {read} features per piece, the codec gives {codec.num_features}; "
-            f"leave model.stem.num_features out"
-        )
-    return stem
-
-
-def _filled_head(head: Head, objective: Objective, codec: Codec) -> Head:
-    if not isinstance(head, Pooled) or not isinstance(objective, Labelled):
-        return head
-    wanted = 1 if isinstance(objective, Regression) else len(objective.labels) or codec.num_classes
-    if not (head.num_outputs or wanted) or 0 < head.num_outputs < wanted or head.embed:
-        raise ValueError(
-            f"a head with embed={head.embed} and num_outputs={head.num_outputs} can't tell {wanted} "
-            f"answers apart; leave both out to take as many as there are"
-        )
-    return replace(head, num_outputs=head.num_outputs or wanted)
-
-
-def _check_places(there: tuple[int, ...], codec: Codec) -> None:
-    if len(codec.num_places) != len(there) or any(n < m for n, m in zip(there, codec.num_places, strict=True)):
-        needs = " x ".join(map(str, codec.num_places)) or "no"
-        raise ValueError(
-            f"a position grid of {' x '.join(map(str, there))} places with a codec that has {needs} places on a grid; "
-            f"set rows and columns of the position to that, or another position"
-        )

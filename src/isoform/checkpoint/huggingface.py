@@ -24,9 +24,9 @@ from torch import Tensor
 
 from isoform.checkpoint.families import FAMILIES, Family, Fields, Unfit, canonical, known_types
 from isoform.config import differences, to_dict
-from isoform.model.baselines import BaselineModel
 from isoform.model.config import AttentionConfig, BlockConfig, Model, ModelConfig
 from isoform.model.cost import num_parameters
+from isoform.model.network import Network
 from isoform.model.transformer import Transformer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -235,7 +235,7 @@ def _full(family: Family, name: str) -> str:
     return family.prefix + name if name.split(".")[0] in beginnings else name
 
 
-def state_of(model: Transformer | BaselineModel) -> dict[str, Tensor]:
+def state_of(model: Network) -> dict[str, Tensor]:
     """The model's tensors by name, a tied table once."""
     state = dict(model.state_dict())
     if is_tied(model):
@@ -243,7 +243,7 @@ def state_of(model: Transformer | BaselineModel) -> dict[str, Tensor]:
     return state
 
 
-def is_tied(model: Transformer | BaselineModel) -> bool:
+def is_tied(model: Network) -> bool:
     """Whether the head uses the stem's table."""
     return getattr(model.config.head, "tied", False)
 

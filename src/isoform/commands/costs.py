@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
 from isoform.commands.verb import Result, chosen_machine
-from isoform.experiment import Prepared, prepare
 from isoform.machine import KNOWN_PEAKS, Machine, Peaks, describe, device_name, measured_peaks, peak_memory
 from isoform.model.config import ModelConfig
 from isoform.model.cost import (
@@ -22,6 +21,7 @@ from isoform.model.cost import (
 )
 from isoform.model.presets import PRESETS
 from isoform.options import EstimateOptions
+from isoform.preparation import Prepared, prepare
 from isoform.recipe import Recipe, builtin_recipes, is_model_path
 from isoform.run import load
 from isoform.terminal import Terminal, count, duration

@@ -11,11 +11,11 @@ from pathlib import Path
 from isoform.commands.costs import costs_of, say_costs
 from isoform.commands.verb import INTERRUPTED, TRANSIENT, Result, chosen_machine, interruptions
 from isoform.config import kind_of
-from isoform.experiment import prepare
 from isoform.experiment import train as train_recipe
 from isoform.inspection.rows import read_rows, to_lines
 from isoform.model.config import ModelConfig
 from isoform.options import InspectOptions, TrainOptions
+from isoform.preparation import prepare
 from isoform.recipe import load_recipe
 from isoform.report import write_report
 from isoform.run import Run, model_of

@@ -13,8 +13,8 @@ import numpy as np
 from isoform.codecs.codec import as_text
 from isoform.commands.verb import Result, chosen_machine
 from isoform.data.sources import Record, load_source
+from isoform.evaluation.evaluate import evaluate_held_out
 from isoform.evaluation.translation import answer_lines, translate
-from isoform.experiment import evaluate_held_out, load_records
 from isoform.generation.config import Beam
 from isoform.generation.decode import Generation, Prompt, build_prompt, walk
 from isoform.generation.decode import generate as generate_texts
@@ -23,6 +23,7 @@ from isoform.inspection.attention import cross_attention, draw_attention
 from isoform.model.config import Pooled
 from isoform.objectives.views import View
 from isoform.options import EvaluateOptions, GenerateOptions
+from isoform.preparation import load_records
 from isoform.run import Trained, load, write_text
 from isoform.terminal import Terminal
 
@@ -42,14 +43,14 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     if text is None:
         text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
     view, codec = trained.view, as_text(trained.codec)
-    prompt = build_prompt(codec, text, is_pair=trained.is_pair, view=view)
+    prompt = build_prompt(codec, text, is_pair=trained.answers_source, view=view)
     if options.attention and prompt.source is None:
         raise ValueError("--attention draws how an answer attends to its source; this model has no encoder")
     if options.beams:
         return _search(options, trained, text, prompt, view, terminal)
     sampling, finished = options.sampling, []
     shows = not terminal.json and not options.probabilities
-    if shows and sampling.num_samples == 1 and not trained.is_pair:
+    if shows and sampling.num_samples == 1 and not trained.answers_source:
         terminal.say(text, end="")
     for event in generate_texts(model, codec, prompt, sampling, view.inputs_mask):
         if isinstance(event, Generation):
@@ -60,7 +61,7 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
         terminal.say()
     elif shows:
         for number, generation in enumerate(finished, 1):
-            terminal.say(f"-- {number} --\n{'' if trained.is_pair else text}{generation.text}")
+            terminal.say(f"-- {number} --\n{'' if trained.answers_source else text}{generation.text}")
     if options.attention:
         _draw_attention(options.attention, trained, prompt, finished[0].text, terminal)
     values: dict = {"prompt": text, "samples": [asdict(generation) for generation in finished]}
@@ -110,7 +111,7 @@ def _search(
         {"text": codec.decode(one.ids), "num_pieces": len(one.ids), "score": one.score, "log_p": one.log_probability}
         for one in found
     ]
-    start = "" if trained.is_pair else text
+    start = "" if trained.answers_source else text
     for sample in samples:
         score = f"{sample['score']:.3f}  " if len(samples) > 1 else ""
         terminal.say(f"{score}{start}{sample['text']}")
@@ -134,7 +135,7 @@ def _draw_attention(path: str, trained: Trained, prompt: Prompt, text: str, term
 
 def _walk(trained: Trained, text: str, terminal: Terminal) -> list[dict]:
     model = trained.transformer
-    if model.encoder is not None or trained.is_pair:
+    if model.encoder is not None or trained.answers_source:
         raise ValueError("--probabilities walks plain texts; this model was trained on pairs of source and target")
     codec = as_text(trained.codec)
     expectations = walk(model, codec.encode_text(text))

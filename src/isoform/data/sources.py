@@ -79,7 +79,7 @@ class Split:
     sources: tuple[Source, ...]
 
     @property
-    def is_pair(self) -> bool:
+    def has_source(self) -> bool:
         """Whether records have a source and a target."""
         return "source" in self.train[0]
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from isoform.batch import Batch
+from isoform.codecs.codec import Codec
+from isoform.data.loader import validation_batches
+from isoform.data.sources import Record
 from isoform.machine import Machine
-from isoform.model.baselines import BaselineModel
-from isoform.model.config import Model, ModelConfig, Pooled
-from isoform.model.experts import Tally
-from isoform.model.transformer import Transformer
-from isoform.objectives.losses import likeness, target_losses
-from isoform.objectives.views import View
+from isoform.model.network import Network
+from isoform.objectives.losses import target_losses
+from isoform.objectives.task import Task, build_task
+from isoform.preparation import tokens_of
+from isoform.recipe import Recipe
+from isoform.run import view_of
 
 
 @dataclass(frozen=True)
@@ -32,49 +35,10 @@ class Score:
     num_targets: int
 
 
-def apply(model: Transformer | BaselineModel, view: View, batch: Batch, tally: Tally | None = None) -> Tensor:
-    """Logits (B, T, V) of a batch under an objective's masks; the tally takes what training needs beside them."""
-    return model(batch.inputs, view.inputs_mask, batch.source, view.source_mask, tally)
-
-
-MOSTLY = 0.9
-"""Part of a batch's places that count, from which scoring the others too costs less than picking these out."""
-
-
-def share_scored(config: Model, weights: Tensor) -> float:
-    """The part of places with these loss weights (B, T) that the head scores: those that count if they are few, unless
-    it looks at a segment as a whole, or other answers are scored beside these."""
-    if not isinstance(config, ModelConfig) or isinstance(config.head, Pooled):
-        return 1.0
-    share = float((weights > 0).float().mean())
-    return 1.0 if share >= MOSTLY or config.stacks[-1].exits or config.stacks[-1].ahead else share
-
-
-def answers(
-    model: Transformer | BaselineModel, view: View, batch: Batch, tally: Tally | None = None, *, whole: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (B, T, V) of a batch with their targets and weights (B, T); of contrasts those of one row.
-
-    Where few places count only those are scored, as one row, unless it is to be `whole`.
-    """
-    if view.temperature is None:
-        targets, weights = batch.targets, batch.loss_weights
-        if whole or not isinstance(model, Transformer) or share_scored(model.config, weights) == 1:
-            return apply(model, view, batch, tally), targets, weights
-        hidden = model.hidden(batch.inputs, view.inputs_mask, batch.source, view.source_mask, tally)
-        hidden, targets, weights = (t[batch.loss_weights > 0].unsqueeze(0) for t in (hidden, targets, weights))
-        return model.logits(hidden), targets, weights
-    assert batch.source is not None
-    one = model(batch.inputs, view.inputs_mask, tally=tally)[batch.loss_weights > 0]
-    there = batch.source.coordinates
-    first = ((there.index == 0) & (there.segment >= 0)).expand(batch.source.ids.shape)
-    return likeness(one, model(batch.source, view.source_mask, tally=tally)[first], view.temperature)
-
-
 @torch.inference_mode()
 def evaluate(
-    model: Transformer | BaselineModel,
-    view: View,
+    model: Network,
+    task: Task,
     batches: Iterable[tuple[Batch, int]],
     machine: Machine,
     *,
@@ -90,7 +54,7 @@ def evaluate(
     for batch, batch_bytes in batches:
         batch = batch.to(machine.device)
         with torch.autocast(machine.device.type, machine.dtype, enabled=machine.uses_autocast):
-            logits, targets, weights = answers(model, view, batch, whole=by_segment)
+            logits, targets, weights = task.scored(model, batch, dense=by_segment)
         nats = nats + (target_losses(logits, targets) * weights).sum().double().cpu()
         is_number = is_number or targets.is_floating_point()
         is_right = logits.argmax(-1) == targets
@@ -120,3 +84,37 @@ def _whole_segments(is_right: Tensor, batch: Batch) -> tuple[int, int]:
     wrong = torch.zeros(int(key.max()) + 1, device=key.device).index_add_(0, key, (~is_right[counts]).float())
     present = key.unique()
     return int((wrong[present] == 0).sum()), len(present)
+
+
+def evaluate_held_out(
+    model: Network,
+    recipe: Recipe,
+    codec: Codec,
+    records: Sequence[Record],
+    machine: Machine,
+    *,
+    limit: int = 0,
+) -> Score:
+    """The score on held-out records, whole, or on their first `limit` rows."""
+    view = view_of(recipe, codec)
+    batches = validation_batches(
+        recipe.data,
+        tokens_of(recipe, records, codec),
+        codec,
+        view,
+        context_length=recipe.model.context_length,
+        source_length=recipe.source_length,
+        batch_rows=min(recipe.rows_per_pass, limit) if limit else recipe.rows_per_pass,
+    )
+    rows = iter(batches) if not limit else _first_rows(batches, limit)
+    task = build_task(recipe.objective, view)
+    return evaluate(model, task, rows, machine, by_segment=recipe.data.keeps_records and not view.is_whole)
+
+
+def _first_rows(batches: Iterable[tuple[Batch, int]], limit: int) -> Iterator[tuple[Batch, int]]:
+    seen = 0
+    for batch, num_bytes in batches:
+        yield batch, num_bytes
+        seen += len(batch.targets)
+        if seen >= limit:
+            return

@@ -69,7 +69,7 @@ def translate(
 
     Raises ValueError for a model or records without sources.
     """
-    if not trained.is_pair or "source" not in records[0]:
+    if not trained.answers_source or "source" not in records[0]:
         raise ValueError("a translation needs a model and data of sources and targets; name pairs with --path")
     found = answer_lines(trained, [record["source"] for record in records], beam)
     answers = [each[0][0] for each in found]
@@ -79,7 +79,7 @@ def translate(
 def answer_lines(trained: Trained, texts: Sequence[str], how: Beam | Sampling) -> list[list[tuple[str, float]]]:
     """Answers to each text, each on one line, with their scores."""
     codec = as_text(trained.codec)
-    found = answer(trained.transformer, codec, texts, how, view=trained.view, is_pair=trained.is_pair)
+    found = answer(trained.transformer, codec, texts, how, view=trained.view, is_pair=trained.answers_source)
     return [[(text.replace("\n", " "), score) for text, score in each] for each in found]
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from isoform.batch import Pieces
 from isoform.codecs.codec import Codec, TextCodec
-from isoform.experiment import Prepared
 from isoform.mask import Mask, attended
+from isoform.preparation import Prepared
 
 IGNORED, EMPTY = "·", " "
 SEEN, UNSEEN = "█", "·"

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from isoform.model.config import LowRank
 from isoform.model.embedding import PooledHead
 from isoform.model.kernels import Linear
-from isoform.training.config import LowRank
 
 
 class AdaptedLinear(Linear):

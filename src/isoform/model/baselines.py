@@ -15,11 +15,12 @@ from torch.nn import functional
 
 from isoform.batch import Pieces, plain_pieces
 from isoform.mask import Causal, Coordinates, Mask
+from isoform.model.auxiliary import Auxiliary
 from isoform.model.config import LSTM, Baseline, CausalConvolution, Dense, Model, ModelConfig, NGramMlp, RMSNorm
 from isoform.model.embedding import LookupStem, VocabularyHead
-from isoform.model.experts import Tally
 from isoform.model.feedforward import build_feedforward
 from isoform.model.kernels import Linear, dropout
+from isoform.model.network import Network
 from isoform.model.norm import ZeroCenteredRMSNorm, build_norm
 from isoform.model.transformer import Residual, Transformer
 
@@ -157,8 +158,8 @@ def by_segment(core: Callable[[Tensor], Tensor], x: Tensor, coordinates: Coordin
     return hidden.new_zeros(x.shape).index_put((is_there,), hidden[at])
 
 
-class BaselineModel(nn.Module):
-    """A stem, a core and a head, with what training and evaluation ask of a Transformer.
+class BaselineModel(Network[Baseline]):
+    """A stem, a core and a head.
 
     Raises ValueError for a vocab_size of 0 (fill it in from the codec first).
     """
@@ -172,11 +173,6 @@ class BaselineModel(nn.Module):
         self.core = Core(config)
         self.head = VocabularyHead(config.head, config.vocab_size, config.model_dim, self.stem.embedding)
         self.reset_parameters()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -201,15 +197,15 @@ class BaselineModel(nn.Module):
             if isinstance(module, Recurrence | Bag):
                 module.reset_parameters()
 
-    def forward(
+    def hidden(
         self,
         pieces: Pieces | Tensor,
         mask: Mask | None = None,
         source: Pieces | Tensor | None = None,
         source_mask: Mask | None = None,
-        tally: Tally | None = None,
+        auxiliary: Auxiliary | None = None,
     ) -> Tensor:
-        """Scores (B, T, V) of what follows each piece; the other arguments are those of a Transformer.
+        """What the head reads (B, T, D); the other arguments are those of a Transformer.
 
         Raises ValueError for a mask that isn't causal, for a source, and for rows that are too long or go on from
         others.
@@ -226,13 +222,10 @@ class BaselineModel(nn.Module):
         x = self.stem(pieces)
         if self.config.dropout and self.training:
             x = dropout(x, self.config.dropout)
-        return self.head(self.core(x) if coordinates.start == 0 else by_segment(self.core, x, coordinates))
+        return self.core(x) if coordinates.start == 0 else by_segment(self.core, x, coordinates)
 
-    def reduce_products(self, dtype: torch.dtype) -> None:
-        """Run the blocks' matrix products in this format, with all else in float32, in place; LSTMs stay in float32."""
-        for module in self.modules():
-            if isinstance(module, Linear):
-                module.product_dtype = dtype
+    def logits(self, hidden: Tensor, coordinates: Coordinates | None = None) -> Tensor:
+        return self.head(hidden, coordinates)
 
     def use_kernel(self, kernel: str, *, trains: bool = False) -> None:
         """There is one way to compute a baseline: raises ValueError for any kernel but auto."""
@@ -246,6 +239,6 @@ class BaselineModel(nn.Module):
             self.core.compile()
 
 
-def build_module(config: Model) -> Transformer | BaselineModel:
+def build_module(config: Model) -> Network:
     """The module of a model's config, its parameters drawn from torch's generator."""
     return Transformer(config) if isinstance(config, ModelConfig) else BaselineModel(config)

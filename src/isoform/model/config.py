@@ -473,6 +473,24 @@ class Initialization:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """Only thin matrices beside those of the blocks learn (LoRA, Hu et al. 2022)."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    """What the thin matrices say counts alpha / rank times."""
+    targets: tuple[str, ...] = ("attention", "feedforward")
+    """Parts of the names of matrices that get some: attention, cross, feedforward, query_key_value, output, up …"""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.targets:
+            raise ValueError(f"adapters: rank={self.rank} must be at least 1, targets={self.targets} name a matrix")
+
+
+Form = Literal["encoder", "decoder", "encoder_decoder"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A whole model: an encoder, a decoder, or both."""
 
@@ -605,9 +623,9 @@ class ModelConfig:
         return self.length(self.encoder) if is_alone else self.length(self.encoder) + self.length(self.decoder)
 
     @property
-    def is_pair(self) -> bool:
-        """Whether there are an encoder and a decoder."""
-        return self.encoder is not None and self.decoder is not None
+    def form(self) -> Form:
+        """Which stacks there are."""
+        return "decoder" if self.encoder is None else "encoder" if self.decoder is None else "encoder_decoder"
 
     @property
     def own_stacks(self) -> list[StackConfig]:

@@ -97,7 +97,7 @@ def forward_flops(config: Model, shape: Shape) -> int:
     rows, length, source = shape.num_rows, shape.length, shape.source_length
     if not isinstance(config, ModelConfig):
         return 2 * rows * length * (num_matrix_parameters(config) + config.model_dim * config.vocab_size)
-    is_pair = config.is_pair
+    is_pair = config.form == "encoder_decoder"
     flops = rows * length * (_stem_flops(config, config.stem) + shape.scored * _head_flops(config))
     if config.encoder is not None:
         flops += _stack_flops(config, config.encoder, rows, source if is_pair else length, 0)
@@ -211,7 +211,7 @@ def activation_numbers(config: Model, shape: Shape) -> int:
     d = config.model_dim
     if not isinstance(config, ModelConfig):
         return rows * length * _baseline_activations(config)
-    is_pair = config.is_pair
+    is_pair = config.form == "encoder_decoder"
     match config.head:
         case Vocabulary(softcap=softcap):
             head = (4 if softcap else 3) * config.vocab_size

@@ -2,7 +2,7 @@
 
 A block's wiring, for x (B, T, D) at `coordinates`, with `present` (B, T) or None:
 
-    subset = self.depth.choose(x, present, tally)        # training, and evaluation without a causal order
+    subset = self.depth.choose(x, present, auxiliary)        # training, and evaluation without a causal order
     subset = self.depth.predict(x, present)              # evaluation in a causal order, cached or not
     inside = subset.gather(x)                            # (B, C, D), in the order they had
     y = block(inside, at = subset.coordinates(coordinates), present = subset.is_chosen)
@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from isoform.mask import Coordinates
+from isoform.model.auxiliary import Auxiliary
 from isoform.model.config import Depth
-from isoform.model.experts import Tally, quota
+from isoform.model.experts import quota
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +89,11 @@ class DepthRouter(nn.Module):
         self.router = nn.Linear(model_dim, 1, bias=False)
         self.predictor = nn.Linear(model_dim, 1) if config.predictor else None
 
-    def choose(self, x: Tensor, present: Tensor | None = None, tally: Tally | None = None) -> Subset:
+    def choose(self, x: Tensor, present: Tensor | None = None, auxiliary: Auxiliary | None = None) -> Subset:
         """The pieces of x (B, T, D) that go through, by their rank in the row: it looks at the future."""
         subset = choose(_scores(self.router, x), present, self.config.share)
-        if tally is not None:
-            tally.add(self, losses=self._losses(x, subset, present))
+        if auxiliary is not None:
+            auxiliary.add(self, losses=self._losses(x, subset, present))
         return subset
 
     def predict(self, x: Tensor, present: Tensor | None = None) -> Subset:

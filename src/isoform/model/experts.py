@@ -1,13 +1,13 @@
 """Experts: several feed-forwards, of which a router picks some for each piece (Shazeer et al. 2017).
 
 Pairs of a piece and an expert are sorted by expert, so that each expert works on rows that lie side by side and
-on no others. What routing costs and counts is reported to a Tally that is passed in.
+on no others. What routing costs and counts is reported to an Auxiliary that is passed in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import assert_never
 
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
+from isoform.model.auxiliary import Auxiliary
 from isoform.model.config import Activation, Dense, ExpertChoice, Experts, Gated, TokenChoice
 from isoform.model.feedforward import ACTIVATIONS, build_feedforward
-from isoform.objectives.losses import Loss, add_up
 
 aten = torch.ops.aten
 
@@ -29,53 +29,6 @@ BACKWARD: dict[Activation, Callable[[Tensor, Tensor], Tensor]] = {
     "silu": aten.silu_backward,
 }
 """From an activation's gradient and its input to the input's gradient."""
-
-
-@dataclass(eq=False)
-class Tally:
-    """What the routed parts of a model report during one pass; made anew for each and passed in.
-
-    losses: means over the pass's pieces, times their weights in the config, summed over the modules that give them;
-    counts: plain sums over modules; loads: how many pieces chose each expert (E), by module; exits: the hidden
-    states (B, T, D) of early exits; ahead: those that say the pieces after the next one, the nearest first.
-    """
-
-    losses: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, Tensor] = field(default_factory=dict)
-    loads: dict[nn.Module, Tensor] = field(default_factory=dict)
-    exits: list[Tensor] = field(default_factory=list)
-    ahead: list[Tensor] = field(default_factory=list)
-
-    @torch.compiler.disable
-    def add(
-        self,
-        module: nn.Module,
-        *,
-        losses: Mapping[str, Tensor] | None = None,
-        counts: Mapping[str, Tensor] | None = None,
-        load: Tensor | None = None,
-    ) -> None:
-        """Add what one module reports of one pass through it."""
-        add_up(self.losses, losses or {})
-        add_up(self.counts, counts or {})
-        add_up(self.loads, {} if load is None else {module: load})
-
-    def total(self, weight: Tensor | float) -> Tensor | float:
-        """All losses as a sum over a loss weight, so that sums over micro-batches, divided once by the weight of
-        the whole, give the mean of the micro-batches' means, weighted as their other losses are."""
-        return sum(self.losses.values()) * weight
-
-    def added_to(self, loss: Loss) -> Loss:
-        """The loss of the same pass with all this in it."""
-        if not (self.losses or self.counts or self.loads):
-            return loss
-        return replace(
-            loss,
-            total=loss.total + self.total(loss.weight),
-            parts={**loss.parts, **{name: value.detach() * loss.weight for name, value in self.losses.items()}},
-            counts={**loss.counts, **self.counts},
-            loads={**loss.loads, **self.loads},
-        )
 
 
 def update_load_biases(loads: Mapping[nn.Module, Tensor]) -> None:
@@ -309,7 +262,7 @@ class TokenChoiceFeedForward(Routed):
         self.config = router
         self.register_buffer("load_bias", torch.zeros(config.num_experts) if router.bias_rate else None)
 
-    def forward(self, x: Tensor, present: Tensor | None = None, tally: Tally | None = None) -> Tensor:
+    def forward(self, x: Tensor, present: Tensor | None = None, auxiliary: Auxiliary | None = None) -> Tensor:
         """(B, T, D) to (B, T, D); present (B, T): which slots hold a piece, absent: all. Other slots give zeros,
         but for shared experts, and count nowhere."""
         config, flat = self.config, x.reshape(-1, x.shape[-1])
@@ -318,13 +271,13 @@ class TokenChoiceFeedForward(Routed):
         preferred = scores.detach() if self.load_bias is None else scores.detach() + self.load_bias
         chosen = preferred.topk(config.num_active, dim=-1).indices
         taken = None if present is None else present.reshape(-1, 1).expand_as(chosen)
-        if tally is not None:
-            self._report(tally, logits, scores, chosen, present)
+        if auxiliary is not None:
+            self._report(auxiliary, logits, scores, chosen, present)
         if config.capacity_factor is not None and self.training:
             fits = self._fits(chosen.view(*x.shape[:2], -1), present, config.capacity_factor).view_as(chosen)
-            if tally is not None:
+            if auxiliary is not None:
                 refused = ~fits if taken is None else taken & ~fits
-                tally.add(self, counts={"experts_dropped": refused.sum()})
+                auxiliary.add(self, counts={"experts_dropped": refused.sum()})
             taken = fits if taken is None else taken & fits
         weights = scores.gather(-1, chosen)
         if config.normalize:
@@ -358,7 +311,9 @@ class TokenChoiceFeedForward(Routed):
         share = factor * chosen.shape[-1] / num_experts
         return before < quota(num_pieces, share).view(-1, 1, 1)
 
-    def _report(self, tally: Tally, logits: Tensor, scores: Tensor, chosen: Tensor, present: Tensor | None) -> None:
+    def _report(
+        self, auxiliary: Auxiliary, logits: Tensor, scores: Tensor, chosen: Tensor, present: Tensor | None
+    ) -> None:
         """Losses and load over the pieces that are present, before any is refused.
 
         balance: E sum_i f_i P_i (Fedus et al. 2022, eq. 4), f_i expert i's share of all choices and P_i its mean
@@ -375,7 +330,7 @@ class TokenChoiceFeedForward(Routed):
             losses["balance_loss"] = config.balance_loss * even
         if config.z_loss:
             losses["router_z_loss"] = config.z_loss * _mean(logits.logsumexp(-1, keepdim=True).square(), here).sum()
-        tally.add(self, losses=losses, load=load.detach())
+        auxiliary.add(self, losses=losses, load=load.detach())
 
     @torch.no_grad()
     def balance(self, load: Tensor) -> None:
@@ -405,14 +360,14 @@ class ExpertChoiceFeedForward(Routed):
         super().__init__(config, model_dim, feedforward_dim)
         self.config = router
 
-    def forward(self, x: Tensor, present: Tensor | None = None, tally: Tally | None = None) -> Tensor:
+    def forward(self, x: Tensor, present: Tensor | None = None, auxiliary: Auxiliary | None = None) -> Tensor:
         """(B, T, D) to (B, T, D); present (B, T): which slots hold a piece, absent: all."""
         scores = self.scores(x).softmax(-1)
-        out = self._routed(x, scores, present, tally)
+        out = self._routed(x, scores, present, auxiliary)
         return out if self.shared is None else out + self.shared(x)
 
     @torch.compiler.disable
-    def _routed(self, x: Tensor, scores: Tensor, present: Tensor | None, tally: Tally | None) -> Tensor:
+    def _routed(self, x: Tensor, scores: Tensor, present: Tensor | None, auxiliary: Auxiliary | None) -> Tensor:
         rows, length = x.shape[:2]
         here = torch.ones(rows, length, dtype=torch.bool, device=x.device) if present is None else present
         share = self.config.capacity_factor / self.num_experts
@@ -425,9 +380,9 @@ class ExpertChoiceFeedForward(Routed):
         pieces = (picks + first)[is_taken]
         experts = torch.arange(self.num_experts, device=x.device).view(-1, 1, 1).expand_as(picks)[is_taken]
         plan = build_plan(pieces, is_taken.sum((1, 2)), rows * length)
-        if tally is not None:
+        if auxiliary is not None:
             missed = here.flatten().index_fill(0, pieces, False).sum()
-            tally.add(self, counts={"experts_missed": missed})
+            auxiliary.add(self, counts={"experts_missed": missed})
         weights = scores.flatten(0, 1)[pieces, experts]
         return self.experts.work(x.reshape(-1, x.shape[-1]), weights, plan).view_as(x)
 

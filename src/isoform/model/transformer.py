@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from isoform.batch import Pieces, plain_pieces
 from isoform.mask import Causal, Coordinates, Full, Mask
 from isoform.model.attention import Attention, Edges, KeysValues
+from isoform.model.auxiliary import Auxiliary
 from isoform.model.cache import Cache, LayerCache
 from isoform.model.config import BlockConfig, Experts, ModelConfig, Norm, Rotary, Shaw, StackConfig
 from isoform.model.depth import DepthRouter, Subset
 from isoform.model.embedding import LookupStem, PooledHead, build_head, build_stem, table_of
-from isoform.model.experts import ExpertStack, Tally, build_experts
+from isoform.model.experts import build_experts
 from isoform.model.feedforward import build_feedforward
-from isoform.model.kernels import Linear, dropout
+from isoform.model.kernels import dropout
 from isoform.model.lowering import check_kernel, lower, reach
+from isoform.model.network import Network
 from isoform.model.norm import ZeroCenteredRMSNorm, build_norm
 from isoform.model.position import RotaryPosition, Scheme, ShawPosition, Turn, build_position
 
@@ -75,7 +77,7 @@ class Pass:
     mask: Mask
     memory: Memory | None = None
     cache: Cache | None = None
-    tally: Tally | None = None
+    auxiliary: Auxiliary | None = None
     first_values: Tensor | None = None
     kernel: str = "auto"
     keys: Coordinates | None = None
@@ -126,7 +128,7 @@ class Pass:
         """The same for some of the pieces."""
         first = None if self.first_values is None else subset.gather(self.first_values)
         coordinates = subset.coordinates(self.coordinates)
-        x0, others = subset.gather(self.x0), (self.memory, self.cache, self.tally)
+        x0, others = subset.gather(self.x0), (self.memory, self.cache, self.auxiliary)
         return Pass(x0, coordinates, self.mask, *others, first, self.kernel)
 
 
@@ -205,7 +207,7 @@ class Block(nn.Module):
         if self.is_causal and not self.training:
             subset = self.depth.predict(x, shared.present)
         else:
-            subset = self.depth.choose(x, shared.present, shared.tally)
+            subset = self.depth.choose(x, shared.present, shared.auxiliary)
         inside = subset.gather(x)
         if shared.cache is not None:
             shared.cache.extend(subset.coordinates(shared.coordinates), layer)
@@ -228,7 +230,7 @@ class Block(nn.Module):
             return y
 
         def feedforward(y: Tensor) -> Tensor:
-            return self.feedforward(y, shared.present, shared.tally) if self.is_routed else self.feedforward(y)
+            return self.feedforward(y, shared.present, shared.auxiliary) if self.is_routed else self.feedforward(y)
 
         if self.config.parallel != "none":
             read = self.attention_norm.entrance(x)
@@ -315,7 +317,7 @@ class Stack(nn.Module):
         mask: Mask,
         memory: Memory | None = None,
         cache: Cache | None = None,
-        tally: Tally | None = None,
+        auxiliary: Auxiliary | None = None,
         told: list[KeysValues] | None = None,
     ) -> Tensor:
         """Embeddings (B, T, D) of pieces at these coordinates to hidden states (B, T, D).
@@ -338,14 +340,14 @@ class Stack(nn.Module):
             x = self.input_norm(x)
         if self.dropout and self.training:
             x = dropout(x, self.dropout)
-        shared = Pass(x, coordinates, mask, memory, cache, tally, kernel=self.kernel, keys=keys, told=told)
+        shared = Pass(x, coordinates, mask, memory, cache, auxiliary, kernel=self.kernel, keys=keys, told=told)
         for layer in range(self.num_layers):
             x = self.blocks[layer % len(self.blocks)](x, shared, self.position, layer)
-            if tally is not None and layer + 1 in self.config.exits:
-                tally.exits.append(self.finished(x))
-        if tally is not None:
+            if auxiliary is not None and layer + 1 in self.config.exits:
+                auxiliary.exits.append(self.finished(x))
+        if auxiliary is not None:
             for i, block in enumerate(self.ahead.blocks):
-                tally.ahead.append(self.finished(block(x, shared, self.position, self.num_layers + i)))
+                auxiliary.ahead.append(self.finished(block(x, shared, self.position, self.num_layers + i)))
         return self.finished(x)
 
     @property
@@ -358,7 +360,7 @@ class Stack(nn.Module):
         return x if self.final_norm is None else self.final_norm(x)
 
 
-class Transformer(nn.Module):
+class Transformer(Network[ModelConfig]):
     """An encoder, a decoder, or both, with one stem and one head.
 
     Raises ValueError for a vocab_size of 0 (fill it in from the codec first).
@@ -381,11 +383,6 @@ class Transformer(nn.Module):
         """Let a tied head borrow the stem's table again, after the table was replaced."""
         assert isinstance(self.stem, LookupStem) and not isinstance(self.head, PooledHead)
         self.head.weight = table_of(self.stem.embedding)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -414,14 +411,14 @@ class Transformer(nn.Module):
                     std *= {"matrix": 1.0, "scaled": branches**-0.5, "zero": 0.0}[init.output]
                 nn.init.normal_(parameter, std=std)
 
-    def encode(self, pieces: Pieces | Tensor, mask: Mask | None = None, tally: Tally | None = None) -> Memory:
+    def encode(self, pieces: Pieces | Tensor, mask: Mask | None = None, auxiliary: Auxiliary | None = None) -> Memory:
         """What the encoder makes of pieces (B, S); everything sees everything unless a mask says otherwise."""
         stack, decoder = self.decoder if self.config.share_stacks else self.encoder, self.config.decoder
         assert stack is not None and self.config.encoder is not None, "this model has no encoder"
         pieces = self._checked(pieces, self.config.length(self.config.encoder))
         x = (self.stem if self.encoder_stem is None else self.encoder_stem)(pieces)
         told = [] if decoder is not None and decoder.reads == "layerwise" else None
-        hidden = stack(x, pieces.coordinates, Full() if mask is None else mask, tally=tally, told=told)
+        hidden = stack(x, pieces.coordinates, Full() if mask is None else mask, auxiliary=auxiliary, told=told)
         return Memory(hidden, pieces.coordinates, tuple(told or ()))
 
     def decode(
@@ -430,7 +427,7 @@ class Transformer(nn.Module):
         mask: Mask | None = None,
         memory: Memory | None = None,
         cache: Cache | None = None,
-        tally: Tally | None = None,
+        auxiliary: Auxiliary | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of the decoder; causal unless a mask says otherwise.
 
@@ -442,10 +439,9 @@ class Transformer(nn.Module):
             raise ValueError(f"decoder.cross={self.config.decoder.cross!r} wants {wants}")
         pieces = self._checked(pieces, self.decoder.context_length)
         mask = Causal() if mask is None else mask
-        return self.decoder(self.stem(pieces), pieces.coordinates, mask, memory, cache, tally)
+        return self.decoder(self.stem(pieces), pieces.coordinates, mask, memory, cache, auxiliary)
 
     def logits(self, hidden: Tensor, coordinates: Coordinates | None = None) -> Tensor:
-        """Hidden states (B, T, D) to scores (B, T, V); a pooled head wants to know where packed pieces stand."""
         return self.head(hidden, coordinates)
 
     def hidden(
@@ -454,28 +450,12 @@ class Transformer(nn.Module):
         mask: Mask | None = None,
         source: Pieces | Tensor | None = None,
         source_mask: Mask | None = None,
-        tally: Tally | None = None,
+        auxiliary: Auxiliary | None = None,
     ) -> Tensor:
-        """What the head reads (B, T, D), whichever stacks there are; `source` goes to the encoder of a pair.
-
-        tally: takes in what routed parts and early exits have to say beside it.
-        """
         if self.decoder is None:
-            return self.encode(pieces, mask, tally).hidden
-        memory = None if source is None else self.encode(source, source_mask, tally)
-        return self.decode(pieces, mask, memory, tally=tally)
-
-    def forward(
-        self,
-        pieces: Pieces | Tensor,
-        mask: Mask | None = None,
-        source: Pieces | Tensor | None = None,
-        source_mask: Mask | None = None,
-        tally: Tally | None = None,
-    ) -> Tensor:
-        """Scores (B, T, V): `logits(hidden(...))`, for convenience."""
-        coordinates = None if isinstance(pieces, Tensor) else pieces.coordinates
-        return self.logits(self.hidden(pieces, mask, source, source_mask, tally), coordinates)
+            return self.encode(pieces, mask, auxiliary).hidden
+        memory = None if source is None else self.encode(source, source_mask, auxiliary)
+        return self.decode(pieces, mask, memory, auxiliary=auxiliary)
 
     def build_cache(self, num_rows: int, capacity: int | None = None) -> Cache:
         """An empty cache for the decoder, of `capacity` slots (absent: context_length); with joint attention it has
@@ -492,13 +472,6 @@ class Transformer(nn.Module):
             device=self.device,
             dtype=next(self.parameters()).dtype,
         )
-
-    def reduce_products(self, dtype: torch.dtype) -> None:
-        """Run the blocks' matrix products in this format, with all else in float32, in place: for CPUs, where
-        autocast's smaller activations would cost more than they save. Parameters stay as they are."""
-        for module in self.modules():
-            if isinstance(module, Linear | ExpertStack):
-                module.product_dtype = dtype
 
     def use_kernel(self, kernel: str, *, trains: bool = False) -> None:
         """Attend by this kernel, in place: auto, dense, sdpa or flex; `trains`: gradients will be asked for.

@@ -1,6 +1,9 @@
-"""What a model is trained to say. Torch-free."""
+"""What a model is trained to say, and what that asks of records, stacks and head. Torch-free."""
 
 from dataclasses import dataclass
+from typing import Literal, assert_never
+
+from isoform.model.config import Form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,8 +197,13 @@ class Distillation:
             raise ValueError(f"share={self.share} must lie in 0 .. 1, temperature={self.temperature} above 0")
 
 
-Labelled = Classification | Tagging | Regression
-"""Objectives about records that come with an answer, for one stack and a pooled head."""
+WithClasses = Classification | Tagging
+"""Objectives whose answers are names."""
+
+WithCrossEntropy = (
+    Causal | Prefix | Seq2seq | Masked | SpanCorruption | DenoiserMixture | Classification | Tagging | Distillation
+)
+"""Objectives whose loss is a cross-entropy with a z loss and label smoothing."""
 
 Objective = (
     Causal
@@ -210,3 +218,46 @@ Objective = (
     | Contrastive
     | Distillation
 )
+
+Answer = Literal["vocabulary", "document", "token", "embedding"]
+"""What a head gives: scores of the vocabulary, one answer for a document, one for each token, or a vector."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirements:
+    """What an objective asks of what it is trained with."""
+
+    forms: tuple[Form, ...]
+    """Which stacks a model may have."""
+    answer: Answer = "vocabulary"
+    names: Literal["label", "tags"] | None = None
+    """The key of records under which the names of classes stand."""
+    num_outputs: int | None = None
+    """Of the head; absent: as many as there are classes."""
+
+
+ONE_STACK: tuple[Form, ...] = ("encoder", "decoder")
+ANY: tuple[Form, ...] = (*ONE_STACK, "encoder_decoder")
+
+
+def requirements_of(objective: Objective) -> Requirements:
+    """What an objective asks of records, stacks and head."""
+    match objective:
+        case Causal() | Prefix():
+            return Requirements(forms=ONE_STACK)
+        case Seq2seq():
+            return Requirements(forms=("encoder_decoder",))
+        case SpanCorruption() | DenoiserMixture() | Distillation():
+            return Requirements(forms=ANY)
+        case Masked():
+            return Requirements(forms=("encoder",))
+        case Classification():
+            return Requirements(forms=ONE_STACK, answer="document", names="label")
+        case Tagging():
+            return Requirements(forms=ONE_STACK, answer="token", names="tags")
+        case Regression():
+            return Requirements(forms=ONE_STACK, answer="document", num_outputs=1)
+        case Contrastive():
+            return Requirements(forms=("encoder",), answer="embedding")
+        case _:
+            assert_never(objective)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from isoform.objectives.config import Contrastive, Distillation, Objective, Regression
+from isoform.objectives.config import Distillation
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +28,6 @@ class Loss:
     loads: dict[nn.Module, Tensor] = field(default_factory=dict)
 
 
-def add_up(sums: dict, values: Mapping) -> None:
-    """Add each value to the sum of its name, in place."""
-    for name, value in values.items():
-        sums[name] = sums[name] + value if name in sums else value
-
-
 def target_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Of each target (B, T) what is lost on it with logits (B, T, V): its nats, or of numbers the squared error."""
     if targets.is_floating_point():
@@ -43,19 +35,7 @@ def target_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none").view(targets.shape)
 
 
-def build_loss(objective: Objective) -> Callable[[Tensor, Tensor, Tensor], Loss]:
-    """What an objective loses, of logits (B, T, V), targets (B, T) and their weights (B, T)."""
-    match objective:
-        case Regression():
-            return weighted_square
-        case Contrastive():
-            return weighted_cross_entropy
-        case _:
-            z_loss, smoothing = objective.z_loss, objective.label_smoothing
-            return partial(weighted_cross_entropy, z_loss=z_loss, label_smoothing=smoothing)
-
-
-def likeness(one: Tensor, other: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def contrastive_logits(one: Tensor, other: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """Embeddings (n, D) of things and of their partners to logits (1, 2 n, n) with targets and weights (1, 2 n): which
     of the others is the partner, asked from both sides, each for half."""
     similar = one @ other.mT / temperature

@@ -53,8 +53,6 @@ class View:
     is_whole: bool = False
     overlap: int = 1
     is_text: bool = True
-    temperature: float | None = None
-    """Of contrasts: inputs and source are two readings of one thing, which one encoder embeds."""
 
 
 def next_piece(encoding: Encoding, rng: np.random.Generator) -> Example:
@@ -124,10 +122,10 @@ def _after(change: Denoising, view: View) -> Callable[[Encoding, np.random.Gener
 
 
 def build_view(
-    config: Objective, codec: Codec | None = None, *, is_pair: bool = False, is_causal: bool = False
+    config: Objective, codec: Codec | None = None, *, is_encoder_decoder: bool = False, is_causal: bool = False
 ) -> View:
-    """The view of an objective, where one is for several forms: for an encoder-decoder (is_pair), or for a decoder
-    alone (is_causal).
+    """The view of an objective; where one is for several forms, is_encoder_decoder and is_causal (a decoder alone) say
+    for which.
 
     Raises ValueError for an objective that hides pieces and a codec without the special ones that this takes.
     """
@@ -144,15 +142,17 @@ def build_view(
             about = {Classification: label, Regression: number, Tagging: word_tags}[type(config)]
             mask = CausalMask() if is_causal else Full()
             return View(mask, Full(), about, lambda n, prefix: (n, 0), is_whole=True, is_text=False)
-        case Contrastive(temperature=temperature):
+        case Contrastive():
             return View(
-                *(Full(), Full(), two_readings, lambda n, prefix: (prefix, n - prefix)),
+                inputs_mask=Full(),
+                source_mask=Full(),
+                example=two_readings,
+                length=lambda n, prefix: (prefix, n - prefix),
                 is_whole=True,
                 is_text=False,
-                temperature=temperature,
             )
         case Distillation():
-            return build_view(Seq2seq() if is_pair else Causal())
+            return build_view(Seq2seq() if is_encoder_decoder else Causal())
         case Masked():
             assert codec is not None, "masking needs to know the mask piece"
             hide = Masking(config, as_text(codec))
@@ -160,7 +160,7 @@ def build_view(
         case SpanCorruption() | DenoiserMixture():
             assert codec is not None, "span corruption needs to know the pieces that stand for spans"
             leave_out = Denoising(config, as_text(codec))
-            if is_pair:
+            if is_encoder_decoder:
                 view = replace(build_view(Seq2seq()), length=lambda n, prefix: leave_out.lengths(n)[::-1])
             else:
                 one = build_view(Causal() if config.causal else Prefix())

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from isoform.experiment import Prepared, measure_speed, prepare
+from isoform.experiment import measure_speed
 from isoform.machine import Machine, describe
 from isoform.model.cost import num_parameters
+from isoform.preparation import Prepared, prepare
 from isoform.recipe import Recipe, changed, load_recipe
 from isoform.run import write_text
 from isoform.scaling.claims import Arm, Claim, Loaded, decide, measure

@@ -19,7 +19,7 @@ from typing import Any
 
 from isoform.checkpoint.store import is_in_use
 from isoform.config import dump_toml, from_dict, load_toml, stated, to_dict
-from isoform.experiment import Prepared
+from isoform.preparation import Prepared
 from isoform.recipe import Recipe
 from isoform.run import Run, write_text
 from isoform.scaling.engines import Command, Engine, Ticket

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from isoform.model.config import LowRank
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
@@ -59,21 +61,6 @@ class InverseSquareRoot:
 
 
 Schedule = WarmupStableDecay | Cosine | InverseSquareRoot
-
-
-@dataclass(frozen=True, kw_only=True)
-class LowRank:
-    """Only thin matrices beside those of the blocks learn (LoRA, Hu et al. 2022)."""
-
-    rank: int = 8
-    alpha: float = 16.0
-    """What the thin matrices say counts alpha / rank times."""
-    targets: tuple[str, ...] = ("attention", "feedforward")
-    """Parts of the names of matrices that get some: attention, cross, feedforward, query_key_value, output, up …"""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or not self.targets:
-            raise ValueError(f"adapters: rank={self.rank} must be at least 1, targets={self.targets} name a matrix")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from isoform.batch import Batch
+from isoform.batch import Batch, GlobalBatch
 from isoform.machine import Machine
+from isoform.model.auxiliary import add_up
 from isoform.model.experts import update_load_biases
-from isoform.objectives.losses import Loss, add_up
+from isoform.objectives.losses import Loss
 from isoform.training.config import Training
 from isoform.training.optimizer import schedule_factor
 
@@ -34,14 +35,6 @@ class Progress:
     step: int = 0
     tokens_seen: int = 0
     train_seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class GlobalBatch:
-    """All rows of one step, cut into micro-batches, with the weight of the whole known beforehand."""
-
-    micro_batches: list[Batch]
-    weight: float
 
 
 def train_loop(

@@ -1,0 +1,48 @@
+"""What a pass through a model gives beside its output: auxiliary losses, loads of experts, early exits.
+
+The model only reports it; what is made of it is the business of `objectives/task.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(eq=False)
+class Auxiliary:
+    """Made anew for each pass and passed in.
+
+    losses: means over the pass's tokens, times their weights in the config, summed over the modules that give them;
+    counts: plain sums over modules; loads: how many tokens chose each expert (E), by module; exits: the hidden
+    states (B, T, D) of early exits; ahead: those that predict the tokens after the next one, the nearest first.
+    """
+
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+    loads: dict[nn.Module, Tensor] = field(default_factory=dict)
+    exits: list[Tensor] = field(default_factory=list)
+    ahead: list[Tensor] = field(default_factory=list)
+
+    @torch.compiler.disable
+    def add(
+        self,
+        module: nn.Module,
+        *,
+        losses: Mapping[str, Tensor] | None = None,
+        counts: Mapping[str, Tensor] | None = None,
+        load: Tensor | None = None,
+    ) -> None:
+        """Add what one module reports of one pass through it."""
+        add_up(self.losses, losses or {})
+        add_up(self.counts, counts or {})
+        add_up(self.loads, {} if load is None else {module: load})
+
+
+def add_up(sums: dict, values: Mapping) -> None:
+    """Add each value to the sum of its name, in place."""
+    for name, value in values.items():
+        sums[name] = sums[name] + value if name in sums else value

@@ -1,0 +1,188 @@
+"""A task is an objective on a model: which logits are scored against what, and the loss of a batch.
+
+An objective is stated in config.py, reads records by its view in views.py, and gets its case in `build_task` here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple, assert_never
+
+import torch
+from torch import Tensor
+
+from isoform.batch import Batch
+from isoform.model.auxiliary import Auxiliary
+from isoform.model.config import Model, ModelConfig, Pooled
+from isoform.model.network import Network
+from isoform.objectives.config import (
+    Causal,
+    Classification,
+    Contrastive,
+    DenoiserMixture,
+    Distillation,
+    Masked,
+    Objective,
+    Prefix,
+    Regression,
+    Seq2seq,
+    SpanCorruption,
+    Tagging,
+    WithCrossEntropy,
+)
+from isoform.objectives.losses import Loss, contrastive_logits, distilled, weighted_cross_entropy, weighted_square
+from isoform.objectives.views import View
+
+NO_TEACHER = "distillation needs a teacher; name a run or a folder with objective.teacher"
+DENSE_FROM = 0.9
+"""Fraction of a batch's targets that count, from which scoring the others too costs less than gathering these."""
+
+
+class Scored(NamedTuple):
+    """Logits (B, T, V) with their targets (B, T) and loss weights (B, T)."""
+
+    logits: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """view: how records are read; score: which logits of a batch are held against what; criterion: what is lost on
+    them; teach: adds what a teacher says of the same batch."""
+
+    view: View
+    score: Callable[[Network, View, Batch, Auxiliary | None, bool], Scored]
+    criterion: Callable[[Tensor, Tensor, Tensor], Loss]
+    teach: Callable[[View, Batch, Scored, Loss], Loss] | None = None
+
+    def scored(self, model: Network, batch: Batch, *, dense: bool = False) -> Scored:
+        """The logits of a batch that count, as one row where few do, unless `dense`: then each in its place."""
+        return self.score(model, self.view, batch, None, dense)
+
+    def loss(self, model: Network, batch: Batch) -> Loss:
+        """The loss of a batch, with what routed parts, early exits, heads further ahead and a teacher add to it."""
+        auxiliary = Auxiliary()
+        scored = self.score(model, self.view, batch, auxiliary, False)
+        loss = with_auxiliary(self.criterion(*scored), auxiliary)
+        if self.teach is not None:
+            loss = self.teach(self.view, batch, scored, loss)
+        if auxiliary.exits:
+            loss = self._with_exits(loss, model, batch, scored, auxiliary.exits)
+        if auxiliary.ahead:
+            loss = self._with_ahead(loss, model, batch, scored, auxiliary.ahead)
+        return loss
+
+    def _with_exits(self, loss: Loss, model: Network, batch: Batch, scored: Scored, hidden: list[Tensor]) -> Loss:
+        """Early exits answer like the last block."""
+        coordinates = batch.inputs.coordinates
+        early = [self.criterion(model.logits(x, coordinates), scored.targets, scored.weights).total for x in hidden]
+        return _plus(loss, "exit_loss", _stack(model).exit_loss * torch.stack(early).mean())
+
+    def _with_ahead(self, loss: Loss, model: Network, batch: Batch, scored: Scored, hidden: list[Tensor]) -> Loss:
+        """The d-th head says the token d places after the next one, in the same document."""
+        document, totals = batch.inputs.coordinates.segment, []
+        for distance, x in enumerate(hidden, 1):
+            same = document[:, distance:] == document[:, :-distance]
+            logits, weights = model.logits(x[:, :-distance]), scored.weights[:, distance:] * same
+            totals.append(self.criterion(logits, scored.targets[:, distance:], weights).total)
+        return _plus(loss, "ahead_loss", _stack(model).ahead_loss * torch.stack(totals).mean())
+
+
+def _stack(model: Network):
+    """The config of the stack under the head."""
+    assert isinstance(model.config, ModelConfig)
+    return model.config.stacks[-1]
+
+
+def _plus(loss: Loss, name: str, more: Tensor) -> Loss:
+    return replace(loss, total=loss.total + more, parts={**loss.parts, name: more.detach()})
+
+
+def with_auxiliary(loss: Loss, auxiliary: Auxiliary) -> Loss:
+    """The loss of the same pass with its auxiliary losses: as sums over the loss weight, so that sums over
+    micro-batches, divided once by the weight of the whole, give the mean of the micro-batches' means, weighted as their
+    other losses are."""
+    if not (auxiliary.losses or auxiliary.counts or auxiliary.loads):
+        return loss
+    sums = {name: value.detach() * loss.weight for name, value in auxiliary.losses.items()}
+    return replace(
+        loss,
+        total=loss.total + sum(auxiliary.losses.values()) * loss.weight,
+        parts={**loss.parts, **sums},
+        counts={**loss.counts, **auxiliary.counts},
+        loads={**loss.loads, **auxiliary.loads},
+    )
+
+
+def logits_of(model: Network, view: View, batch: Batch, auxiliary: Auxiliary | None = None) -> Tensor:
+    """Logits (B, T, V) of a batch under a view's masks."""
+    return model(batch.inputs, view.inputs_mask, batch.source, view.source_mask, auxiliary)
+
+
+def scored_fraction(config: Model, weights: Tensor) -> float:
+    """Of targets with these loss weights (B, T) the fraction that the head scores: those that count if they are few,
+    unless it looks at a document as a whole, or other answers are scored beside these."""
+    if not isinstance(config, ModelConfig) or isinstance(config.head, Pooled):
+        return 1.0
+    fraction = float((weights > 0).float().mean())
+    return 1.0 if fraction >= DENSE_FROM or config.stacks[-1].exits or config.stacks[-1].ahead else fraction
+
+
+def token_scores(model: Network, view: View, batch: Batch, auxiliary: Auxiliary | None, dense: bool) -> Scored:
+    """Each token's logits against its target; where few count only those, as one row."""
+    targets, weights = batch.targets, batch.loss_weights
+    if dense or scored_fraction(model.config, weights) == 1:
+        return Scored(logits_of(model, view, batch, auxiliary), targets, weights)
+    hidden = model.hidden(batch.inputs, view.inputs_mask, batch.source, view.source_mask, auxiliary)
+    hidden, targets, weights = (t[batch.loss_weights > 0].unsqueeze(0) for t in (hidden, targets, weights))
+    return Scored(model.logits(hidden), targets, weights)
+
+
+def contrastive_scores(
+    model: Network, view: View, batch: Batch, auxiliary: Auxiliary | None, dense: bool, *, temperature: float
+) -> Scored:
+    """Each document's embedding against those of all partners in the batch, as one row."""
+    assert batch.source is not None
+    one = model(batch.inputs, view.inputs_mask, auxiliary=auxiliary)[batch.loss_weights > 0]
+    coordinates = batch.source.coordinates
+    is_first = ((coordinates.index == 0) & (coordinates.segment >= 0)).expand(batch.source.ids.shape)
+    other = model(batch.source, view.source_mask, auxiliary=auxiliary)[is_first]
+    return Scored(*contrastive_logits(one, other, temperature))
+
+
+def taught(
+    view: View, batch: Batch, scored: Scored, loss: Loss, *, teacher: Network | None, config: Distillation
+) -> Loss:
+    """The loss with the teacher's answer to the same batch in it. Raises ValueError where there is no teacher."""
+    if teacher is None:
+        raise ValueError(NO_TEACHER)
+    with torch.no_grad():
+        logits = logits_of(teacher, view, batch)
+    if logits.shape[1] != scored.logits.shape[1]:
+        logits = logits[batch.loss_weights > 0].unsqueeze(0)
+    return distilled(loss, scored.logits, logits[..., : scored.logits.shape[-1]], scored.weights, config)
+
+
+def _cross_entropy(objective: WithCrossEntropy) -> Callable[[Tensor, Tensor, Tensor], Loss]:
+    return partial(weighted_cross_entropy, z_loss=objective.z_loss, label_smoothing=objective.label_smoothing)
+
+
+def build_task(objective: Objective, view: View, teacher: Network | None = None) -> Task:
+    """The task of an objective; `teacher`: whom a student of distillation learns from, needed by the loss alone."""
+    match objective:
+        case Causal() | Prefix() | Seq2seq() | Masked() | SpanCorruption() | DenoiserMixture():
+            return Task(view, token_scores, _cross_entropy(objective))
+        case Classification() | Tagging():
+            return Task(view, token_scores, _cross_entropy(objective))
+        case Regression():
+            return Task(view, token_scores, weighted_square)
+        case Contrastive(temperature=temperature):
+            return Task(view, partial(contrastive_scores, temperature=temperature), weighted_cross_entropy)
+        case Distillation():
+            teach = partial(taught, teacher=teacher, config=objective)
+            return Task(view, token_scores, _cross_entropy(objective), teach)
+        case _:
+            assert_never(objective)

@@ -1,0 +1,237 @@
+"""From a recipe to what can be trained: records, codec, view, loader, task, and the sizes of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from isoform.batch import GlobalBatch
+from isoform.codecs.codec import Codec, TextCodec
+from isoform.codecs.config import Characters
+from isoform.codecs.text import build_codec
+from isoform.data.config import Data
+from isoform.data.labels import label_names, numbered
+from isoform.data.loader import Loader, MixtureLoader, build_loader
+from isoform.data.sources import Record, Split, first_part, load_source
+from isoform.data.tokens import Tokens, load_tokens
+from isoform.model.config import Convolution, Grid, Head, Linear, Lookup, Model, ModelConfig, Pooled, Stem
+from isoform.model.cost import Shape, training_flops
+from isoform.model.transformer import Transformer
+from isoform.objectives.config import Corruption, Distillation, Objective, WithClasses, requirements_of
+from isoform.objectives.corruption import special_pieces
+from isoform.objectives.task import NO_TEACHER, Task, build_task, scored_fraction
+from isoform.objectives.views import View
+from isoform.recipe import Recipe
+from isoform.run import load, view_of
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a recipe becomes before anything is trained: its vocabulary size is filled in."""
+
+    recipe: Recipe
+    split: Split
+    codec: Codec
+    view: View
+    loader: Loader
+    bytes_per_piece: float | None
+    """Of the training text; None if it isn't text that is predicted."""
+    teacher: Transformer | None = None
+
+    @property
+    def answers_source(self) -> bool:
+        """Whether a source is answered, rather than a text continued."""
+        return self.split.has_source or isinstance(self.recipe.objective, Corruption)
+
+    @property
+    def task(self) -> Task:
+        """The objective on a model."""
+        return build_task(self.recipe.objective, self.view, self.teacher)
+
+    @cached_property
+    def flops_per_step(self) -> int:
+        """Training FLOPs of one global batch; the mean, where batches are of several shapes."""
+        loader, model = self.loader, self.recipe.model
+        weights = torch.cat([b.loss_weights.flatten() for b in global_batch(self, 0).micro_batches])
+        scored = scored_fraction(model, weights)
+        flops = sum(n * training_flops(model, Shape(*shape, scored)) for shape, n in loader.shapes.items())
+        return round(self.recipe.rows_per_step * flops / loader.rows_per_epoch)
+
+    @cached_property
+    def tokens_per_step(self) -> float:
+        """Places of one global batch, empty ones included; likewise."""
+        places = sum(n * rows * length for (rows, length, _), n in self.loader.shapes.items())
+        return self.recipe.rows_per_step * places / self.loader.rows_per_epoch
+
+
+def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
+    """Load the records, build the codec (or take this one, or that of the model to start from), cut the rows.
+
+    Raises ValueError for data that won't do, and what `isoform.load` raises.
+    """
+    parts, split = load_records(recipe.data)
+    recipe = _with_labels(recipe, split)
+    if codec is None:
+        codec = load(recipe.start).codec if recipe.start else build_codec(recipe.codec, _texts(recipe, split))
+    if isinstance(codec, TextCodec):
+        codec = codec.with_special(special_pieces(recipe.objective))
+    recipe = with_sizes(recipe, codec)
+    view = view_of(recipe, codec)
+    tokens = [tokens_of(recipe, first_part(part.train, recipe.data.fraction), codec) for part in parts]
+    loaders = [
+        build_loader(
+            recipe.data,
+            part,
+            view,
+            context_length=recipe.model.context_length,
+            source_length=recipe.source_length,
+            seed=recipe.seed,
+            together=recipe.rows_per_step,
+        )
+        for part in tokens
+    ]
+    loader = _mixed(recipe, loaders)
+    bytes_per_piece = None
+    if isinstance(codec, TextCodec) and view.is_text:
+        bytes_per_piece = float(codec.piece_bytes[tokens[0].ids[: 2**20]].mean())
+    teacher = _teacher(recipe.objective, codec) if isinstance(recipe.objective, Distillation) else None
+    return Prepared(recipe, split, codec, view, loader, bytes_per_piece, teacher)
+
+
+def load_records(data: Data) -> tuple[Sequence[Split], Split]:
+    """The records of each source, and of all together."""
+    if not data.mixture:
+        split = load_source(data.path, data.validation_path)
+        return [split], split
+    parts = [load_source(part.path, part.validation_path) for part in data.mixture]
+    train, validation = ([r for part in parts for r in getattr(part, name)] for name in ("train", "validation"))
+    return parts, Split(train, validation, tuple(source for part in parts for source in part.sources))
+
+
+def _mixed(recipe: Recipe, loaders: Sequence[Loader]) -> Loader:
+    if len(loaders) == 1:
+        return loaders[0]
+    data = recipe.data
+    weights = [
+        loader.rows_per_epoch ** (1 / data.temperature) if part.weight is None else part.weight
+        for loader, part in zip(loaders, data.mixture, strict=True)
+    ]
+    return MixtureLoader(loaders, weights, recipe.seed)
+
+
+def _teacher(objective: Distillation, codec: Codec) -> Transformer:
+    """The model of a teacher. Raises ValueError for one that speaks in other pieces."""
+    if not objective.teacher:
+        raise ValueError(NO_TEACHER)
+    teacher = load(objective.teacher)
+    if teacher.codec.fingerprint != codec.fingerprint:
+        raise ValueError(
+            f"the teacher {objective.teacher} has another codec than the student; begin the student with it by "
+            f"codec.path, or teach by what it writes"
+        )
+    return teacher.transformer
+
+
+def _with_labels(recipe: Recipe, split: Split) -> Recipe:
+    """The recipe with the names of its labels, where it leaves them to the records; images come with numbers."""
+    objective, key = recipe.objective, requirements_of(recipe.objective).names
+    if key is None or not isinstance(objective, WithClasses) or objective.labels or "image" in split.train[0]:
+        return recipe
+    return replace(recipe, objective=replace(objective, labels=label_names(split.train, key)))
+
+
+def tokens_of(recipe: Recipe, records: Sequence[Record], codec: Codec) -> Tokens:
+    """The pieces of records, their labels as numbers."""
+    objective, key = recipe.objective, requirements_of(recipe.objective).names
+    if key is not None and isinstance(objective, WithClasses) and objective.labels:
+        records = numbered(records, objective.labels, key)
+    return load_tokens(records, codec)
+
+
+def _texts(recipe: Recipe, split: Split) -> list[str]:
+    """What a codec learns from: the training records; for an alphabet, which must be complete, all records."""
+    records = [*split.train, *split.validation] if isinstance(recipe.codec, Characters) else split.train
+    return [text for record in records for text in record.values() if isinstance(text, str)]
+
+
+def global_batch(prepared: Prepared, step: int) -> GlobalBatch:
+    """The rows of a step: a pure function of the recipe and the step, cut into micro-batches."""
+    rows, size = prepared.recipe.rows_per_step, prepared.recipe.rows_per_pass
+    starts = range(step * rows, (step + 1) * rows, size)
+    parts = [prepared.loader.rows(at, min(size, (step + 1) * rows - at)) for at in starts]
+    return GlobalBatch(parts, prepared.loader.weight(step * rows, rows))
+
+
+def with_sizes(recipe: Recipe, codec: Codec) -> Recipe:
+    """The recipe with the sizes of its vocabulary, stem and head taken from the codec.
+
+    Raises ValueError if it states others that don't fit, or a stem or head that doesn't go with the codec.
+    """
+    sized = _with_widths(recipe.model, recipe.objective, codec)
+    stated = sized.vocab_size
+    if stated and stated < codec.vocab_size and recipe.start:
+        stated = codec.vocab_size  # its special pieces are added to those of the model that it begins with
+    if stated and stated < codec.vocab_size:
+        raise ValueError(
+            f"model.vocab_size={stated} is smaller than the codec's {codec.vocab_size} pieces; "
+            f"leave it out to take the codec's"
+        )
+    return replace(recipe, model=replace(sized, vocab_size=stated or max(1, codec.vocab_size)))
+
+
+def _with_widths(model: Model, objective: Objective, codec: Codec) -> Model:
+    """The model with the sizes of stem and head taken from the codec."""
+    stem = _sized_stem(model.stem, codec)
+    if not isinstance(model, ModelConfig):
+        return model
+    for stack in model.stacks:
+        if isinstance(stack.position, Grid):
+            _check_grid((stack.position.rows, stack.position.columns), codec)
+    return replace(model, stem=stem, head=_sized_head(model.head, objective, codec))
+
+
+def _sized_stem(stem: Stem, codec: Codec) -> Stem:
+    if (codec.num_features == 0) != isinstance(stem, Lookup):
+        what = f"rows of {codec.num_features} features, for the stems linear and convolution"
+        raise ValueError(
+            f"the stem {type(stem).__name__} with the codec {codec.definition()['kind']}, which gives "
+            f"{what if codec.num_features else 'ids, for the stem lookup'}; set model.stem.kind"
+        )
+    if isinstance(stem, Lookup):
+        return stem
+    if isinstance(stem, Linear):
+        stem = replace(
+            stem, num_features=stem.num_features or codec.num_features, num_ids=stem.num_ids or codec.vocab_size
+        )
+    read = stem.num_features * (stem.stride if isinstance(stem, Convolution) else 1)
+    if read != codec.num_features:
+        raise ValueError(
+            f"the stem reads {read} features per piece, the codec gives {codec.num_features}; "
+            f"leave model.stem.num_features out"
+        )
+    return stem
+
+
+def _sized_head(head: Head, objective: Objective, codec: Codec) -> Head:
+    if not isinstance(head, Pooled) or head.embed:
+        return head
+    num_labels = len(objective.labels) if isinstance(objective, WithClasses) else 0
+    wanted = requirements_of(objective).num_outputs or num_labels or codec.num_classes
+    if not (head.num_outputs or wanted) or 0 < head.num_outputs < wanted:
+        raise ValueError(
+            f"a head with num_outputs={head.num_outputs} can't tell {wanted} answers apart; leave it out to take as "
+            f"many as there are"
+        )
+    return replace(head, num_outputs=head.num_outputs or wanted)
+
+
+def _check_grid(sizes: tuple[int, ...], codec: Codec) -> None:
+    if len(codec.num_places) != len(sizes) or any(n < m for n, m in zip(sizes, codec.num_places, strict=True)):
+        needs = " x ".join(map(str, codec.num_places)) or "no"
+        raise ValueError(
+            f"a position grid of {' x '.join(map(str, sizes))} places with a codec that has {needs} places on a grid; "
+            f"set rows and columns of the position to that, or another position"
+        )

@@ -1,4 +1,4 @@
-"""Shared parts of the tests: two threads, a cache of their own, and the data folder, if there is one."""
+"""Shared parts of the tests: one thread, a cache of their own, and the data folder, if there is one."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")

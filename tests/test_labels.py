@@ -18,7 +18,7 @@ from isoform.data.tokens import load_tokens
 from isoform.experiment import classify, train
 from isoform.model.config import Pooled
 from isoform.model.embedding import PooledHead
-from isoform.objectives.config import Classification, Regression, Tagging
+from isoform.objectives.config import Classification, Regression, Tagging, TokenRegression
 from isoform.objectives.views import build_view, check_view
 from isoform.recipe import recipe_from_dict
 
@@ -103,6 +103,27 @@ def test_numbers_are_learned(tmp_path, capsys):
     assert "mean squared error" in (tmp_path / "cli/report.html").read_text()
 
 
+def test_a_number_is_learned_for_each_word(tmp_path):
+    rng, length = np.random.default_rng(2), {"a": -1, "dog": 0.5, "naïve": 2.25}
+    texts = [[str(w) for w in rng.choice(list(length), rng.integers(1, 5))] for _ in range(1500)]
+    path = write(tmp_path / "numbers.jsonl", [{"tokens": t, "tags": [length[w] for w in t]} for t in texts])
+    head = {"head": {"kind": "pooled", "over": "each"}}
+    run = train(recipe(path, {"kind": "token_regression"}, {**ENCODER, **head}, steps=80), tmp_path / "run")
+    summary = json.loads(run.summary.read_text())
+    assert summary["validation_loss"] < 0.05 * np.var(list(length.values())) and summary["validation_accuracy"] is None
+    trained = isoform.load(run.folder)
+    encoding = CODEC.encode({"tokens": ["dog", "a", "naïve"], "tags": [0.5, -1, 2]})
+    example = trained.view.example(encoding, np.random.default_rng(0))
+    batch, marked = collate([[example]], len(encoding)), np.flatnonzero(example.loss_weights)
+    assert example.targets[marked].tolist() == [0.5, -1, 2]
+    with torch.no_grad():
+        predicted = trained.model(batch.inputs, trained.view.inputs_mask)[0, marked, 0]
+    torch.testing.assert_close(predicted, torch.tensor([0.5, -1, 2.25]), atol=0.5, rtol=0)
+    path = write(tmp_path / "names.jsonl", [{"tokens": ["a"], "tags": ["NOUN"]}] * 9)
+    with pytest.raises(ValueError, match=r"names.jsonl, line .: the tags NOUN aren't numbers"):
+        train(recipe(path, {"kind": "token_regression"}, {**ENCODER, **head}), tmp_path / "other")
+
+
 def test_views_keep_the_contract_and_mark_one_place_an_answer():
     codec = train_bpe(["the dog runs"] * 9, 265)
     encoding = codec.encode({"tokens": ["the", "dog", "runs"], "tags": [0, 2, 1]})
@@ -114,7 +135,13 @@ def test_views_keep_the_contract_and_mark_one_place_an_answer():
     assert firsts == ["the", "dog", "runs"]
     assert not encoding.tags[len(encoding) - 1] >= 0 and codec.encode({"tokens": ["a"]}).tags is None
     text = CODEC.encode({"text": "abc", "label": 1.5})
-    for objective, one in ((Tagging(), encoding), (Regression(), text), (Classification(), replace(text, label=2))):
+    numbers = CODEC.encode({"tokens": ["ab", "c"], "tags": [-2.5, 1]})
+    for objective, one in (
+        (Tagging(), encoding),
+        (TokenRegression(), numbers),
+        (Regression(), text),
+        (Classification(), replace(text, label=2)),
+    ):
         for is_causal in (False, True):
             check_view(build_view(objective, is_causal=is_causal), [one])
     batch = collate([[build_view(Regression()).example(text, np.random.default_rng(0))]], 6)

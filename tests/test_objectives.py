@@ -14,12 +14,12 @@ from isoform.codecs.bpe import train_bpe
 from isoform.codecs.codec import MASK, check_codec, mode_piece, span_piece
 from isoform.codecs.text import ByteCodec, CharacterCodec, load_codec
 from isoform.data.packing import cut_records
-from isoform.evaluation import evaluate as evaluation
 from isoform.experiment import train
 from isoform.machine import choose_machine
 from isoform.mask import Full
 from isoform.model.cost import Shape, training_flops
 from isoform.model.presets import PRESETS
+from isoform.objectives import task
 from isoform.objectives.config import (
     UL2,
     Causal,
@@ -271,9 +271,9 @@ def test_every_objective_trains_a_model_that_learns_a_text(objective, model, tmp
 
 def test_forms_that_do_not_go_with_an_objective_are_named():
     for objective, model, words in (
-        ({"kind": "masked"}, {"decoder": BLOCKS}, "with a decoder"),
-        ({"kind": "masked"}, PAIR, "encoder-decoder"),
-        ({"kind": "seq2seq"}, {"decoder": BLOCKS}, "one stack"),
+        ({"kind": "masked"}, {"decoder": BLOCKS}, "for the form encoder, and this model's is decoder"),
+        ({"kind": "masked"}, PAIR, "is encoder_decoder"),
+        ({"kind": "seq2seq"}, {"decoder": BLOCKS}, "for the form encoder_decoder"),
     ):
         with pytest.raises(ValueError, match=words):
             recipe(objective, model)
@@ -310,7 +310,7 @@ def test_scoring_only_what_counts_changes_no_loss_and_no_gradient(name, monkeypa
         whole = training_flops(prepared.recipe.model, Shape(prepared.recipe.rows_per_step, recipe.model.context_length))
         assert 0.5 * whole < prepared.flops_per_step < 0.99 * whole, "what isn't scored isn't counted"
     for share in (2.0, 0.0):
-        monkeypatch.setattr(evaluation, "MOSTLY", share)
+        monkeypatch.setattr(task, "DENSE_FROM", share)
         model.zero_grad()
         loss = prepared.task.loss(model, batch)
         loss.total.backward()

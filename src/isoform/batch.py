@@ -23,7 +23,7 @@ class Encoding:
     features (T, F) float32: the numbers of the pieces whose id is -1; kinds (T,): which sort of piece each is
     (absent: all 0); places (T, P): where each stands, for position schemes (absent: the index on every axis);
     label: what is to be said about the record as a whole, where there is something: the number of a class, or any
-    number; tags (T,): what is to be said about each piece, -1 for nothing.
+    number; tags (T,): likewise about each piece, NaN for nothing.
     """
 
     ids: np.ndarray

@@ -85,10 +85,9 @@ class Recipe:
 def _check_stacks(model: ModelConfig, objective: Objective) -> None:
     name, needs = kind_of(type(objective)), requirements_of(objective)
     if model.form not in needs.forms:
-        wanted = " or ".join(form.replace("_", "-") for form in needs.forms)
         raise ValueError(
-            f"objective.kind={name!r} is for an {wanted}, and this model is an {model.form.replace('_', '-')}; set "
-            f"objective.kind, or model.encoder and model.decoder (none: there is no such stack)"
+            f"objective.kind={name!r} is for the form {' or '.join(needs.forms)}, and this model's is {model.form}; "
+            f"set another objective, or model.encoder and model.decoder (none: there is no such stack)"
         )
     answer, over = _answer_of(model.head)
     if answer != needs.answer:

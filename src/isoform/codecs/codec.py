@@ -141,14 +141,17 @@ class TextCodec(Codec):
         ids = self.encode_text(text)
         return ids if self.begin_of_text is None else np.concatenate([[self.begin_of_text], ids]).astype(self.dtype)
 
-    def _words(self, words: Sequence[str], tags: Sequence[int] | None) -> Encoding:
+    def _words(self, words: Sequence[str], tags: Sequence[int | float] | None) -> Encoding:
         parts = [self.encode_text(word if i == 0 else f" {word}") for i, word in enumerate(words)]
         start = [] if self.begin_of_text is None else [np.array([self.begin_of_text], self.dtype)]
         ids = np.concatenate([*start, *parts, self._ends[:1]])
         if tags is None:
             return Encoding(ids)
-        marks = np.full(len(ids), -1, np.int64)
-        marks[len(start) + np.cumsum([0, *map(len, parts[:-1])])] = tags
+        marks = np.full(len(ids), np.nan)
+        try:
+            marks[len(start) + np.cumsum([0, *map(len, parts[:-1])])] = tags
+        except ValueError:
+            raise ValueError(f"the tags {', '.join(map(str, tags))} aren't numbers; names are for tagging") from None
         return Encoding(ids, tags=marks)
 
     def decode(self, ids: np.ndarray | Sequence[int], *, show_special: bool = False) -> str:

@@ -59,6 +59,11 @@ class Regression:
     """Say a number about a record; the loss is the squared error."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenRegression:
+    """Say a number about each word of a text, at the word's first token; the loss is the squared error."""
+
+
 def _check_rate(rate: float) -> None:
     if not 0 < rate < 1:
         raise ValueError(f"rate={rate} must lie between 0 and 1")
@@ -215,6 +220,7 @@ Objective = (
     | Classification
     | Tagging
     | Regression
+    | TokenRegression
     | Contrastive
     | Distillation
 )
@@ -257,6 +263,8 @@ def requirements_of(objective: Objective) -> Requirements:
             return Requirements(forms=ONE_STACK, answer="token", names="tags")
         case Regression():
             return Requirements(forms=ONE_STACK, answer="document", num_outputs=1)
+        case TokenRegression():
+            return Requirements(forms=ONE_STACK, answer="token", num_outputs=1)
         case Contrastive():
             return Requirements(forms=("encoder",), answer="embedding")
         case _:

@@ -30,6 +30,7 @@ from isoform.objectives.config import (
     Seq2seq,
     SpanCorruption,
     Tagging,
+    TokenRegression,
     WithCrossEntropy,
 )
 from isoform.objectives.losses import Loss, contrastive_logits, distilled, weighted_cross_entropy, weighted_square
@@ -177,7 +178,7 @@ def build_task(objective: Objective, view: View, teacher: Network | None = None)
             return Task(view, token_scores, _cross_entropy(objective))
         case Classification() | Tagging():
             return Task(view, token_scores, _cross_entropy(objective))
-        case Regression():
+        case Regression() | TokenRegression():
             return Task(view, token_scores, weighted_square)
         case Contrastive(temperature=temperature):
             return Task(view, partial(contrastive_scores, temperature=temperature), weighted_cross_entropy)

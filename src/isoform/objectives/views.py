@@ -31,6 +31,7 @@ from isoform.objectives.config import (
     Seq2seq,
     SpanCorruption,
     Tagging,
+    TokenRegression,
 )
 from isoform.objectives.corruption import Denoising, Masking
 
@@ -102,8 +103,18 @@ def word_tags(encoding: Encoding, rng: np.random.Generator) -> Example:
     """The tag of each word, at its first piece."""
     if encoding.tags is None:
         raise ValueError("tagging needs records with tokens and tags; this one has none")
-    weights = (encoding.tags >= 0).astype(np.float32)
-    return Example(encoding, np.maximum(encoding.tags, 0), weights)
+    return Example(encoding, np.nan_to_num(encoding.tags).astype(np.int64), _are_there(encoding.tags))
+
+
+def word_numbers(encoding: Encoding, rng: np.random.Generator) -> Example:
+    """The number of each word, at its first token."""
+    if encoding.tags is None:
+        raise ValueError("token_regression needs records with tokens and a number for each as its tag")
+    return Example(encoding, np.nan_to_num(encoding.tags).astype(np.float32), _are_there(encoding.tags))
+
+
+def _are_there(tags: np.ndarray) -> np.ndarray:
+    return np.isfinite(tags).astype(np.float32)
 
 
 def two_readings(encoding: Encoding, rng: np.random.Generator) -> Example:
@@ -138,10 +149,11 @@ def build_view(
         case Seq2seq(causal=causal):
             mask = CausalMask() if causal else Full()
             return View(CausalMask(), mask, source_to_target, lambda n, prefix: (n - prefix, prefix), overlap=0)
-        case Classification() | Regression() | Tagging():
-            about = {Classification: label, Regression: number, Tagging: word_tags}[type(config)]
+        case Classification() | Regression() | Tagging() | TokenRegression():
+            about = {Classification: label, Regression: number, Tagging: word_tags, TokenRegression: word_numbers}
             mask = CausalMask() if is_causal else Full()
-            return View(mask, Full(), about, lambda n, prefix: (n, 0), is_whole=True, is_text=False)
+            example = about[type(config)]
+            return View(mask, Full(), example, lambda n, prefix: (n, 0), is_whole=True, is_text=False)
         case Contrastive():
             return View(
                 inputs_mask=Full(),
@@ -191,7 +203,9 @@ def check_view(view: View, encodings: Iterable[Encoding], seeds: Iterable[int] =
             assert weights.dtype == np.float32 and np.isfinite(weights).all() and (weights >= 0).all(), (
                 "loss weights are float32, finite, and at least 0"
             )
-            assert (np.asarray(example.targets)[weights > 0] >= 0).all(), "a target below 0 counts"
+            counted = np.asarray(example.targets)[weights > 0]
+            is_id = np.issubdtype(counted.dtype, np.integer)
+            assert np.isfinite(counted).all() and (not is_id or (counted >= 0).all()), "a target that is none counts"
             is_shifted = np.array_equal(example.targets[:-1][weights[:-1] > 0], inputs.ids[1:][weights[:-1] > 0])
             if is_shifted and not view.is_whole:
                 _check_unseen(view.inputs_mask, inputs, weights)

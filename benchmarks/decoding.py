@@ -28,7 +28,7 @@ def sized(num_layers: int, dim: int, heads: int) -> ModelConfig:
     """GPT-2 of this size over 65 pieces and a context of 256."""
     assert GPT2.decoder is not None
     block = GPT2.decoder.blocks[0]
-    block = replace(block, attention=replace(block.attention, num_heads=heads, dropout=0.0))
+    block = replace(block, mixer=replace(block.attention, num_heads=heads, dropout=0.0))
     decoder = replace(GPT2.decoder, num_layers=num_layers, blocks=(block,))
     return replace(GPT2, model_dim=dim, context_length=256, vocab_size=65, dropout=0.0, decoder=decoder)
 

@@ -30,7 +30,7 @@ def shaped(layers: int, width: int, context: int) -> ModelConfig:
     """GPT-2 without dropout, of this shape."""
     assert GPT2.decoder is not None
     block = GPT2.decoder.blocks[0]
-    block = replace(block, attention=replace(block.attention, num_heads=width // 64 or 1, dropout=0.0))
+    block = replace(block, mixer=replace(block.attention, num_heads=width // 64 or 1, dropout=0.0))
     decoder = replace(GPT2.decoder, num_layers=layers, blocks=(block,))
     return replace(GPT2, model_dim=width, context_length=context, dropout=0.0, decoder=decoder)
 

@@ -206,7 +206,7 @@ def trained(name: str, build: Callable, batches: Sequence[Batch], objective: Obj
 
 def translator(data: Path, folder: Path) -> Trained:
     """BART of the benchmark's shape after some steps of translation."""
-    block = {"attention": {"num_heads": 4}, "feedforward": {"feedforward_dim": 1024}}
+    block = {"mixer": {"num_heads": 4}, "feedforward": {"feedforward_dim": 1024}}
     stack = {"num_layers": 3, "blocks": {"0": block}}
     shape = {"model_dim": 256, "vocab_size": 0, "context_length": 64, "encoder": stack, "decoder": stack}
     model = changed(load_form("bart"), {"model": shape}).model

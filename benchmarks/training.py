@@ -35,7 +35,7 @@ def classic() -> ModelConfig:
     """The classic recipe's model."""
     assert GPT2.decoder is not None
     block = GPT2.decoder.blocks[0]
-    block = replace(block, attention=replace(block.attention, num_heads=4, dropout=0.0))
+    block = replace(block, mixer=replace(block.attention, num_heads=4, dropout=0.0))
     decoder = replace(GPT2.decoder, num_layers=4, blocks=(block,))
     return replace(GPT2, model_dim=128, context_length=CONTEXT, vocab_size=VOCAB, dropout=0.0, decoder=decoder)
 

@@ -7,16 +7,19 @@ from torch import nn
 
 from isoform.mask import FixedSparse, Strided, Window
 from isoform.model.config import (
+    LSTM,
     ALiBi,
-    AttentionConfig,
+    Attention,
     BlockConfig,
     Buckets,
+    CausalConvolution,
     Dense,
     Depth,
     Experts,
     Gated,
     LayerNorm,
     Learned,
+    LinearRecurrence,
     Lookup,
     ModelConfig,
     RMSNorm,
@@ -50,13 +53,13 @@ def pair(decoder: ModelConfig) -> ModelConfig:
 
 def attention(**fields) -> BlockConfig:
     """A block with this attention."""
-    return BlockConfig(attention=AttentionConfig(**fields))
+    return BlockConfig(mixer=Attention(**fields))
 
 
 FORMS: dict[str, ModelConfig] = {
     "plain": config(),
     "gpt2": config(
-        block=BlockConfig(attention=AttentionConfig(bias=True), feedforward=Dense(activation="gelu_tanh", bias=True)),
+        block=BlockConfig(mixer=Attention(bias=True), feedforward=Dense(activation="gelu_tanh", bias=True)),
         position=Learned(),
         head=Vocabulary(tied=True),
     ),
@@ -70,9 +73,7 @@ FORMS: dict[str, ModelConfig] = {
     "post": config(block=BlockConfig(norm_placement="post"), final_norm=False),
     "reordered": config(block=BlockConfig(norm_placement="reordered", norm=RMSNorm())),
     "sandwich": config(block=BlockConfig(norm_placement="sandwich")),
-    "shortcuts": config(
-        block=BlockConfig(attention=AttentionConfig(value_shortcut=True), x0_shortcut=True), num_layers=3
-    ),
+    "shortcuts": config(block=BlockConfig(mixer=Attention(value_shortcut=True), x0_shortcut=True), num_layers=3),
     "previous piece": config(stem=Lookup(previous=True, norm=RMSNorm(scale=False))),
     "n-grams": config(stem=Lookup(previous=True, ngrams=(2, 4), ngram_rows=200)),
     "soft cap": config(head=Vocabulary(softcap=4.0, bias=True)),
@@ -100,14 +101,32 @@ FORMS: dict[str, ModelConfig] = {
     ),
     "routed depth": config(num_layers=3, block=BlockConfig(depth=Depth(share=0.5))),
     "routed windows": config(
-        num_layers=3, block=BlockConfig(attention=attention(pattern=Window(3)).attention, depth=Depth(share=0.5))
+        num_layers=3, block=BlockConfig(mixer=Attention(pattern=Window(3)), depth=Depth(share=0.5))
     ),
     "exits": config(num_layers=3, exits=(1, 2)),
+    "lstm": config(block=BlockConfig(mixer=LSTM(), feedforward=None), position=None),
+    "convolutions": config(
+        num_layers=3,
+        block=BlockConfig(mixer=CausalConvolution(kernel_size=5), norm=RMSNorm()),
+        position=None,
+    ),
+    "recurrence": config(block=BlockConfig(mixer=LinearRecurrence(state_dim=24), feedforward=Gated())),
+    "recurrence and attention": replace(
+        config(),
+        decoder=StackConfig(num_layers=4, blocks=(*[BlockConfig(mixer=LinearRecurrence())] * 3, BlockConfig())),
+    ),
+    "attention alone": config(block=BlockConfig(feedforward=None)),
     "alternating": replace(
         config(),
         decoder=StackConfig(num_layers=3, blocks=(attention(pattern=Window(before=2)), attention(num_heads=4))),
     ),
 }
+
+
+def reads_forward(model: ModelConfig) -> bool:
+    """Whether a block goes through documents from their start: such forms are excused from every mask but a causal one,
+    from joint attention and from encoders."""
+    return any(not isinstance(block.mixer, Attention) for stack in model.stacks for block in stack.blocks)
 
 
 def build(model: ModelConfig, seed: int = 0) -> Transformer:

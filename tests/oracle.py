@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from isoform.mask import Coordinates, Mask
-from isoform.model.attention import Attention
 from isoform.model.config import (
     ALiBi,
     Buckets,
@@ -19,6 +18,7 @@ from isoform.model.config import (
     Shaw,
     YaRNExtension,
 )
+from isoform.model.mixers.attention import MultiHeadAttention
 
 
 def at(coordinates: Coordinates, row: int, slot: int) -> Coordinates:
@@ -104,7 +104,12 @@ def slope(head: int, num_heads: int) -> float:
 
 
 def attention(
-    module: Attention, x: Tensor, coordinates: Coordinates, mask: Mask, scheme: Position | None, owner: torch.nn.Module
+    module: MultiHeadAttention,
+    x: Tensor,
+    coordinates: Coordinates,
+    mask: Mask,
+    scheme: Position | None,
+    owner: torch.nn.Module,
 ) -> Tensor:
     """What an attention module makes of x (B, T, D); `owner` holds the scheme's learned tables."""
     weight = module.query_key_value.weight.double()

@@ -7,9 +7,9 @@ from isoform.model.config import ModelConfig
 from isoform.model.transformer import Transformer
 
 BLOCK = {
-    "attention_norm.before": "ln_1",
-    "attention.query_key_value": "attn.c_attn",
-    "attention.output": "attn.c_proj",
+    "mixer_norm.before": "ln_1",
+    "mixer.query_key_value": "attn.c_attn",
+    "mixer.output": "attn.c_proj",
     "feedforward_norm.before": "ln_2",
     "feedforward.up": "mlp.c_fc",
     "feedforward.down": "mlp.c_proj",

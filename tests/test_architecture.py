@@ -15,17 +15,18 @@ NAMES = {path: ".".join(path.relative_to(SOURCE).with_suffix("").parts) for path
 FOLDERS = ("model", "codecs", "objectives", "data", "training", "generation", "scaling")
 
 ROWS = [
-    *("config", "mask"),
+    *("history", "config", "mask"),
     *(f"{folder}.config" for folder in FOLDERS),
-    *("model.presets", "recipe", "machine", "batch"),
+    *("model.baseline_config", "model.presets", "recipe", "machine", "batch"),
     *("codecs.codec", "codecs.bpe", "codecs.tokenizer", "codecs.image", "codecs.numbers", "codecs.text"),
     *("model.auxiliary", "model.position", "model.cache", "model.kernels", "model.norm", "model.lowering"),
-    "model.attention",
+    *("model.mixers.documents", "model.mixers.attention", "model.mixers.convolution", "model.mixers.lstm"),
+    "model.mixers.recurrence",
     *("model.feedforward", "model.experts", "model.depth", "model.embedding", "model.network", "model.transformer"),
     *("model.growth", "model.adapters", "model.baselines", "model.cost"),
     *("objectives.corruption", "objectives.views", "objectives.losses", "objectives.task"),
     *("data.sources", "data.labels", "data.tokens", "data.order", "data.packing", "data.loader"),
-    *("checkpoint.store", "checkpoint.families", "checkpoint.huggingface", "checkpoint.gguf"),
+    *("checkpoint.store", "checkpoint.versions", "checkpoint.families", "checkpoint.huggingface", "checkpoint.gguf"),
     *("terminal", "figures", "run", "preparation"),
     *("training.optimizer", "training.memory", "training.ledger", "training.trainer"),
     *("generation.sampling", "generation.decode", "generation.beam", "generation.many"),
@@ -81,7 +82,7 @@ def test_nothing_of_ours_is_imported_inside_a_function(path):
 
 def test_the_model_knows_no_modality():
     words = re.compile(r"\b(image|pixel|audio|mel|speech|chat|music|protein)s?\b", re.IGNORECASE)
-    assert [p.name for p in (SOURCE / "model").glob("*.py") if words.search(p.read_text(encoding="utf-8"))] == []
+    assert [p.name for p in (SOURCE / "model").rglob("*.py") if words.search(p.read_text(encoding="utf-8"))] == []
 
 
 def test_nothing_is_unpickled_evaluated_or_asked_for_its_attributes():
@@ -111,17 +112,14 @@ def test_every_file_says_what_it_is_for():
 def test_the_tree_in_the_readme_is_the_real_one():
     block = re.search(r"```text\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert block is not None
-    shown, folder = set(), ""
+    shown, folders = set(), []
     for line in block[1].splitlines()[1:]:
         name = line.split()[0]
-        folder = name if name.endswith("/") else folder if line.startswith("    ") else ""
-        shown |= {name if name.endswith("/") else folder + name}
-    real = {p.relative_to(SOURCE).as_posix() for p in FILES if p.name != "__init__.py"} | {
-        "__init__.py",
-        "recipes/",
-        "claims/",
-    }
-    real |= {f"{p.parent.name}/" for p in FILES if p.parent != SOURCE}
+        folders = folders[: (len(line) - len(line.lstrip())) // 2 - 1]
+        shown |= {"".join([*folders, name])}
+        folders += [name] if name.endswith("/") else []
+    real = {p.relative_to(SOURCE).as_posix() for p in FILES if p.name != "__init__.py"} | {"__init__.py"}
+    real |= {f"{p.parent.relative_to(SOURCE)}/" for p in FILES if p.parent != SOURCE} | {"recipes/", "claims/"}
     assert shown == real
 
 

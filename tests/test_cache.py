@@ -1,6 +1,5 @@
 """The cache: cached = uncached against the predicate, however the pieces come; how many keys are held, and copied."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -10,8 +9,8 @@ from hypothesis import strategies as st
 
 from isoform.batch import plain_coordinates
 from isoform.mask import Causal, Coordinates, Full, Local2D, Mask, Prefix, Strided, Window, attended
-from isoform.model.cache import AllSlots, Cache, RingSlots
-from isoform.model.lowering import ALL, CAUSAL, attend, dense_edges, lower, reach
+from isoform.model.cache import AllSlots, Cache, KeyValueShape, RingSlots
+from isoform.model.lowering import ALL, CAUSAL, attend, dense_edges, look_back, lower
 
 LENGTH, ROWS, HEADS, DIM = 23, 2, 2, 4
 
@@ -22,10 +21,9 @@ def part(at: Coordinates, start: int, stop: int) -> Coordinates:
     return replace(cut, start=start if at.start is not None else None)
 
 
-def build(windows: list[float | None], capacity: int = LENGTH, num_rows: int = ROWS, **options) -> Cache:
-    shapes = [(HEADS, DIM)] * len(windows)
-    options = {"device": torch.device("cpu"), "dtype": torch.float64, **options}
-    return Cache(shapes, num_rows=num_rows, capacity=capacity, windows=windows, **options)
+def build(windows: list[int | None], capacity: int = LENGTH, num_rows: int = ROWS, own: tuple[int, ...] = ()) -> Cache:
+    shapes = [KeyValueShape(HEADS, DIM, window, is_own=layer in own) for layer, window in enumerate(windows)]
+    return Cache(shapes, num_rows=num_rows, capacity=capacity, device=torch.device("cpu"), dtype=torch.float64)
 
 
 def check_cached_equals_uncached(masks: list[Mask], at: Coordinates, sizes: list[int]) -> Cache:
@@ -34,14 +32,14 @@ def check_cached_equals_uncached(masks: list[Mask], at: Coordinates, sizes: list
     num_rows, length = at.index.shape
     q, k, v = (torch.randn(len(masks), num_rows, HEADS, length, DIM, dtype=torch.float64) for _ in range(3))
     whole = [attend(q[n], k[n], v[n], attended(mask, at, at).unsqueeze(1)) for n, mask in enumerate(masks)]
-    cache = build([(reach(mask) or (None, 0))[0] for mask in masks], length, num_rows)
+    cache = build([look_back(mask) for mask in masks], length, num_rows)
     start = 0
     for size in sizes:
         stop = min(start + size, length)
         query = part(at, start, stop)
         cache.extend(query)
         for n, mask in enumerate(masks):
-            key, value = cache.layers[n].append(k[n, :, :, start:stop], v[n, :, :, start:stop])
+            key, value = cache.keys_values(n).append(k[n, :, :, start:stop], v[n, :, :, start:stop])
             keys = cache.keys(n)
             assert keys.index.shape[1] == key.shape[2] == value.shape[2]
             edges = lower(mask, query, keys)
@@ -120,8 +118,8 @@ def test_a_window_holds_no_more_keys_than_it_sees(kind):
     )
     assert [layer.key.shape[2] for layer in cache.layers] == [5, LENGTH, 5, LENGTH]
     assert [cache.keys(n).index.shape[1] for n in range(4)] == [5, LENGTH, 5, LENGTH]
-    assert isinstance(cache.layers[0].slots, RingSlots) and isinstance(cache.layers[3].slots, AllSlots)
-    assert cache.layers[0].slots is cache.layers[2].slots and cache.keys(0) is cache.keys(2)
+    assert isinstance(cache.keys_values(0).slots, RingSlots) and isinstance(cache.keys_values(3).slots, AllSlots)
+    assert cache.keys_values(0).slots is cache.keys_values(2).slots and cache.keys(0) is cache.keys(2)
 
 
 def test_a_ring_of_plain_rows_needs_no_mask_and_copies_nothing():
@@ -131,9 +129,9 @@ def test_a_ring_of_plain_rows_needs_no_mask_and_copies_nothing():
         new = plain_coordinates(ROWS, stop - start, start=start)
         cache.extend(new)
         kv = torch.randn(ROWS, HEADS, stop - start, DIM, dtype=torch.float64)
-        key, _ = cache.layers[0].append(kv, kv)
+        key, _ = cache.keys_values(0).append(kv, kv)
         found.append(lower(mask, new, cache.keys(0)))
-        assert start == 0 or key.data_ptr() == cache.layers[0].key.data_ptr()
+        assert start == 0 or key.data_ptr() == cache.keys_values(0).key.data_ptr()
     assert found == [CAUSAL] + [ALL] * 9
 
 
@@ -185,4 +183,4 @@ def test_a_full_cache_says_so_and_rings_go_on():
 
 
 def test_infinity_is_no_window():
-    assert isinstance(build([math.inf]).layers[0].slots, AllSlots)
+    assert isinstance(build([None]).keys_values(0).slots, AllSlots)

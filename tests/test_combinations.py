@@ -14,7 +14,7 @@ from isoform.batch import Pieces
 from isoform.mask import Causal, Coordinates, Full, Local2D, Mask, Prefix, Strided, Window
 from isoform.model.config import (
     ALiBi,
-    AttentionConfig,
+    Attention,
     BlockConfig,
     Buckets,
     Dense,
@@ -81,7 +81,7 @@ def is_possible(scheme: str, mask: str, kernel: str, path: str) -> bool:
 def model_of(scheme: str, heads: str) -> Transformer:
     """One block that only attends: a norm without gain, and a feed-forward that gives nothing."""
     block = BlockConfig(
-        attention=AttentionConfig(num_heads=4, num_kv_heads=HEADS[heads]),
+        mixer=Attention(num_heads=4, num_kv_heads=HEADS[heads]),
         feedforward=Dense(feedforward_dim=8),
         norm=RMSNorm(scale=False),
     )

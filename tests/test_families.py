@@ -241,13 +241,13 @@ def others(name: str, old):
 
 MUST_SEE = {
     "gpt2": {"decoder.blocks.0.norm.epsilon", "decoder.blocks.0.feedforward.activation", "stem.scale", "head.softcap"},
-    "llama3": {"decoder.position.extension.factor", "decoder.position.base", "decoder.blocks.0.attention.scale"},
-    "mistral": {"decoder.blocks.0.attention.pattern.before"},
-    "gemma3": {"decoder.blocks.0.attention.position.base", "decoder.position.base", "stem.scale"},
+    "llama3": {"decoder.position.extension.factor", "decoder.position.base", "decoder.blocks.0.mixer.scale"},
+    "mistral": {"decoder.blocks.0.mixer.pattern.before"},
+    "gemma3": {"decoder.blocks.0.mixer.position.base", "decoder.position.base", "stem.scale"},
     "mixtral": {"decoder.blocks.0.feedforward.router.num_active"},
     "qwen3-moe": {"decoder.blocks.0.feedforward.router.normalize"},
     "t5": {"encoder.position.bidirectional", "encoder.position.max_distance", "head.scale"},
-    "modernbert": {"encoder.blocks.1.attention.pattern.after", "encoder.blocks.1.attention.position.base"},
+    "modernbert": {"encoder.blocks.1.mixer.pattern.after", "encoder.blocks.1.mixer.position.base"},
 }
 
 
@@ -265,7 +265,7 @@ def test_every_field_that_matters_breaks_parity_when_altered(name, root):
 
 ALLOWED_UNSEEN = {
     "vocab_size",  # of a model of features
-    *(f"decoder.blocks.{i}.attention.pattern.after" for i in range(6)),  # what lies ahead is hidden anyway
+    *(f"decoder.blocks.{i}.mixer.pattern.after" for i in range(6)),  # what lies ahead is hidden anyway
 }
 
 

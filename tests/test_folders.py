@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from isoform.checkpoint import huggingface
 from isoform.checkpoint.huggingface import CONFIG, INDEX, WEIGHTS, read_folder, state_of, write_folder
-from isoform.model.config import AttentionConfig, BlockConfig, Gated, NTKExtension, RMSNorm, Rotary, Vocabulary
+from isoform.model.config import Attention, BlockConfig, Gated, NTKExtension, RMSNorm, Rotary, Vocabulary
 from isoform.model.presets import MODERN
 from models import VOCAB, build, config
 
 LLAMA = config(
     block=BlockConfig(
-        attention=AttentionConfig(num_heads=4, num_kv_heads=2), feedforward=Gated(feedforward_dim=24), norm=RMSNorm()
+        mixer=Attention(num_heads=4, num_kv_heads=2), feedforward=Gated(feedforward_dim=24), norm=RMSNorm()
     )
 )
 NORM = "model.layers.1.input_layernorm.weight"

@@ -12,7 +12,7 @@ from isoform.generation.config import Beam, Sampling
 from isoform.generation.decode import Prompt, build_prompt, generate_ids
 from isoform.generation.many import beam_search
 from isoform.mask import Causal, Full, Prefix
-from isoform.model.config import AttentionConfig, BlockConfig, ModelConfig, Sinusoidal, StackConfig
+from isoform.model.config import Attention, BlockConfig, ModelConfig, Sinusoidal, StackConfig
 from isoform.model.cost import Shape, cache_bytes, conversation, forward_flops, num_parameters
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Seq2seq
@@ -184,9 +184,7 @@ def test_what_cannot_be_is_refused_in_words(change, words):
 
 
 def test_positions_of_a_joint_decoder_reach_over_both():
-    stack = StackConfig(
-        num_layers=1, blocks=(BlockConfig(attention=AttentionConfig(num_heads=2)),), position=Sinusoidal()
-    )
+    stack = StackConfig(num_layers=1, blocks=(BlockConfig(mixer=Attention(num_heads=2)),), position=Sinusoidal())
     config = ModelConfig(
         model_dim=16, vocab_size=9, context_length=10, encoder=stack, decoder=replace(stack, cross="joint")
     )

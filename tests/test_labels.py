@@ -23,7 +23,7 @@ from isoform.objectives.views import build_view, check_view
 from isoform.recipe import recipe_from_dict
 
 CODEC = ByteCodec()
-BLOCKS = {"num_layers": 1, "blocks": {"0": {"attention": {"num_heads": 2}}}}
+BLOCKS = {"num_layers": 1, "blocks": {"0": {"mixer": {"num_heads": 2}}}}
 ENCODER, DECODER = {"encoder": BLOCKS, "decoder": "none"}, {"decoder": BLOCKS}
 
 

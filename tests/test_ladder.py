@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from isoform.model.config import (
-    AttentionConfig,
+    Attention,
     BlockConfig,
     Dense,
     Experts,
@@ -20,7 +20,7 @@ from isoform.scaling.config import SMALL, FixedRatio, IsoFlop, Ladder, MuP, Powe
 from isoform.scaling.ladder import LEAST_STEPS, parameters, plan_ladder, resized, scale_rates
 from isoform.training.config import AdamW, Muon, Training
 
-BLOCK = BlockConfig(attention=AttentionConfig(num_heads=4))
+BLOCK = BlockConfig(mixer=Attention(num_heads=4))
 RECIPE = Recipe(
     model=ModelConfig(model_dim=64, vocab_size=90, decoder=StackConfig(num_layers=4, blocks=(BLOCK,))),
     training=Training(steps=500, global_batch_tokens=1024),
@@ -78,13 +78,11 @@ def test_a_budget_in_minutes_is_the_compute_that_fits_at_the_measured_speed():
 
 @pytest.mark.parametrize("width", [16, 32, 48, 128, 256])
 def test_a_resized_model_keeps_its_heads_and_its_shape(width):
-    block = replace(
-        BLOCK, attention=AttentionConfig(num_heads=4, num_kv_heads=2), feedforward=Gated(feedforward_dim=176)
-    )
+    block = replace(BLOCK, mixer=Attention(num_heads=4, num_kv_heads=2), feedforward=Gated(feedforward_dim=176))
     recipe = replace(RECIPE, model=replace(RECIPE.model, decoder=StackConfig(num_layers=4, blocks=(block,))))
     model = resized(recipe, width).model
     (sized,) = model.decoder.blocks
-    assert model.head_dim(sized) == 16
+    assert model.head_dim(sized.attention) == 16
     assert sized.attention.num_heads == width // 16
     assert sized.attention.num_heads % sized.attention.num_kv_heads == 0
     assert model.decoder.num_layers == max(1, width // 16)
@@ -97,7 +95,7 @@ def test_a_resized_model_keeps_its_heads_and_its_shape(width):
 def test_widths_between_have_whole_heads_of_the_same_width(width, heads):
     model = resized(RECIPE, width).model
     (block,) = model.decoder.blocks
-    assert block.attention.num_heads == heads and model.head_dim(block) == 16
+    assert block.attention.num_heads == heads and model.head_dim(block.attention) == 16
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

@@ -8,7 +8,7 @@ import torch
 from isoform.batch import Encoding, Example, Pieces, collate, plain_coordinates, plain_pieces
 from isoform.mask import Causal, Full, Prefix, Window, attended
 from isoform.model.config import (
-    AttentionConfig,
+    Attention,
     BlockConfig,
     Initialization,
     ModelConfig,
@@ -19,7 +19,7 @@ from isoform.model.cost import Shape, activation_numbers, forward_flops, num_par
 from isoform.model.lowering import attend, lower
 from isoform.model.presets import GPT2, MODERN
 from isoform.model.transformer import Transformer
-from models import FORMS, VOCAB, build, config, pair
+from models import FORMS, VOCAB, build, config, pair, reads_forward
 
 ALL = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 
@@ -51,7 +51,8 @@ def sees(form: ModelConfig, query: int, key: int) -> bool:
     """Whether every block of a form lets a query see a key directly."""
     one = plain_coordinates(1, 12).map(lambda t: t[0])
     pair = one.map(lambda t: t[query]), one.map(lambda t: t[key])
-    patterns = [block.attention.pattern for block in form.decoder.blocks if block.attention.pattern]
+    attentions = [block.mixer for block in form.decoder.blocks if isinstance(block.mixer, Attention)]
+    patterns = [attention.pattern for attention in attentions if attention.pattern]
     return all(bool(pattern.allows(*pair)) for pattern in patterns)
 
 
@@ -99,7 +100,7 @@ def example(length: int, seed: int, prefix: int = 0, source: int = 0) -> Example
 @ALL
 @pytest.mark.parametrize("prefix", [0, 2])
 def test_packed_equals_separate(form, prefix):
-    model, mask = build(form), Prefix() | Causal()
+    model, mask = build(form), Causal() if reads_forward(form) else Prefix() | Causal()
     examples = [example(n, n, prefix) for n in (3, 5, 4)]
     packed = model(collate([examples], 12).inputs, mask)[0]
     at = 0
@@ -178,7 +179,9 @@ def test_costs_are_those_of_the_built_model(form):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    for model_config in (form, pair(form)):
+    if form == FORMS["lstm"]:
+        pytest.skip("torch's counter doesn't know oneDNN's LSTM; test_baselines counts it without")
+    for model_config in (form,) if reads_forward(form) else (form, pair(form)):
         model, is_pair = build(model_config).train(), model_config.encoder is not None
         assert num_parameters(model_config) == sum(p.numel() for p in model.parameters())
         text = ids(3)
@@ -203,7 +206,7 @@ def test_initialization_gives_a_uniform_guess(preset):
         decoder=replace(
             preset.decoder,
             num_layers=2,
-            blocks=tuple(replace(b, attention=replace(b.attention, num_heads=4)) for b in preset.decoder.blocks),
+            blocks=tuple(replace(b, mixer=replace(b.attention, num_heads=4)) for b in preset.decoder.blocks),
         ),
     )
     torch.manual_seed(0)
@@ -221,7 +224,7 @@ def test_zero_output_projections_leave_the_stream_alone():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: AttentionConfig(num_heads=4, num_kv_heads=3), "num_kv_heads=3"),
+        (lambda: Attention(num_heads=4, num_kv_heads=3), "num_kv_heads=3"),
         (lambda: ModelConfig(model_dim=30), "not divisible by num_heads=4"),
         (lambda: ModelConfig(model_dim=12, decoder=StackConfig(blocks=(BlockConfig(),))), "multiple of 2"),
         (lambda: ModelConfig(decoder=None), "needs an encoder or a decoder"),
@@ -239,7 +242,7 @@ def test_what_cannot_be_is_refused_in_words(make, words):
 
 @pytest.mark.parametrize("preset", [GPT2, MODERN], ids=["gpt2", "modern"])
 def test_activations_are_those_that_autograd_keeps(preset):
-    blocks = tuple(replace(b, attention=replace(b.attention, num_heads=4, dropout=0.0)) for b in preset.decoder.blocks)
+    blocks = tuple(replace(b, mixer=replace(b.attention, num_heads=4, dropout=0.0)) for b in preset.decoder.blocks)
     decoder = replace(preset.decoder, num_layers=3, blocks=blocks)
     wide = replace(preset, vocab_size=40, model_dim=128, context_length=160, dropout=0.1, decoder=decoder)
     torch.manual_seed(0)
@@ -259,6 +262,6 @@ def test_activations_are_those_that_autograd_keeps(preset):
 
 
 def test_blocks_with_the_same_rotary_scheme_share_its_tables():
-    block = BlockConfig(attention=AttentionConfig(position=Rotary(base=7.0)))
+    block = BlockConfig(mixer=Attention(position=Rotary(base=7.0)))
     first, second = build(config(block=block, position=Rotary())).decoder.blocks
     assert first.position is second.position

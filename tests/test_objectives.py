@@ -244,7 +244,7 @@ def recipe(objective: dict, model: dict, **training) -> Recipe:
     )
 
 
-BLOCKS = {"num_layers": 2, "blocks": {"0": {"attention": {"num_heads": 2}}}}
+BLOCKS = {"num_layers": 2, "blocks": {"0": {"mixer": {"num_heads": 2}}}}
 PAIR = {"encoder": BLOCKS, "decoder": {**BLOCKS, "cross": "separate"}}
 
 

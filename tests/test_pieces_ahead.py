@@ -23,7 +23,7 @@ from isoform.objectives.views import build_view, check_view
 from isoform.recipe import recipe_from_dict
 from models import FORMS, VOCAB, build
 
-BLOCKS = {"num_layers": 1, "blocks": {"0": {"attention": {"num_heads": 2}}}}
+BLOCKS = {"num_layers": 1, "blocks": {"0": {"mixer": {"num_heads": 2}}}}
 ENCODER = {"encoder": BLOCKS, "decoder": "none"}
 EMBED = {"head": {"kind": "pooled", "over": "mean", "embed": True}}
 

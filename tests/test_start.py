@@ -12,7 +12,7 @@ from isoform.cli import main
 from isoform.codecs.config import BPE
 from isoform.data.config import Data
 from isoform.model.config import (
-    AttentionConfig,
+    Attention,
     BlockConfig,
     Dense,
     Experts,
@@ -29,7 +29,7 @@ from isoform.run import export, load, model_of
 from isoform.training.config import AdamW, Training
 
 TEXT = "to be or not to be, that is the question. " * 60
-BLOCK = BlockConfig(attention=AttentionConfig(num_heads=2), feedforward=Dense(activation="relu2"))
+BLOCK = BlockConfig(mixer=Attention(num_heads=2), feedforward=Dense(activation="relu2"))
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_a_feed_forward_becomes_experts_that_say_the_same(recipe, tmp_path):
 def test_a_hugging_face_folder_is_a_start(recipe, tmp_path):
     shape = {"model_dim": 16, "context_length": 16}
     gpt2 = PRESETS["gpt2"].model
-    block = replace(gpt2.decoder.blocks[0], attention=replace(gpt2.decoder.blocks[0].attention, num_heads=2))
+    block = replace(gpt2.decoder.blocks[0], mixer=replace(gpt2.decoder.blocks[0].attention, num_heads=2))
     model = replace(gpt2, **shape, vocab_size=0, decoder=replace(gpt2.decoder, num_layers=1, blocks=(block,)))
     first = experiment.train(replace(recipe, model=model, codec=BPE(vocab_size=280)), tmp_path / "first")
     trained = load(first.folder)

@@ -14,7 +14,7 @@ import pytest
 from isoform.codecs.config import Characters
 from isoform.config import dump_toml
 from isoform.data.config import Data
-from isoform.model.config import AttentionConfig, BlockConfig, Dense, Experts, ModelConfig, StackConfig, TokenChoice
+from isoform.model.config import Attention, BlockConfig, Dense, Experts, ModelConfig, StackConfig, TokenChoice
 from isoform.preparation import prepare
 from isoform.recipe import Recipe
 from isoform.scaling.engines import Local
@@ -34,7 +34,7 @@ def recipe(path, *, steps=20, seed=0, every=0, rate=1e-3) -> Recipe:
         model=ModelConfig(
             model_dim=16,
             context_length=16,
-            decoder=StackConfig(num_layers=1, blocks=(BlockConfig(attention=AttentionConfig(num_heads=2)),)),
+            decoder=StackConfig(num_layers=1, blocks=(BlockConfig(mixer=Attention(num_heads=2)),)),
         ),
         training=Training(
             steps=steps,

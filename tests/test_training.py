@@ -239,7 +239,7 @@ GOLDEN: dict = {
     "squares": {
         "stem.embedding.weight": 0.15081,
         "stem.previous.weight": 0.052141,
-        "decoder.blocks.0.attention.query_key_value.weight": 0.52005,
+        "decoder.blocks.0.mixer.query_key_value.weight": 0.52005,
         "decoder.blocks.1.feedforward.down.weight": 0.681688,
         "decoder.final_norm.weight": 16.077876,
         "head.weight": 0.1257,

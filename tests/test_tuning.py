@@ -76,7 +76,7 @@ def test_adapters_say_nothing_at_first_and_merge_and_unmerge_exactly(form, is_pa
 def test_targets_are_named_by_parts_of_names():
     model = build(FORMS["plain"])
     adapt(model, LowRank(targets=("query_key_value",)))
-    assert [n for n, _ in adapted(model)] == [f"decoder.blocks.{i}.attention.query_key_value" for i in (0, 1)]
+    assert [n for n, _ in adapted(model)] == [f"decoder.blocks.{i}.mixer.query_key_value" for i in (0, 1)]
     with pytest.raises(ValueError, match="cross names no matrix"):
         adapt(build(FORMS["plain"]), LowRank(targets=("attention", "cross")))
     with pytest.raises(ValueError, match="rank=0"):

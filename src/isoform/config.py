@@ -13,12 +13,15 @@ import inspect
 import io
 import re
 import tomllib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
+
+from isoform import history
 
 T = TypeVar("T")
 
@@ -274,6 +277,9 @@ def _read_table(hint: Any, data: Mapping[str, Any], base: Any, where: str, *, me
         name = key.replace("-", "_")
         if name not in hints and isinstance(item, _Words) and not item.is_attached and name[:3] == "no_":
             name, item = (name[3:], False) if bool in _members(hints.get(name[3:])) else (name, item)
+        if name not in hints and (today := history.field_today(kind_of(cls), name)) is not None:
+            warnings.warn(f"{_join(where, key)} is called {today} today; the old name is still read", stacklevel=2)
+            name = today
         if name not in hints:
             raise unknown("key", key, hints, where=where)
         at = where if _marked(cls).get(name) else _join(where, name)

@@ -34,6 +34,7 @@ from isoform.checkpoint.store import (
     purge_checkpoints,
     save_checkpoint,
 )
+from isoform.checkpoint.versions import LAYOUT
 from isoform.codecs.codec import TextCodec, as_text
 from isoform.codecs.text import load_codec
 from isoform.config import ConfigError, differences, from_dict, load_toml
@@ -57,7 +58,7 @@ from isoform.run import Run, Trained
 from isoform.terminal import Progress as Bar
 from isoform.terminal import Terminal, count
 from isoform.training.ledger import JsonLedger, cut_metrics, read_metrics
-from isoform.training.optimizer import build_optimizers, freeze, load_optimizer_state, optimizer_state
+from isoform.training.optimizer import build_optimizers, freeze, load_optimizer_state, named_slots, optimizer_state
 from isoform.training.trainer import Diverged, Progress, train_loop
 
 
@@ -258,8 +259,12 @@ class _Session:
                         f"the {what} changed under the run {self.run.folder} (fingerprint {then}, now {now}); "
                         f"bring it back or start a new run"
                     )
-            runs.load_state(self.model, load_tensors(checkpoint, "model"))
-            load_optimizer_state(self.optimizers, load_tensors(checkpoint, "optimizer"))
+            runs.load_state(self.model, runs.model_tensors(checkpoint))
+            slots = load_tensors(checkpoint, "optimizer")
+            if runs.layout_of(checkpoint) == 1:
+                training = self.recipe.training
+                slots = named_slots(slots, training.optimizer, self.model, layer_decay=training.layer_decay)
+            load_optimizer_state(self.optimizers, self.model, slots)
             state = load_document(checkpoint, "state")
             self.progress = Progress(**state["progress"])
             self.wall_before, samples_length = state["wall_seconds"], state["samples_length"]
@@ -368,9 +373,9 @@ class _Session:
         save_checkpoint(
             self.run.checkpoints,
             step=self.progress.step,
-            tensors={"model": state_of(self.model), "optimizer": optimizer_state(self.optimizers)},
+            tensors={"model": state_of(self.model), "optimizer": optimizer_state(self.optimizers, self.model)},
             documents={"state": state},
-            fingerprints=self.fingerprints,
+            fingerprints={**self.fingerprints, "layout": str(LAYOUT)},
         )
         purge_checkpoints(self.run.checkpoints, keep=self.recipe.training.keep_checkpoints)
 
@@ -394,7 +399,7 @@ class _Session:
             )
         total: dict[str, Tensor] = {}
         for checkpoint in last:
-            for name, tensor in load_tensors(checkpoint, "model").items():
+            for name, tensor in runs.model_tensors(checkpoint).items():
                 total[name] = total.get(name, 0) + tensor.double() / count
         runs.load_state(self.model, {name: tensor.float() for name, tensor in total.items()})
         self.validate()

@@ -17,7 +17,8 @@ from isoform.data.labels import label_names, numbered
 from isoform.data.loader import Loader, MixtureLoader, build_loader
 from isoform.data.sources import Record, Split, first_part, load_source
 from isoform.data.tokens import Tokens, load_tokens
-from isoform.model.config import Convolution, Grid, Head, Linear, Lookup, Model, ModelConfig, Pooled, Stem
+from isoform.model.baseline_config import Model
+from isoform.model.config import Convolution, Grid, Head, Linear, Lookup, ModelConfig, Pooled, Stem
 from isoform.model.cost import Shape, training_flops
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Corruption, Distillation, Objective, WithClasses, requirements_of

@@ -13,9 +13,20 @@ from typing import Any, assert_never
 from isoform.codecs.config import Characters, Codec
 from isoform.config import ConfigError, from_dict, kind_of, load_toml, overlay, to_dict, unknown
 from isoform.data.config import Data
-from isoform.model.config import Baseline, Head, MaskedVocabulary, Model, ModelConfig, Pooled, Vocabulary
+from isoform.model.baseline_config import Baseline, Model
+from isoform.model.config import Head, MaskedVocabulary, ModelConfig, Pooled, Vocabulary
 from isoform.model.presets import PRESETS
-from isoform.objectives.config import Answer, Causal, Classification, Masked, Objective, Seq2seq, requirements_of
+from isoform.objectives.config import (
+    Answer,
+    Causal,
+    Classification,
+    Contrastive,
+    Masked,
+    Objective,
+    Seq2seq,
+    Tagging,
+    requirements_of,
+)
 from isoform.training.config import Training
 
 START = "start"
@@ -169,7 +180,13 @@ def recipe_of(model: ModelConfig) -> Recipe:
     if model.form == "encoder_decoder":
         objective = Seq2seq()
     elif model.decoder is None:
-        objective = Classification() if isinstance(model.head, Pooled) else Masked()
+        answers: dict[Answer, Objective] = {
+            "vocabulary": Masked(),
+            "document": Classification(),
+            "token": Tagging(),
+            "embedding": Contrastive(),
+        }
+        objective = answers[_answer_of(model.head)[0]]
     return Recipe(
         data=Data(path="", rows="stream" if isinstance(objective, Causal) else "packed"),
         objective=objective,

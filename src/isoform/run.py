@@ -25,7 +25,8 @@ from isoform.checkpoint.huggingface import (
     state_of,
     write_folder,
 )
-from isoform.checkpoint.store import find_checkpoint, load_tensors
+from isoform.checkpoint.store import Checkpoint, find_checkpoint, load_tensors
+from isoform.checkpoint.versions import LAYOUT, upgraded
 from isoform.codecs.bpe import TOKENIZER_FILE, BPECodec
 from isoform.codecs.codec import FILE, Codec
 from isoform.codecs.numbers import NumberCodec
@@ -33,15 +34,16 @@ from isoform.codecs.text import load_codec
 from isoform.config import dump_toml, from_dict, kind_of, load_toml, to_dict
 from isoform.data.sources import PACKAGE, package_folder
 from isoform.model.adapters import adapt, without_adapters
+from isoform.model.baseline_config import Model
 from isoform.model.baselines import build_module
-from isoform.model.config import Model, ModelConfig
+from isoform.model.config import ModelConfig
 from isoform.model.cost import num_matrix_parameters
 from isoform.model.network import Network
 from isoform.model.transformer import Transformer
 from isoform.objectives.views import View, build_view
 from isoform.recipe import Recipe, recipe_of
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ def begin(run: Run, recipe: Recipe, codec: Codec, *, answers_source: bool) -> No
     config = {
         "model_type": "isoform",
         "format": FORMAT,
+        "layout": LAYOUT,
         "is_pair": answers_source,
         "model": {"kind": kind_of(type(recipe.model)), **to_dict(recipe.model)},
     }
@@ -263,10 +266,10 @@ def _load_run(run: Run) -> Trained:
     checkpoint = find_checkpoint(run.checkpoints) if run.checkpoints.is_dir() and not is_averaged else None
     weights = run.weights
     if checkpoint is not None:
-        tensors, step = load_tensors(checkpoint, "model"), checkpoint.step
+        tensors, step = model_tensors(checkpoint), checkpoint.step
     elif weights.exists():
         try:
-            tensors, step = load_file(weights), recipe.training.steps
+            tensors, step = upgraded(load_file(weights), config.get("layout", 1)), recipe.training.steps
         except SafetensorError as error:
             raise ValueError(f"{weights} is damaged ({error}); copy it again or train once more") from error
     else:
@@ -276,6 +279,16 @@ def _load_run(run: Run) -> Trained:
     load_state(model, tensors)
     without_adapters(model)
     return Trained(model, load_codec(run.model), recipe, bool(config["is_pair"]), step)
+
+
+def model_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The model's tensors in a checkpoint, under today's names."""
+    return upgraded(load_tensors(checkpoint, "model"), layout_of(checkpoint))
+
+
+def layout_of(checkpoint: Checkpoint) -> int:
+    """How the parameters of a checkpoint are named and laid out."""
+    return int(checkpoint.manifest.fingerprints.get("layout", 1))
 
 
 def load_state(model: Network, tensors: dict[str, torch.Tensor]) -> None:

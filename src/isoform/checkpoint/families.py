@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from isoform.mask import Window
 from isoform.model.config import (
     Activation,
-    AttentionConfig,
+    Attention,
     BlockConfig,
     Buckets,
     Convolution,
@@ -257,7 +257,7 @@ def pair_of(config: ModelConfig) -> tuple[StackConfig, StackConfig]:
 
 def _block(fields: Fields, heads: dict, feedforward: Gated | Experts, **norm: Any) -> BlockConfig:
     return BlockConfig(
-        attention=AttentionConfig(**heads),
+        mixer=Attention(**heads),
         feedforward=feedforward,
         norm=RMSNorm(epsilon=fields.number("rms_norm_eps", 1e-6), zero_centered=bool(norm.pop("zero_centered", False))),
         **norm,
@@ -306,7 +306,7 @@ def _write_decoder(config: ModelConfig, block: BlockConfig, epsilon_of: Any) -> 
         "num_hidden_layers": decoder_of(config).num_layers,
         "num_attention_heads": attention.num_heads,
         "num_key_value_heads": attention.num_kv_heads or attention.num_heads,
-        "head_dim": config.head_dim(block),
+        "head_dim": config.head_dim(block.attention),
         "rms_norm_eps": norm.epsilon,
         "tie_word_embeddings": of_kind(config.head, Vocabulary, "head").tied,
         "attention_dropout": 0.0,
@@ -414,7 +414,7 @@ def _read_gemma3(fields: Fields, names: set[str]) -> ModelConfig:
         "pattern": Window(fields.count("sliding_window", 4096) - 1),
         "position": _gemma_local(fields),
     }
-    near = replace(whole, attention=replace(whole.attention, **local))
+    near = replace(whole, mixer=replace(whole.attention, **local))
     blocks = shortest(tuple(whole if kind == "full_attention" else near for kind in kinds))
     return _decoder(
         fields, blocks, rotary(fields, "full_attention", base=1_000_000.0), tied=True, stem=Lookup(scale=True)
@@ -440,7 +440,7 @@ def _write_gemma3(config: ModelConfig) -> dict:
         "hidden_activation": THEIRS[inner.activation],
         "layer_types": ["sliding_attention" if b.attention.pattern else "full_attention" for b in layers],
         "sliding_window": window.before + 1,
-        "query_pre_attn_scalar": _square(1 / (scale or config.head_dim(whole) ** -0.5)),
+        "query_pre_attn_scalar": _square(1 / (scale or config.head_dim(whole.attention) ** -0.5)),
         "final_logit_softcapping": of_kind(config.head, Vocabulary, "head").softcap,
         "attn_logit_softcapping": None,
         "attention_bias": False,
@@ -476,7 +476,7 @@ def _write_olmo2(config: ModelConfig) -> dict:
         "attention_bias": block.attention.bias,
         "rope_parameters": rope(stack.position),
     }
-    if config.head_dim(block) * block.attention.num_heads != config.model_dim:
+    if config.head_dim(block.attention) * block.attention.num_heads != config.model_dim:
         raise Unfit("attention.head_dim")
     return {name: value for name, value in written.items() if name != "head_dim"}
 
@@ -559,24 +559,24 @@ _DECODER = {
     "stem.embedding.weight": "model.embed_tokens.weight",
     "decoder.final_norm.*": "model.norm.*",
     "head.weight": "lm_head.weight",
-    "decoder.blocks.#.attention.query_key_value.*": "model.layers.#.self_attn.[q_proj|k_proj|v_proj].*",
-    "decoder.blocks.#.attention.output.*": "model.layers.#.self_attn.o_proj.*",
-    "decoder.blocks.#.attention.query_norm.*": "model.layers.#.self_attn.q_norm.*",
-    "decoder.blocks.#.attention.key_norm.*": "model.layers.#.self_attn.k_norm.*",
+    "decoder.blocks.#.mixer.query_key_value.*": "model.layers.#.self_attn.[q_proj|k_proj|v_proj].*",
+    "decoder.blocks.#.mixer.output.*": "model.layers.#.self_attn.o_proj.*",
+    "decoder.blocks.#.mixer.query_norm.*": "model.layers.#.self_attn.q_norm.*",
+    "decoder.blocks.#.mixer.key_norm.*": "model.layers.#.self_attn.k_norm.*",
     "decoder.blocks.#.feedforward.gate_up.*": "model.layers.#.mlp.[gate_proj|up_proj].*",
     "decoder.blocks.#.feedforward.down.*": "model.layers.#.mlp.down_proj.*",
 }
 _PRE = {
-    "decoder.blocks.#.attention_norm.before.*": "model.layers.#.input_layernorm.*",
+    "decoder.blocks.#.mixer_norm.before.*": "model.layers.#.input_layernorm.*",
     "decoder.blocks.#.feedforward_norm.before.*": "model.layers.#.post_attention_layernorm.*",
 }
 _INNER = {
-    "decoder.blocks.#.attention_norm.inner.*": "model.layers.#.post_attention_layernorm.*",
+    "decoder.blocks.#.mixer_norm.inner.*": "model.layers.#.post_attention_layernorm.*",
     "decoder.blocks.#.feedforward_norm.inner.*": "model.layers.#.post_feedforward_layernorm.*",
 }
 _SANDWICH = {
     **_INNER,
-    "decoder.blocks.#.attention_norm.before.*": "model.layers.#.input_layernorm.*",
+    "decoder.blocks.#.mixer_norm.before.*": "model.layers.#.input_layernorm.*",
     "decoder.blocks.#.feedforward_norm.before.*": "model.layers.#.pre_feedforward_layernorm.*",
 }
 
@@ -595,7 +595,7 @@ def _read_gpt2(fields: Fields, names: set[str]) -> ModelConfig:
     inner = fields.any("n_inner")
     dim = fields.count("n_embd")
     block = BlockConfig(
-        attention=AttentionConfig(num_heads=fields.count("n_head"), bias=True),
+        mixer=Attention(num_heads=fields.count("n_head"), bias=True),
         feedforward=Dense(
             feedforward_dim=4 * dim if inner is None else fields.count("n_inner"),
             activation=fields.activation("activation_function", "gelu_new"),
@@ -637,16 +637,16 @@ _GPT2 = {
     "head.weight": "lm_head.weight",
     "decoder.position.table": "transformer.wpe.weight",
     "decoder.final_norm.*": "transformer.ln_f.*",
-    "decoder.blocks.#.attention_norm.before.*": "transformer.h.#.ln_1.*",
+    "decoder.blocks.#.mixer_norm.before.*": "transformer.h.#.ln_1.*",
     "decoder.blocks.#.feedforward_norm.before.*": "transformer.h.#.ln_2.*",
-    "decoder.blocks.#.attention.query_key_value.*": "transformer.h.#.attn.c_attn.*",
-    "decoder.blocks.#.attention.output.*": "transformer.h.#.attn.c_proj.*",
+    "decoder.blocks.#.mixer.query_key_value.*": "transformer.h.#.attn.c_attn.*",
+    "decoder.blocks.#.mixer.output.*": "transformer.h.#.attn.c_proj.*",
     "decoder.blocks.#.feedforward.up.*": "transformer.h.#.mlp.c_fc.*",
     "decoder.blocks.#.feedforward.down.*": "transformer.h.#.mlp.c_proj.*",
 }
 _GPT2_FORM = {
-    "decoder.blocks.#.attention.query_key_value.weight": "transposed",
-    "decoder.blocks.#.attention.output.weight": "transposed",
+    "decoder.blocks.#.mixer.query_key_value.weight": "transposed",
+    "decoder.blocks.#.mixer.output.weight": "transposed",
     "decoder.blocks.#.feedforward.up.weight": "transposed",
     "decoder.blocks.#.feedforward.down.weight": "transposed",
 }
@@ -661,7 +661,7 @@ def _read_bert(fields: Fields, names: set[str]) -> ModelConfig:
     norm = LayerNorm(epsilon=fields.number("layer_norm_eps", 1e-12))
     activation = fields.activation("hidden_act", "gelu")
     block = BlockConfig(
-        attention=AttentionConfig(num_heads=fields.count("num_attention_heads"), bias=True),
+        mixer=Attention(num_heads=fields.count("num_attention_heads"), bias=True),
         feedforward=Dense(feedforward_dim=fields.count("intermediate_size"), activation=activation, bias=True),
         norm=norm,
         norm_placement="post",
@@ -714,9 +714,9 @@ _BERT = {
     "stem.kinds.weight": "bert.embeddings.token_type_embeddings.weight",
     "encoder.position.table": "bert.embeddings.position_embeddings.weight",
     "encoder.input_norm.*": "bert.embeddings.LayerNorm.*",
-    "encoder.blocks.#.attention.query_key_value.*": "bert.encoder.layer.#.attention.self.[query|key|value].*",
-    "encoder.blocks.#.attention.output.*": "bert.encoder.layer.#.attention.output.dense.*",
-    "encoder.blocks.#.attention_norm.after.*": "bert.encoder.layer.#.attention.output.LayerNorm.*",
+    "encoder.blocks.#.mixer.query_key_value.*": "bert.encoder.layer.#.attention.self.[query|key|value].*",
+    "encoder.blocks.#.mixer.output.*": "bert.encoder.layer.#.attention.output.dense.*",
+    "encoder.blocks.#.mixer_norm.after.*": "bert.encoder.layer.#.attention.output.LayerNorm.*",
     "encoder.blocks.#.feedforward.up.*": "bert.encoder.layer.#.intermediate.dense.*",
     "encoder.blocks.#.feedforward.down.*": "bert.encoder.layer.#.output.dense.*",
     "encoder.blocks.#.feedforward_norm.after.*": "bert.encoder.layer.#.output.LayerNorm.*",
@@ -737,7 +737,7 @@ def _read_modernbert(fields: Fields, names: set[str]) -> ModelConfig:
         raise ValueError(f"{fields.where}: layer_types={kinds!r} doesn't name a kind for each of {layers} layers")
     activation = fields.activation("hidden_activation", "gelu")
     whole = BlockConfig(
-        attention=AttentionConfig(num_heads=fields.count("num_attention_heads")),
+        mixer=Attention(num_heads=fields.count("num_attention_heads")),
         feedforward=Gated(feedforward_dim=fields.count("intermediate_size"), activation=activation),
         norm=norm,
     )
@@ -749,7 +749,7 @@ def _read_modernbert(fields: Fields, names: set[str]) -> ModelConfig:
             Rotary(base=fields.number("local_rope_theta", 10_000.0)),
         )
     half = fields.count("local_attention", 128) // 2
-    near = replace(whole, attention=replace(whole.attention, pattern=Window(half, half), position=bases[1]))
+    near = replace(whole, mixer=replace(whole.attention, pattern=Window(half, half), position=bases[1]))
     return ModelConfig(
         model_dim=fields.count("hidden_size"),
         context_length=fields.count("max_position_embeddings"),
@@ -811,9 +811,9 @@ _MODERNBERT = {
     "stem.embedding.weight": "model.embeddings.tok_embeddings.weight",
     "encoder.input_norm.*": "model.embeddings.norm.*",
     "encoder.final_norm.*": "model.final_norm.*",
-    "encoder.blocks.#.attention_norm.before.*": "model.layers.#.attn_norm.*",
-    "encoder.blocks.#.attention.query_key_value.*": "model.layers.#.attn.Wqkv.*",
-    "encoder.blocks.#.attention.output.*": "model.layers.#.attn.Wo.*",
+    "encoder.blocks.#.mixer_norm.before.*": "model.layers.#.attn_norm.*",
+    "encoder.blocks.#.mixer.query_key_value.*": "model.layers.#.attn.Wqkv.*",
+    "encoder.blocks.#.mixer.output.*": "model.layers.#.attn.Wo.*",
     "encoder.blocks.#.feedforward_norm.before.*": "model.layers.#.mlp_norm.*",
     "encoder.blocks.#.feedforward.gate_up.*": "model.layers.#.mlp.Wi.*",
     "encoder.blocks.#.feedforward.down.*": "model.layers.#.mlp.Wo.*",
@@ -828,7 +828,7 @@ def _read_vit(fields: Fields, names: set[str]) -> ModelConfig:
     patch, side = fields.count("patch_size", 16, most=10_000), fields.count("image_size", 224, most=100_000)
     channels, labels = fields.count("num_channels", 3), fields.any("id2label", {0: "", 1: ""})
     block = BlockConfig(
-        attention=AttentionConfig(
+        mixer=Attention(
             num_heads=fields.count("num_attention_heads"), bias=fields.flag("qkv_bias", True), output_bias=True
         ),
         feedforward=Dense(
@@ -895,10 +895,10 @@ _VIT = {
     "stem.embedding.weight": "vit.embeddings.cls_token",
     "encoder.position.table": "vit.embeddings.position_embeddings",
     "encoder.final_norm.*": "vit.layernorm.*",
-    "encoder.blocks.#.attention_norm.before.*": "vit.encoder.layer.#.layernorm_before.*",
+    "encoder.blocks.#.mixer_norm.before.*": "vit.encoder.layer.#.layernorm_before.*",
     "encoder.blocks.#.feedforward_norm.before.*": "vit.encoder.layer.#.layernorm_after.*",
-    "encoder.blocks.#.attention.query_key_value.*": "vit.encoder.layer.#.attention.attention.[query|key|value].*",
-    "encoder.blocks.#.attention.output.*": "vit.encoder.layer.#.attention.output.dense.*",
+    "encoder.blocks.#.mixer.query_key_value.*": "vit.encoder.layer.#.attention.attention.[query|key|value].*",
+    "encoder.blocks.#.mixer.output.*": "vit.encoder.layer.#.attention.output.dense.*",
     "encoder.blocks.#.feedforward.up.*": "vit.encoder.layer.#.intermediate.dense.*",
     "encoder.blocks.#.feedforward.down.*": "vit.encoder.layer.#.output.dense.*",
     "head.output.*": "classifier.*",
@@ -918,7 +918,7 @@ def _read_t5(fields: Fields, names: set[str]) -> ModelConfig:
     scales = fields.flag("scale_decoder_outputs", fields.flag("tie_word_embeddings", True))
     dim, heads = fields.count("d_model"), fields.count("num_heads")
     block = BlockConfig(
-        attention=AttentionConfig(num_heads=heads, head_dim=fields.count("d_kv", 64), scale=1.0),
+        mixer=Attention(num_heads=heads, head_dim=fields.count("d_kv", 64), scale=1.0),
         feedforward=Gated(feedforward_dim=width, activation=activation)
         if gated
         else Dense(feedforward_dim=width, activation=activation),
@@ -950,14 +950,14 @@ def _write_t5(config: ModelConfig) -> dict:
     encoder, decoder = pair_of(config)
     block, head = encoder.blocks[0], of_kind(config.head, Vocabulary, "head")
     inner, buckets = block.feedforward, of_kind(encoder.position, Buckets, "encoder.position")
-    if isinstance(inner, Experts):
-        raise Unfit("feedforward Experts")
+    if inner is None or isinstance(inner, Experts):
+        raise Unfit("feedforward")
     prefix = "gated-" if isinstance(inner, Gated) else ""
     name = "gelu" if prefix and inner.activation == "gelu_tanh" else THEIRS[inner.activation]
     return {
         "is_encoder_decoder": True,
         "d_model": config.model_dim,
-        "d_kv": config.head_dim(block),
+        "d_kv": config.head_dim(block.attention),
         "d_ff": config.feedforward_dim(inner),
         "n_positions": config.context_length,
         "vocab_size": config.vocab_size,
@@ -979,9 +979,9 @@ def _write_t5(config: ModelConfig) -> dict:
 def _t5(stack: str, attention: str, where: int) -> dict[str, str]:
     ours, theirs = f"{stack}.blocks.#", f"{stack}.block.#.layer"
     return {
-        f"{ours}.attention_norm.before.*": f"{theirs}.0.layer_norm.*",
-        f"{ours}.attention.query_key_value.*": f"{theirs}.0.{attention}.[q|k|v].*",
-        f"{ours}.attention.output.*": f"{theirs}.0.{attention}.o.*",
+        f"{ours}.mixer_norm.before.*": f"{theirs}.0.layer_norm.*",
+        f"{ours}.mixer.query_key_value.*": f"{theirs}.0.{attention}.[q|k|v].*",
+        f"{ours}.mixer.output.*": f"{theirs}.0.{attention}.o.*",
         f"{ours}.feedforward_norm.before.*": f"{theirs}.{where}.layer_norm.*",
         f"{ours}.feedforward.gate_up.*": f"{theirs}.{where}.DenseReluDense.[wi_0|wi_1].*",
         f"{ours}.feedforward.up.*": f"{theirs}.{where}.DenseReluDense.wi.*",
@@ -1010,7 +1010,7 @@ def _read_pair(fields: Fields, block: BlockConfig, stack: StackConfig, **more: A
     for side, cross in (("encoder", "none"), ("decoder", "separate")):
         own = replace(
             block,
-            attention=replace(block.attention, num_heads=fields.count(f"{side}_attention_heads")),
+            mixer=replace(block.attention, num_heads=fields.count(f"{side}_attention_heads")),
             feedforward=replace(inner, feedforward_dim=fields.count(f"{side}_ffn_dim")),
         )
         layers = fields.count(f"{side}_layers", most=10_000)
@@ -1034,7 +1034,7 @@ def _write_pair(config: ModelConfig) -> dict:
 
 def _dense_pair_block(fields: Fields, placement: str) -> BlockConfig:
     return BlockConfig(
-        attention=AttentionConfig(bias=True),
+        mixer=Attention(bias=True),
         feedforward=Dense(activation=fields.activation("activation_function", "gelu"), bias=True),
         norm_placement="post" if placement == "post" else "pre",
     )
@@ -1082,7 +1082,7 @@ def _write_marian(config: ModelConfig) -> dict:
 def _read_whisper(fields: Fields, names: set[str]) -> ModelConfig:
     fields.only("scale_embedding", False)
     block = _dense_pair_block(fields, "pre")
-    block = replace(block, attention=replace(block.attention, key_bias=False))
+    block = replace(block, mixer=replace(block.attention, key_bias=False))
     length = fields.count("max_target_positions", 448)
     config = _read_pair(
         fields,
@@ -1111,10 +1111,10 @@ def _write_whisper(config: ModelConfig) -> dict:
 def _pair(stack: str, placement: str) -> dict[str, str]:
     ours, theirs = f"{stack}.blocks.#", f"model.{stack}.layers.#"
     names = {
-        f"{ours}.attention_norm.{placement}.*": f"{theirs}.self_attn_layer_norm.*",
-        f"{ours}.attention.query_key_value.*": f"{theirs}.self_attn.[q_proj|k_proj|v_proj].*",
-        f"{ours}.attention.gap_bias.bias": f"{theirs}.self_attn.[q_proj|v_proj].bias",
-        f"{ours}.attention.output.*": f"{theirs}.self_attn.out_proj.*",
+        f"{ours}.mixer_norm.{placement}.*": f"{theirs}.self_attn_layer_norm.*",
+        f"{ours}.mixer.query_key_value.*": f"{theirs}.self_attn.[q_proj|k_proj|v_proj].*",
+        f"{ours}.mixer.gap_bias.bias": f"{theirs}.self_attn.[q_proj|v_proj].bias",
+        f"{ours}.mixer.output.*": f"{theirs}.self_attn.out_proj.*",
         f"{ours}.feedforward_norm.{placement}.*": f"{theirs}.final_layer_norm.*",
         f"{ours}.feedforward.up.*": f"{theirs}.fc1.*",
         f"{ours}.feedforward.down.*": f"{theirs}.fc2.*",
@@ -1301,14 +1301,18 @@ def canonical(config: ModelConfig) -> ModelConfig:
         return replace(stack, blocks=blocks, context_length=length, **idle)
 
     def block_of(block: BlockConfig) -> BlockConfig:
-        a = block.attention
+        if not isinstance(block.mixer, Attention):
+            raise Unfit("mixer")
+        if block.feedforward is None:
+            raise Unfit("feedforward")
+        a = block.mixer
         attention = replace(
             a,
             num_kv_heads=a.num_kv_heads or a.num_heads,
-            head_dim=config.head_dim(block),
+            head_dim=config.head_dim(block.attention),
             key_bias=a.key_bias if a.bias else True,
             output_bias=a.bias if a.output_bias is None else a.output_bias,
-            scale=None if a.scale == config.head_dim(block) ** -0.5 else a.scale,
+            scale=None if a.scale == config.head_dim(block.attention) ** -0.5 else a.scale,
             dropout=0.0,
         )
         inner = block.feedforward
@@ -1320,7 +1324,7 @@ def canonical(config: ModelConfig) -> ModelConfig:
             inner = replace(inner, expert=expert, router=router)
         else:
             inner = replace(inner, feedforward_dim=config.feedforward_dim(inner))
-        return replace(block, attention=attention, feedforward=inner)
+        return replace(block, mixer=attention, feedforward=inner)
 
     return replace(
         config,

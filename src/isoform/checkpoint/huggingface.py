@@ -24,7 +24,8 @@ from torch import Tensor
 
 from isoform.checkpoint.families import FAMILIES, Family, Fields, Unfit, canonical, known_types
 from isoform.config import differences, to_dict
-from isoform.model.config import AttentionConfig, BlockConfig, Model, ModelConfig
+from isoform.model.baseline_config import Model
+from isoform.model.config import Attention, BlockConfig, ModelConfig
 from isoform.model.cost import num_parameters
 from isoform.model.network import Network
 from isoform.model.transformer import Transformer
@@ -291,14 +292,14 @@ def _rows(ours: str, total: int, num_parts: int, config: ModelConfig) -> list[in
     """How many rows of ours each part has."""
     if num_parts == 1:
         return [total]
-    if ".attention." not in ours and ".cross." not in ours:
+    if ".mixer." not in ours and ".cross." not in ours:
         return [total // num_parts] * num_parts
     stack = config.encoder if ours.startswith("encoder.") else config.decoder
     assert stack is not None
     block: BlockConfig = config.layers(stack)[int(ours.split(".")[2])]
-    attention: AttentionConfig = block.attention
-    kv = (attention.num_kv_heads or attention.num_heads) * config.head_dim(block)
-    return [total - kv * (num_parts - 1), *[kv] * (num_parts - 1)] if ".attention." in ours else [kv] * num_parts
+    attention: Attention = block.attention
+    kv = (attention.num_kv_heads or attention.num_heads) * config.head_dim(block.attention)
+    return [total - kv * (num_parts - 1), *[kv] * (num_parts - 1)] if ".mixer." in ours else [kv] * num_parts
 
 
 def _check(

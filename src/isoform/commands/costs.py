@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from isoform.commands.verb import Result, chosen_machine
 from isoform.machine import KNOWN_PEAKS, Machine, Peaks, describe, device_name, measured_peaks, peak_memory
+from isoform.model.baseline_config import as_transformer
 from isoform.model.config import ModelConfig
 from isoform.model.cost import (
     Shape,
@@ -31,6 +32,7 @@ from isoform.training.memory import training_memory
 def costs_of(prepared: Prepared, machine: Machine) -> dict:
     """What a run will take, as JSON values."""
     recipe, length = prepared.recipe, prepared.recipe.model.context_length
+    model = as_transformer(recipe.model)
     process = peak_memory(machine)  # what libraries and data take already
     peak = measured_peaks(machine).matmul
     flops = prepared.flops_per_step * recipe.training.steps
@@ -41,7 +43,7 @@ def costs_of(prepared: Prepared, machine: Machine) -> dict:
         "flops": flops,
         "tokens": round(prepared.tokens_per_step * recipe.training.steps),
         "memory": {"process": process, **training_memory(recipe.model, shape, recipe.training.optimizer)},
-        "cache_bytes_per_token": cache_bytes(recipe.model) if isinstance(recipe.model, ModelConfig) else None,
+        "cache_bytes_per_token": cache_bytes(model) if isinstance(model, ModelConfig) else None,
         "peak_flops": peak,
         "seconds_at_peak": flops / peak,
         "machine": describe(machine),
@@ -80,7 +82,7 @@ def estimate(options: EstimateOptions, terminal: Terminal, name: str) -> Result:
 
 def _estimate_model(recipe: Recipe, published: str | None, machine: Machine, terminal: Terminal, name: str) -> Result:
     """What one row of full context costs to train on, to read, and to continue by one piece; on which roof each is."""
-    model, peaks = recipe.model, measured_peaks(machine)
+    model, peaks = as_transformer(recipe.model), measured_peaks(machine)
     length = model.context_length
     decoder = model if isinstance(model, ModelConfig) and model.decoder is not None else None
     source = decoder.length(decoder.encoder) if decoder and decoder.encoder else 0

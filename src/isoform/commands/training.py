@@ -13,6 +13,7 @@ from isoform.commands.verb import INTERRUPTED, TRANSIENT, Result, chosen_machine
 from isoform.config import kind_of
 from isoform.experiment import train as train_recipe
 from isoform.inspection.rows import read_rows, to_lines
+from isoform.model.baseline_config import as_transformer
 from isoform.model.config import ModelConfig
 from isoform.options import InspectOptions, TrainOptions
 from isoform.preparation import prepare
@@ -49,7 +50,7 @@ def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
     if options.report:
         write_report(run)
     summary = json.loads(run.summary.read_text(encoding="utf-8"))
-    _say_summary(run, summary, terminal, writes=isinstance(recipe.model, ModelConfig))
+    _say_summary(run, summary, terminal, writes=isinstance(as_transformer(recipe.model), ModelConfig))
     return Result({"out": str(run.folder), **summary})
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isoform.figures import new_panels, to_png
 from isoform.mask import Mask
-from isoform.model.attention import Attention, Edges
+from isoform.model.mixers.attention import Edges, MultiHeadAttention
 from isoform.model.transformer import Block, Transformer
 
 
@@ -33,17 +33,17 @@ def cross_attention(
     model.eval()
     ids, asked = (torch.as_tensor(each.astype(np.int64), device=model.device).unsqueeze(0) for each in (source, inputs))
     crosses = [block.cross for block in model.decoder.blocks if isinstance(block, Block)]
-    with recorded([cross for cross in crosses if isinstance(cross, Attention)]) as weights:
+    with recorded([cross for cross in crosses if isinstance(cross, MultiHeadAttention)]) as weights:
         model.decode(asked, mask, model.encode(ids, source_mask))
     return torch.stack([one[0] for one in weights])
 
 
 @contextmanager
-def recorded(attentions: Sequence[Attention]) -> Iterator[list[Tensor]]:
+def recorded(attentions: Sequence[MultiHeadAttention]) -> Iterator[list[Tensor]]:
     """While it lasts the weights of these modules are collected, in the order in which they are used."""
     weights: list[Tensor] = []
 
-    def recording(attention: Attention):
+    def recording(attention: MultiHeadAttention):
         plain = attention.mixed
 
         def mixed(q: Tensor, k: Tensor, v: Tensor, edges: Edges) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 from isoform.model.config import LowRank
 from isoform.model.embedding import PooledHead
 from isoform.model.kernels import Linear
+from isoform.model.mixers.attention import MultiHeadAttention
 
 
 class AdaptedLinear(Linear):
@@ -62,16 +63,18 @@ def adapt(model: nn.Module, config: LowRank) -> None:
             module.requires_grad_(True)
     used = set()
     for parent_name, parent in list(model.named_modules()):
+        alias = parent_name.replace(".mixer", ".attention") if isinstance(parent, MultiHeadAttention) else parent_name
         for name, child in list(parent.named_children()):
             path = f"{parent_name}.{name}"
-            found = {target for target in config.targets if f".{target}." in f".{path}."}
+            names = f".{alias}.{name}.{path}."
+            found = {target for target in config.targets if f".{target}." in names}
             if type(child) is Linear and ".blocks." in path and found:
                 setattr(parent, name, AdaptedLinear(child, config))
                 used |= found
     if missing := [target for target in config.targets if target not in used]:
         raise ValueError(
-            f"adapters.targets: {', '.join(missing)} names no matrix of the blocks; try attention, cross, feedforward, "
-            f"query_key_value, output, up or down"
+            f"adapters.targets: {', '.join(missing)} names no matrix of the blocks; try attention, mixer, cross, "
+            f"feedforward, query_key_value, output, up or down"
         )
 
 

@@ -1,13 +1,12 @@
-"""Models without attention that predict the next piece, to compare the Transformer with: LSTM, dilated convolution,
-bag of n-grams. They have its stem, head, norms and feed-forward, so that what differs is how pieces hear of each other.
+"""A bag of n-grams that predicts the next token, to compare the Transformer with: it has its stem, head, norms and
+feed-forward, and no block by which tokens hear of each other.
 
-No core knows of packing: packed rows are laid out anew with one segment a row, and put back afterwards.
+The bag knows nothing of packing: packed rows are laid out anew with one document a row, and put back afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import assert_never
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +15,15 @@ from torch.nn import functional
 from isoform.batch import Pieces, plain_pieces
 from isoform.mask import Causal, Coordinates, Mask
 from isoform.model.auxiliary import Auxiliary
-from isoform.model.config import LSTM, Baseline, CausalConvolution, Dense, Model, ModelConfig, NGramMlp, RMSNorm
+from isoform.model.baseline_config import NORM, Model, NGramMlp, as_transformer
+from isoform.model.config import Dense, ModelConfig
 from isoform.model.embedding import LookupStem, VocabularyHead
 from isoform.model.feedforward import build_feedforward
-from isoform.model.kernels import Linear, dropout
+from isoform.model.kernels import dropout
+from isoform.model.mixers.documents import Documents
 from isoform.model.network import Network
 from isoform.model.norm import ZeroCenteredRMSNorm, build_norm
 from isoform.model.transformer import Residual, Transformer
-
-NORM = RMSNorm(scale=False)
 
 
 def shifted(x: Tensor, reaches: Sequence[int]) -> list[Tensor]:
@@ -32,49 +31,6 @@ def shifted(x: Tensor, reaches: Sequence[int]) -> list[Tensor]:
     most, length = max(reaches), x.shape[1]
     padded = functional.pad(x, (0, 0, most, 0))
     return [padded[:, most - by : most - by + length] for by in reaches]
-
-
-class Recurrence(nn.Module):
-    """An LSTM over each row (B, T, D), from a state of zeros."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(dim, dim, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
-        return self.lstm(x)[0]
-
-    def reset_parameters(self) -> None:
-        """Orthogonal recurrence, and gates that remember at first (Jozefowicz et al. 2015)."""
-        for name, parameter in self.lstm.named_parameters():
-            gates = parameter.chunk(4)  # input, forget, cell, output
-            if "weight_hh" in name:
-                for gate in gates:
-                    nn.init.orthogonal_(gate)
-            elif "weight_ih" in name:
-                nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
-            else:
-                nn.init.zeros_(parameter)
-                if "bias_ih" in name:
-                    nn.init.ones_(gates[1])
-
-
-class Taps(nn.Module):
-    """A causal dilated convolution as one product with the pieces under the kernel side by side, oldest first.
-
-    Written so its weights are one matrix (outputs, taps x inputs): Muon treats it as any other, and on CPUs its product
-    runs in the format of the others.
-    """
-
-    def __init__(self, dim: int, kernel_size: int, dilation: int) -> None:
-        super().__init__()
-        self.reaches = [i * dilation for i in reversed(range(kernel_size))]
-        self.output = Linear(kernel_size * dim, dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
-        return self.output(torch.cat(shifted(x, self.reaches), -1))
 
 
 class Bag(nn.Module):
@@ -100,7 +56,7 @@ class Bag(nn.Module):
 class Block(nn.Module):
     """Residual branches one after the other, each with its norm before it."""
 
-    def __init__(self, branches: Sequence[nn.Module], config: Baseline) -> None:
+    def __init__(self, branches: Sequence[nn.Module], config: NGramMlp) -> None:
         super().__init__()
         self.residual = Residual(NORM, "pre", config.model_dim, config.dropout)
         self.branches = nn.ModuleList(branches)
@@ -113,58 +69,33 @@ class Block(nn.Module):
 
 
 class Core(nn.Module):
-    """What lies between embeddings and head, over rows of one segment each."""
+    """What lies between embeddings and head, over rows of one document each."""
 
-    def __init__(self, config: Baseline) -> None:
+    def __init__(self, config: NGramMlp) -> None:
         super().__init__()
-        dim, layers = config.model_dim, range(config.num_layers)
-        self.bag = None
-        branches: list[list[nn.Module]]
-        match config:
-            case LSTM():
-                branches = [[Recurrence(dim)] for _ in layers]
-            case CausalConvolution():
-                branches = [[Taps(dim, config.kernel_size, d), _feedforward(config)] for d in config.dilations]
-            case NGramMlp():
-                self.bag = Bag(dim, config.bag)
-                branches = [[_feedforward(config)] for _ in layers]
-            case _:
-                assert_never(config)
-        self.blocks = nn.ModuleList(Block(of_block, config) for of_block in branches)
+        dim = config.model_dim
+        self.bag = Bag(dim, config.bag)
+        dense = Dense(feedforward_dim=config.inner_dim, activation="relu2")
+        self.blocks = nn.ModuleList(
+            Block([build_feedforward(dense, dim, config.inner_dim)], config) for _ in range(config.num_layers)
+        )
         self.final_norm = build_norm(NORM, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Embeddings (B, T, D) to hidden states (B, T, D)."""
-        x = x if self.bag is None else self.bag(x)
+        x = self.bag(x)
         for block in self.blocks:
             x = block(x)
         return self.final_norm(x)
 
 
-def _feedforward(config: CausalConvolution | NGramMlp) -> nn.Module:
-    dense = Dense(feedforward_dim=config.feedforward_dim, activation="relu2")
-    return build_feedforward(dense, config.model_dim, config.inner_dim)
-
-
-def by_segment(core: Callable[[Tensor], Tensor], x: Tensor, coordinates: Coordinates) -> Tensor:
-    """The core over packed rows x (B, T, D), each segment as a row of its own; empty slots stay zero."""
-    is_there, index = coordinates.segment >= 0, coordinates.index
-    row = torch.arange(len(x), device=x.device).unsqueeze(1) * (coordinates.segment.max() + 1)
-    segments, number = (row + coordinates.segment)[is_there].unique(return_inverse=True)
-    at = number, index[is_there]
-    rows = x.new_zeros(len(segments), int(at[1].max()) + 1, x.shape[-1])
-    rows = rows.index_put(at, x[is_there])
-    hidden = core(rows)
-    return hidden.new_zeros(x.shape).index_put((is_there,), hidden[at])
-
-
-class BaselineModel(Network[Baseline]):
-    """A stem, a core and a head.
+class NGramModel(Network[NGramMlp]):
+    """The vectors of the last tokens and n-grams added up, and feed-forwards over the sum.
 
     Raises ValueError for a vocab_size of 0 (fill it in from the codec first).
     """
 
-    def __init__(self, config: Baseline) -> None:
+    def __init__(self, config: NGramMlp) -> None:
         super().__init__()
         if config.vocab_size < 1:
             raise ValueError(f"vocab_size={config.vocab_size}: set it to the number of pieces of the codec")
@@ -194,7 +125,7 @@ class BaselineModel(Network[Baseline]):
             else:
                 nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
         for module in self.modules():
-            if isinstance(module, Recurrence | Bag):
+            if isinstance(module, Bag):
                 module.reset_parameters()
 
     def hidden(
@@ -222,7 +153,8 @@ class BaselineModel(Network[Baseline]):
         x = self.stem(pieces)
         if self.config.dropout and self.training:
             x = dropout(x, self.config.dropout)
-        return self.core(x) if coordinates.start == 0 else by_segment(self.core, x, coordinates)
+        documents = Documents(coordinates)
+        return self.core(x) if documents.are_rows else documents.together(self.core(documents.apart(x)))
 
     def logits(self, hidden: Tensor, coordinates: Coordinates | None = None) -> Tensor:
         return self.head(hidden, coordinates)
@@ -233,12 +165,10 @@ class BaselineModel(Network[Baseline]):
             raise ValueError(f"kernel={kernel!r}: a baseline has no attention to compute; leave it at auto")
 
     def compile_blocks(self) -> None:
-        """Let torch.compile translate the core, in place: as a whole, since its blocks may differ in their dilations.
-        LSTMs are left alone, as torch runs each as one kernel."""
-        if not isinstance(self.config, LSTM):
-            self.core.compile()
+        self.core.compile()
 
 
-def build_module(config: Model) -> Network:
+def build_module(config: Model) -> Transformer | NGramModel:
     """The module of a model's config, its parameters drawn from torch's generator."""
-    return Transformer(config) if isinstance(config, ModelConfig) else BaselineModel(config)
+    whole = as_transformer(config)
+    return Transformer(whole) if isinstance(whole, ModelConfig) else NGramModel(whole)

@@ -1,7 +1,8 @@
-"""The key/value cache: an object passed in, never attached to a module.
+"""The cache: what each layer keeps of the tokens that came, an object passed in, never attached to a module.
 
-It stores the coordinates of its slots beside keys and values, so that which slots a query may see is the
-mask's business as everywhere; while the rows stay plain, the kernels keep their shortcuts. A layer that looks back at
+Attention keeps keys and values, a recurrence a state of fixed size. The coordinates of slots are stored beside keys
+and values, so that which slots a query may see is the mask's business as everywhere; while the rows stay plain, the
+kernels keep their shortcuts. A layer that looks back at
 most `before` pieces keeps the newest before + 1 of each row in a ring. Layers that keep the same number of pieces
 share one set of coordinates, so that a step of generation does its bookkeeping once for all of them.
 """
@@ -9,8 +10,9 @@ share one set of coordinates, so that a step of generation does its bookkeeping 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -134,7 +136,46 @@ class RingSlots(Slots):
         return together
 
 
-class LayerCache:
+@dataclass(frozen=True)
+class KeyValueShape:
+    """Of a layer with attention: K heads of width H. window: how many tokens it looks back at most, None: all; is_own:
+    whether it is told by itself where tokens stand, as not all come through."""
+
+    num_heads: int
+    head_dim: int
+    window: int | None = None
+    is_own: bool = False
+
+
+@dataclass(frozen=True)
+class StateShape:
+    """Of a layer with a recurrence: the tensors that it keeps of each row."""
+
+    tensors: tuple[tuple[int, ...], ...]
+
+
+LayerShape = KeyValueShape | StateShape
+
+
+class LayerState(ABC):
+    """What one layer keeps of the tokens that came."""
+
+    @abstractmethod
+    def select(self, rows: Tensor, moved: Tensor | None, memory_rows: Tensor | None) -> None:
+        """As `Cache.select`; moved: the rows that don't stay what they were, where there are as many as before."""
+
+
+class RecurrentState(LayerState):
+    """The state of a recurrence after the newest token of each row: tensors (B, …), zeros at first."""
+
+    def __init__(self, shape: StateShape, num_rows: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.tensors = tuple(torch.zeros(num_rows, *one, device=device, dtype=dtype) for one in shape.tensors)
+
+    def select(self, rows: Tensor, moved: Tensor | None, memory_rows: Tensor | None) -> None:
+        self.tensors = tuple(t.index_select(0, rows) for t in self.tensors)
+
+
+class KeyValueState(LayerState):
     """Keys and values of one layer, (B, K, S, H) each; `memory` holds those of the encoder's output."""
 
     def __init__(
@@ -146,7 +187,6 @@ class LayerCache:
         self.memory: tuple[Tensor, Tensor] | None = None
 
     def select(self, rows: Tensor, moved: Tensor | None, memory_rows: Tensor | None) -> None:
-        """As `Cache.select`; moved: the rows that don't stay what they were, where there are as many as before."""
         if moved is None:
             self.key, self.value = self.key.index_select(0, rows), self.value.index_select(0, rows)
         else:
@@ -167,42 +207,62 @@ class Cache:
 
     def __init__(
         self,
-        shapes: Sequence[tuple[int, int]],
+        shapes: Sequence[LayerShape],
         *,
         num_rows: int,
         capacity: int,
-        windows: Sequence[float | None] | None = None,
-        own: Collection[int] = (),
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """`shapes`: (K, H) of each layer; `capacity`: slots S of those that keep all; `windows`: how many pieces each
-        layer looks back at most, None or inf: all; `own`: layers that are told by themselves where pieces stand."""
+        """`shapes`: of each layer; `capacity`: slots S of those that keep all keys."""
         self.capacity = capacity
         self.length = 0
         self.num_before = 0
         """Of these, pieces of an encoder that are attended to jointly."""
         self._shift: Tensor | None = None  # (B, 1): by how much the newest pieces stand further on, after those
-        self.layers: list[LayerCache] = []
         self._shared: dict[int, Slots] = {}
-        self._own = set(own)
-        for layer, (heads, dim) in enumerate(shapes):
-            before = None if windows is None else windows[layer]
-            size = capacity if before is None else int(min(before + 1, capacity))
-            slots = None if layer in self._own else self._shared.get(size)
-            if slots is None:
-                kind = AllSlots if size == capacity else RingSlots
-                slots = kind(num_rows, size, device)
-            if layer not in self._own:
-                self._shared[size] = slots
-            self.layers.append(LayerCache((num_rows, heads, size, dim), slots, device, dtype))
+        self.layers: list[LayerState] = [self._build(shape, num_rows, device, dtype) for shape in shapes]
         index = torch.arange(capacity + 1, device=device).expand(num_rows, capacity + 1)
         self._ahead = Coordinates(torch.zeros_like(index[:, :1]).expand_as(index), index)
         self._newest: Coordinates | None = None  # (B, 1), once the rows are no longer plain
 
+    def _build(self, shape: LayerShape, num_rows: int, device: torch.device, dtype: torch.dtype) -> LayerState:
+        match shape:
+            case StateShape():
+                return RecurrentState(shape, num_rows, device, dtype)
+            case KeyValueShape(num_heads=heads, head_dim=dim, window=window):
+                size = self.capacity if window is None else min(window + 1, self.capacity)
+                slots = None if shape.is_own else self._shared.get(size)
+                if slots is None:
+                    slots = (AllSlots if size == self.capacity else RingSlots)(num_rows, size, device)
+                if not shape.is_own:
+                    self._shared[size] = slots
+                return KeyValueState((num_rows, heads, size, dim), slots, device, dtype)
+            case _:
+                assert_never(shape)
+
+    def keys_values(self, layer: int) -> KeyValueState:
+        """What a layer with attention keeps."""
+        state = self.layers[layer]
+        assert isinstance(state, KeyValueState)
+        return state
+
+    def state(self, layer: int) -> RecurrentState:
+        """What a layer with a recurrence keeps."""
+        state = self.layers[layer]
+        assert isinstance(state, RecurrentState)
+        return state
+
     def keys(self, layer: int) -> Coordinates:
         """Where the keys stand that the layer's `append` gives, (B, S); layers that share them get the same object."""
-        return self.layers[layer].slots.keys
+        return self.keys_values(layer).slots.keys
+
+    @property
+    def newest_document(self) -> Tensor:
+        """Of which document the newest token of each row is (B,), -1 where none came."""
+        if self._newest is not None:
+            return self._newest.segment[:, 0]
+        return torch.full_like(self._ahead.segment[:, 0], 0 if self.length else -1)
 
     def select(self, rows: Tensor, memory_rows: Tensor | None) -> None:
         """Go on with these rows (R,), which may repeat: beams that went on, or rows that are not done yet.
@@ -213,7 +273,8 @@ class Cache:
         moved = (rows != own).nonzero().flatten() if len(rows) == len(own) else None
         for layer in self.layers:
             layer.select(rows, moved, memory_rows)
-        for slots in {id(layer.slots): layer.slots for layer in self.layers}.values():
+        kept = [layer.slots for layer in self.layers if isinstance(layer, KeyValueState)]
+        for slots in {id(slots): slots for slots in kept}.values():
             slots.select(rows)
         self._ahead = _rows(self._ahead, rows)
         self._newest = None if self._newest is None else _rows(self._newest, rows)
@@ -237,13 +298,13 @@ class Cache:
         self.num_before, self._shift = num_before, shift.amax(1, keepdim=True)
 
     def extend(self, coordinates: Coordinates, layer: int | None = None) -> None:
-        """Take in where the newest pieces (B, T) stand, before any layer's `append`; `layer`: for one of `own` alone.
+        """Take in where the newest pieces (B, T) stand, before any layer's `append`; `layer`: for one alone that
+        is told by itself.
 
         Raises ValueError when there is no room.
         """
         if layer is not None:
-            assert layer in self._own
-            self.layers[layer].slots.extend(coordinates)
+            self.keys_values(layer).slots.extend(coordinates)
             return
         for slots in self._shared.values():
             slots.extend(coordinates)

@@ -1,7 +1,6 @@
 """The Transformer as a tree of choices: every architecture is a value of ModelConfig. Torch-free.
 
-A choice is a union of dataclasses, named in files by its `kind`; what is absent takes its default. At the end stand the
-baselines: models without attention, which the same recipes train, to compare the Transformer with.
+A choice is a union of dataclasses, named in files by its `kind`; what is absent takes its default.
 """
 
 from __future__ import annotations
@@ -150,7 +149,7 @@ Pattern = Window | Strided | FixedSparse | Local2D
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionConfig:
+class Attention:
     """Multi-head attention; fewer key/value heads than heads make it grouped-query, one multi-query."""
 
     num_heads: int = 4
@@ -186,6 +185,43 @@ class AttentionConfig:
                 f"num_heads={self.num_heads} must be a positive multiple of num_kv_heads={groups}; "
                 f"choose num_kv_heads among the divisors of num_heads"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSTM:
+    """Long short-term memory over the tokens of a document (Hochreiter and Schmidhuber 1997), as wide as the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalConvolution:
+    """A causal dilated convolution (ByteNet, Kalchbrenner et al. 2016; Bai et al. 2018)."""
+
+    kernel_size: int = 5
+    """Tokens under the kernel, the newest included."""
+    dilation: int = 1
+    """Positions between them."""
+
+    def __post_init__(self) -> None:
+        if self.kernel_size < 1 or self.dilation < 1:
+            raise ValueError(f"kernel_size={self.kernel_size} and dilation={self.dilation} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearRecurrence:
+    """A diagonal gated linear recurrence: h_t = a_t h_(t-1) + (1 - a_t) c_t, where a_t and c_t see token t alone, and
+    the output is h_t times a gate (minGRU, Feng et al. 2024; HGRN, Qin et al. 2023)."""
+
+    state_dim: int | None = None
+    """Width of the state; absent: model_dim."""
+
+    def __post_init__(self) -> None:
+        if self.state_dim is not None and self.state_dim < 1:
+            raise ValueError(f"state_dim={self.state_dim} must be at least 1; leave it out for model_dim")
+
+
+Recurrent = LSTM | CausalConvolution | LinearRecurrence
+"""Mixers that go through a document from its start and keep a state of fixed size."""
+Mixer = Attention | Recurrent
 
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
@@ -290,10 +326,11 @@ class Depth:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """One block: attention and feed-forward, each a residual branch."""
+    """One block: a mixer, by which tokens hear of each other, and a feed-forward, each a residual branch."""
 
-    attention: AttentionConfig = AttentionConfig()
-    feedforward: FeedForward = Dense()
+    mixer: Mixer = Attention()
+    feedforward: FeedForward | None = Dense()
+    """None: the mixer is all there is."""
     norm: Norm = LayerNorm()
     norm_placement: Literal["pre", "post", "reordered", "sandwich"] = "pre"
     """pre: before the branch; post: after the sum (2017); reordered: on the branch's output; sandwich: both
@@ -305,7 +342,21 @@ class BlockConfig:
     x0_shortcut: bool = False
     """Mix the embeddings into the block's input, with learned weights."""
 
+    @property
+    def attention(self) -> Attention:
+        """The mixer, where it must be attention. Raises ValueError for another."""
+        if isinstance(self.mixer, Attention):
+            return self.mixer
+        raise ValueError(f"this is for blocks whose mixer is attention, but one is {type(self.mixer).__name__}")
+
     def __post_init__(self) -> None:
+        if self.feedforward is None and self.parallel != "none":
+            raise ValueError(f"parallel={self.parallel!r} without a feed-forward: there is nothing beside the mixer")
+        if self.depth is not None and not isinstance(self.mixer, Attention):
+            raise ValueError(
+                f"depth with the mixer {type(self.mixer).__name__}: only attention lets tokens pass a block by; leave "
+                f"depth out"
+            )
         if self.parallel != "none" and self.norm_placement != "pre":
             raise ValueError(
                 f"parallel={self.parallel!r} with norm_placement={self.norm_placement!r}: parallel branches have their "
@@ -549,11 +600,22 @@ class ModelConfig:
             )
         if self.share_stacks and self.encoder_stem is not None:
             raise ValueError("share_stacks with encoder_stem: stacks that are shared read through one stem")
+        if decoder.cross == "separate" and not any(isinstance(b.mixer, Attention) for b in self.layers(decoder)):
+            raise ValueError(
+                "cross='separate' needs a block with attention, which reads the encoder; add one to decoder.blocks"
+            )
         if decoder.cross != "joint":
             return
-        blocks = self.layers(decoder)
-        if any(block.depth is not None or block.parallel != "none" for block in blocks):
-            raise ValueError("cross='joint' doesn't go with depth or parallel blocks; set cross to separate")
+        asked = [*self.layers(decoder), *(self.layers(encoder) if decoder.reads == "layerwise" else [])]
+        if any(block.depth is not None for block in asked) or any(b.parallel != "none" for b in self.layers(decoder)):
+            raise ValueError(
+                "cross='joint' doesn't go with depth or parallel blocks, nor reads='layerwise' with depth in the "
+                "encoder; set cross to separate"
+            )
+        if any(not isinstance(block.mixer, Attention) for block in asked):
+            raise ValueError(
+                "cross='joint' asks for keys in every block, which only attention has; set cross to separate"
+            )
         if decoder.reads == "layerwise" and self._keys(decoder) != self._keys(encoder):
             raise ValueError(
                 "reads='layerwise': encoder and decoder need as many blocks, with keys of the same heads and width"
@@ -562,25 +624,29 @@ class ModelConfig:
     def _keys(self, stack: StackConfig) -> list[tuple[int, int]]:
         """Of each block that a piece goes through: how many heads keys have, and how wide they are."""
         blocks = self.layers(stack) * stack.loops
-        return [(b.attention.num_kv_heads or b.attention.num_heads, self.head_dim(b)) for b in blocks]
+        return [(b.attention.num_kv_heads or b.attention.num_heads, self.head_dim(b.attention)) for b in blocks]
 
     def _check(self, where: str, stack: StackConfig, block: BlockConfig) -> None:
-        heads = block.attention.num_heads
-        if block.attention.head_dim is None and self.model_dim % heads:
-            raise ValueError(
-                f"{where}: model_dim={self.model_dim} is not divisible by num_heads={heads}; "
-                f"choose another number or set head_dim"
-            )
-        position = block.attention.position or stack.position
-        if isinstance(position, Rotary) and self.rotated_dim(block, position) % (2 * position.axes):
-            raise ValueError(
-                f"{where}: rotary positions turn pairs, so the {self.rotated_dim(block, position)} turned features of "
-                f"head_dim={self.head_dim(block)} must be a multiple of {2 * position.axes}"
-            )
+        if isinstance(block.mixer, Attention):
+            self._check_attention(where, stack, block, block.mixer)
         if isinstance(block.feedforward, Experts) and isinstance(block.feedforward.router, ExpertChoice):
             self._check_sight(where, stack, "router = expert_choice")
         if block.depth is not None and not block.depth.predictor:
             self._check_sight(where, stack, "depth without a predictor")
+
+    def _check_attention(self, where: str, stack: StackConfig, block: BlockConfig, attention: Attention) -> None:
+        heads = attention.num_heads
+        if attention.head_dim is None and self.model_dim % heads:
+            raise ValueError(
+                f"{where}: model_dim={self.model_dim} is not divisible by num_heads={heads}; "
+                f"choose another number or set head_dim"
+            )
+        position = attention.position or stack.position
+        if isinstance(position, Rotary) and self.rotated_dim(attention, position) % (2 * position.axes):
+            raise ValueError(
+                f"{where}: rotary positions turn pairs, so the {self.rotated_dim(attention, position)} turned features "
+                f"of head_dim={self.head_dim(attention)} must be a multiple of {2 * position.axes}"
+            )
 
     def _check_sight(self, where: str, stack: StackConfig, what: str) -> None:
         if stack is self.decoder:
@@ -589,13 +655,13 @@ class ModelConfig:
                 f"or choose router = token_choice, or depth with a predictor"
             )
 
-    def head_dim(self, block: BlockConfig) -> int:
-        """Width H of a head of this block."""
-        return block.attention.head_dim or self.model_dim // block.attention.num_heads
+    def head_dim(self, attention: Attention) -> int:
+        """Width H of a head."""
+        return attention.head_dim or self.model_dim // attention.num_heads
 
-    def rotated_dim(self, block: BlockConfig, position: Rotary) -> int:
+    def rotated_dim(self, attention: Attention, position: Rotary) -> int:
         """How many features of a head are turned."""
-        return round(self.head_dim(block) * position.fraction)
+        return round(self.head_dim(attention) * position.fraction)
 
     def feedforward_dim(self, feedforward: Dense | Gated) -> int:
         """Inner width F of a feed-forward, or of one expert."""
@@ -606,6 +672,10 @@ class ModelConfig:
                 return width or -(-8 * self.model_dim // 3 // 8) * 8
             case _:
                 assert_never(feedforward)
+
+    def state_dim(self, mixer: LinearRecurrence) -> int:
+        """Width of a recurrence's state."""
+        return mixer.state_dim or self.model_dim
 
     def layers(self, stack: StackConfig) -> list[BlockConfig]:
         """The config of each of the stack's blocks, bottom to top."""
@@ -636,133 +706,3 @@ class ModelConfig:
     def stacks(self) -> list[StackConfig]:
         """The stacks there are, the encoder first."""
         return [stack for stack in (self.encoder, self.decoder) if stack is not None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Baseline:
-    """What the baselines have in common: a stem and a head like the Transformer's, and residual blocks between them."""
-
-    model_dim: int = 128
-    num_layers: int = 4
-    context_length: int = 128
-    """The most pieces seen at once, and the length of training rows."""
-    vocab_size: int = 0
-    """Pieces; 0: as many as the codec has."""
-    stem: Lookup = Lookup(norm=RMSNorm(scale=False))
-    head: Vocabulary = Vocabulary()
-    dropout: float = 0.0
-    """Dropout of the embeddings and of each branch's output."""
-
-    def __post_init__(self) -> None:
-        for name in ("model_dim", "num_layers", "context_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.vocab_size < 0:
-            raise ValueError(f"vocab_size={self.vocab_size} must not be negative; 0 takes the codec's")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be at least 0 and less than 1")
-
-
-def _check_width(feedforward_dim: int | None) -> None:
-    if feedforward_dim is not None and feedforward_dim < 1:
-        raise ValueError(f"feedforward_dim={feedforward_dim} must be at least 1; leave it out for 4 x model_dim")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LSTM(_Baseline):
-    """Layers of long short-term memory (Hochreiter and Schmidhuber 1997), each a residual branch with its norm before
-    it; six have the matrices of four of the Transformer's blocks."""
-
-    num_layers: int = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class CausalConvolution(_Baseline):
-    """Blocks of a causal dilated convolution and a feed-forward (ByteNet, Kalchbrenner et al. 2016; Bai et al. 2018).
-
-    The dilation grows by `dilation_growth` from block to block until an output sees as far back as it should, then
-    begins again at 1.
-    """
-
-    kernel_size: int = 5
-    """Pieces under a kernel."""
-    dilation_growth: int = 3
-    receptive_field: int | None = None
-    """How many pieces an output sees at least, its own included; absent: context_length."""
-    feedforward_dim: int | None = None
-    """Inner width of each block's feed-forward; absent: 4 x model_dim."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kernel_size < 2 or self.dilation_growth < 1:
-            raise ValueError(
-                f"kernel_size={self.kernel_size} must be at least 2, dilation_growth={self.dilation_growth} at least 1"
-            )
-        _check_width(self.feedforward_dim)
-        wanted, cycle = self._wanted, self._cycle
-        if wanted < 1:
-            raise ValueError(f"receptive_field={wanted} must be at least 1")
-        if len(cycle) > self.num_layers:
-            seen = 1 + (self.kernel_size - 1) * sum(cycle[: self.num_layers])
-            raise ValueError(
-                f"num_layers={self.num_layers} with kernel_size={self.kernel_size} and "
-                f"dilation_growth={self.dilation_growth} see {seen} pieces, not the {wanted} of "
-                f"{'context_length' if self.receptive_field is None else 'receptive_field'}; set "
-                f"num_layers={len(cycle)} or more, a larger kernel_size or dilation_growth, or receptive_field={seen}"
-            )
-
-    @property
-    def inner_dim(self) -> int:
-        """Inner width F of a block's feed-forward."""
-        return 4 * self.model_dim if self.feedforward_dim is None else self.feedforward_dim
-
-    @property
-    def least_layers(self) -> int:
-        """Blocks that it takes to see as far back as it should."""
-        return len(self._cycle)
-
-    @property
-    def _wanted(self) -> int:
-        return self.context_length if self.receptive_field is None else self.receptive_field
-
-    @property
-    def _cycle(self) -> list[int]:
-        cycle, seen = [1], self.kernel_size
-        while seen < self._wanted:
-            cycle.append(cycle[-1] * self.dilation_growth)
-            seen += (self.kernel_size - 1) * cycle[-1]
-        return cycle
-
-    @property
-    def dilations(self) -> list[int]:
-        """Places between the pieces under each block's kernel, bottom to top."""
-        cycle = self._cycle
-        return [cycle[i % len(cycle)] for i in range(self.num_layers)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class NGramMlp(_Baseline):
-    """The vectors of the last pieces and of the n-grams that end in them, added up, and a feed-forward network over the
-    sum (after Bengio et al. 2003, and fastText's bags, Joulin et al. 2016). Which n-grams, `stem` says."""
-
-    num_layers: int = 6
-    stem: Lookup = Lookup(ngrams=(2, 3, 4), norm=RMSNorm(scale=False))
-    bag: int = 16
-    """How many pieces are in the sum: the newest and those before it, each weighted by distance and feature."""
-    feedforward_dim: int | None = None
-    """Inner width of each block's feed-forward; absent: 4 x model_dim."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.bag < 1:
-            raise ValueError(f"bag={self.bag} must be at least 1: the newest piece is always in it")
-        _check_width(self.feedforward_dim)
-
-    @property
-    def inner_dim(self) -> int:
-        """Inner width F of a block's feed-forward."""
-        return 4 * self.model_dim if self.feedforward_dim is None else self.feedforward_dim
-
-
-Baseline = LSTM | CausalConvolution | NGramMlp
-Model = ModelConfig | Baseline

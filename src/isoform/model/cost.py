@@ -2,7 +2,7 @@
 
 A product of (m, k) by (k, n) counts 2 m k n; attention is counted in full, masked or not, as the kernels
 that skip are a property of the machine; training is three times the forward pass (each product has two in
-its backward pass). Of baselines a place costs the same wherever it stands, so packed rows are counted as if they
+its backward pass). To a recurrence a token costs the same wherever it stands, so packed rows are counted as if they
 were whole. Tested against the built model and torch's FLOP counter.
 """
 
@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from isoform.mask import Window
+from isoform.model.baseline_config import Model, NGramMlp, as_transformer
 from isoform.model.config import (
     LSTM,
-    AttentionConfig,
-    Baseline,
+    ALiBi,
+    Attention,
     BlockConfig,
     Buckets,
     CausalConvolution,
@@ -28,16 +29,17 @@ from isoform.model.config import (
     LayerNorm,
     Learned,
     Linear,
+    LinearRecurrence,
     Lookup,
     MaskedVocabulary,
-    Model,
+    Mixer,
     ModelConfig,
-    NGramMlp,
     Norm,
     Pooled,
     RMSNorm,
     Rotary,
     Shaw,
+    Sinusoidal,
     StackConfig,
     Stem,
     TokenChoice,
@@ -60,9 +62,10 @@ class Shape:
 
 def num_parameters(config: Model) -> int:
     """Parameters of the whole model, tied tables counted once."""
+    config = as_transformer(config)
     if not isinstance(config, ModelConfig):
         stem, head = _stem_parameters(config, config.stem), _vocabulary_parameters(config, config.head)
-        return stem + head + num_matrix_parameters(config) + _baseline_vectors(config)
+        return stem + head + num_matrix_parameters(config) + config.bag * config.model_dim
     stems = [config.stem] if config.encoder_stem is None else [config.stem, config.encoder_stem]
     outside = sum(_stem_parameters(config, stem) for stem in stems) + _head_parameters(config)
     return outside + sum(_stack_parameters(config, stack, active=False) for stack in config.own_stacks)
@@ -70,6 +73,7 @@ def num_parameters(config: Model) -> int:
 
 def num_active_parameters(config: Model) -> int:
     """Parameters that one piece goes through: of experts only those that it is sent to."""
+    config = as_transformer(config)
     if not isinstance(config, ModelConfig):
         return num_parameters(config)
     idle = sum(
@@ -81,20 +85,26 @@ def num_active_parameters(config: Model) -> int:
 
 def num_matrix_parameters(config: Model) -> int:
     """Parameters of the blocks' matrices alone."""
+    config = as_transformer(config)
     if not isinstance(config, ModelConfig):
-        return config.num_layers * _layer_matrices(config)
+        return config.num_layers * 2 * config.model_dim * config.inner_dim
     total = 0
     for stack in config.own_stacks:
         for block in config.layers(stack):
-            attentions = 2 if stack.cross == "separate" else 1
-            matrices = _feedforward_matrices(config, block.feedforward, active=False)
-            total += attentions * _attention_matrices(config, block) + matrices
+            total += _num_mixers(stack, block) * _mixer_matrices(config, block.mixer)
+            total += _feedforward_matrices(config, block.feedforward, active=False)
     return total
+
+
+def _num_mixers(stack: StackConfig, block: BlockConfig) -> int:
+    """Of a block: two where its attention is there once more, for the encoder."""
+    return 2 if stack.cross == "separate" and isinstance(block.mixer, Attention) else 1
 
 
 def forward_flops(config: Model, shape: Shape) -> int:
     """FLOPs of one forward pass over rows of this shape, stems and head included."""
     rows, length, source = shape.num_rows, shape.length, shape.source_length
+    config = as_transformer(config)
     if not isinstance(config, ModelConfig):
         return 2 * rows * length * (num_matrix_parameters(config) + config.model_dim * config.vocab_size)
     is_pair = config.form == "encoder_decoder"
@@ -117,53 +127,80 @@ def training_flops(config: Model, shape: Shape) -> int:
 
 def _ahead_flops(config: Model, shape: Shape) -> int:
     """FLOPs of what says the pieces after the next one, which only training asks for."""
+    config = as_transformer(config)
     if not isinstance(config, ModelConfig) or config.decoder is None or not config.decoder.ahead:
         return 0
-    last = replace(config.decoder, num_layers=1, loops=1, blocks=(config.layers(config.decoder)[-1],))
+    last = replace(config.decoder, num_layers=1, loops=1, exits=(), blocks=(config.layers(config.decoder)[-1],))
     block = _stack_flops(config, last, shape.num_rows, shape.length, shape.source_length)
     return round(config.decoder.ahead * (block + shape.num_rows * shape.length * _head_flops(config)))
 
 
 def cache_bytes(config: ModelConfig, *, bytes_per_number: int = 4) -> int:
-    """Bytes of the key/value cache per piece of one row of the decoder, as long as no window is full."""
-    return sum(numbers for numbers, _ in _cache_numbers(config)) * bytes_per_number
+    """Bytes of the key/value cache per piece of one row of the decoder, as long as no window is full; a recurrence's
+    state doesn't grow."""
+    return sum(numbers for numbers, _ in _key_values(config)) * bytes_per_number
 
 
 def full_cache_bytes(config: ModelConfig, *, bytes_per_number: int = 4) -> int:
-    """Bytes of the key/value cache of one row that fills the decoder's context; windowed layers keep their window."""
-    length = 0 if config.decoder is None else config.length(config.decoder)
-    return sum(numbers * min(length, reach) for numbers, reach in _cache_numbers(config)) * bytes_per_number
+    """Bytes of the cache of one row that fills the decoder's context; windowed layers keep their window, recurrences
+    their state."""
+    keys = sum(numbers * kept for numbers, kept in _key_values(config))
+    return (keys + _state_numbers(config)) * bytes_per_number
 
 
-def _cache_numbers(config: ModelConfig) -> list[tuple[int, int]]:
-    """Of each layer of the decoder: numbers per piece, and pieces that it keeps at most."""
+def _key_values(config: ModelConfig) -> list[tuple[int, int]]:
+    """Of each layer of the decoder with attention: numbers per piece, and pieces that it keeps at most."""
     if config.decoder is None:
         return []
-    length, kept = config.length(config.decoder), []
-    for block in _decoder_layers(config):
-        pattern = block.attention.pattern
-        reach = pattern.before + 1 if isinstance(pattern, Window) else length
-        kept.append((2 * _widths(config, block)[1], min(reach, length)))
-    return kept
+    length = config.length(config.decoder)
+    attentions = [block.mixer for block in _decoder_layers(config) if isinstance(block.mixer, Attention)]
+    return [(2 * _widths(config, attention)[1], min(_reach(attention, length), length)) for attention in attentions]
+
+
+def _reach(attention: Attention, length: int) -> int:
+    """The most pieces that a query looks at."""
+    return attention.pattern.before + 1 if isinstance(attention.pattern, Window) else length
+
+
+def _state_numbers(config: ModelConfig) -> int:
+    """Numbers that the decoder's recurrences keep of a row."""
+    return sum(_state(config, block.mixer) for block in _decoder_layers(config)) if config.decoder is not None else 0
+
+
+def _state(config: ModelConfig, mixer: Mixer) -> int:
+    match mixer:
+        case Attention():
+            return 0
+        case LSTM():
+            return 2 * config.model_dim
+        case CausalConvolution(kernel_size=size, dilation=dilation):
+            return (size - 1) * dilation * config.model_dim
+        case LinearRecurrence():
+            return config.state_dim(mixer)
+        case _:
+            assert_never(mixer)
 
 
 def decode_flops(config: ModelConfig, past: int) -> int:
     """FLOPs of one more piece after `past` pieces of one row; windowed layers look at their window."""
     assert config.decoder is not None, "only a decoder decodes"
-    flops = float(_head_flops(config))
-    for (_, reach), block in zip(_cache_numbers(config), _decoder_layers(config), strict=True):
-        matrices = _attention_matrices(config, block) + _feedforward_matrices(config, block.feedforward, active=True)
-        query = _widths(config, block)[0]
-        flops += 2 * matrices + 4 * min(past, reach) * query
-        if config.decoder.cross == "separate":
-            flops += 4 * config.model_dim * query
+    flops, length = float(_head_flops(config)), config.length(config.decoder)
+    for block in _decoder_layers(config):
+        flops += 2 * _mixer_matrices(config, block.mixer)
+        flops += 2 * _feedforward_matrices(config, block.feedforward, active=True)
+        if isinstance(block.mixer, Attention):
+            query = _widths(config, block.mixer)[0]
+            flops += 4 * min(past, _reach(block.mixer, length)) * query
+            if config.decoder.cross == "separate":
+                flops += 4 * config.model_dim * query
     return round(flops)
 
 
 def decode_bytes(config: ModelConfig, past: int, *, bytes_per_number: int = 4) -> int:
     """Bytes read for one more piece of one row: the parameters it goes through, and what the cache holds."""
-    tables = config.vocab_size * config.model_dim if not getattr(config.head, "tied", False) else 0
-    cache = sum(numbers * min(past, reach) for numbers, reach in _cache_numbers(config))
+    is_tied = not isinstance(config.head, Pooled) and config.head.tied
+    tables = 0 if is_tied else config.vocab_size * config.model_dim
+    cache = sum(numbers * min(past, kept) for numbers, kept in _key_values(config)) + _state_numbers(config)
     return (num_active_parameters(config) - tables + cache) * bytes_per_number
 
 
@@ -196,7 +233,7 @@ def conversation(
     is_one = encoder is None or (config.share_stacks and config.decoder.reads == "layerwise")
     own = 0
     if encoder is not None and is_causal and not is_one:  # the encoder goes on from keys and values of its own
-        own = sum(2 * _widths(config, block)[1] for block in config.layers(encoder)) * bytes_per_number
+        own = sum(2 * _widths(config, block.attention)[1] for block in config.layers(encoder)) * bytes_per_number
     made = []
     for turn in range(turns):
         before = turn * (asked + said)
@@ -208,9 +245,9 @@ def conversation(
 def activation_numbers(config: Model, shape: Shape) -> int:
     """Numbers kept between the forward and the backward pass, logits included."""
     rows, length, source = shape.num_rows, shape.length, shape.source_length
-    d = config.model_dim
+    d, config = config.model_dim, as_transformer(config)
     if not isinstance(config, ModelConfig):
-        return rows * length * _baseline_activations(config)
+        return rows * length * _ngram_activations(config)
     is_pair = config.form == "encoder_decoder"
     match config.head:
         case Vocabulary(softcap=softcap):
@@ -225,30 +262,53 @@ def activation_numbers(config: Model, shape: Shape) -> int:
         for block in config.layers(stack) * stack.loops:
             kept += rows * own * _block_activations(config, stack, block)
             if stack.cross == "joint":
-                kept += rows * (own + 2 * source) * 2 * _widths(config, block)[1]  # joined, and those of the memory
-            elif stack.cross == "separate":
-                query, kv = _widths(config, block)
+                keys = 2 * _widths(config, block.attention)[1]
+                kept += rows * (own + 2 * source) * keys  # joined, and those of the memory
+            elif _num_mixers(stack, block) == 2:
+                query, kv = _widths(config, block.attention)
                 kept += rows * (own * (2 * d + 2 * query) + source * 2 * kv)
     return round(kept)
 
 
 def _block_activations(config: ModelConfig, stack: StackConfig, block: BlockConfig) -> float:
-    d = config.model_dim
-    query, kv = _widths(config, block)
-    attention = query + 2 * kv + query
-    if isinstance(block.attention.position or stack.position, Rotary) or block.attention.qk_norm is not None:
-        attention += query + kv  # normalised and turned copies
-    if block.attention.value_shortcut:
-        attention += kv
+    d, mixer = config.model_dim, block.mixer
+    branches = 1 if block.feedforward is None else 2
+    keeps_input = not isinstance(block.norm, RMSNorm) or block.norm.scale or isinstance(block.mixer, Attention)
+    kept = (
+        (1 + keeps_input) * d * branches
+        + _mixer_activations(config, stack, mixer)
+        + _inner_activations(config, block.feedforward)
+    )
     if block.x0_shortcut:
-        attention += d
-    dropped = 2 * d if config.dropout else 0
-    whole = 4 * d + attention + _inner_activations(config, block.feedforward) + dropped
-    return whole if block.depth is None else whole * block.depth.share
+        kept += d
+    if config.dropout:
+        kept += d * branches
+    return kept if block.depth is None else kept * block.depth.share
 
 
-def _inner_activations(config: ModelConfig, feedforward: FeedForward) -> float:
+def _mixer_activations(config: ModelConfig, stack: StackConfig, mixer: Mixer) -> int:
+    """Numbers kept per piece between what enters a mixer and what leaves it."""
+    d = config.model_dim
+    match mixer:
+        case Attention():
+            query, kv = _widths(config, mixer)
+            turned = isinstance(mixer.position or stack.position, Rotary) or mixer.qk_norm is not None
+            kept = query + 2 * kv + query + (query + kv if turned else 0)  # normalised and turned copies
+            return kept + (kv if mixer.value_shortcut else 0)
+        case LSTM():  # the 15 of each feature that oneDNN keeps, and out; other kernels keep half
+            return 16 * d
+        case CausalConvolution(kernel_size=size):  # the pieces under the kernel side by side
+            return size * d
+        case LinearRecurrence():  # the product, a, c, h, and the gate before and after
+            return 9 * config.state_dim(mixer)
+        case _:
+            assert_never(mixer)
+
+
+def _inner_activations(config: ModelConfig, feedforward: FeedForward | None) -> float:
     match feedforward:
+        case None:
+            return 0
         case Dense():
             return 2 * config.feedforward_dim(feedforward)
         case Gated():
@@ -272,7 +332,7 @@ def _norm(norm: Norm | None, dim: int) -> int:
             assert_never(norm)
 
 
-def _stem_parameters(config: Model, stem: Stem) -> int:
+def _stem_parameters(config: ModelConfig | NGramMlp, stem: Stem) -> int:
     d, v = config.model_dim, config.vocab_size
     match stem:
         case Lookup():
@@ -314,7 +374,7 @@ def _head_parameters(config: ModelConfig) -> int:
             assert_never(head)
 
 
-def _vocabulary_parameters(config: Model, head: Vocabulary) -> int:
+def _vocabulary_parameters(config: ModelConfig | NGramMlp, head: Vocabulary) -> int:
     return (0 if head.tied else config.vocab_size * config.model_dim) + config.vocab_size * head.bias
 
 
@@ -334,15 +394,18 @@ def _head_flops(config: ModelConfig) -> int:
 
 def _stack_parameters(config: ModelConfig, stack: StackConfig, *, active: bool) -> int:
     d, blocks = config.model_dim, config.layers(stack)
+    attentions = [block.mixer for block in blocks if isinstance(block.mixer, Attention)]
     match stack.position:
         case Learned():
             table = config.length(stack) * d
         case Grid(rows=rows, columns=columns):
             table = (rows + columns) * d
         case Buckets(num_buckets=buckets):
-            table = buckets * blocks[0].attention.num_heads
-        case _:
+            table = buckets * attentions[0].num_heads if attentions else 0
+        case None | Sinusoidal() | Rotary() | Shaw() | ALiBi():
             table = 0
+        case _:
+            assert_never(stack.position)
     norms = _norm(stack.input_norm, d) + (_norm(blocks[0].norm, d) if stack.final_norm else 0)
     if not stack.first_norm:
         norms -= (2 if blocks[0].norm_placement == "sandwich" else 1) * _norm(blocks[0].norm, d)
@@ -351,18 +414,20 @@ def _stack_parameters(config: ModelConfig, stack: StackConfig, *, active: bool) 
 
 
 def _block_parameters(config: ModelConfig, stack: StackConfig, block: BlockConfig, *, active: bool) -> int:
-    d, feedforward = config.model_dim, block.feedforward
-    attentions = 2 if stack.cross == "separate" else 1
-    numbers = attentions * (_attention_matrices(config, block) + _attention_vectors(config, block))
-    numbers += _feedforward_matrices(config, feedforward, active=active)
-    if not isinstance(feedforward, Experts) and feedforward.bias:
+    d, mixer, feedforward = config.model_dim, block.mixer, block.feedforward
+    mixers, norms = _num_mixers(stack, block), 2 if block.norm_placement == "sandwich" else 1
+    numbers = mixers * (_mixer_matrices(config, mixer) + _mixer_vectors(config, mixer))
+    if feedforward is not None:
+        numbers += _feedforward_matrices(config, feedforward, active=active)
+    if isinstance(feedforward, Dense | Gated) and feedforward.bias:
         f = config.feedforward_dim(feedforward)
         numbers += d + (2 * f if isinstance(feedforward, Gated) else f)
-    if isinstance(stack.position, Shaw) and block.attention.position is None:
-        numbers += (1 + stack.position.values) * (2 * stack.position.distance + 1) * config.head_dim(block)
-    norms = 2 if block.norm_placement == "sandwich" else 1
-    branches = attentions + (block.parallel != "one_norm")
-    mixes = (2 if block.attention.value_shortcut else 0) + (2 if block.x0_shortcut else 0)
+    if isinstance(mixer, Attention):
+        if isinstance(stack.position, Shaw) and mixer.position is None:
+            numbers += (1 + stack.position.values) * (2 * stack.position.distance + 1) * config.head_dim(mixer)
+        numbers += 2 if mixer.value_shortcut else 0
+    branches = mixers + (feedforward is not None and block.parallel != "one_norm")
+    mixes = 2 if block.x0_shortcut else 0
     return numbers + branches * norms * _norm(block.norm, d) + mixes + _depth_parameters(config, block)
 
 
@@ -371,23 +436,47 @@ def _depth_parameters(config: ModelConfig, block: BlockConfig) -> int:
     return 0 if block.depth is None else config.model_dim * (1 + block.depth.predictor) + block.depth.predictor
 
 
-def _widths(config: ModelConfig, block: BlockConfig) -> tuple[int, int]:
+def _widths(config: ModelConfig, attention: Attention) -> tuple[int, int]:
     """Of all queries and of all keys together."""
-    head_dim, attention = config.head_dim(block), block.attention
+    head_dim = config.head_dim(attention)
     return attention.num_heads * head_dim, (attention.num_kv_heads or attention.num_heads) * head_dim
 
 
-def _attention_matrices(config: ModelConfig, block: BlockConfig) -> int:
-    query, kv = _widths(config, block)
-    return config.model_dim * (2 * query + 2 * kv)
+def _mixer_matrices(config: ModelConfig, mixer: Mixer) -> int:
+    d = config.model_dim
+    match mixer:
+        case Attention():
+            query, kv = _widths(config, mixer)
+            return d * (2 * query + 2 * kv)
+        case LSTM():
+            return 8 * d * d
+        case CausalConvolution(kernel_size=size):
+            return size * d * d
+        case LinearRecurrence():
+            return 4 * d * config.state_dim(mixer)
+        case _:
+            assert_never(mixer)
 
 
-def _attention_vectors(config: ModelConfig, block: BlockConfig) -> int:
-    query, kv = _widths(config, block)
-    attention: AttentionConfig = block.attention
+def _mixer_vectors(config: ModelConfig, mixer: Mixer) -> int:
+    match mixer:
+        case Attention():
+            return _attention_vectors(config, mixer)
+        case LSTM():  # two biases for each of four gates
+            return 8 * config.model_dim
+        case CausalConvolution():
+            return 0
+        case LinearRecurrence():
+            return config.state_dim(mixer)
+        case _:
+            assert_never(mixer)
+
+
+def _attention_vectors(config: ModelConfig, attention: Attention) -> int:
+    query, kv = _widths(config, attention)
     bias = (query + (1 + attention.key_bias) * kv) * attention.bias
     has_output_bias = attention.bias if attention.output_bias is None else attention.output_bias
-    norm, is_whole, head_dim = attention.qk_norm, attention.qk_norm_over == "projection", config.head_dim(block)
+    norm, is_whole, head_dim = attention.qk_norm, attention.qk_norm_over == "projection", config.head_dim(attention)
     norms = _norm(norm, query) + _norm(norm, kv) if is_whole else 2 * _norm(norm, head_dim)
     return bias + has_output_bias * config.model_dim + norms
 
@@ -397,9 +486,11 @@ def _experts_per_piece(experts: Experts) -> float:
     return router.num_active if isinstance(router, TokenChoice) else router.capacity_factor
 
 
-def _feedforward_matrices(config: ModelConfig, feedforward: FeedForward, *, active: bool) -> int:
+def _feedforward_matrices(config: ModelConfig, feedforward: FeedForward | None, *, active: bool) -> int:
     d = config.model_dim
     match feedforward:
+        case None:
+            return 0
         case Dense():
             return 2 * d * config.feedforward_dim(feedforward)
         case Gated():
@@ -413,64 +504,37 @@ def _feedforward_matrices(config: ModelConfig, feedforward: FeedForward, *, acti
 
 
 def _stack_flops(config: ModelConfig, stack: StackConfig, rows: int, length: int, source: int) -> float:
-    d, flops = config.model_dim, 0.0
+    flops = 0.0
     for block in config.layers(stack) * stack.loops:
-        query, kv = _widths(config, block)
         own = length if block.depth is None else length * block.depth.share
-        per_piece = _attention_matrices(config, block) + _feedforward_matrices(config, block.feedforward, active=True)
-        per_pair = 2 * query
-        flops += 2 * rows * (own * per_piece + own * own * per_pair)
-        if isinstance(stack.position, Shaw) and block.attention.position is None:
-            tables = 1 + stack.position.values
-            flops += 2 * rows * own * query * tables * (2 * stack.position.distance + 1)
-        if stack.cross != "none":
-            flops += 2 * rows * own * source * per_pair
-        if stack.cross == "separate":
-            flops += 2 * rows * own * 2 * d * query
-        if stack.cross != "none" and stack.reads == "last":
-            flops += 2 * rows * source * 2 * d * kv
+        matrices = _feedforward_matrices(config, block.feedforward, active=True)
+        flops += 2 * rows * own * (_mixer_matrices(config, block.mixer) + matrices)
         flops += 2 * rows * length * _depth_parameters(config, block)
+        if isinstance(block.mixer, Attention):
+            flops += _attention_flops(config, stack, block.mixer, rows, own, source)
     return flops
 
 
-def _layer_matrices(config: Baseline) -> int:
-    """Numbers of a block's matrices."""
-    d = config.model_dim
-    match config:
-        case LSTM():
-            return 8 * d * d
-        case CausalConvolution():
-            return config.kernel_size * d * d + 2 * d * config.inner_dim
-        case NGramMlp():
-            return 2 * d * config.inner_dim
-        case _:
-            assert_never(config)
+def _attention_flops(
+    config: ModelConfig, stack: StackConfig, attention: Attention, rows: int, length: float, source: int
+) -> float:
+    """Of what isn't done to each piece by itself: pairs, and an encoder's output."""
+    d, (query, kv) = config.model_dim, _widths(config, attention)
+    per_pair = 2 * query
+    flops = 2 * rows * length * length * per_pair
+    if isinstance(stack.position, Shaw) and attention.position is None:
+        flops += 2 * rows * length * query * (1 + stack.position.values) * (2 * stack.position.distance + 1)
+    if stack.cross != "none":
+        flops += 2 * rows * length * source * per_pair
+    if stack.cross == "separate":
+        flops += 2 * rows * length * 2 * d * query
+    if stack.cross != "none" and stack.reads == "last":
+        flops += 2 * rows * source * 2 * d * kv
+    return flops
 
 
-def _baseline_vectors(config: Baseline) -> int:
-    """An LSTM's two biases for each of its four gates, and the weights of a bag."""
-    match config:
-        case LSTM():
-            return 8 * config.model_dim * config.num_layers
-        case CausalConvolution():
-            return 0
-        case NGramMlp():
-            return config.bag * config.model_dim
-        case _:
-            assert_never(config)
-
-
-def _baseline_activations(config: Baseline) -> int:
-    """Numbers kept per piece."""
+def _ngram_activations(config: NGramMlp) -> int:
+    """Numbers kept per piece: the embeddings of the bag, and each feed-forward."""
     d, n = config.model_dim, config.num_layers
-    match config:
-        case LSTM():  # normalised, in, out, and the 15 of each feature that oneDNN keeps; other kernels keep half
-            kept, branches = 18 * d * n, n
-        case CausalConvolution():  # normalised, the pieces under the kernel side by side; the feed-forward
-            kept, branches = ((2 + config.kernel_size) * d + 2 * config.inner_dim) * n, 2 * n
-        case NGramMlp():  # the embeddings of the bag, and each feed-forward
-            kept, branches = d + (d + 2 * config.inner_dim) * n, n
-        case _:
-            assert_never(config)
     head = (4 if config.head.softcap else 3) * config.vocab_size
-    return 3 * d + kept + (d * branches if config.dropout else 0) + head
+    return 3 * d + d + (d + 2 * config.inner_dim) * n + (d * n if config.dropout else 0) + head

@@ -12,7 +12,18 @@ import torch
 from torch import Tensor
 
 from isoform.config import differences
-from isoform.model.config import BlockConfig, Experts, FeedForward, Head, ModelConfig, Pooled, StackConfig, TokenChoice
+from isoform.model.config import (
+    LSTM,
+    Attention,
+    BlockConfig,
+    Experts,
+    FeedForward,
+    Head,
+    ModelConfig,
+    Pooled,
+    StackConfig,
+    TokenChoice,
+)
 from isoform.model.experts import upcycle_state
 from isoform.model.transformer import Block, Transformer
 
@@ -27,8 +38,10 @@ def upcycle(model: Transformer, num_experts: int, num_active: int = 2, *, seed: 
 
     def block_of(block: BlockConfig) -> BlockConfig:
         inner = block.feedforward
-        if isinstance(inner, Experts):
-            raise ValueError("the model has experts already; only one feed-forward can be copied into several")
+        if inner is None or isinstance(inner, Experts):
+            raise ValueError(
+                "only one feed-forward can be copied into several; a block here has none, or experts already"
+            )
         if inner.bias:
             raise ValueError("the feed-forward has biases, and experts are without biases")
         inner = replace(inner, feedforward_dim=model.config.feedforward_dim(inner))
@@ -68,7 +81,7 @@ def take(target: Transformer, source: Transformer) -> None:
         other = into.get(name)
         if not isinstance(block, Block) or not isinstance(other, Block) or block.is_routed:
             continue
-        if isinstance(feedforward := other.config.feedforward, Experts):
+        if isinstance(feedforward := other.config.feedforward, Experts) and block.feedforward is not None:
             state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{name}.feedforward.")}
             copies = upcycle_state(block.feedforward.state_dict(), feedforward)
             state |= {f"{name}.feedforward.{part}": tensor for part, tensor in copies.items()}
@@ -89,7 +102,7 @@ def _gives(head: Head) -> tuple:
     return (type(head), head.num_outputs, head.embed) if isinstance(head, Pooled) else (type(head),)
 
 
-def _expert(feedforward: FeedForward) -> FeedForward:
+def _expert(feedforward: FeedForward | None) -> FeedForward | None:
     return feedforward.expert if isinstance(feedforward, Experts) else feedforward
 
 
@@ -102,7 +115,7 @@ def _sized(config: ModelConfig) -> ModelConfig:
 
     def block_of(block: BlockConfig) -> BlockConfig:
         inner = block.feedforward
-        if isinstance(inner, Experts):
+        if inner is None or isinstance(inner, Experts):
             return block
         return replace(block, feedforward=replace(inner, feedforward_dim=config.feedforward_dim(inner)))
 
@@ -122,8 +135,12 @@ def deepen(model: Transformer, num_layers: int, *, seed: int = 0) -> Transformer
     layers = model.config.layers(stack)
     if num_layers < stack.num_layers:
         raise ValueError(f"num_layers={num_layers} is fewer than the {stack.num_layers} there are")
-    if any(b.norm_placement == "post" or b.x0_shortcut or b.attention.value_shortcut for b in layers):
+    mixers = [block.mixer for block in layers]
+    has_shortcut = any(isinstance(mixer, Attention) and mixer.value_shortcut for mixer in mixers)
+    if has_shortcut or any(b.norm_placement == "post" or b.x0_shortcut for b in layers):
         raise ValueError("blocks with a norm on the sum or with shortcuts can't be passed by; nothing can be added")
+    if any(isinstance(mixer, LSTM) for mixer in mixers):
+        raise ValueError("an LSTM has no matrix that leads back into the residual stream; nothing can be added")
     if stack.exits or stack.loops > 1 or any(isinstance(b.feedforward, Experts) for b in layers):
         raise ValueError("stacks with exits, loops or experts can't be deepened")
     origin = [i * stack.num_layers // num_layers for i in range(num_layers)]
@@ -139,9 +156,9 @@ def deepen(model: Transformer, num_layers: int, *, seed: int = 0) -> Transformer
         _, _, layer, rest = key.split(".", 3)
         if not is_new[int(layer)]:
             tensor.copy_(old[f"{name}.blocks.{origin[int(layer)]}.{rest}"])
-        elif rest.startswith(("attention.output.", "cross.output.", "feedforward.down.")):
+        elif rest.startswith(("mixer.output.", "cross.output.", "feedforward.down.")):
             tensor.zero_()
-        elif rest.startswith(("attention_norm.inner.", "cross_norm.inner.", "feedforward_norm.inner.")):
+        elif rest.startswith(("mixer_norm.inner.", "cross_norm.inner.", "feedforward_norm.inner.")):
             tensor.copy_(old[f"{name}.blocks.{origin[int(layer)]}.{rest}"])
             if rest.endswith(".bias"):
                 tensor.zero_()
@@ -157,8 +174,10 @@ def widen(model: Transformer, feedforward_dim: int, *, seed: int = 0) -> Transfo
 
     def block_of(block: BlockConfig) -> BlockConfig:
         inner = block.feedforward
-        if isinstance(inner, Experts):
-            raise ValueError("experts can't be widened; widen before upcycling")
+        if inner is None or isinstance(inner, Experts):
+            raise ValueError(
+                "only a feed-forward can be widened; a block here has none, or experts: widen before upcycling"
+            )
         if feedforward_dim < model.config.feedforward_dim(inner):
             raise ValueError(
                 f"feedforward_dim={feedforward_dim} is less than the {model.config.feedforward_dim(inner)} there are"

@@ -65,6 +65,12 @@ def reach(mask: Mask) -> tuple[float, float] | None:
     return None if before == after == math.inf else (before, after)
 
 
+def look_back(mask: Mask) -> int | None:
+    """How many tokens back a query can see at most; None: all."""
+    before, _ = _reach(mask)
+    return None if before == math.inf else int(before)
+
+
 def _reach(mask: Mask) -> tuple[float, float]:
     match mask:
         case Causal():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from isoform.batch import Pieces
 from isoform.mask import Coordinates, Mask
 from isoform.model.auxiliary import Auxiliary
-from isoform.model.config import Model
+from isoform.model.baseline_config import Model
 from isoform.model.experts import ExpertStack
 from isoform.model.kernels import Linear
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from isoform.mask import Window
 from isoform.model.config import (
-    AttentionConfig,
+    Attention,
     BlockConfig,
     Buckets,
     Convolution,
@@ -61,7 +61,7 @@ TRANSFORMER = ModelConfig(
             position=Sinusoidal(),
             blocks=(
                 BlockConfig(
-                    attention=AttentionConfig(num_heads=8),
+                    mixer=Attention(num_heads=8),
                     feedforward=Dense(feedforward_dim=2048, activation="relu", bias=True),
                     norm=LayerNorm(epsilon=1e-6),
                     norm_placement="post",
@@ -77,7 +77,7 @@ TRANSFORMER = ModelConfig(
 )
 
 _T5_BLOCK = BlockConfig(
-    attention=AttentionConfig(num_heads=12, head_dim=64, scale=1.0),
+    mixer=Attention(num_heads=12, head_dim=64, scale=1.0),
     feedforward=Gated(feedforward_dim=2048, activation="gelu_tanh"),
     norm=RMSNorm(epsilon=1e-6),
 )
@@ -101,7 +101,7 @@ BART = ModelConfig(
             position=Learned(),
             blocks=(
                 BlockConfig(
-                    attention=AttentionConfig(num_heads=12, bias=True),
+                    mixer=Attention(num_heads=12, bias=True),
                     feedforward=Dense(feedforward_dim=3072, bias=True),
                     norm_placement="post",
                 ),
@@ -124,7 +124,7 @@ MARIAN = ModelConfig(
             position=Sinusoidal(order="halves"),
             blocks=(
                 BlockConfig(
-                    attention=AttentionConfig(num_heads=8, bias=True),
+                    mixer=Attention(num_heads=8, bias=True),
                     feedforward=Dense(feedforward_dim=2048, activation="silu", bias=True),
                     norm_placement="post",
                 ),
@@ -148,7 +148,7 @@ WHISPER = ModelConfig(
             position=Learned(),
             blocks=(
                 BlockConfig(
-                    attention=AttentionConfig(num_heads=6, bias=True, key_bias=False),
+                    mixer=Attention(num_heads=6, bias=True, key_bias=False),
                     feedforward=Dense(feedforward_dim=1536, bias=True),
                 ),
             ),
@@ -168,7 +168,7 @@ BERT = ModelConfig(
         position=Learned(),
         blocks=(
             BlockConfig(
-                attention=AttentionConfig(num_heads=12, bias=True, dropout=0.1),
+                mixer=Attention(num_heads=12, bias=True, dropout=0.1),
                 feedforward=Dense(feedforward_dim=3072, bias=True),
                 norm=LayerNorm(epsilon=1e-12),
                 norm_placement="post",
@@ -192,7 +192,7 @@ MINILM = ModelConfig(
         position=Learned(),
         blocks=(
             BlockConfig(
-                attention=AttentionConfig(num_heads=12, bias=True),
+                mixer=Attention(num_heads=12, bias=True),
                 feedforward=Dense(feedforward_dim=1536, bias=True),
                 norm=LayerNorm(epsilon=1e-12),
                 norm_placement="post",
@@ -207,13 +207,13 @@ MINILM = ModelConfig(
 )
 
 _MODERNBERT_GLOBAL = BlockConfig(
-    attention=AttentionConfig(num_heads=12),
+    mixer=Attention(num_heads=12),
     feedforward=Gated(feedforward_dim=1152, activation="gelu"),
     norm=LayerNorm(bias=False),
 )
 _MODERNBERT_LOCAL = replace(
     _MODERNBERT_GLOBAL,
-    attention=AttentionConfig(num_heads=12, pattern=Window(64, 64), position=Rotary(base=10_000.0)),
+    mixer=Attention(num_heads=12, pattern=Window(64, 64), position=Rotary(base=10_000.0)),
 )
 MODERNBERT = ModelConfig(
     model_dim=768,
@@ -239,7 +239,7 @@ VIT = ModelConfig(
         position=Learned(),
         blocks=(
             BlockConfig(
-                attention=AttentionConfig(num_heads=12, bias=True),
+                mixer=Attention(num_heads=12, bias=True),
                 feedforward=Dense(feedforward_dim=3072, bias=True),
                 norm=LayerNorm(epsilon=1e-12),
             ),
@@ -259,7 +259,7 @@ GPT2 = ModelConfig(
         position=Learned(),
         blocks=(
             BlockConfig(
-                attention=AttentionConfig(num_heads=12, bias=True, dropout=0.1),
+                mixer=Attention(num_heads=12, bias=True, dropout=0.1),
                 feedforward=Dense(activation="gelu_tanh", bias=True),
                 norm=LayerNorm(epsilon=1e-5),
             ),
@@ -279,7 +279,7 @@ PYTHIA = ModelConfig(
         position=Rotary(fraction=0.25),
         blocks=(
             BlockConfig(
-                attention=AttentionConfig(num_heads=12, bias=True),
+                mixer=Attention(num_heads=12, bias=True),
                 feedforward=Dense(feedforward_dim=3072, bias=True),
                 parallel="own_norms",
             ),
@@ -291,7 +291,7 @@ PYTHIA = ModelConfig(
 def _llama(num_layers: int, feedforward_dim: int, position: Position, **attention: Any) -> StackConfig:
     """A decoder of Llama's blocks."""
     block = BlockConfig(
-        attention=AttentionConfig(**attention),
+        mixer=Attention(**attention),
         feedforward=Gated(feedforward_dim=feedforward_dim),
         norm=RMSNorm(epsilon=1e-5),
     )
@@ -324,7 +324,7 @@ MISTRAL = ModelConfig(
     decoder=_llama(32, 14336, Rotary(), num_heads=32, num_kv_heads=8, pattern=Window(4095)),
 )
 
-_QWEN3_ATTENTION = AttentionConfig(num_heads=16, num_kv_heads=8, head_dim=128, qk_norm=RMSNorm(epsilon=1e-6))
+_QWEN3_ATTENTION = Attention(num_heads=16, num_kv_heads=8, head_dim=128, qk_norm=RMSNorm(epsilon=1e-6))
 QWEN3 = ModelConfig(
     model_dim=1024,
     context_length=40960,
@@ -333,9 +333,7 @@ QWEN3 = ModelConfig(
         num_layers=28,
         position=Rotary(base=1_000_000.0),
         blocks=(
-            BlockConfig(
-                attention=_QWEN3_ATTENTION, feedforward=Gated(feedforward_dim=3072), norm=RMSNorm(epsilon=1e-6)
-            ),
+            BlockConfig(mixer=_QWEN3_ATTENTION, feedforward=Gated(feedforward_dim=3072), norm=RMSNorm(epsilon=1e-6)),
         ),
     ),
     head=Vocabulary(tied=True),
@@ -343,14 +341,14 @@ QWEN3 = ModelConfig(
 
 _GEMMA_NORM = RMSNorm(epsilon=1e-6, zero_centered=True)
 _GEMMA3_GLOBAL = BlockConfig(
-    attention=AttentionConfig(num_heads=4, num_kv_heads=1, head_dim=256, qk_norm=_GEMMA_NORM, scale=256**-0.5),
+    mixer=Attention(num_heads=4, num_kv_heads=1, head_dim=256, qk_norm=_GEMMA_NORM, scale=256**-0.5),
     feedforward=Gated(feedforward_dim=6912, activation="gelu_tanh"),
     norm=_GEMMA_NORM,
     norm_placement="sandwich",
 )
 _GEMMA3_LOCAL = replace(
     _GEMMA3_GLOBAL,
-    attention=replace(_GEMMA3_GLOBAL.attention, pattern=Window(511), position=Rotary(base=10_000.0)),
+    mixer=replace(_GEMMA3_GLOBAL.attention, pattern=Window(511), position=Rotary(base=10_000.0)),
 )
 GEMMA3 = ModelConfig(
     model_dim=1152,
@@ -374,7 +372,7 @@ OLMO2 = ModelConfig(
         position=Rotary(base=500_000.0),
         blocks=(
             BlockConfig(
-                attention=AttentionConfig(num_heads=32, qk_norm=RMSNorm(epsilon=1e-6), qk_norm_over="projection"),
+                mixer=Attention(num_heads=32, qk_norm=RMSNorm(epsilon=1e-6), qk_norm_over="projection"),
                 feedforward=Gated(feedforward_dim=11008),
                 norm=RMSNorm(epsilon=1e-6),
                 norm_placement="reordered",
@@ -392,7 +390,7 @@ MIXTRAL = ModelConfig(
         position=Rotary(base=1_000_000.0),
         blocks=(
             BlockConfig(
-                attention=AttentionConfig(num_heads=32, num_kv_heads=8),
+                mixer=Attention(num_heads=32, num_kv_heads=8),
                 feedforward=Experts(
                     num_experts=8,
                     expert=Gated(feedforward_dim=14336),
@@ -412,7 +410,7 @@ QWEN3_MOE = ModelConfig(
         position=Rotary(base=1_000_000.0),
         blocks=(
             BlockConfig(
-                attention=replace(_QWEN3_ATTENTION, num_heads=32, num_kv_heads=4),
+                mixer=replace(_QWEN3_ATTENTION, num_heads=32, num_kv_heads=4),
                 feedforward=Experts(
                     num_experts=128,
                     expert=Gated(feedforward_dim=768),
@@ -432,7 +430,7 @@ MODERN = ModelConfig(
         position=Rotary(),
         blocks=(
             BlockConfig(
-                attention=AttentionConfig(num_heads=4, qk_norm=RMSNorm(scale=False), value_shortcut=True),
+                mixer=Attention(num_heads=4, qk_norm=RMSNorm(scale=False), value_shortcut=True),
                 feedforward=Dense(activation="relu2"),
                 norm=RMSNorm(scale=False),
                 x0_shortcut=True,

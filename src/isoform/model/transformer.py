@@ -9,22 +9,42 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import assert_never
 
 import torch
 from torch import Tensor, nn
 
 from isoform.batch import Pieces, plain_pieces
 from isoform.mask import Causal, Coordinates, Full, Mask
-from isoform.model.attention import Attention, Edges, KeysValues
 from isoform.model.auxiliary import Auxiliary
-from isoform.model.cache import Cache, LayerCache
-from isoform.model.config import BlockConfig, Experts, ModelConfig, Norm, Rotary, Shaw, StackConfig
+from isoform.model.cache import Cache, KeyValueShape, LayerShape
+from isoform.model.config import (
+    LSTM,
+    Attention,
+    BlockConfig,
+    CausalConvolution,
+    Experts,
+    Grid,
+    Learned,
+    LinearRecurrence,
+    ModelConfig,
+    Norm,
+    Rotary,
+    Shaw,
+    Sinusoidal,
+    StackConfig,
+)
 from isoform.model.depth import DepthRouter, Subset
 from isoform.model.embedding import LookupStem, PooledHead, build_head, build_stem, table_of
 from isoform.model.experts import build_experts
 from isoform.model.feedforward import build_feedforward
 from isoform.model.kernels import dropout
-from isoform.model.lowering import check_kernel, lower, reach
+from isoform.model.lowering import check_kernel, look_back, lower
+from isoform.model.mixers.attention import Edges, KeysValues, MultiHeadAttention
+from isoform.model.mixers.convolution import ConvolutionMixer
+from isoform.model.mixers.documents import Documents
+from isoform.model.mixers.lstm import LSTMMixer
+from isoform.model.mixers.recurrence import RecurrenceMixer
 from isoform.model.network import Network
 from isoform.model.norm import ZeroCenteredRMSNorm, build_norm
 from isoform.model.position import RotaryPosition, Scheme, ShawPosition, Turn, build_position
@@ -84,6 +104,8 @@ class Pass:
     """Where the keys stand without a cache, if there are more than the pieces themselves."""
     told: list[KeysValues] | None = None
     """Takes in the keys and values of each block, for a decoder that reads those."""
+    documents: Documents | None = None
+    """Which tokens belong together, for recurrences."""
     made: dict[tuple, Edges] = field(default_factory=dict)
     turns: dict[int | tuple[int, str], Turn] = field(default_factory=dict)
 
@@ -169,33 +191,35 @@ class Residual(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention (and cross-attention where there is an encoder), then feed-forward, or both beside each other."""
+    """A mixer (and cross-attention where there is an encoder), then a feed-forward, or both beside each other."""
 
     def __init__(
         self, config: BlockConfig, model: ModelConfig, stack: StackConfig, position: Scheme | None, *, is_first: bool
     ) -> None:
         """`position`: a scheme of its own; None: the stack's."""
         super().__init__()
-        dim, head_dim = model.model_dim, model.head_dim(config)
+        dim, mixer, feedforward = model.model_dim, config.mixer, config.feedforward
         self.config = config
 
         def residual(placement: str = config.norm_placement) -> Residual:
             return Residual(config.norm, placement, dim, model.dropout)
 
         self.position = position
-        self.attention_norm = residual("bare") if is_first and not stack.first_norm else residual()
-        self.attention = Attention(config.attention, dim, head_dim)
+        self.mixer_norm = residual("bare") if is_first and not stack.first_norm else residual()
+        self.mixer = build_mixer(config, model)
         self.is_joint = stack.cross == "joint"
-        if stack.cross == "separate":
+        self.cross_norm, self.cross = None, None
+        if stack.cross == "separate" and isinstance(mixer, Attention):
             self.cross_norm = residual()
-            self.cross = Attention(config.attention, dim, head_dim, cross=True)
-        self.feedforward_norm = residual("bare") if config.parallel == "one_norm" else residual()
-        match config.feedforward:
-            case Experts(expert=expert):
-                self.feedforward = build_experts(config.feedforward, dim, model.feedforward_dim(expert))
-            case _:
-                self.feedforward = build_feedforward(config.feedforward, dim, model.feedforward_dim(config.feedforward))
-        self.is_routed = isinstance(config.feedforward, Experts)
+            self.cross = MultiHeadAttention(mixer, dim, model.head_dim(mixer), cross=True)
+        self.feedforward_norm, self.feedforward = None, None
+        if feedforward is not None:
+            self.feedforward_norm = residual("bare") if config.parallel == "one_norm" else residual()
+            if isinstance(feedforward, Experts):
+                self.feedforward = build_experts(feedforward, dim, model.feedforward_dim(feedforward.expert))
+            else:
+                self.feedforward = build_feedforward(feedforward, dim, model.feedforward_dim(feedforward))
+        self.is_routed = isinstance(feedforward, Experts)
         self.x0_mix = nn.Parameter(torch.tensor([1.0, 0.0])) if config.x0_shortcut else None
         self.depth = None if config.depth is None else DepthRouter(config.depth, dim)
         self.is_causal = stack is model.decoder
@@ -217,45 +241,83 @@ class Block(nn.Module):
         """The pieces (B, T, D) that go through."""
         if self.x0_mix is not None:
             x = self.x0_mix[0] * x + self.x0_mix[1] * shared.x0
-        edges = shared.edges(self.config, scheme if self.position is None else self.position, layer)
-        cache = None if shared.cache is None else shared.cache.layers[layer]
-
-        def attention(y: Tensor) -> Tensor:
-            context = self.context(shared, scheme, layer) if self.is_joint and shared.memory is not None else None
-            y, values, own = self.attention(y, edges, shared.first_values, cache, context)
-            if shared.first_values is None:
-                shared.first_values = values
-            if shared.told is not None:
-                shared.told.append(own)
-            return y
-
-        def feedforward(y: Tensor) -> Tensor:
-            return self.feedforward(y, shared.present, shared.auxiliary) if self.is_routed else self.feedforward(y)
-
+        if self.feedforward is None or self.feedforward_norm is None:
+            return self.read(self.mixer_norm(x, lambda y: self.mixed(y, shared, scheme, layer)), shared, layer)
         if self.config.parallel != "none":
-            read = self.attention_norm.entrance(x)
-            beside = read if self.config.parallel == "one_norm" else self.feedforward_norm.entrance(x)
-            x = x + self.attention_norm.branch(attention(read)) + self.feedforward_norm.branch(feedforward(beside))
-            return x if shared.memory is None else self.read(x, shared, cache)
-        x = self.attention_norm(x, attention)
-        if shared.memory is not None and not self.is_joint:
-            x = self.read(x, shared, cache)
-        return self.feedforward_norm(x, feedforward)
+            y = self.mixer_norm.entrance(x)
+            beside = y if self.config.parallel == "one_norm" else self.feedforward_norm.entrance(x)
+            x = x + self.mixer_norm.branch(self.mixed(y, shared, scheme, layer))
+            x = x + self.feedforward_norm.branch(self.transformed(beside, shared))
+            return self.read(x, shared, layer)
+        x = self.mixer_norm(x, lambda y: self.mixed(y, shared, scheme, layer))
+        x = self.read(x, shared, layer)
+        return self.feedforward_norm(x, lambda y: self.transformed(y, shared))
 
-    def context(self, shared: Pass, scheme: Scheme, layer: int) -> KeysValues:
+    @property
+    def cache_shape(self) -> LayerShape:
+        """What a cache keeps of each row for this block."""
+        if not isinstance(self.mixer, MultiHeadAttention):
+            return self.mixer.state_shape
+        pattern = self.config.attention.pattern
+        window = None if pattern is None else look_back(pattern)
+        return KeyValueShape(self.mixer.num_kv_heads, self.mixer.head_dim, window, is_own=self.depth is not None)
+
+    def mixed(self, y: Tensor, shared: Pass, scheme: Scheme, layer: int) -> Tensor:
+        """What the mixer makes of the tokens (B, T, D)."""
+        cache, scheme = shared.cache, scheme if self.position is None else self.position
+        if not isinstance(self.mixer, MultiHeadAttention):
+            assert shared.documents is not None
+            return self.mixer(y, shared.documents, None if cache is None else cache.state(layer))
+        context = (
+            self.context(self.mixer, shared, scheme, layer) if self.is_joint and shared.memory is not None else None
+        )
+        edges = shared.edges(self.config, scheme, layer)
+        y, values, own = self.mixer(
+            y, edges, shared.first_values, None if cache is None else cache.keys_values(layer), context
+        )
+        if shared.first_values is None:
+            shared.first_values = values
+        if shared.told is not None:
+            shared.told.append(own)
+        return y
+
+    def transformed(self, y: Tensor, shared: Pass) -> Tensor:
+        """What the feed-forward makes of each token (B, T, D)."""
+        assert self.feedforward is not None
+        return self.feedforward(y, shared.present, shared.auxiliary) if self.is_routed else self.feedforward(y)
+
+    def context(self, attention: MultiHeadAttention, shared: Pass, scheme: Scheme, layer: int) -> KeysValues:
         """Keys and values of the encoder's pieces, to be attended to jointly with the block's own."""
         memory = shared.memory
         assert memory is not None
         if memory.layers:
             return memory.layers[layer]
-        scheme = scheme if self.position is None else self.position
-        return self.attention.keys_values(memory.hidden, shared.memory_turn(scheme))
+        return attention.keys_values(memory.hidden, shared.memory_turn(scheme))
 
-    def read(self, x: Tensor, shared: Pass, cache: LayerCache | None) -> Tensor:
-        """The stream with what cross-attention found in the memory."""
-        memory = shared.memory
-        assert memory is not None
-        return self.cross_norm(x, lambda y: self.cross.read(y, memory.hidden, shared.memory_edges, cache))
+    def read(self, x: Tensor, shared: Pass, layer: int) -> Tensor:
+        """The stream with what cross-attention found in the memory, where the block has any."""
+        memory, cross = shared.memory, self.cross
+        if memory is None or cross is None or self.cross_norm is None:
+            return x
+        state = None if shared.cache is None else shared.cache.keys_values(layer)
+        return self.cross_norm(x, lambda y: cross.read(y, memory.hidden, shared.memory_edges, state))
+
+
+def build_mixer(
+    config: BlockConfig, model: ModelConfig
+) -> MultiHeadAttention | LSTMMixer | ConvolutionMixer | RecurrenceMixer:
+    """The module of a block's mixer."""
+    match config.mixer:
+        case Attention():
+            return MultiHeadAttention(config.mixer, model.model_dim, model.head_dim(config.mixer))
+        case LSTM():
+            return LSTMMixer(model.model_dim)
+        case CausalConvolution():
+            return ConvolutionMixer(config.mixer, model.model_dim)
+        case LinearRecurrence():
+            return RecurrenceMixer(model.model_dim, model.state_dim(config.mixer))
+        case _:
+            assert_never(config.mixer)
 
 
 def _own_positions(layers: list[BlockConfig], model: ModelConfig, stack: StackConfig) -> list[Scheme | None]:
@@ -263,15 +325,18 @@ def _own_positions(layers: list[BlockConfig], model: ModelConfig, stack: StackCo
     rotary: dict[tuple[Rotary, int], Scheme] = {}
     schemes: list[Scheme | None] = []
     for block in layers:
-        own = block.attention.position
+        if not isinstance(block.mixer, Attention):
+            schemes.append(None)
+            continue
+        own = block.mixer.position
         if own is not None:
-            known = own, model.rotated_dim(block, own)
+            known = own, model.rotated_dim(block.mixer, own)
             if known not in rotary:
                 rotary[known] = RotaryPosition(*known, model.num_places(stack))
             schemes.append(rotary[known])
         else:
             shaw = stack.position if isinstance(stack.position, Shaw) else None
-            schemes.append(None if shaw is None else ShawPosition(shaw, model.head_dim(block)))
+            schemes.append(None if shaw is None else ShawPosition(shaw, model.head_dim(block.mixer)))
     return schemes
 
 
@@ -291,16 +356,19 @@ class Stack(nn.Module):
     def __init__(self, config: StackConfig, model: ModelConfig) -> None:
         super().__init__()
         self.config, layers = config, model.layers(config)
-        sharing = [block for block in layers if block.attention.position is None] or layers
+        attentions = [block.mixer for block in layers if isinstance(block.mixer, Attention)]
+        sharing = [attention for attention in attentions if attention.position is None] or attentions
         self.context_length, num_places = model.length(config), model.num_places(config)
         rotary = config.position if isinstance(config.position, Rotary) else Rotary()
+        is_read = bool(attentions) or isinstance(config.position, Learned | Grid | Sinusoidal)
         self.position = build_position(
-            config.position,
+            config.position if is_read else None,
             model_dim=model.model_dim,
-            num_heads={block.attention.num_heads for block in sharing},
-            rotated_dims={model.rotated_dim(block, rotary) for block in sharing},
+            num_heads={attention.num_heads for attention in sharing},
+            rotated_dims={model.rotated_dim(attention, rotary) for attention in sharing},
             context_length=num_places,
         )
+        self.has_recurrence = len(attentions) < len(layers)
         self.input_norm = None if config.input_norm is None else build_norm(config.input_norm, model.model_dim)
         own = _own_positions(layers, model, config)
         self.blocks = nn.ModuleList(
@@ -333,6 +401,7 @@ class Stack(nn.Module):
                 keys = memory.joined(coordinates)
             if cache is not None and keys is not None:
                 cache.come_after(coordinates.index - own.index, keys.index.shape[1] - own.index.shape[1])
+        documents = self._documents(coordinates, mask, cache) if self.has_recurrence else None
         if cache is not None:
             cache.extend(coordinates if keys is None else keys)
         x = self.position.embed(x, coordinates)
@@ -340,7 +409,18 @@ class Stack(nn.Module):
             x = self.input_norm(x)
         if self.dropout and self.training:
             x = dropout(x, self.dropout)
-        shared = Pass(x, coordinates, mask, memory, cache, auxiliary, kernel=self.kernel, keys=keys, told=told)
+        shared = Pass(
+            x,
+            coordinates,
+            mask,
+            memory,
+            cache,
+            auxiliary,
+            kernel=self.kernel,
+            keys=keys,
+            told=told,
+            documents=documents,
+        )
         for layer in range(self.num_layers):
             x = self.blocks[layer % len(self.blocks)](x, shared, self.position, layer)
             if auxiliary is not None and layer + 1 in self.config.exits:
@@ -349,6 +429,14 @@ class Stack(nn.Module):
             for i, block in enumerate(self.ahead.blocks):
                 auxiliary.ahead.append(self.finished(block(x, shared, self.position, self.num_layers + i)))
         return self.finished(x)
+
+    def _documents(self, coordinates: Coordinates, mask: Mask, cache: Cache | None) -> Documents:
+        if mask != Causal():
+            raise ValueError(
+                f"the mask {mask} with a recurrence or a convolution, which read forwards and need a causal one; "
+                f"choose an objective that predicts every next token, or attention in every block"
+            )
+        return Documents(coordinates, None if cache is None else cache.newest_document)
 
     @property
     def num_layers(self) -> int:
@@ -410,11 +498,15 @@ class Transformer(Network[ModelConfig]):
                 if name.endswith((".output.weight", ".down.weight", ".down")) and ".blocks." in name:
                     std *= {"matrix": 1.0, "scaled": branches**-0.5, "zero": 0.0}[init.output]
                 nn.init.normal_(parameter, std=std)
+        for module in self.modules():
+            if isinstance(module, LSTMMixer | RecurrenceMixer):
+                module.reset_parameters()
 
     def encode(self, pieces: Pieces | Tensor, mask: Mask | None = None, auxiliary: Auxiliary | None = None) -> Memory:
         """What the encoder makes of pieces (B, S); everything sees everything unless a mask says otherwise."""
         stack, decoder = self.decoder if self.config.share_stacks else self.encoder, self.config.decoder
-        assert stack is not None and self.config.encoder is not None, "this model has no encoder"
+        if stack is None or self.config.encoder is None:
+            raise ValueError("this model has no encoder; set model.encoder, or use decode")
         pieces = self._checked(pieces, self.config.length(self.config.encoder))
         x = (self.stem if self.encoder_stem is None else self.encoder_stem)(pieces)
         told = [] if decoder is not None and decoder.reads == "layerwise" else None
@@ -433,13 +525,13 @@ class Transformer(Network[ModelConfig]):
 
         Raises ValueError for a missing or an unexpected memory, and for pieces beyond context_length.
         """
-        assert self.decoder is not None and self.config.decoder is not None, "this model has no decoder"
-        if (memory is None) != (self.config.decoder.cross == "none"):
-            wants = "no memory" if self.config.decoder.cross == "none" else "the encoder's memory"
-            raise ValueError(f"decoder.cross={self.config.decoder.cross!r} wants {wants}")
-        pieces = self._checked(pieces, self.decoder.context_length)
+        decoder = self._decoder()
+        if (memory is None) != (decoder.config.cross == "none"):
+            wants = "no memory" if decoder.config.cross == "none" else "the encoder's memory"
+            raise ValueError(f"decoder.cross={decoder.config.cross!r} wants {wants}")
+        pieces = self._checked(pieces, decoder.context_length)
         mask = Causal() if mask is None else mask
-        return self.decoder(self.stem(pieces), pieces.coordinates, mask, memory, cache, auxiliary)
+        return decoder(self.stem(pieces), pieces.coordinates, mask, memory, cache, auxiliary)
 
     def logits(self, hidden: Tensor, coordinates: Coordinates | None = None) -> Tensor:
         return self.head(hidden, coordinates)
@@ -460,15 +552,12 @@ class Transformer(Network[ModelConfig]):
     def build_cache(self, num_rows: int, capacity: int | None = None) -> Cache:
         """An empty cache for the decoder, of `capacity` slots (absent: context_length); with joint attention it has
         room for the encoder's pieces beside them."""
-        assert self.config.decoder is not None, "this model has no decoder"
-        stack, config = self.config.decoder, self.config
-        attentions = [(block.attention, config.head_dim(block)) for block in config.layers(stack)] * stack.loops
+        decoder, config = self._decoder(), self.config
+        stack = decoder.config
         return Cache(
-            [(attention.num_kv_heads or attention.num_heads, head_dim) for attention, head_dim in attentions],
+            [block.cache_shape for block in decoder.blocks if isinstance(block, Block)] * stack.loops,
             num_rows=num_rows,
             capacity=(capacity or config.length(stack)) + config.num_places(stack) - config.length(stack),
-            own=[i for i, block in enumerate(config.layers(stack) * stack.loops) if block.depth is not None],
-            windows=[None if a.pattern is None else (reach(a.pattern) or (None, 0))[0] for a, _ in attentions],
             device=self.device,
             dtype=next(self.parameters()).dtype,
         )
@@ -478,9 +567,11 @@ class Transformer(Network[ModelConfig]):
 
         Raises ValueError naming what the position schemes or dropout need that the kernel can't do.
         """
+        if kernel != "auto" and not any(isinstance(module, MultiHeadAttention) for module in self.modules()):
+            raise ValueError(f"kernel={kernel!r}: this model has no attention to compute; leave it at auto")
         for stack in (self.encoder, self.decoder):
             schemes = [] if stack is None else [m for m in stack.modules() if isinstance(m, Scheme)]
-            attentions = [] if stack is None else [m for m in stack.modules() if isinstance(m, Attention)]
+            attentions = [] if stack is None else [m for m in stack.modules() if isinstance(m, MultiHeadAttention)]
             needs = {need for scheme in schemes for need in scheme.needs}
             needs |= {"dropout"} if any(attention.dropout for attention in attentions) else set()
             needs |= {"gradients"} if trains else set()
@@ -520,6 +611,11 @@ class Transformer(Network[ModelConfig]):
         if not is_encoder:
             other.encoder = self.encoder
         return other.train(self.training)
+
+    def _decoder(self) -> Stack:
+        if self.decoder is None:
+            raise ValueError("this model has no decoder; set model.decoder, or use encode")
+        return self.decoder
 
     def _checked(self, pieces: Pieces | Tensor, context_length: int) -> Pieces:
         """As Pieces. Raises ValueError for those that stand beyond the context."""

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from isoform.batch import Batch
 from isoform.model.auxiliary import Auxiliary
-from isoform.model.config import Model, ModelConfig, Pooled
+from isoform.model.baseline_config import Model, as_transformer
+from isoform.model.config import ModelConfig, Pooled
 from isoform.model.network import Network
 from isoform.objectives.config import (
     Causal,
@@ -126,6 +127,7 @@ def logits_of(model: Network, view: View, batch: Batch, auxiliary: Auxiliary | N
 def scored_fraction(config: Model, weights: Tensor) -> float:
     """Of targets with these loss weights (B, T) the fraction that the head scores: those that count if they are few,
     unless it looks at a document as a whole, or other answers are scored beside these."""
+    config = as_transformer(config)
     if not isinstance(config, ModelConfig) or isinstance(config.head, Pooled):
         return 1.0
     fraction = float((weights > 0).float().mean())

@@ -14,7 +14,7 @@ from typing import assert_never
 import numpy as np
 
 from isoform.batch import Encoding, Example, collate
-from isoform.codecs.codec import Codec, as_text
+from isoform.codecs.codec import Codec, TextCodec, as_text
 from isoform.mask import Causal as CausalMask
 from isoform.mask import Full, Mask, attended
 from isoform.mask import Prefix as PrefixMask
@@ -132,6 +132,12 @@ def _after(change: Denoising, view: View) -> Callable[[Encoding, np.random.Gener
     return lambda encoding, rng: view.example(change(encoding, rng), rng)
 
 
+def _needed(codec: Codec | None) -> TextCodec:
+    if codec is None:
+        raise ValueError("this objective hides tokens, so its view must know their codec; give build_view a codec")
+    return as_text(codec)
+
+
 def build_view(
     config: Objective, codec: Codec | None = None, *, is_encoder_decoder: bool = False, is_causal: bool = False
 ) -> View:
@@ -166,12 +172,10 @@ def build_view(
         case Distillation():
             return build_view(Seq2seq() if is_encoder_decoder else Causal())
         case Masked():
-            assert codec is not None, "masking needs to know the mask piece"
-            hide = Masking(config, as_text(codec))
+            hide = Masking(config, _needed(codec))
             return View(Full(), Full(), hide, lambda n, prefix: (n, 0), overlap=0, is_text=False)
         case SpanCorruption() | DenoiserMixture():
-            assert codec is not None, "span corruption needs to know the pieces that stand for spans"
-            leave_out = Denoising(config, as_text(codec))
+            leave_out = Denoising(config, _needed(codec))
             if is_encoder_decoder:
                 view = replace(build_view(Seq2seq()), length=lambda n, prefix: leave_out.lengths(n)[::-1])
             else:

@@ -11,17 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
+from isoform.model.baseline_config import LSTM, Baseline, CausalConvolution, NGramMlp
 from isoform.model.config import (
-    LSTM,
-    AttentionConfig,
-    Baseline,
+    Attention,
     BlockConfig,
-    CausalConvolution,
     Dense,
     Experts,
     Gated,
+    LinearRecurrence,
     ModelConfig,
-    NGramMlp,
     StackConfig,
 )
 from isoform.model.cost import Shape, training_flops
@@ -346,16 +344,19 @@ def _scaled(inner: int | None, times: float) -> int | None:
 def _resized_block(model: ModelConfig, block: BlockConfig, width: int, heads_keep: HeadsKeep) -> BlockConfig:
     times = width / model.model_dim
     resize = _more_heads if heads_keep == "width" else _wider_heads
-    attention = resize(block.attention, model.head_dim(block), times)
-    feedforward = block.feedforward
+    mixer, feedforward = block.mixer, block.feedforward
+    if isinstance(mixer, Attention):
+        mixer = resize(mixer, model.head_dim(mixer), times)
+    elif isinstance(mixer, LinearRecurrence):
+        mixer = replace(mixer, state_dim=_scaled(mixer.state_dim, times))
     if isinstance(feedforward, Experts):
         feedforward = replace(feedforward, expert=_resized_feedforward(feedforward.expert, times))
-    else:
+    elif feedforward is not None:
         feedforward = _resized_feedforward(feedforward, times)
-    return replace(block, attention=attention, feedforward=feedforward)
+    return replace(block, mixer=mixer, feedforward=feedforward)
 
 
-def _more_heads(attention: AttentionConfig, head_dim: int, times: float) -> AttentionConfig:
+def _more_heads(attention: Attention, head_dim: int, times: float) -> Attention:
     """As many heads more as the model is wider, of the same width, with as many heads to a key as they divide by."""
     heads = max(1, round(attention.num_heads * times))
     groups = attention.num_heads // (attention.num_kv_heads or attention.num_heads)
@@ -367,7 +368,7 @@ def _more_heads(attention: AttentionConfig, head_dim: int, times: float) -> Atte
     return replace(attention, num_heads=heads, num_kv_heads=keys, head_dim=head_dim)
 
 
-def _wider_heads(attention: AttentionConfig, head_dim: int, times: float) -> AttentionConfig:
+def _wider_heads(attention: Attention, head_dim: int, times: float) -> Attention:
     """As many heads, of even width, since positions turn them by pairs."""
     return replace(attention, head_dim=max(2, round(head_dim * times / 2) * 2))
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from isoform.checkpoint.store import is_in_use
 from isoform.config import dump_toml, from_dict, load_toml, stated, to_dict
+from isoform.history import as_before
 from isoform.preparation import Prepared
 from isoform.recipe import Recipe
 from isoform.run import Run, write_text
@@ -106,7 +107,7 @@ def make_job(arm: str, rung: Rung, data: str, purpose: str = "ladder", start: Jo
     content["data"] = stated(replace(rung.recipe.data, path="", validation_path=""))
     if start is not None:
         content["start"] = start.id
-    text = json.dumps([DEFAULTS, content, data], sort_keys=True)
+    text = json.dumps([DEFAULTS, as_before(content), data], sort_keys=True)
     return Job(arm, rung, hashlib.sha256(text.encode()).hexdigest()[:16], purpose, start)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from isoform.model.config import Model
+from isoform.model.baseline_config import Model
 from isoform.model.cost import Shape, activation_numbers, num_matrix_parameters, num_parameters
 from isoform.training.config import AdamW, Muon, Optimizer
 

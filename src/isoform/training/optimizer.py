@@ -9,6 +9,7 @@ from typing import Any, assert_never
 import torch
 from torch import Tensor, nn
 
+from isoform.checkpoint.versions import name_today
 from isoform.training.config import (
     AdamW,
     Cosine,
@@ -122,12 +123,14 @@ class MuonOptimizer(torch.optim.Optimizer):
 
 
 Named = Sequence[tuple[str, nn.Parameter]]
+STEMS = ("stem.", "encoder_stem.")
 
 
 def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
     """Leave the parameters as they are whose names begin so. Raises ValueError for a beginning that none has."""
     for beginning in beginnings:
-        found = [p for n, p in model.named_parameters() if f"{n}.".startswith(f"{beginning.rstrip('.')}.")]
+        start = name_today(f"{beginning.rstrip('.')}.")
+        found = [p for n, p in model.named_parameters() if f"{n}.".startswith(start)]
         if not found:
             known = sorted({".".join(n.split(".")[:2]) for n, _ in model.named_parameters()})
             raise ValueError(f"training.frozen: no parameter's name begins with {beginning!r} (known: {known})")
@@ -136,11 +139,17 @@ def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
 
 
 def build_optimizers(
-    config: Optimizer, model: nn.Module, dtype: torch.dtype = torch.float32, *, layer_decay: float = 1.0
+    config: Optimizer,
+    model: nn.Module,
+    dtype: torch.dtype = torch.float32,
+    *,
+    layer_decay: float = 1.0,
+    tables: tuple[str, ...] = STEMS,
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a model's parameters: which parameter goes where is decided here, by name and shape.
 
-    dtype: of Muon's products; layer_decay: how much slower each block learns than the one above it.
+    dtype: of Muon's products; layer_decay: how much slower each block learns than the one above it; tables: with what
+    the names of those begin that have the embeddings' learning rate.
     """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if not named:
@@ -148,7 +157,7 @@ def build_optimizers(
     by_factor = _by_layer(named, layer_decay)
     match config:
         case AdamW():
-            return [_adamw(config, by_factor)]
+            return [_adamw(config, by_factor, tables)]
         case Muon():
             matrices = {f: [(n, p) for n, p in some if _is_matrix(n, p)] for f, some in by_factor.items()}
             others = {f: [(n, p) for n, p in some if not _is_matrix(n, p)] for f, some in by_factor.items()}
@@ -157,7 +166,7 @@ def build_optimizers(
                 rate = config.learning_rate
                 groups = [{"params": [p for _, p in some], "lr": f * rate} for f, some in matrices.items() if some]
                 made.append(MuonOptimizer(groups, config, dtype))
-            return [*made, _adamw(config.adam, others)] if any(others.values()) else made
+            return [*made, _adamw(config.adam, others, tables)] if any(others.values()) else made
         case _:
             assert_never(config)
 
@@ -176,7 +185,7 @@ def _by_layer(named: Named, decay: float) -> dict[float, Named]:
 
 def _depth(name: str) -> int | None:
     """The stem is 0, the i-th block i + 1; None: what stands above the blocks."""
-    if name.startswith(("stem.", "encoder_stem.")):
+    if name.startswith(STEMS):
         return 0
     parts = name.split(".")
     if "ahead" in parts:
@@ -190,13 +199,13 @@ def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
     return ".blocks." in name and parameter.dim() >= 2 and not is_other
 
 
-def _adamw(config: AdamW, by_factor: Mapping[float, Named]) -> torch.optim.Optimizer:
+def _adamw(config: AdamW, by_factor: Mapping[float, Named], stems: tuple[str, ...]) -> torch.optim.Optimizer:
     groups = []
     for factor, named in by_factor.items():
         rate, decay = factor * config.learning_rate, config.weight_decay
         tables_rate = rate if config.embedding_learning_rate is None else factor * config.embedding_learning_rate
-        tables = [p for n, p in named if n.startswith("stem.") and p.dim() >= 2]
-        matrices = [p for n, p in named if not n.startswith("stem.") and p.dim() >= 2]
+        tables = [p for n, p in named if n.startswith(stems) and p.dim() >= 2]
+        matrices = [p for n, p in named if not n.startswith(stems) and p.dim() >= 2]
         vectors = [p for _, p in named if p.dim() < 2]
         groups += [
             {"params": tables, "lr": tables_rate, "weight_decay": decay},
@@ -211,21 +220,43 @@ def _adamw(config: AdamW, by_factor: Mapping[float, Named]) -> torch.optim.Optim
     )
 
 
-def optimizer_state(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The optimizers' memory as flat tensors, named optimizer.parameter.slot."""
+def optimizer_state(optimizers: list[torch.optim.Optimizer], model: nn.Module) -> dict[str, Tensor]:
+    """The optimizers' memory as flat tensors, named by parameter and slot: decoder.final_norm.weight.exp_avg."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{i}.{index}.{slot}": tensor
-        for i, optimizer in enumerate(optimizers)
-        for index, slots in optimizer.state_dict()["state"].items()
+        f"{names[parameter]}.{slot}": tensor
+        for optimizer in optimizers
+        for parameter, slots in optimizer.state.items()
         for slot, tensor in slots.items()
     }
 
 
-def load_optimizer_state(optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+def load_optimizer_state(
+    optimizers: list[torch.optim.Optimizer], model: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
     """Put the memory back; learning rates and the like stay those of the config."""
-    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
-    for name, tensor in tensors.items():
-        i, index, slot = name.split(".")
-        states[int(i)].setdefault(int(index), {})[slot] = tensor
-    for optimizer, state in zip(optimizers, states, strict=True):
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    slots_of: dict[str, dict[str, Tensor]] = {}
+    for path, tensor in tensors.items():
+        name, _, slot = path.rpartition(".")
+        slots_of.setdefault(name, {})[slot] = tensor
+    for optimizer in optimizers:
+        index = {i: names[p] for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+        state = {i: slots_of[name] for i, name in index.items() if name in slots_of}
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def named_slots(
+    tensors: Mapping[str, Tensor], config: Optimizer, model: nn.Module, *, layer_decay: float
+) -> dict[str, Tensor]:
+    """Memory of layout 1, whose names were optimizer.parameter.slot with the numbers of both, by parameter."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    numbered = [
+        [names[p] for group in optimizer.param_groups for p in group["params"]]
+        for optimizer in build_optimizers(config, model, layer_decay=layer_decay, tables=("stem.",))
+    ]
+    named = {}
+    for path, tensor in tensors.items():
+        optimizer, parameter, slot = path.split(".")
+        named[f"{numbered[int(optimizer)][int(parameter)]}.{slot}"] = tensor
+    return named

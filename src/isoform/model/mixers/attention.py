@@ -1,8 +1,8 @@
 """Attention: a round of data-dependent message passing between pieces (Vaswani et al. 2017, section 3.2).
 
 Every piece emits a query, a key and a value; along each allowed edge, a softmax of query-key products says
-how much of the value flows. The heart is `Attention.forward` and `attend` in lowering.py; `examples/message_passing.py`
-is the same thing as loops over a graph.
+how much of the value flows. The heart is `MultiHeadAttention.forward` and `attend` in lowering.py;
+`examples/message_passing.py` is the same thing as loops over a graph.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from isoform.model.cache import LayerCache
-from isoform.model.config import AttentionConfig, RMSNorm
+from isoform.model.cache import KeyValueState
+from isoform.model.config import Attention, RMSNorm
 from isoform.model.kernels import Linear
 from isoform.model.lowering import ALL, Allowed, attend, attention_weights
 from isoform.model.norm import build_norm
@@ -48,12 +48,12 @@ class GapBias(nn.Module):
         return x + torch.cat([self.bias[: self.start], gap, self.bias[self.start :]])
 
 
-class Attention(nn.Module):
+class MultiHeadAttention(nn.Module):
     """Multi-head attention of a piece to its own sequence, or (`cross`) to an encoder's output."""
 
     kernel = "auto"
 
-    def __init__(self, config: AttentionConfig, model_dim: int, head_dim: int, *, cross: bool = False) -> None:
+    def __init__(self, config: Attention, model_dim: int, head_dim: int, *, cross: bool = False) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.num_kv_heads = config.num_kv_heads or config.num_heads
@@ -84,7 +84,7 @@ class Attention(nn.Module):
         x: Tensor,
         edges: Edges,
         first_values: Tensor | None = None,
-        cache: LayerCache | None = None,
+        cache: KeyValueState | None = None,
         context: KeysValues | None = None,
     ) -> tuple[Tensor, Tensor, KeysValues]:
         """x (B, T, D) to (B, T, D), the values (B, T, K, H) for the blocks above, and its keys and values.
@@ -122,7 +122,7 @@ class Attention(nn.Module):
             v = v + self.gap_bias.bias[self.gap_bias.start :].view(self.num_kv_heads, self.head_dim)
         return turn(self.normalised(k, self.key_norm)).transpose(1, 2), v.transpose(1, 2)
 
-    def read(self, x: Tensor, memory: Tensor, edges: Edges, cache: LayerCache | None = None) -> Tensor:
+    def read(self, x: Tensor, memory: Tensor, edges: Edges, cache: KeyValueState | None = None) -> Tensor:
         """Cross-attention: x (B, T, D) asks the encoder's output, memory (B, S, D); or of fewer rows, each of which is
         asked by as many rows of x that lie beside each other."""
         num_rows, length, _ = x.shape

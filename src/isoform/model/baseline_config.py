@@ -1,0 +1,177 @@
+"""Models without attention, to compare the Transformer with, each stated by a few numbers. Torch-free.
+
+An LSTM and a convolution are stacks of blocks like any other, as `as_transformer` spells them out; a bag of n-grams is
+not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from isoform.model import config
+from isoform.model.config import (
+    BlockConfig,
+    Dense,
+    Initialization,
+    Lookup,
+    ModelConfig,
+    RMSNorm,
+    StackConfig,
+    Vocabulary,
+)
+
+NORM = RMSNorm(scale=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Baseline:
+    """What the baselines have in common: a stem and a head, and residual blocks between them."""
+
+    model_dim: int = 128
+    num_layers: int = 4
+    context_length: int = 128
+    """The most pieces seen at once, and the length of training rows."""
+    vocab_size: int = 0
+    """Pieces; 0: as many as the codec has."""
+    stem: Lookup = Lookup(norm=RMSNorm(scale=False))
+    head: Vocabulary = Vocabulary()
+    dropout: float = 0.0
+    """Dropout of the embeddings and of each branch's output."""
+
+    def __post_init__(self) -> None:
+        for name in ("model_dim", "num_layers", "context_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.vocab_size < 0:
+            raise ValueError(f"vocab_size={self.vocab_size} must not be negative; 0 takes the codec's")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and less than 1")
+
+
+def _check_width(feedforward_dim: int | None) -> None:
+    if feedforward_dim is not None and feedforward_dim < 1:
+        raise ValueError(f"feedforward_dim={feedforward_dim} must be at least 1; leave it out for 4 x model_dim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSTM(_Baseline):
+    """Layers of long short-term memory (Hochreiter and Schmidhuber 1997), each a residual branch with its norm before
+    it; six have the matrices of four of the Transformer's blocks."""
+
+    num_layers: int = 6
+
+    @property
+    def blocks(self) -> tuple[BlockConfig, ...]:
+        """The blocks that are repeated."""
+        return (BlockConfig(mixer=config.LSTM(), feedforward=None, norm=NORM),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalConvolution(_Baseline):
+    """Blocks of a causal dilated convolution and a feed-forward (ByteNet, Kalchbrenner et al. 2016; Bai et al. 2018).
+
+    The dilation grows by `dilation_growth` from block to block until an output sees as far back as it should, then
+    begins again at 1.
+    """
+
+    kernel_size: int = 5
+    """Pieces under a kernel."""
+    dilation_growth: int = 3
+    receptive_field: int | None = None
+    """How many pieces an output sees at least, its own included; absent: context_length."""
+    feedforward_dim: int | None = None
+    """Inner width of each block's feed-forward; absent: 4 x model_dim."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kernel_size < 2 or self.dilation_growth < 1:
+            raise ValueError(
+                f"kernel_size={self.kernel_size} must be at least 2, dilation_growth={self.dilation_growth} at least 1"
+            )
+        _check_width(self.feedforward_dim)
+        wanted, cycle = self._wanted, self._cycle
+        if wanted < 1:
+            raise ValueError(f"receptive_field={wanted} must be at least 1")
+        if len(cycle) > self.num_layers:
+            seen = 1 + (self.kernel_size - 1) * sum(cycle[: self.num_layers])
+            raise ValueError(
+                f"num_layers={self.num_layers} with kernel_size={self.kernel_size} and "
+                f"dilation_growth={self.dilation_growth} see {seen} pieces, not the {wanted} of "
+                f"{'context_length' if self.receptive_field is None else 'receptive_field'}; set "
+                f"num_layers={len(cycle)} or more, a larger kernel_size or dilation_growth, or receptive_field={seen}"
+            )
+
+    @property
+    def blocks(self) -> tuple[BlockConfig, ...]:
+        """The blocks that are repeated, one for each dilation."""
+        feedforward = Dense(feedforward_dim=self.feedforward_dim, activation="relu2")
+        return tuple(
+            BlockConfig(
+                mixer=config.CausalConvolution(kernel_size=self.kernel_size, dilation=d),
+                feedforward=feedforward,
+                norm=NORM,
+            )
+            for d in self._cycle
+        )
+
+    @property
+    def least_layers(self) -> int:
+        """Blocks that it takes to see as far back as it should."""
+        return len(self._cycle)
+
+    @property
+    def _wanted(self) -> int:
+        return self.context_length if self.receptive_field is None else self.receptive_field
+
+    @property
+    def _cycle(self) -> list[int]:
+        cycle, seen = [1], self.kernel_size
+        while seen < self._wanted:
+            cycle.append(cycle[-1] * self.dilation_growth)
+            seen += (self.kernel_size - 1) * cycle[-1]
+        return cycle
+
+
+@dataclass(frozen=True, kw_only=True)
+class NGramMlp(_Baseline):
+    """The vectors of the last pieces and of the n-grams that end in them, added up, and a feed-forward network over the
+    sum (after Bengio et al. 2003, and fastText's bags, Joulin et al. 2016). Which n-grams, `stem` says."""
+
+    num_layers: int = 6
+    stem: Lookup = Lookup(ngrams=(2, 3, 4), norm=RMSNorm(scale=False))
+    bag: int = 16
+    """How many pieces are in the sum: the newest and those before it, each weighted by distance and feature."""
+    feedforward_dim: int | None = None
+    """Inner width of each block's feed-forward; absent: 4 x model_dim."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bag < 1:
+            raise ValueError(f"bag={self.bag} must be at least 1: the newest piece is always in it")
+        _check_width(self.feedforward_dim)
+
+    @property
+    def inner_dim(self) -> int:
+        """Inner width F of a block's feed-forward."""
+        return 4 * self.model_dim if self.feedforward_dim is None else self.feedforward_dim
+
+
+Baseline = LSTM | CausalConvolution | NGramMlp
+Model = ModelConfig | Baseline
+
+
+def as_transformer(model: Model) -> ModelConfig | NGramMlp:
+    """The model with a baseline that is a stack of blocks spelled out."""
+    if isinstance(model, ModelConfig | NGramMlp):
+        return model
+    embedding = 0.02 if model.head.tied else model.model_dim**-0.5  # or a tied head would begin by repeating the token
+    return ModelConfig(
+        model_dim=model.model_dim,
+        context_length=model.context_length,
+        vocab_size=model.vocab_size,
+        decoder=StackConfig(num_layers=model.num_layers, blocks=model.blocks, position=None),
+        stem=model.stem,
+        head=model.head,
+        dropout=model.dropout,
+        initialization=Initialization(embedding=embedding, matrix=None, output="zero", head="zero"),
+    )

@@ -15,7 +15,7 @@ NAMES = {path: ".".join(path.relative_to(SOURCE).with_suffix("").parts) for path
 FOLDERS = ("codecs", "objectives", "data", "model", "training", "generation", "scaling")
 
 ROWS = [
-    *("config", "mask"),
+    *("config", "mask", "files"),
     *(f"{folder}.config" for folder in FOLDERS),
     *("model.presets", "recipe", "machine", "batch"),
     *("codecs.codec", "codecs.bpe", "codecs.tokenizer", "codecs.image", "codecs.numbers", "codecs.text"),

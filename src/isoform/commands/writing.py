@@ -15,6 +15,7 @@ from isoform.commands.verb import Result, chosen_machine
 from isoform.data.sources import Record, load_source
 from isoform.evaluation.translation import answer_lines, translate
 from isoform.experiment import evaluate_held_out, load_records
+from isoform.files import write_text
 from isoform.generation.config import Beam
 from isoform.generation.decode import Generation, Prompt, build_prompt, walk
 from isoform.generation.decode import generate as generate_texts
@@ -23,7 +24,7 @@ from isoform.inspection.attention import cross_attention, draw_attention
 from isoform.model.config import Pooled
 from isoform.objectives.views import View
 from isoform.options import EvaluateOptions, GenerateOptions
-from isoform.run import Trained, load, write_text
+from isoform.run import Trained, load
 from isoform.terminal import Terminal
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from isoform.experiment import Prepared, measure_speed, prepare
+from isoform.files import write_bytes, write_text
 from isoform.machine import Machine, describe
 from isoform.model.cost import num_parameters
 from isoform.recipe import Recipe, changed, load_recipe
-from isoform.run import write_text
 from isoform.scaling.claims import Arm, Claim, Loaded, decide, measure
 from isoform.scaling.config import FixedRatio, Ladder, OneSize
 from isoform.scaling.curves import arms
@@ -299,7 +299,7 @@ def _write_pictures(page: Page, out: Path, prefix: str = "") -> dict[str, str]:
     """Write the PNG files of a page; gives their names by what they show."""
     files = {what: f"{prefix}{what.replace(' ', '-')}.png" for what in page.pictures}
     for what, png in page.pictures.items():
-        (out / files[what]).write_bytes(png)
+        write_bytes(out / files[what], png)
     return files
 
 

@@ -17,13 +17,14 @@ from isoform.config import to_dict
 from isoform.data.sources import load_source
 from isoform.evaluation.translation import answer_lines, translate
 from isoform.experiment import evaluate_held_out, load_records
+from isoform.files import write_text
 from isoform.generation.config import Beam
 from isoform.machine import Machine
 from isoform.model.config import ModelConfig
 from isoform.model.cost import conversation
 from isoform.objectives.config import Causal, Objective, Seq2seq
 from isoform.recipe import Recipe, load_recipe
-from isoform.run import Run, load, write_text
+from isoform.run import Run, load
 from isoform.scaling.study import Row
 
 

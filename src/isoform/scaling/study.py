@@ -20,8 +20,9 @@ from typing import Any
 from isoform.checkpoint.store import is_in_use
 from isoform.config import dump_toml, from_dict, load_toml, stated, to_dict
 from isoform.experiment import Prepared
+from isoform.files import write_text
 from isoform.recipe import Recipe
-from isoform.run import Run, write_text
+from isoform.run import Run
 from isoform.scaling.engines import Command, Engine, Ticket
 from isoform.scaling.ladder import Rung
 from isoform.terminal import Terminal, count, duration

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from isoform.commands.verb import TRANSIENT, Result, chosen_machine, interruptions
+from isoform.commands.verb import Result, chosen_machine, interruptions
 from isoform.machine import Machine
 from isoform.options import MachineOptions, ReproduceOptions, ScaleOptions, StudyOptions
 from isoform.scaling.claims import builtin_claims, load_claim
 from isoform.scaling.engines import build_engine
 from isoform.scaling.lab import Hands, Stopped, check, climb, other_recipe, plan, say_plan
-from isoform.terminal import Terminal
+from isoform.terminal import ExitCode, Terminal
 
 
 def scale(options: ScaleOptions, terminal: Terminal, name: str) -> Result:
@@ -48,7 +48,7 @@ def scale(options: ScaleOptions, terminal: Terminal, name: str) -> Result:
             )
         except Stopped:
             terminal.say("stopped after a clean save; the same command goes on")
-            return Result({"stopped": True}, TRANSIENT)
+            return Result({"stopped": True}, ExitCode.TRANSIENT)
     terminal.say(f"report         {out / 'report.html'}")
     return Result({"out": str(out), **values})
 
@@ -65,7 +65,7 @@ def reproduce(options: ReproduceOptions, terminal: Terminal) -> Result:
             values = check(loaded, hands, machine, terminal, out, command=_typed("reproduce"), extend=options.extend)
         except Stopped:
             terminal.say("stopped after a clean save; the same command goes on")
-            return Result({"stopped": True}, TRANSIENT)
+            return Result({"stopped": True}, ExitCode.TRANSIENT)
     for condition in loaded.claim.rule:
         terminal.say(f"  {condition!s:<52}{_estimate(values['values'][condition.value])}")
     for warning in values["warnings"]:

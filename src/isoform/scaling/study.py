@@ -25,12 +25,13 @@ from isoform.recipe import Recipe
 from isoform.run import Run
 from isoform.scaling.engines import Command, Engine, Ticket
 from isoform.scaling.ladder import Rung
-from isoform.terminal import Terminal, count, duration
+from isoform.terminal import ExitCode, Terminal, count, duration
 
 ATTEMPTS = 3
 """Starts without a new checkpoint in between after which a run is given up."""
 
-TRANSIENT = (75, 130)
+RESTARTABLE = (ExitCode.TRANSIENT, ExitCode.INTERRUPTED)
+"""Endings after which a run is started again, as after a signal that ended it."""
 
 
 @dataclass(frozen=True)
@@ -287,7 +288,7 @@ class Study:
             return
         step = self._step(job)
         attempts[job.id] = 0 if step > one.step else attempts.get(job.id, 0) + 1
-        if (code < 0 or code in TRANSIENT) and attempts[job.id] < ATTEMPTS:
+        if (code < 0 or code in RESTARTABLE) and attempts[job.id] < ATTEMPTS:
             waiting.insert(0, job)
             return
         log = self.pool / f"{job.id}.log"

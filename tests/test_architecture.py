@@ -34,6 +34,7 @@ ROWS = [
         "scaling.ladder",
         "scaling.engines",
         "scaling.study",
+        "scaling.conversation",
         "scaling.measures",
         "scaling.laws",
         "scaling.simulation",

@@ -14,7 +14,8 @@ from statistics import fmean, median, stdev, variance
 import numpy as np
 
 from isoform.scaling.config import SMALL
-from isoform.scaling.laws import MIN_POINTS, Fit, Forecast, Law, Points, PowerLaw, fit_power_law, fit_shared_floor
+from isoform.scaling.fitting import MIN_POINTS, Fit, Forecast, fit_power_law, fit_shared_floor
+from isoform.scaling.laws import Law, Points, PowerLaw
 from isoform.scaling.study import Row
 
 CLOSE = 0.1

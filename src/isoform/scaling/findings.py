@@ -27,17 +27,9 @@ from isoform.scaling.curves import (
     score_forecasts,
     to_points,
 )
-from isoform.scaling.laws import (
-    Chinchilla,
-    Fit,
-    Minima,
-    PowerLaw,
-    fit_chinchilla,
-    fit_data_constrained,
-    fit_exponent,
-    fit_kaplan,
-    isoflop_minima,
-)
+from isoform.scaling.fitting import Fit, fit_chinchilla, fit_data_constrained, fit_kaplan
+from isoform.scaling.laws import Chinchilla, PowerLaw
+from isoform.scaling.minima import Minima, fit_exponent, isoflop_minima
 from isoform.scaling.pictures import dots, isoflop, loss_against_cost, multipliers, residuals
 from isoform.scaling.simulation import recovery
 from isoform.scaling.study import Row

@@ -43,7 +43,7 @@ ROWS = [
         "scaling.simulation",
         "scaling.curves",
     ),
-    *("scaling.pictures", "scaling.findings", "scaling.claims", "scaling.pages", "scaling.lab"),
+    *("scaling.pictures", "scaling.findings", "scaling.statistics", "scaling.claims", "scaling.pages", "scaling.lab"),
     *("options", "commands.verb", "commands.costs", "commands.training", "commands.writing", "commands.studies"),
     *("commands.about", "cli"),
 ]

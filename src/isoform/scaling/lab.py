@@ -21,7 +21,7 @@ from isoform.model.cost import num_parameters
 from isoform.recipe import Recipe, changed, load_recipe
 from isoform.scaling.claims import Arm, Claim, Loaded, decide, measure
 from isoform.scaling.config import FixedRatio, Ladder, OneSize
-from isoform.scaling.curves import arms
+from isoform.scaling.curves import rows_by_arm
 from isoform.scaling.engines import Engine
 from isoform.scaling.findings import Findings, Table, compare, exact, study
 from isoform.scaling.ladder import Rung, after, as_written, halves, plan_ladder, scale_rates
@@ -262,7 +262,7 @@ def check(
 
 
 def _arm(claim: Claim, name: str) -> Arm:
-    return next((arm for arm in claim.arms if arm.name == name), Arm(name=name))
+    return next(arm for arm in claim.arms if arm.name == name)
 
 
 def _rungs(claim: Claim, arm: Arm, prepared: Prepared) -> list[Rung]:
@@ -349,7 +349,7 @@ def climb(
     jobs = [make_job(arm, rung, fingerprint(one.prepared)) for arm, one in plans.items() for rung in one.rungs]
     rows = make_runs(jobs, hands, terminal, {})
     first, *others = plans
-    by_arm = arms(rows)
+    by_arm = rows_by_arm(rows)
     unique = plans[first].num_pieces
     findings = study(by_arm[first], forecast, unique, hands.engine.slots, prices or {})
     for other in others:

@@ -91,7 +91,7 @@ class Row:
         return self.loss is not None and math.isfinite(self.loss)
 
 
-DEFAULTS = 1
+ID_VERSION = 1
 """Counts up when a default of a recipe's fields changes. Ids are made of what is said beyond the defaults, so that a
 new field, which is off where nobody knew of it, leaves the runs of old studies where they are found."""
 
@@ -108,7 +108,7 @@ def make_job(arm: str, rung: Rung, data: str, purpose: str = "ladder", start: Jo
     content["data"] = stated(replace(rung.recipe.data, path="", validation_path=""))
     if start is not None:
         content["start"] = start.id
-    text = json.dumps([DEFAULTS, content, data], sort_keys=True)
+    text = json.dumps([ID_VERSION, content, data], sort_keys=True)
     return Job(arm, rung, hashlib.sha256(text.encode()).hexdigest()[:16], purpose, start)
 
 

@@ -15,7 +15,7 @@ NAMES = {path: ".".join(path.relative_to(SOURCE).with_suffix("").parts) for path
 FOLDERS = ("model", "codecs", "objectives", "data", "training", "generation", "scaling")
 
 ROWS = [
-    *("history", "config", "mask"),
+    *("history", "config", "mask", "files"),
     *(f"{folder}.config" for folder in FOLDERS),
     *("model.baseline_config", "model.presets", "recipe", "machine", "batch"),
     *("codecs.codec", "codecs.bpe", "codecs.tokenizer", "codecs.image", "codecs.numbers", "codecs.text"),
@@ -36,12 +36,16 @@ ROWS = [
         "scaling.ladder",
         "scaling.engines",
         "scaling.study",
+        "scaling.conversation",
         "scaling.measures",
         "scaling.laws",
+        "scaling.forms",
+        "scaling.fitting",
+        "scaling.minima",
         "scaling.simulation",
         "scaling.curves",
     ),
-    *("scaling.pictures", "scaling.findings", "scaling.claims", "scaling.pages", "scaling.lab"),
+    *("scaling.pictures", "scaling.findings", "scaling.statistics", "scaling.claims", "scaling.pages", "scaling.lab"),
     *("options", "commands.verb", "commands.costs", "commands.training", "commands.writing", "commands.studies"),
     *("commands.about", "cli"),
 ]

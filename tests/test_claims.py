@@ -18,15 +18,11 @@ from isoform.scaling.claims import (
     Arm,
     Claim,
     Condition,
-    Exponents,
-    Forecasts,
-    Gains,
-    Published,
+    arms_of,
     builtin_claims,
     decide,
     load_claim,
     measure,
-    numbers,
 )
 from isoform.scaling.config import OneSize
 from isoform.scaling.curves import Estimate, costs, crossing, gain, mismatches, score_forecasts
@@ -35,6 +31,7 @@ from isoform.scaling.lab import next_factor
 from isoform.scaling.ladder import as_written, plan_ladder
 from isoform.scaling.laws import PowerLaw
 from isoform.scaling.pages import Page, cost_tables, run_tables, to_html, to_markdown
+from isoform.scaling.statistics import Exponents, Forecasts, Gains, Published, Recovery
 from isoform.scaling.study import Job, Row, planned
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -129,9 +126,15 @@ def test_the_runs_of_every_claim_are_enough_for_its_statistic_and_its_rule(name,
                 )
             )
     findings = measure(loaded.claim, made)
-    assert sorted(findings.values) == sorted(numbers(loaded.claim, list(loaded.recipes)) or ())
+    assert sorted(findings.values) == sorted(loaded.claim.statistic.names(arms_of(loaded.claim)))
     assert decide(loaded.claim, findings) in (HOLDS, FAILS, UNTOLD)
     assert all(findings.values[c.value].low is not None for c in loaded.claim.rule), "no interval"
+
+
+@pytest.mark.parametrize("statistic", [Published(), Recovery(repetitions=2)])
+def test_statistics_without_runs_give_the_numbers_they_name(statistic):
+    alone = claim(statistic, ())
+    assert sorted(measure(alone, []).values) == sorted(statistic.names(arms_of(alone)))
 
 
 def test_arms_change_the_arm_they_come_after_and_nothing_else():
@@ -315,6 +318,7 @@ def test_a_claim_of_ones_own_is_read_by_path(tmp_path, capsys):
         (("[statistic]", 'recipe = "nowhere.toml"\n[statistic]'), "nowhere.toml"),
         (("[statistic]", 'recipe = "ladder"\n[[arms]]\nname = "b"\nafter = "a"\n[statistic]'), 'unknown arm "a"'),
         (("[quick]", ""), "no \\[quick\\] table"),
+        (("besiroglu.exponent", "besiroglu.exponnt"), 'unknown value "besiroglu.exponnt" in the rule of'),
     ],
 )
 def test_a_claim_that_is_wrong_is_refused_by_name(tmp_path, change, message):

@@ -15,8 +15,8 @@ from isoform.recipe import changed, load_recipe
 from isoform.scaling.claims import UNTOLD, decide, load_claim, measure
 from isoform.scaling.config import OneSize
 from isoform.scaling.curves import difference, mean, pooled
-from isoform.scaling.findings import compared
 from isoform.scaling.ladder import as_written
+from isoform.scaling.statistics import Arms, Compared
 from isoform.scaling.study import Row
 
 CLAIM = """
@@ -145,20 +145,23 @@ def row(arm: str, seed: int, loss: float | None, **measures: float) -> Row:
     return Row(id=f"{arm}{seed}", arm=arm, seed=seed, loss=loss, measures=measures, **common)
 
 
+B_AGAINST_A = Arms(("a", "b"), {"b": "a"}, {})
+
+
 def test_what_some_arms_are_not_asked_is_left_out_of_their_lines():
     made = [row("a", 0, 1.0, bleu=30.0), row("a", 1, 1.2, bleu=32.0), row("b", 0, 0.9), row("b", 1, None)]
-    found = compared([("b", "a")], made)
+    found = Compared().measure(B_AGAINST_A, made)
     assert found.values["a.bleu"].value == 31.0 and "b.bleu" not in found.values
     assert found.values["b.loss.change"].value == pytest.approx(-0.2) and found.values["b.loss.change"].low is None
     assert found.values["loss.noise"].value == pytest.approx(math.sqrt(0.02))
     loss, bleu = found.tables
     assert [line[0] for line in loss.lines] == ["a", "b"] and [line[0] for line in bleu.lines] == ["a"]
-    assert [table.title for table in compared([], made, with_loss=False).tables] == [bleu.title]
+    assert [table.title for table in Compared(loss=False).measure(B_AGAINST_A, made).tables] == [bleu.title]
 
 
 def test_runs_that_diverged_and_signatures_are_told():
     made = [replace(row("a", seed, 1.0, bleu=30.0), signatures={"bleu": "tok:13a"}) for seed in range(2)]
-    found = compared([("b", "a")], [*made, row("b", 0, 0.9), row("b", 1, None)])
+    found = Compared().measure(B_AGAINST_A, [*made, row("b", 0, 0.9), row("b", 1, None)])
     assert found.notes == ["bleu: tok:13a", "b: 1 of 2 runs diverged and are left out"]
 
 

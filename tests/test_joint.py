@@ -13,10 +13,11 @@ from isoform.generation.decode import Prompt, build_prompt, generate_ids
 from isoform.generation.many import beam_search
 from isoform.mask import Causal, Full, Prefix
 from isoform.model.config import Attention, BlockConfig, ModelConfig, Sinusoidal, StackConfig
-from isoform.model.cost import Shape, cache_bytes, conversation, forward_flops, num_parameters
+from isoform.model.cost import Shape, cache_bytes, forward_flops, num_parameters
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Seq2seq
 from isoform.objectives.views import build_view
+from isoform.scaling.conversation import conversation_turns
 from models import FORMS, VOCAB, build, pair
 
 ALONE = ("part rotary", "grouped", "gained heads", "buckets", "alibi", "sinusoidal", "gpt2", "shaw", "no position")
@@ -194,18 +195,22 @@ def test_positions_of_a_joint_decoder_reach_over_both():
         model(ids(11, 1) % 9, source=ids(10, 2) % 9)
 
 
+def turns_of(form, *, is_causal):
+    return conversation_turns(form, 3, question_tokens=5, answer_tokens=7, is_causal=is_causal)
+
+
 def test_a_conversation_is_read_again_until_the_last_difference_is_gone():
     form = FORMS["grouped"]
-    counted = {name: conversation(step(form), 3, asked=5, said=7, is_causal=False) for name, step in STEPS.items()}
+    counted = {name: turns_of(step(form), is_causal=False) for name, step in STEPS.items()}
     for turns in counted.values():
         assert [turn.read for turn in turns] == [5, 5, 5]
         assert [turn.read_again for turn in turns] == [0, 12, 24], "all of it, since the new pieces are seen by the old"
-    causal = {name: conversation(step(form), 3, asked=5, said=7, is_causal=True) for name, step in STEPS.items()}
+    causal = {name: turns_of(step(form), is_causal=True) for name, step in STEPS.items()}
     for name, turns in causal.items():
         again = [0, 0, 0] if name == "layerwise" else [0, 7, 7]
         assert [turn.read_again for turn in turns] == again, name
-    alone = conversation(form, 3, asked=5, said=7, is_causal=True)
+    alone = turns_of(form, is_causal=True)
     assert causal["layerwise"] == alone
     assert [turn.bytes_held for turn in alone] == [cache_bytes(form) * n for n in (12, 24, 36)]
     assert causal["separate"][-1].bytes_held > alone[-1].bytes_held, "the encoder's keys and values are held, too"
-    assert [turn.read_again for turn in conversation(form, 3, asked=5, said=7, is_causal=False)] == [0, 12, 24]
+    assert [turn.read_again for turn in turns_of(form, is_causal=False)] == [0, 12, 24]

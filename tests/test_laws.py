@@ -5,20 +5,16 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from isoform.scaling.laws import (
-    Chinchilla,
-    DataConstrained,
-    Kaplan,
-    Points,
-    PowerLaw,
+from isoform.scaling.fitting import (
     fit_chinchilla,
     fit_data_constrained,
-    fit_exponent,
     fit_kaplan,
     fit_power_law,
     fit_shared_floor,
-    isoflop_minima,
 )
+from isoform.scaling.forms import ChinchillaForm, DataConstrainedForm, KaplanForm, PowerLawForm, SharedFloorForm
+from isoform.scaling.laws import Chinchilla, DataConstrained, Kaplan, Points, PowerLaw
+from isoform.scaling.minima import fit_exponent, isoflop_minima
 from isoform.scaling.simulation import Design, isoflop_design, ladder_design, recovery, simulate_ladder
 
 BESIROGLU = Chinchilla(1.8172, 482.01, 0.3478, 2085.43, 0.3658)
@@ -31,6 +27,9 @@ REPEATING = Design(PLANE.parameters, PLANE.tokens, np.tile([2e8, 1e9, 3e9, np.in
 
 def ladder(law, design, noise=0.0, seed=0) -> Points:
     return simulate_ladder(law, design, noise, np.random.default_rng(seed))
+
+
+TWO = [ladder(PowerLaw(scale, 0.2, 2.0), ladder_design(), 0.01) for scale in (1e18, 3e17)]
 
 
 def test_points_know_their_compute_and_refuse_what_is_no_loss():
@@ -191,6 +190,25 @@ def test_methods_on_one_text_share_its_floor():
     assert width(found, lambda of: of.laws[0].floor) < 0.8 * width(alone, lambda of: of.floor)
     with pytest.raises(ValueError, match="would suffice"):
         fit_shared_floor([noisy[0], noisy[1].where(np.arange(2))])
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        PowerLawForm(ladder(PowerLaw(1e18, 0.2, 2.0), ladder_design(), 0.01), with_floor=True),
+        SharedFloorForm(TWO, fit_shared_floor(TWO, replicates=0).points),
+        ChinchillaForm(ladder(BESIROGLU, PLANE, 0.01)),
+        KaplanForm(ladder(KAPLAN, PLANE, 0.01)),
+        DataConstrainedForm(ladder(MUENNIGHOFF, REPEATING, 0.01), [BESIROGLU]),
+    ],
+    ids=lambda form: type(form).__name__,
+)
+def test_derivatives_are_those_of_the_prediction(form):
+    theta = form.starts[[1, 3, -1]] * 1.02 + 0.01
+    for i in range(theta.shape[1]):
+        step = 1e-6 * np.eye(theta.shape[1])[i]
+        numeric = (form.predict(theta + step)[0] - form.predict(theta - step)[0]) / 2e-6
+        np.testing.assert_allclose(form.predict(theta)[1][..., i], numeric, rtol=1e-5, atol=1e-7)
 
 
 def test_an_outlier_moves_little():

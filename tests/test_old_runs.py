@@ -16,20 +16,19 @@ import pytest
 import torch
 
 import isoform
-from isoform.cli import DONE, main
+from isoform.cli import main
 from isoform.codecs.numbers import NumberCodec
 from isoform.commands.writing import evaluate
-from isoform.evaluation.evaluate import apply
-from isoform.experiment import prepare
 from isoform.machine import choose_machine
+from isoform.objectives.task import logits_of
 from isoform.options import EvaluateOptions, MachineOptions
+from isoform.preparation import prepare, with_sizes
 from isoform.recipe import Recipe
-from isoform.run import filled
 from isoform.scaling import lab
 from isoform.scaling.claims import load_claim
 from isoform.scaling.ladder import Rung
 from isoform.scaling.study import make_job, rows_from_json
-from isoform.terminal import Terminal
+from isoform.terminal import ExitCode, Terminal
 
 OLD = Path(__file__).parent / "old_runs"
 RESULTS = OLD.parent.parent / "docs/results"
@@ -38,6 +37,7 @@ EXPECTED = {path.parent.name: json.loads(path.read_text()) for path in sorted(OL
 STOPPED = [name for name, expected in EXPECTED.items() if "losses" in expected]
 CPU = choose_machine("cpu", "float32")
 QUIET = Terminal(quiet=True)
+pytestmark = pytest.mark.filterwarnings("ignore:names of earlier versions are read")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -76,7 +76,7 @@ def test_it_is_loaded_and_says_the_same(name):
     prepared = prepare(trained.recipe, trained.codec)
     batch = prepared.loader.rows(0, 1)
     with torch.inference_mode():
-        scores = apply(trained.model, prepared.view, batch)[batch.loss_weights > 0]
+        scores = logits_of(trained.model, prepared.view, batch)[batch.loss_weights > 0]
     assert scores[-1][:5].tolist() == close(EXPECTED[name]["logits"])
 
 
@@ -97,7 +97,7 @@ def test_it_goes_on_to_the_same_end(name, tmp_path):
 def test_the_command_goes_on_with_it(tmp_path):
     run = shutil.copytree(OLD / "experts", tmp_path / "experts")
     flags = ["--device", "cpu", "--dtype", "float32", "--no_report", "--quiet"]
-    assert main(["train", "--out", str(run), *flags]) == DONE
+    assert main(["train", "--out", str(run), *flags]) == ExitCode.DONE
     check_end(run, EXPECTED["experts"])
 
 
@@ -155,7 +155,7 @@ def stand_ins(arms: dict, recipes: dict, rows: list) -> Iterator[StandIn]:
         codec = NumberCodec(pieces)
         sources = next(row["data"] for row in rows if row["arm"] == arm)
         split = SimpleNamespace(sources=[SimpleNamespace(**source) for source in sources])
-        yield StandIn(filled(recipe, codec), split, codec, flops_per_step)
+        yield StandIn(with_sizes(recipe, codec), split, codec, flops_per_step)
 
 
 class Planned(Exception):

@@ -15,7 +15,7 @@ validation_path = "{held}"
 [model]
 model_dim = 16
 context_length = 16
-decoder = {{ num_layers = 1, blocks = {{ 0 = {{ attention = {{ num_heads = 2 }} }} }} }}
+decoder = {{ num_layers = 1, blocks = {{ 0 = {{ mixer = {{ num_heads = 2 }} }} }} }}
 [training]
 steps = 100
 global_batch_tokens = 256

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from isoform.run import Run as Run
     from isoform.run import export as export
     from isoform.run import load as load
+    from isoform.scaling.fitting import fit_chinchilla as fit_chinchilla
+    from isoform.scaling.fitting import fit_power_law as fit_power_law
     from isoform.scaling.laws import Points as Points
-    from isoform.scaling.laws import fit_chinchilla as fit_chinchilla
-    from isoform.scaling.laws import fit_power_law as fit_power_law
 
 _WHERE = {
     "Batch": "isoform.batch",
@@ -67,8 +67,8 @@ _WHERE = {
     "check_view": "isoform.objectives.views",
     "deepen": "isoform.model.growth",
     "export": "isoform.run",
-    "fit_chinchilla": "isoform.scaling.laws",
-    "fit_power_law": "isoform.scaling.laws",
+    "fit_chinchilla": "isoform.scaling.fitting",
+    "fit_power_law": "isoform.scaling.fitting",
     "generate": "isoform.experiment",
     "load": "isoform.run",
     "load_recipe": "isoform.recipe",

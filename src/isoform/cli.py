@@ -18,11 +18,9 @@ from pathlib import Path
 
 from isoform import __version__
 from isoform.config import ConfigError, parse_flags, unknown
-from isoform.terminal import Terminal
+from isoform.terminal import ExitCode, Terminal
 
 STARTED = time.perf_counter()
-
-DONE, FAULT, BAD_INPUT, STORAGE, TRANSIENT, INTERRUPTED = 0, 1, 65, 74, 75, 130
 
 
 @dataclass(frozen=True)
@@ -71,10 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
-        return DONE
+        return ExitCode.DONE
     if arguments[0] == "--version":
         print(f"isoform {__version__}")
-        return DONE
+        return ExitCode.DONE
     terminal = Terminal(json="--json" in arguments, verbose="-v" in arguments or "--verbose" in arguments)
     terminal.started = STARTED
 
@@ -85,26 +83,27 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         result = _call(arguments[0], arguments[1:], terminal)
     except KeyboardInterrupt:
-        return _failed(terminal, INTERRUPTED, "interrupted", "")
+        return _failed(terminal, ExitCode.INTERRUPTED, "interrupted", "")
     except BrokenPipeError:
         sys.stderr.close()  # whoever read us has gone; Python would complain while flushing
-        return DONE
+        return ExitCode.DONE
     except BlockingIOError as error:
-        return _failed(terminal, TRANSIENT, str(error), _trace(terminal))
+        return _failed(terminal, ExitCode.TRANSIENT, str(error), _trace(terminal))
     except OSError as error:
-        code = STORAGE if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS) else BAD_INPUT
+        is_storage = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+        code = ExitCode.STORAGE if is_storage else ExitCode.BAD_INPUT
         return _failed(terminal, code, str(error), _trace(terminal))
     except ValueError as error:
-        return _failed(terminal, BAD_INPUT, str(error), _trace(terminal))
+        return _failed(terminal, ExitCode.BAD_INPUT, str(error), _trace(terminal))
     except Exception as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
             first = str(error).splitlines()[0] if str(error) else "no memory left"
             message = f"{first}; use fewer rows at once (--training.micro_batch_size) or a smaller model"
-            return _failed(terminal, BAD_INPUT, message, _trace(terminal))
+            return _failed(terminal, ExitCode.BAD_INPUT, message, _trace(terminal))
         path = Path(tempfile.gettempdir()) / f"isoform-fault-{int(time.time())}.log"
         path.write_text(traceback.format_exc(), encoding="utf-8")
         message = f"a fault of isoform's own: {type(error).__name__}: {error} (traceback in {path})"
-        return _failed(terminal, FAULT, message, _trace(terminal))
+        return _failed(terminal, ExitCode.FAULT, message, _trace(terminal))
     if terminal.json:
         print(json.dumps(result.values, ensure_ascii=False))
     return result.exit_code
@@ -165,7 +164,7 @@ def _trace(terminal: Terminal) -> str:
     return traceback.format_exc() if terminal.verbose else ""
 
 
-def _failed(terminal: Terminal, code: int, message: str, trace: str) -> int:
+def _failed(terminal: Terminal, code: ExitCode, message: str, trace: str) -> int:
     if trace:
         sys.stderr.write(trace)
     sys.stderr.write(f"isoform: {message}\n")

@@ -15,6 +15,7 @@ import re
 import tomllib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -28,6 +29,7 @@ T = TypeVar("T")
 _NOTHING: Any = object()  # where a value would be and none is, which None can't say
 _NONE = (None, "none", "None")
 _BOOLS = {"true": True, "false": False}
+_BEFORE: ContextVar[dict[str, str]] = ContextVar("names of before, and what they are called today")
 _FLAG = re.compile(r"--?(?!(inf|nan)\b)[A-Za-z]")  # and no negative number
 
 
@@ -65,7 +67,7 @@ def from_dict(kind: type[T], data: Mapping[str, object], *, where: str = "") -> 
 
     A table is laid over the default of its field: `[norm] eps = 1e-5` needs no kind where norm has a default.
     """
-    return _read(kind, data, _NOTHING, where)
+    return _read_whole(kind, data, _NOTHING, where)
 
 
 def overlay(base: T, data: Mapping[str, object]) -> T:
@@ -73,7 +75,19 @@ def overlay(base: T, data: Mapping[str, object]) -> T:
 
     Tables are merged, lists replace tuples whole, {"0": …} updates the elements of a tuple.
     """
-    return _read(type(base), data, base, "", merge=True)
+    return _read_whole(type(base), data, base, "", merge=True)
+
+
+def _read_whole(kind: Any, data: Any, base: Any, where: str, *, merge: bool = False) -> Any:
+    """`_read`, with one warning for all names of before."""
+    token = _BEFORE.set({})
+    try:
+        return _read(kind, data, base, where, merge=merge)
+    finally:
+        if names := _BEFORE.get():
+            said = ", ".join(f"{before} is called {today}" for before, today in names.items())
+            warnings.warn(f"names of earlier versions are read: today {said}", stacklevel=3)
+        _BEFORE.reset(token)
 
 
 def to_dict(value: object, *, in_full: bool = False) -> dict[str, Any]:
@@ -167,7 +181,7 @@ def parse_flags(kind: type[T], base: T, arguments: Sequence[str], *, prog: str, 
         words[:1], words.is_attached = [text] if equals else [], bool(equals)
         words.earlier = table.pop(last, None)
         table[last] = words
-    instance = _read(kind, data, base, "", merge=True)
+    instance = _read_whole(kind, data, base, "", merge=True)
     rest = [word for words in groups for word in words] + [*arguments[cut:]]
     return _run_tyro(kind, instance, rest, prog=prog, description=description)
 
@@ -278,7 +292,7 @@ def _read_table(hint: Any, data: Mapping[str, Any], base: Any, where: str, *, me
         if name not in hints and isinstance(item, _Words) and not item.is_attached and name[:3] == "no_":
             name, item = (name[3:], False) if bool in _members(hints.get(name[3:])) else (name, item)
         if name not in hints and (today := history.field_today(kind_of(cls), name)) is not None:
-            warnings.warn(f"{_join(where, key)} is called {today} today; the old name is still read", stacklevel=2)
+            _BEFORE.get()[name] = today
             name = today
         if name not in hints:
             raise unknown("key", key, hints, where=where)

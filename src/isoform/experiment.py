@@ -18,7 +18,7 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from isoform import run as runs
@@ -40,6 +40,7 @@ from isoform.codecs.text import load_codec
 from isoform.config import ConfigError, differences, from_dict, load_toml
 from isoform.data.sources import Record
 from isoform.evaluation.evaluate import evaluate_held_out
+from isoform.files import write_bytes, write_text
 from isoform.generation.config import Sampling
 from isoform.generation.decode import Generation, build_prompt
 from isoform.generation.decode import generate as generate_texts
@@ -312,7 +313,7 @@ class _Session:
                 )
         except Diverged as error:
             said = {"step": self.progress.step + 1, "message": str(error)}
-            runs.write_text(self.run.diverged, json.dumps(said) + "\n")
+            write_text(self.run.diverged, json.dumps(said) + "\n")
             raise
         finally:
             ledger.close()
@@ -383,10 +384,8 @@ class _Session:
         """Write the model by itself, the mean of the last checkpoints if that is asked for, and the summary."""
         if self.recipe.training.average_checkpoints > 1:
             self._average()
-        partial = self.run.weights.with_suffix(".partial")
-        save_file(state_of(self.model), partial)
-        partial.replace(self.run.weights)
-        runs.write_text(self.run.summary, json.dumps(self.summary(), indent=1) + "\n")
+        write_bytes(self.run.weights, save(state_of(self.model)))
+        write_text(self.run.summary, json.dumps(self.summary(), indent=1) + "\n")
 
     def _average(self) -> None:
         """Put the mean of the last checkpoints into the model, and see how well it does."""

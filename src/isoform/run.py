@@ -33,6 +33,7 @@ from isoform.codecs.numbers import NumberCodec
 from isoform.codecs.text import load_codec
 from isoform.config import dump_toml, from_dict, kind_of, load_toml, to_dict
 from isoform.data.sources import PACKAGE, package_folder
+from isoform.files import write_text
 from isoform.model.adapters import adapt, without_adapters
 from isoform.model.baseline_config import Model
 from isoform.model.baselines import build_module
@@ -133,13 +134,6 @@ def next_run(name: str, root: Path = Path("runs")) -> Run:
     while (root / f"{name}-{number}").exists():
         number += 1
     return Run(root / f"{name}-{number}")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new one, whole."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def begin(run: Run, recipe: Recipe, codec: Codec, *, answers_source: bool) -> None:

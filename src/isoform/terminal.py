@@ -1,4 +1,7 @@
-"""What a person sees: lines, warnings and progress, on a terminal or plainly elsewhere; never on --json's output."""
+"""What a person sees: lines, warnings and progress, on a terminal or plainly elsewhere; never on --json's output.
+
+And what other programs see: exit codes.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 STYLES = {"input": "36", "given": "34", "target": "1;32", "ignored": "2"}
 """What a terminal is told for a colour."""
+
+
+class ExitCode(IntEnum):
+    """How a command ended, for whoever started it; docs/bad-input.md says when each is given."""
+
+    DONE = 0
+    FAULT = 1
+    BAD_INPUT = 65
+    STORAGE = 74
+    TRANSIENT = 75
+    """Start the same command again, and it goes on."""
+    INTERRUPTED = 130
 
 
 @dataclass

@@ -356,7 +356,11 @@ def family_of(config: ModelConfig) -> tuple[Family, dict]:
 
     A family fits if reading what it wrote gives the same model again.
     """
-    target, misses, wordless = canonical(config), dict[str, list[str]](), dict[str, list[str]]()
+    misses, wordless = dict[str, list[str]](), dict[str, list[str]]()
+    try:
+        target = canonical(config)
+    except Unfit as error:
+        raise ValueError(f"no class of transformers has words for this model: none for {error}") from None
     with torch.device("meta"):
         state = state_of(Transformer(config))
     for family in FAMILIES:

@@ -9,27 +9,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from isoform.commands.verb import TRANSIENT, Result, chosen_machine, interruptions
+from isoform.commands.verb import Result, chosen_machine, interruptions
 from isoform.machine import Machine
 from isoform.options import MachineOptions, ReproduceOptions, ScaleOptions, StudyOptions
 from isoform.scaling.claims import builtin_claims, load_claim
 from isoform.scaling.engines import build_engine
-from isoform.scaling.lab import Hands, Stopped, check, climb, other_recipe, plan, say_plan
-from isoform.terminal import Terminal
+from isoform.scaling.lab import Stopped, StudyExecutor, check, climb, other_recipe, plan, say_plan
+from isoform.terminal import ExitCode, Terminal
 
 
 def scale(options: ScaleOptions, terminal: Terminal, name: str) -> Result:
     """Plan a ladder of sizes, run it, fit its law, forecast, report."""
     machine, title = chosen_machine(options.machine), Path(name).stem
     out = Path(options.out or f"runs/scale-{title}")
-    with _hands(options.study, options.machine, machine, out) as hands:
+    with _executor(options.study, options.machine, machine, out) as executor:
         arms = {title: options.recipe}
         if options.against:
             other, recipe = other_recipe(options.recipe, options.against)
             arms[other] = recipe
-        plans = {}
+        plans, engine = {}, executor.engine
         for arm, recipe in arms.items():
-            plans[arm] = plan(recipe, options.ladder, machine, workers=hands.engine.slots, threads=hands.engine.threads)
+            plans[arm] = plan(recipe, options.ladder, machine, workers=engine.slots, threads=engine.threads)
             terminal.say(arm if len(arms) > 1 else "", end="\n" if len(arms) > 1 else "")
             say_plan(plans[arm], terminal)
         if options.dry_run:
@@ -37,7 +37,7 @@ def scale(options: ScaleOptions, terminal: Terminal, name: str) -> Result:
         try:
             values = climb(
                 plans,
-                hands,
+                executor,
                 machine,
                 terminal,
                 out,
@@ -48,7 +48,7 @@ def scale(options: ScaleOptions, terminal: Terminal, name: str) -> Result:
             )
         except Stopped:
             terminal.say("stopped after a clean save; the same command goes on")
-            return Result({"stopped": True}, TRANSIENT)
+            return Result({"stopped": True}, ExitCode.TRANSIENT)
     terminal.say(f"report         {out / 'report.html'}")
     return Result({"out": str(out), **values})
 
@@ -60,12 +60,12 @@ def reproduce(options: ReproduceOptions, terminal: Terminal) -> Result:
         return _list_claims(out, terminal)
     loaded, machine = load_claim(options.claim, quick=options.quick, data=options.data), chosen_machine(options.machine)
     terminal.say(f"{loaded.claim.question}\n")
-    with _hands(options.study, options.machine, machine, out) as hands:
+    with _executor(options.study, options.machine, machine, out) as executor:
         try:
-            values = check(loaded, hands, machine, terminal, out, command=_typed("reproduce"), extend=options.extend)
+            values = check(loaded, executor, machine, terminal, out, command=_typed("reproduce"), extend=options.extend)
         except Stopped:
             terminal.say("stopped after a clean save; the same command goes on")
-            return Result({"stopped": True}, TRANSIENT)
+            return Result({"stopped": True}, ExitCode.TRANSIENT)
     for condition in loaded.claim.rule:
         terminal.say(f"  {condition!s:<52}{_estimate(values['values'][condition.value])}")
     for warning in values["warnings"]:
@@ -76,7 +76,7 @@ def reproduce(options: ReproduceOptions, terminal: Terminal) -> Result:
 
 
 @contextmanager
-def _hands(options: StudyOptions, machine: MachineOptions, device: Machine, out: Path) -> Iterator[Hands]:
+def _executor(options: StudyOptions, machine: MachineOptions, device: Machine, out: Path) -> Iterator[StudyExecutor]:
     """The engine of a study, let go of at the end, and what its runs are told."""
     on_cpu = device.device.type == "cpu"
     workers = options.workers or ((os.cpu_count() or 1) if on_cpu else 1)
@@ -94,7 +94,7 @@ def _hands(options: StudyOptions, machine: MachineOptions, device: Machine, out:
     engine = build_engine(options.engine, workers, options.threads, out, gpus=int(device.device.type == "cuda"))
     with interruptions() as received:
         try:
-            yield Hands(engine, tuple(flags), lambda: bool(received), Path(options.pool))
+            yield StudyExecutor(engine, tuple(flags), lambda: bool(received), Path(options.pool))
         finally:
             engine.close()
 

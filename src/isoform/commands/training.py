@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from isoform.commands.costs import costs_of, say_costs
-from isoform.commands.verb import INTERRUPTED, TRANSIENT, Result, chosen_machine, interruptions
+from isoform.commands.verb import Result, chosen_machine, interruptions
 from isoform.config import kind_of
 from isoform.experiment import train as train_recipe
 from isoform.inspection.rows import read_rows, to_lines
@@ -20,7 +20,7 @@ from isoform.preparation import prepare
 from isoform.recipe import load_recipe
 from isoform.report import write_report
 from isoform.run import Run, model_of
-from isoform.terminal import Terminal, count, duration
+from isoform.terminal import ExitCode, Terminal, count, duration
 
 
 def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
@@ -44,7 +44,7 @@ def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
             should_stop=lambda: bool(received),
         )
     if not run.summary.exists():
-        code = INTERRUPTED if received[-1] == signal.SIGINT else TRANSIENT
+        code = ExitCode.INTERRUPTED if received[-1] == signal.SIGINT else ExitCode.TRANSIENT
         terminal.say(f"stopped after a clean save; go on with: isoform train --out {run.folder}")
         return Result({"out": str(run.folder), "stopped": signal.Signals(received[-1]).name}, code)
     if options.report:

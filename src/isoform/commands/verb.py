@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from isoform.machine import Machine, choose_machine
 from isoform.options import MachineOptions
-
-TRANSIENT, INTERRUPTED = 75, 130
+from isoform.terminal import ExitCode
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class Result:
     """What a verb hands back: values for --json, and the exit code."""
 
     values: dict
-    exit_code: int = 0
+    exit_code: ExitCode = ExitCode.DONE
 
 
 def chosen_machine(options: MachineOptions) -> Machine:

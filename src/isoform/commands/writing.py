@@ -15,6 +15,7 @@ from isoform.commands.verb import Result, chosen_machine
 from isoform.data.sources import Record, load_source
 from isoform.evaluation.evaluate import evaluate_held_out
 from isoform.evaluation.translation import answer_lines, translate
+from isoform.files import write_text
 from isoform.generation.config import Beam
 from isoform.generation.decode import Generation, Prompt, build_prompt, walk
 from isoform.generation.decode import generate as generate_texts
@@ -24,7 +25,7 @@ from isoform.model.config import Pooled
 from isoform.objectives.views import View
 from isoform.options import EvaluateOptions, GenerateOptions
 from isoform.preparation import load_records
-from isoform.run import Trained, load, write_text
+from isoform.run import Trained, load
 from isoform.terminal import Terminal
 
 

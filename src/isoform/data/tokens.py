@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from isoform.batch import Encoding
 from isoform.codecs.codec import Codec, TextCodec
 from isoform.data.sources import Record, where
+from isoform.files import atomic_file, write_text
 from isoform.machine import cache_folder
 
 FORMAT = 1
@@ -156,20 +154,6 @@ def _hash_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` when all is written."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-        try:
-            yield file
-            file.close()
-            Path(file.name).replace(path)
-        except BaseException:
-            file.close()
-            Path(file.name).unlink(missing_ok=True)
-            raise
-
-
 @dataclass(frozen=True)
 class _Shard:
     """Three files: ids, records (lengths and prefixes), and the index with their hashes, written last."""
@@ -200,8 +184,8 @@ class _Shard:
         """Each file comes into place whole, so that a reader or another writer at the same time is safe."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path, array in zip(self.files, (tokens.ids, np.stack([tokens.lengths, tokens.prefixes])), strict=True):
-            with _replacing(path) as partial:
-                np.save(partial, array)
+            with atomic_file(path) as file:
+                np.save(file, array)
         index = {
             "format": FORMAT,
             **origin,
@@ -209,5 +193,4 @@ class _Shard:
             "num_pieces": len(tokens.ids),
             "sha256": [_hash_of_file(path) for path in self.files],
         }
-        with _replacing(self.index) as partial:
-            partial.write(json.dumps(index, indent=1).encode())
+        write_text(self.index, json.dumps(index, indent=1))

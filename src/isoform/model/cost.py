@@ -135,10 +135,16 @@ def _ahead_flops(config: Model, shape: Shape) -> int:
     return round(config.decoder.ahead * (block + shape.num_rows * shape.length * _head_flops(config)))
 
 
+def key_value_bytes(config: ModelConfig, stack: StackConfig, *, bytes_per_number: int = 4) -> int:
+    """Bytes of the keys and values of one piece in all layers of a stack that have some, each of its loops counted."""
+    attentions = [block.mixer for block in config.layers(stack) * stack.loops if isinstance(block.mixer, Attention)]
+    return sum(2 * _widths(config, attention)[1] for attention in attentions) * bytes_per_number
+
+
 def cache_bytes(config: ModelConfig, *, bytes_per_number: int = 4) -> int:
     """Bytes of the key/value cache per piece of one row of the decoder, as long as no window is full; a recurrence's
     state doesn't grow."""
-    return sum(numbers for numbers, _ in _key_values(config)) * bytes_per_number
+    return 0 if config.decoder is None else key_value_bytes(config, config.decoder, bytes_per_number=bytes_per_number)
 
 
 def full_cache_bytes(config: ModelConfig, *, bytes_per_number: int = 4) -> int:
@@ -207,39 +213,6 @@ def decode_bytes(config: ModelConfig, past: int, *, bytes_per_number: int = 4) -
 def _decoder_layers(config: ModelConfig) -> list[BlockConfig]:
     assert config.decoder is not None
     return config.layers(config.decoder) * config.decoder.loops
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One turn of a conversation, counted: pieces that are read for the first time and read again, and the bytes of
-    keys and values that are held when its answer ends."""
-
-    read: int
-    read_again: int
-    bytes_held: int
-
-
-def conversation(
-    config: ModelConfig, turns: int, *, asked: int, said: int, is_causal: bool, bytes_per_number: int = 4
-) -> list[Turn]:
-    """What the turns of a conversation cost in which each answer of `said` pieces is given all that came before and
-    `asked` new ones.
-
-    is_causal: whether what is given is seen only by what follows it, so that it need not be read again as it grows. An
-    encoder still reads the answers that the decoder wrote, unless both are one stack that is read layer by layer.
-    """
-    assert config.decoder is not None, "only a decoder answers"
-    each, encoder = cache_bytes(config, bytes_per_number=bytes_per_number), config.encoder
-    is_one = encoder is None or (config.share_stacks and config.decoder.reads == "layerwise")
-    own = 0
-    if encoder is not None and is_causal and not is_one:  # the encoder goes on from keys and values of its own
-        own = sum(2 * _widths(config, block.attention)[1] for block in config.layers(encoder)) * bytes_per_number
-    made = []
-    for turn in range(turns):
-        before = turn * (asked + said)
-        again = before if not is_causal else 0 if is_one or not turn else said
-        made.append(Turn(asked, again, each * (before + asked + said) + own * (before + asked)))
-    return made
 
 
 def activation_numbers(config: Model, shape: Shape) -> int:

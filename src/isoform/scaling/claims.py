@@ -10,17 +10,17 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import Any
 
 from isoform.config import ConfigError, from_dict, load_toml, unknown
 from isoform.data.config import under
 from isoform.recipe import Recipe, builtin_recipes, changed, load_recipe
 from isoform.scaling.config import Ladder, OneSize
 from isoform.scaling.curves import Estimate
-from isoform.scaling.findings import Findings, compared, exponents, forecasts, gains, published, recovered
+from isoform.scaling.findings import Findings
 from isoform.scaling.measures import Answers, Loss, Measure, Translation
+from isoform.scaling.statistics import AnyStatistic, Arms
 from isoform.scaling.study import Row
 
 
@@ -52,74 +52,6 @@ class Condition:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forecasts:
-    """The largest computes, each forecast from the runs below 1/8 of it.
-
-    Numbers: median_error, error_of_naive (that of the forecast / that of "it stays the same"), widest (half of the
-    widest interval, as a part of the loss), held (share of intervals that hold).
-    """
-
-    top: int = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gains:
-    """Each arm against another: compute multipliers at both ends, and their growth.
-
-    Numbers, for each arm NAME: NAME.least, NAME.most, NAME.growth; and NAME.whole, the multiplier at the most compute
-    against the first arm.
-    """
-
-    over: Literal["compute", "seconds"] = "compute"
-    """Training FLOPs, or seconds of measured training."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exponents:
-    """The curves of all arms side by side, over compute and over seconds; where their order flips.
-
-    Numbers, for each arm NAME: NAME.exponent, NAME.loss (at the most compute), NAME.seconds_exponent; for every pair
-    OTHER/NAME, the ratio of their losses there, and NAME/OTHER.flip_compute and .flip_seconds, where their order flips.
-    """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compared:
-    """Arms of one size side by side: the mean over seeds of the loss and of each of the claim's measures.
-
-    Numbers, for each arm NAME and measure M, of which `loss` is one: NAME.M, and NAME.M.change against the arm that it
-    is held against; M.noise, the standard deviation of runs that differ in their seed alone, over all arms.
-    """
-
-    loss: bool = True
-    """Whether the losses are to be compared; those of different objectives can't be."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recovery:
-    """Laws fitted to simulated ladders whose truth is known.
-
-    Numbers, for each truth: NAME.alpha_median_error, .alpha_p90_error, .alpha_coverage, the same for beta,
-    .forecast_coverage, .forecast_width, .optimal_exponent_coverage and .recovered_exponent (median, 5 and 95 %).
-    """
-
-    repetitions: int = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """What the published constants of Chinchilla's law imply.
-
-    Numbers, for besiroglu and hoffmann: NAME.exponent of the optimal size, NAME.tokens_per_parameter at `compute`.
-    """
-
-    compute: float = 5.76e23
-
-
-Statistic = Forecasts | Gains | Exponents | Compared | Recovery | Published
-
-
-@dataclass(frozen=True, kw_only=True)
 class Arm:
     """One way of doing it: the claim's recipe with these changes.
 
@@ -148,7 +80,7 @@ class Claim:
     source: str
     says: str
     """What the source says."""
-    statistic: Statistic
+    statistic: AnyStatistic
     rule: tuple[Condition, ...]
     reads: str = ""
     """What the numbers mean together, for the page."""
@@ -192,43 +124,57 @@ def load_claim(name: str, *, quick: bool = False, data: str = "") -> Loaded:
 
     Raises ConfigError for what is unknown or contradictory.
     """
-    known = builtin_claims()
-    is_path = name.endswith(".toml") or "/" in name
-    if not is_path and name not in known:
-        raise unknown("claim", name, known)
-    path = Path(name) if is_path else known[name]
+    path = _path_of(name)
     table = load_toml(path)
-    shortened = table.pop("quick", None)
+    quick_changes = table.pop("quick", None)
     if quick:
-        if shortened is None:
+        if quick_changes is None:
             raise ConfigError(f"{path} has no [quick] table; run it whole, or write one")
-        table = _laid_over(table, shortened)
+        table = _merge_tables(table, quick_changes)
     changes = table.pop("changes", {})
-    of_arms, meant = _spread(table.get("arms", []))
-    changes_of = {arm.get("name", ""): arm.pop("changes", {}) for arm in of_arms}
-    if of_arms:
-        table["arms"] = of_arms
-    for one in table.get("measures", []):
-        if "arms" in one:
-            one["arms"] = [name for arm in one["arms"] for name in meant.get(arm, [arm])]
+    arms, copies = _expand_arms(table.get("arms", []))
+    arm_changes = {arm.get("name", ""): arm.pop("changes", {}) for arm in arms}
+    if arms:
+        table["arms"] = arms
+    for measure in table.get("measures", []):
+        if "arms" in measure:
+            measure["arms"] = [name for arm in measure["arms"] for name in copies.get(arm, [arm])]
     try:
         claim = from_dict(Claim, table)
-        recipes: dict[str, Recipe] = {}
-        if claim.recipe:
-            own = changed(_base(claim.recipe, path), changes)
-            for arm in claim.arms or (Arm(name=path.stem),):
-                if arm.after and arm.after not in recipes:
-                    raise unknown("arm", arm.after, recipes)
-                recipes[arm.name] = changed(recipes.get(arm.after, own), changes_of.get(arm.name, {}))
+        if claim.recipe and not claim.arms:
+            claim = replace(claim, arms=(Arm(name=path.stem),))
+        recipes = _recipes(claim, path, changes, arm_changes) if claim.recipe else {}
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     _check(claim, list(recipes), path)
-    placed = {arm: replace(recipe, data=recipe.data.under(data)) for arm, recipe in recipes.items()}
+    recipes = {arm: replace(recipe, data=recipe.data.under(data)) for arm, recipe in recipes.items()}
     measures = tuple(
         replace(one, path=under(one.path, data)) if isinstance(one, Translation | Answers | Loss) else one
         for one in claim.measures
     )
-    return Loaded(path.stem, replace(claim, measures=measures), placed, quick)
+    return Loaded(path.stem, replace(claim, measures=measures), recipes, quick)
+
+
+def _path_of(name: str) -> Path:
+    """The file of a built-in claim, or the one that a path names."""
+    if name.endswith(".toml") or "/" in name:
+        return Path(name)
+    claims = builtin_claims()
+    if name not in claims:
+        raise unknown("claim", name, claims)
+    return claims[name]
+
+
+def _recipes(
+    claim: Claim, path: Path, changes: Mapping[str, Any], arm_changes: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Recipe]:
+    """The recipe of each arm: the claim's with its `changes`, or an earlier arm's, with the arm's own."""
+    base, recipes = changed(_base(claim.recipe, path), changes), dict[str, Recipe]()
+    for arm in claim.arms:
+        if arm.after and arm.after not in recipes:
+            raise unknown("arm", arm.after, recipes)
+        recipes[arm.name] = changed(recipes.get(arm.after, base), arm_changes.get(arm.name, {}))
+    return recipes
 
 
 def _check(claim: Claim, arms: Sequence[str], path: Path) -> None:
@@ -252,28 +198,33 @@ def _check(claim: Claim, arms: Sequence[str], path: Path) -> None:
             raise unknown("arm", arm, arms, where=f"measures of {path}")
         if times > 1:
             raise ConfigError(f"{path}: {what!r} is measured twice of the arm {arm}; give one another name")
-    given = numbers(claim, arms)
+    numbers = claim.statistic.names(arms_of(claim))
     for condition in claim.rule:
-        if given is not None and condition.value not in given:
-            raise unknown("value", condition.value, given, where=f"the rule of {path}")
+        if condition.value not in numbers:
+            raise unknown("value", condition.value, numbers, where=f"the rule of {path}")
 
 
-def _spread(arms: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """The arms of a file with those made `for_each` of several in full; and what the names of these stand for."""
-    made: list[dict[str, Any]] = []
-    meant: dict[str, list[str]] = {}
+def _expand_arms(arms: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """The arms of a file, with copies of one that is there `for_each` of several; and their names by that one's."""
+    full_arms: list[dict[str, Any]] = []
+    copies: dict[str, list[str]] = {}
     for arm in arms:
         if "for_each" not in arm or "name" not in arm:
-            made.append(dict(arm))
+            full_arms.append(dict(arm))
             continue
-        own = {key: value for key, value in arm.items() if key != "for_each"}
         for earlier in arm["for_each"]:
-            other = own.get("against", "")
-            against = f"{other}, {own['name']}" if other not in ("", earlier) else ""
-            of_it = {"name": f"{earlier}, {own['name']}", "after": earlier, "starts": earlier, "against": against}
-            made.append({**own, **of_it})
-            meant.setdefault(own["name"], []).append(of_it["name"])
-    return made, meant
+            copy = _copy_for(arm, earlier)
+            full_arms.append(copy)
+            copies.setdefault(arm["name"], []).append(copy["name"])
+    return full_arms, copies
+
+
+def _copy_for(arm: Mapping[str, Any], earlier: str) -> dict[str, Any]:
+    """What an arm `for_each` of several is for one of them."""
+    fields = {key: value for key, value in arm.items() if key != "for_each"}
+    other = fields.get("against", "")
+    against = f"{other}, {arm['name']}" if other not in ("", earlier) else ""
+    return {**fields, "name": f"{earlier}, {arm['name']}", "after": earlier, "starts": earlier, "against": against}
 
 
 def _base(name: str, claim: Path) -> Recipe:
@@ -281,12 +232,12 @@ def _base(name: str, claim: Path) -> Recipe:
     return load_recipe(name if name in builtin_recipes() else str(claim.parent / name))
 
 
-def _laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _merge_tables(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Tables merged, everything else replaced."""
     merged = dict(base)
     for key, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _laid_over(merged[key], value) if both else value
+        merged[key] = _merge_tables(merged[key], value) if both else value
     return merged
 
 
@@ -303,57 +254,21 @@ def decide(claim: Claim, findings: Findings) -> str:
     return FAILS if False in answers else UNTOLD if None in answers else HOLDS
 
 
-def numbers(claim: Claim, names: Sequence[str]) -> list[str] | None:
-    """The numbers that the claim's statistic makes of the runs of arms of these names; None where it needs no runs."""
-    pairs = _pairs(claim)
-    match claim.statistic:
-        case Forecasts():
-            return ["median_error", "error_of_naive", "widest", "held", "exponent", "floor"]
-        case Gains():
-            return [f"{arm}.{what}" for arm, _ in pairs for what in ("least", "most", "growth", "whole")]
-        case Exponents():
-            of_one = ("exponent", "loss", "seconds_exponent", "seconds_loss")
-            found = [f"{arm}.{what}" for arm in names for what in of_one]
-            for one, other in combinations(names, 2):
-                found += [f"{other}/{one}", f"{one}/{other}.flip_compute", f"{one}/{other}.flip_seconds"]
-            return found
-        case Compared(loss=with_loss):
-            asked: dict[str, Sequence[str]] = {"loss": names} if with_loss else {}
-            for one in claim.measures:
-                asked[one.name] = [*asked.get(one.name, ()), *(one.arms or names)]
-            found = [f"{what}.noise" for what in asked]
-            for what, among in asked.items():
-                found += [f"{arm}.{what}" for arm in among]
-                found += [f"{arm}.{what}.change" for arm, other in pairs if arm in among and other in among]
-            return found
-        case Recovery() | Published():
-            return None
-        case _:
-            assert_never(claim.statistic)
-
-
 def measure(claim: Claim, rows: Sequence[Row]) -> Findings:
     """The claim's statistic of its runs. Raises ValueError where the runs are too few for it."""
-    match claim.statistic:
-        case Forecasts(top=top):
-            return forecasts(rows, top)
-        case Gains(over=over):
-            return gains(_pairs(claim), rows, over)
-        case Exponents():
-            return exponents(rows)
-        case Compared(loss=with_loss):
-            findings = compared(_pairs(claim), rows, with_loss=with_loss)
-            for condition in claim.rule:  # what no run could tell, since all of an arm diverged
-                findings.values.setdefault(condition.value, Estimate(math.nan))
-            return findings
-        case Recovery(repetitions=repetitions):
-            return recovered(repetitions)
-        case Published(compute=compute):
-            return published(compute)
-        case _:
-            assert_never(claim.statistic)
+    arms = arms_of(claim)
+    findings, numbers = claim.statistic.measure(arms, rows), claim.statistic.names(arms)
+    for condition in claim.rule:
+        if condition.value in numbers:  # which no run could tell, since all of an arm diverged
+            findings.values.setdefault(condition.value, Estimate(math.nan))
+    return findings
 
 
-def _pairs(claim: Claim) -> list[tuple[str, str]]:
-    """Each arm but the first, and what it is held against."""
-    return [(arm.name, arm.against or arm.after or claim.arms[0].name) for arm in claim.arms[1:]]
+def arms_of(claim: Claim) -> Arms:
+    """The arms of a claim, as its statistic sees them."""
+    names = tuple(arm.name for arm in claim.arms)
+    baselines = {arm.name: arm.against or arm.after or names[0] for arm in claim.arms[1:]}
+    measures: dict[str, tuple[str, ...]] = {}
+    for one in claim.measures:
+        measures[one.name] = (*measures.get(one.name, ()), *(one.arms or names))
+    return Arms(names, baselines, measures)

@@ -14,7 +14,8 @@ from statistics import fmean, median, stdev, variance
 import numpy as np
 
 from isoform.scaling.config import SMALL
-from isoform.scaling.laws import MIN_POINTS, Fit, Forecast, Law, Points, PowerLaw, fit_power_law, fit_shared_floor
+from isoform.scaling.fitting import MIN_POINTS, Fit, Forecast, fit_power_law, fit_shared_floor
+from isoform.scaling.laws import Law, Points, PowerLaw
 from isoform.scaling.study import Row
 
 CLOSE = 0.1
@@ -84,7 +85,7 @@ def left_out(rows: Iterable[Row]) -> list[tuple[Row, str]]:
     return [(row, row.reason or "no loss") for row in rows if not row.is_finite]
 
 
-def arms(rows: Iterable[Row]) -> dict[str, list[Row]]:
+def rows_by_arm(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Rows by arm, in the order in which arms come first."""
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -309,7 +310,7 @@ def costs(rows: Sequence[Row]) -> list[Cost]:
     """Of each arm its largest runs: the mean of their loss over the seeds, and the median of what they took, since one
     run may have been slowed down by something else."""
     found = []
-    for arm, of_arm in arms(row for row in rows if row.is_finite).items():
+    for arm, of_arm in rows_by_arm(row for row in rows if row.is_finite).items():
         most = max(row.compute for row in of_arm)
         there = [row for row in of_arm if row.compute > most / 1.05]
 

@@ -1,47 +1,21 @@
-"""What is found in the runs of a study: numbers with intervals, tables, pictures, sentences; a function a question."""
+"""What is found in runs: numbers with intervals, tables, pictures, sentences; and what one ladder, or two, say."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, median
+from statistics import fmean
 
 import numpy as np
 
 from isoform.machine import KNOWN_PEAKS
-from isoform.scaling.curves import (
-    Estimate,
-    Gain,
-    arms,
-    crossing,
-    curve,
-    difference,
-    finite,
-    gain,
-    interval,
-    mean,
-    of_both,
-    pooled,
-    score_forecasts,
-    to_points,
-)
-from isoform.scaling.laws import (
-    Chinchilla,
-    Fit,
-    Minima,
-    PowerLaw,
-    fit_chinchilla,
-    fit_data_constrained,
-    fit_exponent,
-    fit_kaplan,
-    isoflop_minima,
-)
-from isoform.scaling.pictures import dots, isoflop, loss_against_cost, multipliers, residuals
-from isoform.scaling.simulation import recovery
+from isoform.scaling.curves import Estimate, crossing, curve, finite, gain, interval, to_points
+from isoform.scaling.fitting import Fit, fit_chinchilla, fit_data_constrained, fit_kaplan
+from isoform.scaling.laws import Chinchilla, PowerLaw
+from isoform.scaling.minima import Minima, fit_exponent, isoflop_minima
+from isoform.scaling.pictures import isoflop, loss_against_cost, residuals
 from isoform.scaling.study import Row
-from isoform.terminal import count
 
 FAR = 1000
 """Times the largest run's cost beyond which nothing is told."""
@@ -72,212 +46,6 @@ class Findings:
 def exact(value: float) -> Estimate:
     """A number that is what it is."""
     return Estimate(value, value, value)
-
-
-def forecasts(rows: Sequence[Row], top: int) -> Findings:
-    """The largest computes, each forecast from the runs below 1/8 of it. Raises ValueError for too few runs."""
-    scored, fit = score_forecasts(rows, top), curve(rows)
-    middle, naive = median(one.error for one in scored), median(one.naive_error for one in scored)
-    widths = [one.half_width for one in scored]
-    findings = Findings()
-    findings.values = {
-        "median_error": exact(middle),
-        "error_of_naive": exact(middle / naive),
-        "widest": exact(max(math.nan if w is None else w for w in widths)),
-        "held": exact(sum(bool(one.is_held) for one in scored) / len(scored)),
-        "exponent": interval(fit, lambda law: law.exponent),
-        "floor": interval(fit, lambda law: law.floor),
-    }
-    head = ("compute, FLOPs", "runs fitted", "forecast, nats", "reached", "error", "same as the largest fitted", "held")
-    lines = tuple(
-        (
-            f"{one.compute:.3g}",
-            f"{one.num_fitted}",
-            f"{Estimate(one.forecast.loss, one.forecast.low, one.forecast.high)}",
-            f"{one.actual:.4f}",
-            f"{one.error:.2%}",
-            f"{one.naive_error:.2%}",
-            "–" if one.is_held is None else "yes" if one.is_held else "no",
-        )
-        for one in scored
-    )
-    findings.tables.append(Table("Forecasts from runs below 1/8 of the compute", head, lines))
-    findings.pictures["the law"] = loss_against_cost({"runs": (rows, fit)}, forecasts=scored, reach=3)
-    findings.pictures["residuals"] = residuals(fit, [row.compute for row in finite(rows)])
-    findings.notes += fit.notes
-    return findings
-
-
-def seconds(row: Row) -> float:
-    """Measured training seconds."""
-    return row.train_seconds
-
-
-def compute(row: Row) -> float:
-    """Counted training FLOPs."""
-    return row.compute
-
-
-def gains(pairs: Sequence[tuple[str, str]], rows: Sequence[Row], over: str) -> Findings:
-    """Each arm of `pairs` against another one, over compute or measured seconds."""
-    cost, by_arm, findings = seconds if over == "seconds" else compute, arms(rows), Findings()
-    found, first, untold = list[tuple[str, Gain]](), next(iter(by_arm)), Estimate(math.nan)
-    for name, against in pairs:
-        try:
-            one = gain(by_arm[against], by_arm[name], cost)
-            whole = gain(by_arm[first], by_arm[name], cost).most
-        except ValueError as error:  # an arm whose runs diverged
-            findings.notes.append(f"{name} against {against} can't be told: {error}")
-            findings.values |= {f"{name}.{number}": untold for number in ("least", "most", "growth", "whole")}
-            continue
-        found.append((against, one))
-        findings.values |= {f"{name}.least": one.least, f"{name}.most": one.most, f"{name}.growth": one.growth}
-        findings.values[f"{name}.whole"] = whole
-    lines = tuple(
-        (one.arm, against, str(one.least), str(one.most), str(one.growth), f"{one.loss_change:+.2%}", one.verdict)
-        for against, one in found
-    )
-    head = ("arm", "against", f"{over} multiplier, least", "… most", "growth (exponent)", "loss", "verdict")
-    findings.tables.append(Table("Gains", head, lines))
-    curves = {name: (there, _curve_if_told(there, cost)) for name, there in by_arm.items()}
-    label = "training seconds, measured" if over == "seconds" else "training compute, FLOPs"
-    findings.pictures["curves"] = loss_against_cost(curves, cost, label=label)
-    shown = {f"{o.arm} against {against}": (o.most.value, o.most.low, o.most.high) for against, o in found}
-    findings.pictures["multipliers"] = multipliers(shown, f"{over} multiplier at the largest size, 90 % interval")
-    return findings
-
-
-def _curve_if_told(rows: Sequence[Row], cost: Callable[[Row], float]) -> Fit[PowerLaw] | None:
-    try:
-        return curve(rows, cost)
-    except ValueError:
-        return None
-
-
-def exponents(rows: Sequence[Row]) -> Findings:
-    """The curves of all arms over compute and over seconds, and where their order flips.
-
-    Raises ValueError for an arm of too few runs.
-    """
-    findings, by_arm = Findings(), arms(rows)
-    for what, cost, label in (
-        ("compute", compute, "training compute, FLOPs"),
-        ("seconds", seconds, "training seconds, measured"),
-    ):
-        fits = {name: curve(there, cost) for name, there in by_arm.items()}
-        ends = {name: (min(map(cost, finite(r))), max(map(cost, finite(r)))) for name, r in by_arm.items()}
-        low, high = max(e[0] for e in ends.values()), min(e[1] for e in ends.values())
-        prefix, unit = ("", "FLOP") if what == "compute" else ("seconds_", " s")
-        for name, fit in fits.items():
-            findings.values[f"{name}.{prefix}exponent"] = interval(fit, lambda law: law.exponent)
-            findings.values[f"{name}.{prefix}loss"] = interval(fit, lambda law, at=high: float(law.loss(at)))
-        lines = []
-        for i, (name, fit) in enumerate(fits.items()):
-            flips = []
-            for other, other_fit in list(fits.items())[i + 1 :]:
-                at = crossing(fit.law, other_fit.law, low, high)
-                beyond = crossing(fit.law, other_fit.law, high, high * FAR) if at is None else None
-                if at is not None:
-                    flips.append(f"{other} at {count(at)}{unit}")
-                elif beyond is not None:
-                    flips.append(f"{other} at {count(beyond)}{unit} by the curves, beyond the runs")
-                findings.values[f"{name}/{other}.flip_{what}"] = exact(math.nan if at is None else at)
-                if what == "compute":
-                    findings.values[f"{other}/{name}"] = of_both(
-                        other_fit, fit, lambda a, b, at=high: float(a.loss(at)) / float(b.loss(at))
-                    )
-            exponent, loss = (findings.values[f"{name}.{prefix}{v}"] for v in ("exponent", "loss"))
-            lines.append((name, str(exponent), str(loss), ", ".join(flips) or "none"))
-        head = ("arm", "exponent", f"loss at {count(high)}{unit}", "order flips with")
-        findings.tables.append(Table(f"Over {what}", head, tuple(lines)))
-        curves = {name: (by_arm[name], fit) for name, fit in fits.items()}
-        findings.pictures[f"over {what}"] = loss_against_cost(curves, cost, label=label)
-    return findings
-
-
-def compared(pairs: Sequence[tuple[str, str]], rows: Sequence[Row], *, with_loss: bool = True) -> Findings:
-    """Arms of one size: means over seeds with intervals of Student's distribution, and differences with Welch's (1947).
-
-    pairs: each arm but the first, and the one that it is held against.
-    """
-    findings, by_arm = Findings(), arms(row for row in rows if row.is_finite)
-    names = dict.fromkeys(name for row in rows for name in row.measures)
-    for measure in ("loss", *names) if with_loss else names:
-        seen = {arm: [v for row in there if (v := _of(row, measure)) is not None] for arm, there in by_arm.items()}
-        seen = {arm: numbers for arm, numbers in seen.items() if numbers}
-        findings.values |= {f"{arm}.{measure}": mean(numbers) for arm, numbers in seen.items()}
-        spread = pooled([numbers for numbers in seen.values() if len(numbers) > 1])
-        if spread is not None:
-            findings.values[f"{measure}.noise"] = exact(spread)
-        changes = {arm: other for arm, other in pairs if arm in seen and other in seen}
-        for arm, other in changes.items():
-            findings.values[f"{arm}.{measure}.change"] = difference(seen[arm], seen[other])
-        lines = tuple(
-            (
-                arm,
-                f"{len(numbers)}",
-                str(findings.values[f"{arm}.{measure}"]),
-                changes.get(arm, "–"),
-                str(findings.values[f"{arm}.{measure}.change"]) if arm in changes else "–",
-            )
-            for arm, numbers in seen.items()
-        )
-        title = measure if spread is None else f"{measure}; runs that differ in their seed alone: ± {spread:.3g}"
-        findings.tables.append(Table(title, ("arm", "seeds", "mean", "against", "difference"), lines))
-        shown = {arm: findings.values[f"{arm}.{measure}"] for arm in seen}
-        if len(shown) > 1:
-            findings.pictures[measure] = dots({arm: (e.value, e.low, e.high) for arm, e in shown.items()}, measure)
-    findings.notes += dict.fromkeys(f"{name}: {how}" for row in rows for name, how in row.signatures.items())
-    made = Counter(row.arm for row in rows)
-    for arm, lost in Counter(row.arm for row in rows if not row.is_finite).items():
-        findings.notes.append(f"{arm}: {lost} of {made[arm]} runs diverged and are left out")
-    return findings
-
-
-def _of(row: Row, measure: str) -> float | None:
-    return row.loss if measure == "loss" else row.measures.get(measure)
-
-
-PUBLISHED = {
-    "besiroglu": Chinchilla(1.8172, 482.01, 0.3478, 2085.43, 0.3658),
-    "hoffmann": Chinchilla(1.6934, 406.4, 0.3392, 410.7, 0.2849),
-}
-"""Chinchilla's law as Besiroglu et al. 2024 refitted it, and as Hoffmann et al. 2022 printed it."""
-
-
-def recovered(repetitions: int) -> Findings:
-    """Published laws, fitted to ladders that are drawn from them."""
-    findings, lines = Findings(), []
-    for name, law in PUBLISHED.items():
-        result = recovery(law, repetitions=repetitions)
-        for what in ("alpha", "beta"):
-            middle, p90 = result.median_error(what), result.error_quantile(what)
-            findings.values[f"{name}.{what}_median_error"] = exact(middle)
-            findings.values[f"{name}.{what}_p90_error"] = exact(p90)
-        for what in ("alpha", "beta", "optimal_exponent", "forecast"):
-            held = result.coverage(what)
-            findings.values[f"{name}.{what}_coverage"] = exact(held.share)
-            lines.append((name, what, f"{held.share:.1%}", f"{held.low:.1%} to {held.high:.1%}"))
-        findings.values[f"{name}.forecast_width"] = exact(result.forecast_width)
-        exponents = np.quantile(result.estimates[:, result.names.index("optimal_exponent")], (0.05, 0.5, 0.95))
-        low, middle, high = map(float, exponents)
-        findings.values[f"{name}.recovered_exponent"] = Estimate(middle, low, high)
-    head = ("truth", "what", "held by its 90 % interval", "95 % interval of that share")
-    findings.tables.append(Table(f"Coverage over {repetitions} simulated ladders of 40 runs", head, tuple(lines)))
-    return findings
-
-
-def published(compute: float) -> Findings:
-    """The best size, and pieces for it, that published constants give at some FLOPs."""
-    findings, lines = Findings(), []
-    for name, law in PUBLISHED.items():
-        size, tokens = map(float, law.optimum(compute))
-        findings.values[f"{name}.exponent"] = exact(law.optimal_exponent)
-        findings.values[f"{name}.tokens_per_parameter"] = exact(tokens / size)
-        lines.append((name, f"{law.optimal_exponent:.3f}", f"{tokens / size:.1f}", f"{size:.3g}", f"{tokens:.3g}"))
-    head = ("fit", "N ∝ C^", f"pieces per parameter at {compute:.3g} FLOPs", "N", "D")
-    findings.tables.append(Table("What the constants imply", head, tuple(lines)))
-    return findings
 
 
 HOURS = {"1 minute": 60.0, "1 hour": 3600.0, "1 day": 86400.0}

@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from isoform.experiment import measure_speed
-from isoform.machine import Machine, describe
+from isoform.machine import Machine
 from isoform.model.cost import num_parameters
 from isoform.preparation import Prepared, prepare
 from isoform.recipe import Recipe, changed, load_recipe
-from isoform.run import write_text
 from isoform.scaling.claims import Arm, Claim, Loaded, decide, measure
 from isoform.scaling.config import FixedRatio, Ladder, OneSize
-from isoform.scaling.curves import arms
+from isoform.scaling.curves import rows_by_arm
 from isoform.scaling.engines import Engine
 from isoform.scaling.findings import Findings, Table, compare, exact, study
 from isoform.scaling.ladder import Rung, after, as_written, halves, plan_ladder, scale_rates
 from isoform.scaling.measures import take_measures
-from isoform.scaling.pages import Page, cost_tables, run_tables, to_html, to_markdown
-from isoform.scaling.study import Job, Row, Study, fingerprint, make_job, rows_from_json, rows_to_json
+from isoform.scaling.pages import StudyReport, origin_of, publish
+from isoform.scaling.study import Job, Row, Study, fingerprint, make_job, rows_from_json
 from isoform.terminal import Terminal, count, duration
 
 
 @dataclass(frozen=True, eq=False)
-class Hands:
+class StudyExecutor:
     """What makes the runs: an engine, what `isoform train` is told, when to stop, and where runs lie."""
 
     engine: Engine
@@ -144,17 +141,21 @@ def say_plan(planned: Plan, terminal: Terminal) -> None:
     )
 
 
-def make_runs(jobs: Sequence[Job], hands: Hands, terminal: Terminal, known: Mapping[str, Row]) -> list[Row]:
+def make_runs(jobs: Sequence[Job], executor: StudyExecutor, terminal: Terminal, known: Mapping[str, Row]) -> list[Row]:
     """The rows of all jobs, after the missing ones are made. Raises Stopped."""
-    runs = Study(jobs, hands.pool, known)
-    done = runs.run(hands.engine, terminal, flags=hands.flags, should_stop=hands.should_stop)
+    runs = Study(jobs, executor.pool, known)
+    done = runs.run(executor.engine, terminal, flags=executor.flags, should_stop=executor.should_stop)
     if not done:
         raise Stopped
     return runs.rows
 
 
-def _swept(
-    loaded: Loaded, prepared: Mapping[str, Prepared], hands: Hands, terminal: Terminal, known: Mapping[str, Row]
+def _sweep(
+    loaded: Loaded,
+    prepared: Mapping[str, Prepared],
+    executor: StudyExecutor,
+    terminal: Terminal,
+    known: Mapping[str, Row],
 ) -> tuple[dict[str, float], list[Row]]:
     """The factor of the learning rate that serves each arm best at the second compute of the ladder; a sweep whose best
     lies at its end goes on beyond it."""
@@ -171,7 +172,7 @@ def _swept(
                 rung = next(rung for rung in rungs if rung.group == group)
                 jobs.append(make_job(arm, rung, fingerprint(prepared[arm]), "sweep"))
                 tried[jobs[-1].id] = arm, factor
-        made = make_runs(jobs, hands, terminal, known)
+        made = make_runs(jobs, executor, terminal, known)
         rows += made
         for row in made:
             arm, factor = tried[row.id]
@@ -205,7 +206,14 @@ def _at_rate(prepared: Prepared, factor: float) -> Prepared:
 
 
 def check(
-    loaded: Loaded, hands: Hands, machine: Machine, terminal: Terminal, out: Path, *, command: str, extend: bool = False
+    loaded: Loaded,
+    executor: StudyExecutor,
+    machine: Machine,
+    terminal: Terminal,
+    out: Path,
+    *,
+    command: str,
+    extend: bool = False,
 ) -> dict[str, Any]:
     """Make a claim's runs, decide it, and write its page, pictures and JSON; gives what the JSON holds. Raises Stopped.
 
@@ -213,57 +221,51 @@ def check(
     """
     claim, path = loaded.claim, out / f"{loaded.name}.json"
     known = rows_from_json(json.loads(path.read_text(encoding="utf-8"))["rows"]) if extend and path.exists() else {}
-    prepared = dict[str, Prepared]()
+    rows, other_rows = _claim_rows(loaded, executor, terminal, known)
+    rows = take_measures(claim.measures, rows, executor.pool, machine)
+    findings = measure(claim, rows)
+    verdict = decide(claim, findings)
+    rule = [str(condition) for condition in claim.rule]
+    bounds = {condition.value: str(condition) for condition in claim.rule}
+    numbers = tuple((key, str(estimate), bounds.get(key, "")) for key, estimate in findings.values.items())
+    report = StudyReport(
+        title=claim.question,
+        lead=[
+            f"**{verdict[0].upper()}{verdict[1:]}.** {claim.reads}".strip(),
+            f"What is said: {claim.says} ({claim.source})",
+            f"The rule, written before the runs: {'; '.join(rule)}.",
+        ],
+        findings=findings,
+        rows=rows,
+        other_rows=other_rows,
+        origin=origin_of(command, rows, machine, executor.engine.slots),
+        numbers=[Table("Numbers, with 90 % intervals", ("number", "value", "rule"), numbers)],
+        about={"claim": loaded.id, "question": claim.question},
+        verdict={"rule": rule, "verdict": verdict},
+    )
+    return publish(report, out / f"{loaded.name}.md", path, prefix=f"{loaded.name}-")
+
+
+def _claim_rows(
+    loaded: Loaded, executor: StudyExecutor, terminal: Terminal, known: Mapping[str, Row]
+) -> tuple[list[Row], list[Row]]:
+    """The rows that a claim's statistic is made of, and those of runs that led to them. Raises Stopped."""
+    claim, prepared = loaded.claim, dict[str, Prepared]()
     for arm, recipe in loaded.recipes.items():
         start = _arm(claim, arm).starts
         prepared[arm] = prepare(recipe, prepared[start].codec if start else None)
-    factors, swept = dict.fromkeys(prepared, 1.0), list[Row]()
+    factors, other_rows = dict.fromkeys(prepared, 1.0), list[Row]()
     if claim.sweep and prepared:
-        factors, swept = _swept(loaded, prepared, hands, terminal, known)
-    own = {arm: _at_rate(one, factors[arm]) for arm, one in prepared.items()}
-    jobs = [job for arm in own for job in _jobs(claim, arm, own)]
-    made = make_runs(jobs, hands, terminal, known) if jobs else []
-    rows, others = [row for row in made if row.purpose == "ladder"], [row for row in made if row.purpose != "ladder"]
-    rows = take_measures(claim.measures, rows, hands.pool, machine)
-    findings = measure(claim, rows)
-    verdict = decide(claim, findings)
-    costs, warnings = cost_tables(rows)
-    values = {
-        "claim": loaded.id,
-        "question": claim.question,
-        "command": command,
-        **_origins(rows, machine, hands),
-        "rule": [str(condition) for condition in claim.rule],
-        "verdict": verdict,
-        "values": {key: [_plain(v) for v in (e.value, e.low, e.high)] for key, e in findings.values.items()},
-        "warnings": warnings,
-        "rows": rows_to_json([*swept, *others, *rows]),
-    }
-    lead = [
-        f"**{verdict[0].upper()}{verdict[1:]}.** {claim.reads}".strip(),
-        f"What is said: {claim.says} ({claim.source})",
-        f"The rule, written before the runs: {'; '.join(str(condition) for condition in claim.rule)}.",
-    ]
-    bounds = {condition.value: str(condition) for condition in claim.rule}
-    numbers = tuple((key, str(estimate), bounds.get(key, "")) for key, estimate in findings.values.items())
-    page = Page(claim.question, lead, pictures=findings.pictures)
-    page.notes = [*_sentences(warnings), *findings.notes]
-    page.tables = [
-        *findings.tables,
-        *costs,
-        Table("Numbers, with 90 % intervals", ("number", "value", "rule"), numbers),
-    ]
-    page.tables += run_tables([*swept, *others, *rows])
-    page.origin = [_origin(values)]
-    out.mkdir(parents=True, exist_ok=True)
-    files = _write_pictures(page, out, f"{loaded.name}-")
-    write_text(out / f"{loaded.name}.md", to_markdown(page, files))
-    write_text(path, json.dumps(values, indent=1) + "\n")
-    return values
+        factors, other_rows = _sweep(loaded, prepared, executor, terminal, known)
+    at_rates = {arm: _at_rate(one, factors[arm]) for arm, one in prepared.items()}
+    jobs = [job for arm in at_rates for job in _jobs(claim, arm, at_rates)]
+    rows = make_runs(jobs, executor, terminal, known) if jobs else []
+    other_rows += [row for row in rows if row.purpose != "ladder"]
+    return [row for row in rows if row.purpose == "ladder"], other_rows
 
 
 def _arm(claim: Claim, name: str) -> Arm:
-    return next((arm for arm in claim.arms if arm.name == name), Arm(name=name))
+    return next(arm for arm in claim.arms if arm.name == name)
 
 
 def _rungs(claim: Claim, arm: Arm, prepared: Prepared) -> list[Rung]:
@@ -290,18 +292,6 @@ def _jobs(claim: Claim, name: str, prepared: Mapping[str, Prepared]) -> Iterator
         start = make_job(name, first, data, "start")
         yield start
         yield make_job(name, second, data, start=start)
-
-
-def _sentences(warnings: Sequence[str]) -> list[str]:
-    return [f"{warning[0].upper()}{warning[1:]}." for warning in warnings]
-
-
-def _write_pictures(page: Page, out: Path, prefix: str = "") -> dict[str, str]:
-    """Write the PNG files of a page; gives their names by what they show."""
-    files = {what: f"{prefix}{what.replace(' ', '-')}.png" for what in page.pictures}
-    for what, png in page.pictures.items():
-        (out / files[what]).write_bytes(png)
-    return files
 
 
 def other_recipe(recipe: Recipe, other: str) -> tuple[str, Recipe]:
@@ -332,7 +322,7 @@ def _value(text: str) -> object:
 
 def climb(
     plans: Mapping[str, Plan],
-    hands: Hands,
+    executor: StudyExecutor,
     machine: Machine,
     terminal: Terminal,
     out: Path,
@@ -348,49 +338,37 @@ def climb(
     ValueError where too few runs ended well for any fit.
     """
     jobs = [make_job(arm, rung, fingerprint(one.prepared)) for arm, one in plans.items() for rung in one.rungs]
-    rows = make_runs(jobs, hands, terminal, {})
+    rows = make_runs(jobs, executor, terminal, {})
     first, *others = plans
-    by_arm = arms(rows)
-    unique = plans[first].num_pieces
-    findings = study(by_arm[first], forecast, unique, hands.engine.slots, prices or {})
+    by_arm = rows_by_arm(rows)
+    findings = study(by_arm[first], forecast, plans[first].num_pieces, executor.engine.slots, prices or {})
     for other in others:
         compare(findings, by_arm[first], by_arm[other])
     if verify:
-        rows.append(_verified(plans[first], findings, hands, terminal, forecast))
-    costs, warnings = cost_tables(rows)
-    for warning in warnings:
+        rows.append(_verify(plans[first], findings, executor, terminal, forecast))
+    report = StudyReport(
+        title=f"{' against '.join(plans)}: the ladder",
+        lead=findings.lead,
+        findings=findings,
+        rows=rows,
+        origin=origin_of(command, rows, machine, executor.engine.slots),
+    )
+    values = publish(report, out / "report.html", out / "study.json")
+    for warning in values["warnings"]:
         terminal.warn(warning)
-    page = Page(f"{' against '.join(plans)}: the ladder", [], pictures=findings.pictures)
-    page.lead = findings.lead
-    page.tables = [*findings.tables, *costs, *run_tables(rows)]
-    page.notes = [*_sentences(warnings), *findings.notes]
-    values = {
-        "command": command,
-        **_origins(rows, machine, hands),
-        "values": {key: [_plain(v) for v in (e.value, e.low, e.high)] for key, e in findings.values.items()},
-        "warnings": warnings,
-        "rows": rows_to_json(rows),
-    }
-    page.origin = [_origin(values)]
-    out.mkdir(parents=True, exist_ok=True)
-    _write_pictures(page, out)
-    write_text(out / "report.html", to_html(page))
-    write_text(out / "study.json", json.dumps(values, indent=1) + "\n")
-    for line in findings.lead:
+    for line in (*findings.lead, *findings.notes):
         terminal.say(line)
-    for note in findings.notes:
-        terminal.say(note)
     return {key: value for key, value in values.items() if key != "rows"}
 
 
-def _verified(planned: Plan, findings: Findings, hands: Hands, terminal: Terminal, forecast: float) -> Row:
+def _verify(planned: Plan, findings: Findings, executor: StudyExecutor, terminal: Terminal, forecast: float) -> Row:
     """Train the run that was forecast, and add what became of the forecast to the findings."""
     largest = planned.rungs[-1]
     ladder = replace(planned.ladder, minutes=None, seeds=1, small_seeds=1, decades=0.0)
     ladder = replace(ladder, budget=largest.compute * forecast, design=_single(ladder))
     (rung,) = plan_ladder(planned.prepared.recipe, ladder)
     job = make_job("forecast", replace(rung, group=largest.group + 1), fingerprint(planned.prepared), "verify")
-    (row,) = make_runs([job], hands, terminal, {})
+    (row,) = make_runs([job], executor, terminal, {})
     said = findings.values["forecast"]
     if row.loss is None:
         findings.lead.append(f"The run that was forecast has no loss: {row.reason}.")
@@ -410,45 +388,3 @@ def _verified(planned: Plan, findings: Findings, hands: Hands, terminal: Termina
 
 def _single(ladder: Ladder) -> FixedRatio:
     return FixedRatio(sizes=1, tokens_per_parameter=ladder.design.tokens_per_parameter)
-
-
-def _plain(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else value
-
-
-def _repeats(rows: Sequence[Row]) -> dict[str, int]:
-    """Runs per size: fewest and most."""
-    counts: dict[tuple, int] = {}
-    for row in rows:
-        counts[row.arm, row.group, row.width] = counts.get((row.arm, row.group, row.width), 0) + 1
-    return {"least": min(counts.values(), default=0), "most": max(counts.values(), default=0)}
-
-
-def _origins(rows: Sequence[Row], machine: Machine, hands: Hands) -> dict[str, Any]:
-    """Where, with what and how often the numbers were measured."""
-    return {
-        "machine": _machine_of(rows, machine, hands),
-        "versions": _versions(),
-        "seeds": sorted({row.seed for row in rows}),
-        "repeats": _repeats(rows),
-    }
-
-
-def _machine_of(rows: Sequence[Row], machine: Machine, hands: Hands) -> dict:
-    """Where the runs were made: that of most rows, with how many ran side by side."""
-    there = rows[0].machine if rows else describe(machine)
-    return {**there, "workers": hands.engine.slots}
-
-
-def _versions() -> dict[str, str]:
-    packages = ("isoform", "torch", "numpy", "scipy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def _origin(values: dict) -> str:
-    machine, versions = values["machine"], values["versions"]
-    about = ", ".join(f"{name} {number}" for name, number in versions.items())
-    runs = (
-        f", {machine['threads']} thread(s) a run, {machine['workers']} runs side by side, {machine['dtype']} products"
-    )
-    return f"`{values['command']}` · {machine['device']}{runs if values['rows'] else ''} · {about}"

@@ -17,14 +17,15 @@ from isoform.config import to_dict
 from isoform.data.sources import load_source
 from isoform.evaluation.evaluate import evaluate_held_out
 from isoform.evaluation.translation import answer_lines, translate
+from isoform.files import write_text
 from isoform.generation.config import Beam
 from isoform.machine import Machine
 from isoform.model.config import ModelConfig
-from isoform.model.cost import conversation
 from isoform.objectives.config import Causal, Objective, Seq2seq
 from isoform.preparation import load_records
 from isoform.recipe import Recipe, load_recipe
-from isoform.run import Run, load, write_text
+from isoform.run import Run, load
+from isoform.scaling.conversation import conversation_turns
 from isoform.scaling.study import Row
 
 
@@ -112,7 +113,13 @@ def _conversation(measure: Conversation, recipe: Recipe) -> float:
     is_causal = isinstance(recipe.objective, Causal) or (
         isinstance(recipe.objective, Seq2seq) and recipe.objective.causal
     )
-    turns = conversation(recipe.model, measure.turns, asked=measure.asked, said=measure.said, is_causal=is_causal)
+    turns = conversation_turns(
+        recipe.model,
+        measure.turns,
+        question_tokens=measure.asked,
+        answer_tokens=measure.said,
+        is_causal=is_causal,
+    )
     return float(turns[-1].bytes_held if measure.what == "bytes_held" else fmean(turn.read_again for turn in turns))
 
 

@@ -1,16 +1,28 @@
-"""A study as a page: findings, costs, every run; HTML that needs nothing else, or Markdown beside its pictures."""
+"""A study as it is published: a page of findings, costs and every run, and the same as JSON.
+
+Pages are HTML that needs nothing else, or Markdown beside its pictures.
+"""
 
 from __future__ import annotations
 
 import base64
 import html
+import json
+import math
+import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
+from isoform.files import write_bytes, write_text
+from isoform.machine import Machine, describe
 from isoform.report import STYLE
 from isoform.scaling.curves import costs, left_out, mismatches
-from isoform.scaling.findings import Table
-from isoform.scaling.study import Row
+from isoform.scaling.findings import Findings, Table
+from isoform.scaling.study import Row, rows_to_json
 from isoform.terminal import count, duration
 
 
@@ -25,6 +37,88 @@ class Page:
     notes: list[str] = field(default_factory=list)
     origin: list[str] = field(default_factory=list)
     """Command, machine, versions."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StudyReport:
+    """A study that has ended."""
+
+    title: str
+    lead: Sequence[str]
+    findings: Findings
+    rows: Sequence[Row]
+    """The runs that the findings are made of."""
+    other_rows: Sequence[Row] = ()
+    """Runs that led to those, as a sweep's."""
+    origin: Mapping[str, Any]
+    """What `origin_of` gives."""
+    numbers: Sequence[Table] = ()
+    """What stands between costs and runs."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What the JSON begins with."""
+    verdict: Mapping[str, Any] = field(default_factory=dict)
+    """What it says before the numbers."""
+
+
+def publish(report: StudyReport, page: Path, json_path: Path, *, prefix: str = "") -> dict[str, Any]:
+    """Write a page (.md or .html), its pictures beside it (PREFIX…png), and the JSON; gives what the JSON holds."""
+    all_rows = [*report.other_rows, *report.rows]
+    tables, warnings = cost_tables(report.rows)
+    findings = report.findings
+    values = {
+        **report.about,
+        **report.origin,
+        **report.verdict,
+        "values": {key: [_finite(v) for v in (e.value, e.low, e.high)] for key, e in findings.values.items()},
+        "warnings": warnings,
+        "rows": rows_to_json(all_rows),
+    }
+    content = Page(
+        report.title,
+        [*report.lead],
+        tables=[*findings.tables, *tables, *report.numbers, *run_tables(all_rows)],
+        pictures=findings.pictures,
+        notes=[*(f"{warning[0].upper()}{warning[1:]}." for warning in warnings), *findings.notes],
+        origin=[_origin_line(report.origin, with_runs=bool(all_rows))],
+    )
+    page.parent.mkdir(parents=True, exist_ok=True)
+    pictures = {name: f"{prefix}{name.replace(' ', '-')}.png" for name in content.pictures}
+    for name, png in content.pictures.items():
+        write_bytes(page.parent / pictures[name], png)
+    write_text(page, to_html(content) if page.suffix == ".html" else to_markdown(content, pictures))
+    write_text(json_path, json.dumps(values, indent=1) + "\n")
+    return values
+
+
+def origin_of(command: str, rows: Sequence[Row], machine: Machine, workers: int) -> dict[str, Any]:
+    """Where, with what and how often the numbers were measured: on the machine of the first row, or on this one."""
+    packages = ("isoform", "torch", "numpy", "scipy")
+    return {
+        "command": command,
+        "machine": {**(rows[0].machine if rows else describe(machine)), "workers": workers},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "seeds": sorted({row.seed for row in rows}),
+        "repeats": _repeats(rows),
+    }
+
+
+def _repeats(rows: Sequence[Row]) -> dict[str, int]:
+    """Runs per size: fewest and most."""
+    counts = Counter((row.arm, row.group, row.width) for row in rows).values()
+    return {"least": min(counts, default=0), "most": max(counts, default=0)}
+
+
+def _origin_line(origin: Mapping[str, Any], *, with_runs: bool) -> str:
+    machine = origin["machine"]
+    about = ", ".join(f"{name} {number}" for name, number in origin["versions"].items())
+    runs = (
+        f", {machine['threads']} thread(s) a run, {machine['workers']} runs side by side, {machine['dtype']} products"
+    )
+    return f"`{origin['command']}` · {machine['device']}{runs if with_runs else ''} · {about}"
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value
 
 
 def cost_tables(rows: Sequence[Row]) -> tuple[list[Table], list[str]]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from isoform.figures import COLORS, new_figure, to_png
 from isoform.scaling.curves import Scored, finite
-from isoform.scaling.laws import Fit, Minima
+from isoform.scaling.fitting import Fit
+from isoform.scaling.minima import Minima
 from isoform.scaling.study import Row
 from isoform.terminal import count
 

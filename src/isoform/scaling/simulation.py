@@ -10,20 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoform.scaling.laws import (
-    Chinchilla,
-    DataConstrained,
-    Fit,
-    Kaplan,
-    Points,
-    PowerLaw,
-    fit_chinchilla,
-    fit_data_constrained,
-    fit_kaplan,
-    fit_power_law,
-)
+from isoform.scaling.fitting import Fit, fit_chinchilla, fit_data_constrained, fit_kaplan, fit_power_law
+from isoform.scaling.laws import Chinchilla, DataConstrained, Kaplan, Points, PowerLaw
 
 AnyLaw = PowerLaw | Chinchilla | Kaplan | DataConstrained
+
+NUMBERS: dict[type[AnyLaw], tuple[str, ...]] = {
+    PowerLaw: ("exponent", "floor"),
+    Chinchilla: ("alpha", "beta", "optimal_exponent"),
+    Kaplan: ("alpha_n", "alpha_d"),
+    DataConstrained: ("alpha", "beta", "decay_d", "decay_n"),
+}
+"""Of each law, the numbers that a recovery looks at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,12 +179,7 @@ def recovery(
     if design is None:
         design = ladder_design() if isinstance(law, PowerLaw) else isoflop_design()
     ahead = design.beyond(reach)
-    names = {
-        PowerLaw: ("exponent", "floor"),
-        Chinchilla: ("alpha", "beta", "optimal_exponent"),
-        Kaplan: ("alpha_n", "alpha_d"),
-        DataConstrained: ("alpha", "beta", "decay_d", "decay_n"),
-    }[type(law)]
+    names = NUMBERS[type(law)]
 
     def numbers(of: AnyLaw) -> list[float]:
         return [getattr(of, name) for name in names]

@@ -19,18 +19,20 @@ from typing import Any
 
 from isoform.checkpoint.store import is_in_use
 from isoform.config import dump_toml, from_dict, load_toml, stated, to_dict
+from isoform.files import write_text
 from isoform.history import as_before
 from isoform.preparation import Prepared
 from isoform.recipe import Recipe
-from isoform.run import Run, write_text
+from isoform.run import Run
 from isoform.scaling.engines import Command, Engine, Ticket
 from isoform.scaling.ladder import Rung
-from isoform.terminal import Terminal, count, duration
+from isoform.terminal import ExitCode, Terminal, count, duration
 
 ATTEMPTS = 3
 """Starts without a new checkpoint in between after which a run is given up."""
 
-TRANSIENT = (75, 130)
+RESTARTABLE = (ExitCode.TRANSIENT, ExitCode.INTERRUPTED)
+"""Endings after which a run is started again, as after a signal that ended it."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Row:
         return self.loss is not None and math.isfinite(self.loss)
 
 
-DEFAULTS = 1
+ID_VERSION = 1
 """Counts up when a default of a recipe's fields changes. Ids are made of what is said beyond the defaults, so that a
 new field, which is off where nobody knew of it, leaves the runs of old studies where they are found."""
 
@@ -107,7 +109,7 @@ def make_job(arm: str, rung: Rung, data: str, purpose: str = "ladder", start: Jo
     content["data"] = stated(replace(rung.recipe.data, path="", validation_path=""))
     if start is not None:
         content["start"] = start.id
-    text = json.dumps([DEFAULTS, as_before(content), data], sort_keys=True)
+    text = json.dumps([ID_VERSION, as_before(content), data], sort_keys=True)
     return Job(arm, rung, hashlib.sha256(text.encode()).hexdigest()[:16], purpose, start)
 
 
@@ -287,7 +289,7 @@ class Study:
             return
         step = self._step(job)
         attempts[job.id] = 0 if step > one.step else attempts.get(job.id, 0) + 1
-        if (code < 0 or code in TRANSIENT) and attempts[job.id] < ATTEMPTS:
+        if (code < 0 or code in RESTARTABLE) and attempts[job.id] < ATTEMPTS:
             waiting.insert(0, job)
             return
         log = self.pool / f"{job.id}.log"

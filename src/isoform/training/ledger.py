@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from isoform.files import write_text
+
 CLOCK_FIELDS = frozenset({"tokens_per_second", "train_seconds", "utilisation"})
 """Fields read from a clock: the only ones in which a resumed run's ledger may differ."""
 
@@ -42,6 +44,4 @@ def read_metrics(path: Path) -> list[dict]:
 def cut_metrics(path: Path, step: int) -> None:
     """Keep the lines up to `step`, which is where the run goes on from."""
     kept = [line for line in read_metrics(path) if line["step"] <= step]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -1,0 +1,54 @@
+"""What the turns of a conversation cost in which each answer is given all that came before, by arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from isoform.model.config import ModelConfig
+from isoform.model.cost import key_value_bytes
+
+
+@dataclass(frozen=True)
+class ConversationTurn:
+    """A question and its answer."""
+
+    read: int
+    """Pieces that are read for the first time."""
+    read_again: int
+    """Pieces that were read in an earlier turn and have to be read again."""
+    bytes_held: int
+    """Keys and values that are held when the answer ends."""
+
+
+def conversation_turns(
+    config: ModelConfig,
+    num_turns: int,
+    *,
+    question_tokens: int,
+    answer_tokens: int,
+    is_causal: bool,
+    bytes_per_number: int = 4,
+) -> list[ConversationTurn]:
+    """The turns of a conversation whose questions and answers have so many pieces each.
+
+    is_causal: whether what is given is seen only by what follows it, so that it need not be read again as it grows. An
+    encoder still reads the answers that the decoder wrote, unless both are one stack that is read layer by layer.
+    """
+    decoder, encoder = config.decoder, config.encoder
+    assert decoder is not None, "only a decoder answers"
+    is_one_stack = encoder is None or (config.share_stacks and decoder.reads == "layerwise")
+    decoder_bytes = key_value_bytes(config, decoder, bytes_per_number=bytes_per_number)
+    encoder_bytes = 0
+    if encoder is not None and is_causal and not is_one_stack:  # it goes on from keys and values of its own
+        encoder_bytes = key_value_bytes(config, encoder, bytes_per_number=bytes_per_number)
+    turns = []
+    for turn in range(num_turns):
+        past = turn * (question_tokens + answer_tokens)
+        if not is_causal:
+            read_again = past
+        else:
+            read_again = 0 if is_one_stack or turn == 0 else answer_tokens
+        given = past + question_tokens
+        held = decoder_bytes * (given + answer_tokens) + encoder_bytes * given
+        turns.append(ConversationTurn(question_tokens, read_again, held))
+    return turns

@@ -24,7 +24,12 @@ ROWS = [
     *("model.position", "model.cache", "model.kernels", "model.norm", "model.lowering", "model.attention"),
     *("model.feedforward", "model.experts", "model.depth", "model.embedding", "model.transformer", "model.growth"),
     *("model.adapters", "model.baselines", "model.cost"),
-    *("checkpoint.store", "checkpoint.families", "checkpoint.huggingface", "checkpoint.gguf"),
+    *("checkpoint.store", "checkpoint.tensors"),
+    *(f"checkpoint.families.{shared}" for shared in ("fields", "family", "canonical", "rotary", "sliding")),
+    *("checkpoint.families.decoder", "checkpoint.families.encoder_decoder"),
+    *(f"checkpoint.families.{name}" for name in ("llama", "mistral", "qwen3", "gemma3", "olmo2", "gpt2", "bert")),
+    *(f"checkpoint.families.{name}" for name in ("modernbert", "vit", "t5", "bart", "whisper", "registry")),
+    *("checkpoint.huggingface", "checkpoint.gguf"),
     *("terminal", "figures", "run"),
     *("training.optimizer", "training.memory", "training.ledger", "training.trainer"),
     *("generation.sampling", "generation.decode", "generation.beam", "generation.many"),
@@ -110,17 +115,18 @@ def test_every_file_says_what_it_is_for():
 def test_the_tree_in_the_readme_is_the_real_one():
     block = re.search(r"```text\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert block is not None
-    shown, folder = set(), ""
+    shown, folders = set(), []
     for line in block[1].splitlines()[1:]:
-        name = line.split()[0]
-        folder = name if name.endswith("/") else folder if line.startswith("    ") else ""
-        shown |= {name if name.endswith("/") else folder + name}
+        name, depth = line.split()[0], (len(line) - len(line.lstrip())) // 2
+        folders = folders[: depth - 1]
+        shown.add("".join([*folders, name]))
+        folders += [name] if name.endswith("/") else []
     real = {p.relative_to(SOURCE).as_posix() for p in FILES if p.name != "__init__.py"} | {
         "__init__.py",
         "recipes/",
         "claims/",
     }
-    real |= {f"{p.parent.name}/" for p in FILES if p.parent != SOURCE}
+    real |= {f"{p.parent.relative_to(SOURCE).as_posix()}/" for p in FILES if p.parent != SOURCE}
     assert shown == real
 
 

@@ -22,10 +22,10 @@ from isoform.checkpoint.huggingface import (
     is_folder,
     read_folder,
     read_json,
-    state_of,
     write_folder,
 )
 from isoform.checkpoint.store import find_checkpoint, load_tensors
+from isoform.checkpoint.tensors import state_of
 from isoform.codecs.bpe import TOKENIZER_FILE, BPECodec
 from isoform.codecs.codec import FILE, Codec
 from isoform.codecs.numbers import NumberCodec

@@ -15,10 +15,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from isoform.checkpoint.gguf import read_gguf
+from isoform.checkpoint.gguf.model import read_gguf
 from isoform.checkpoint.huggingface import (
     CONFIG,
-    from_tensors,
     is_folder,
     read_folder,
     read_json,
@@ -194,9 +193,9 @@ def model_of(path: str) -> Model:
 
 
 def _load_gguf(path: Path) -> Trained:
-    """A GGUF file, by way of the Hugging Face names."""
+    """The model of a GGUF file."""
     file = read_gguf(path)
-    model = from_tensors(file.config, file.tensors, str(path))
+    model = file.model
     if file.tokenizer is None:
         return _foreign(model, _codec_of(None, path, model.config.vocab_size))
     with tempfile.TemporaryDirectory() as folder:

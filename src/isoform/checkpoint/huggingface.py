@@ -1,4 +1,4 @@
-"""Hugging Face folders, in and out: config.json and safetensors to a model and back, by the tables of families.py.
+"""Hugging Face folders, in and out: config.json and safetensors to a model and back, by the tables of families/.
 
 Shapes are checked before a tensor is read, sizes before memory is taken; nothing is unpickled and no code named by a
 folder is run.
@@ -82,24 +82,13 @@ def read_folder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> T
         raise ValueError(f"{folder} has no {CONFIG}, so it is no Hugging Face folder")
     with ExitStack() as stack:
         stored = _open(folder, stack)
-        return _build(read_json(folder / CONFIG), stored, str(folder / CONFIG), dtype)
-
-
-def _build(
-    config: dict, stored: Mapping[str, StoredTensor], where: str, dtype: torch.dtype | None = torch.float32
-) -> Transformer:
-    family = _family_of(config, where)
-    tensors = {_full_name(family, name): tensor for name, tensor in stored.items()}
-    model = build_empty(read_config(family, config, set(tensors), where), tensors, where)
-    places = places_of(model, family.names, family.transforms)
-    _check(places, tensors, family, where)
-    return fill(model, places, tensors, dtype)
-
-
-def from_tensors(config: dict, tensors: Mapping[str, Tensor], where: str) -> Transformer:
-    """A model from a config and tensors in memory, such as a GGUF file gives. Raises as read_folder does."""
-    stored = {name: StoredTensor(name, where, tuple(t.shape), t.clone) for name, t in tensors.items()}
-    return _build(config, stored, where)
+        config, where = read_json(folder / CONFIG), str(folder / CONFIG)
+        family = _family_of(config, where)
+        tensors = {_full_name(family, name): tensor for name, tensor in stored.items()}
+        model = build_empty(read_config(family, config, set(tensors), where), tensors, where)
+        places = places_of(model, family.names, family.transforms)
+        _check(places, tensors, family, where)
+        return fill(model, places, tensors, dtype)
 
 
 def _open(folder: Path, stack: ExitStack) -> dict[str, StoredTensor]:

@@ -81,10 +81,10 @@ def read_folder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> T
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} has no {CONFIG}, so it is no Hugging Face folder")
     with ExitStack() as stack:
-        stored = _open(folder, stack)
+        tensors = _open(folder, stack)
         config, where = read_json(folder / CONFIG), str(folder / CONFIG)
         family = _family_of(config, where)
-        tensors = {_full_name(family, name): tensor for name, tensor in stored.items()}
+        tensors = {_full_name(family, name): tensor for name, tensor in tensors.items()}
         model = build_empty(read_config(family, config, set(tensors), where), tensors, where)
         places = places_of(model, family.names, family.transforms)
         _check(places, tensors, family, where)
@@ -186,27 +186,26 @@ def _check(places: Mapping[str, list[Place]], tensors: Mapping[str, StoredTensor
     wanted = {place.name: place.shape for parts in places.values() for place in parts}
     missing = sorted(wanted.keys() - tensors.keys())
     if missing:
-        raise ValueError(f"{where}: {_some(missing, 'tensor', 'tensors')} missing that its fields ask for")
+        raise ValueError(f"{where}: {_some(missing)} missing that its fields ask for")
     extra = sorted(
         name for name in tensors.keys() - wanted.keys() if not any(fnmatchcase(name, p) for p in family.ignored)
     )
     if extra:
-        raise ValueError(
-            f"{tensors[extra[0]].where}: {_some(extra, 'tensor', 'tensors')} there that the fields of {CONFIG} "
-            "don't speak of"
-        )
+        raise ValueError(f"{tensors[extra[0]].where}: {_some(extra)} there that the fields of {CONFIG} don't speak of")
     for name, shape in wanted.items():
-        stored = tensors[name]
-        if stored.shape != shape:
+        tensor = tensors[name]
+        if tensor.shape != shape:
             raise ValueError(
-                f"{stored.where}: the tensor {stored.name!r} has shape {list(stored.shape)}, but the fields of "
+                f"{tensor.where}: the tensor {tensor.name!r} has shape {list(tensor.shape)}, but the fields of "
                 f"{CONFIG} ask for {list(shape)}"
             )
 
 
-def _some(names: list[str], one: str, many: str) -> str:
+def _some(names: list[str]) -> str:
+    if len(names) == 1:
+        return f"the tensor {names[0]} is"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"the {one if len(names) == 1 else many} {', '.join(names[:3])}{more} {'is' if len(names) == 1 else 'are'}"
+    return f"the tensors {', '.join(names[:3])}{more} are"
 
 
 def family_of(config: ModelConfig) -> tuple[Family, dict]:

@@ -105,9 +105,9 @@ def is_tied(model: Transformer | BaselineModel) -> bool:
 
 def build_empty(config: ModelConfig, tensors: Mapping[str, StoredTensor], where: str) -> Transformer:
     """The model without memory for its numbers. Raises ValueError if the files can't hold as many as it has."""
-    stated, stored = num_parameters(config), sum(math.prod(tensor.shape) for tensor in tensors.values())
-    if stated > 2 * stored + 10**6:
-        raise ValueError(f"{where} describes {stated:,} parameters, but the files hold {stored:,} numbers; they differ")
+    size, room = num_parameters(config), sum(math.prod(tensor.shape) for tensor in tensors.values())
+    if size > 2 * room + 10**6:
+        raise ValueError(f"{where} describes {size:,} parameters, but the files hold {room:,} numbers; they differ")
     with torch.device("meta"):
         return Transformer(config)
 
@@ -212,8 +212,8 @@ def _assembled(
     return whole
 
 
-def _read(stored: StoredTensor, dtype: torch.dtype | None) -> Tensor:
-    tensor, what = stored.read(), f"{stored.where}: the tensor {stored.name!r}"
+def _read(source: StoredTensor, dtype: torch.dtype | None) -> Tensor:
+    tensor, what = source.read(), f"{source.where}: the tensor {source.name!r}"
     if not tensor.is_floating_point():
         raise ValueError(f"{what} holds {tensor.dtype}, not floating numbers")
     tensor = tensor if dtype is None else tensor.to(dtype)

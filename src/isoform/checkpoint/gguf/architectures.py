@@ -32,7 +32,7 @@ FREQUENCIES = "rope_freqs.weight"
 """Llama 3's stretching of the rotary scheme, which GGUF keeps as a factor for each frequency."""
 
 
-def _as_stored(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
+def _same(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
     return tensor
 
 
@@ -63,7 +63,7 @@ class Architecture:
     keys: Mapping[str, str]
     names: Mapping[str, str]
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    restore: Callable[[str, Tensor, ModelConfig], Tensor] = _as_stored
+    restore: Callable[[str, Tensor, ModelConfig], Tensor] = _same
     is_rotary: bool = True
 
     @property
@@ -317,12 +317,10 @@ def _rotary(header: Header, name: str, fields: Mapping[str, Any]) -> dict[str, A
 
 def _llama3(header: Header, head_dim: int, base: float) -> dict[str, Any]:
     """Llama 3's four numbers from the factors that they gave; three have been the same in all its versions."""
-    stored, half = header.tensors[FREQUENCIES], head_dim // 2
-    if stored.shape != (half,) or stored.end - stored.begin != 4 * half:
-        raise ValueError(
-            f"{header.path}: the tensor {FREQUENCIES!r} has shape {list(stored.shape)}, not [{half}] in F32"
-        )
-    factors = header.raw(stored).view("<f4").astype(np.float64)
+    info, half = header.tensors[FREQUENCIES], head_dim // 2
+    if info.shape != (half,) or info.end - info.begin != 4 * half:
+        raise ValueError(f"{header.path}: the tensor {FREQUENCIES!r} has shape {list(info.shape)}, not [{half}] in F32")
+    factors = header.raw(info).view("<f4").astype(np.float64)
     factor, low, high, original = float(factors.max()), 1.0, 4.0, 8192
     turns = original * base ** (-np.arange(half) / half) / (2 * math.pi)
     smooth = np.clip((turns - low) / (high - low), 0, 1)

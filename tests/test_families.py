@@ -10,8 +10,9 @@ from torch.nn.functional import cross_entropy
 
 from families import LENGTH, VOCAB, all_peers, make
 from isoform.batch import Pieces, plain_coordinates
-from isoform.checkpoint.families import canonical
-from isoform.checkpoint.huggingface import family_of, read_folder, state_of, write_folder
+from isoform.checkpoint.families.canonical import canonical
+from isoform.checkpoint.huggingface import family_of, read_folder, write_folder
+from isoform.checkpoint.tensors import state_of
 from isoform.mask import Coordinates, Window
 from isoform.model.config import LayerNorm, LinearExtension, ModelConfig, RMSNorm, Rotary
 from isoform.model.transformer import Transformer

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from isoform.checkpoint import huggingface
-from isoform.checkpoint.huggingface import CONFIG, INDEX, WEIGHTS, read_folder, state_of, write_folder
+from isoform.checkpoint.huggingface import CONFIG, INDEX, WEIGHTS, read_folder, write_folder
+from isoform.checkpoint.tensors import state_of
 from isoform.model.config import Attention, BlockConfig, Gated, NTKExtension, RMSNorm, Rotary, Vocabulary
 from isoform.model.presets import MODERN
 from models import VOCAB, build, config

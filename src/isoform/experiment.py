@@ -23,7 +23,7 @@ from torch import Tensor
 
 from isoform import run as runs
 from isoform.batch import Example, collate
-from isoform.checkpoint.huggingface import exportable, state_of
+from isoform.checkpoint.huggingface import exportable
 from isoform.checkpoint.store import (
     Checkpoint,
     find_checkpoint,
@@ -34,6 +34,7 @@ from isoform.checkpoint.store import (
     purge_checkpoints,
     save_checkpoint,
 )
+from isoform.checkpoint.tensors import state_of
 from isoform.checkpoint.versions import LAYOUT
 from isoform.codecs.codec import TextCodec, as_text
 from isoform.codecs.text import load_codec

@@ -15,17 +15,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from isoform.checkpoint.gguf import read_gguf
+from isoform.checkpoint.gguf.model import read_gguf
 from isoform.checkpoint.huggingface import (
     CONFIG,
-    from_tensors,
     is_folder,
     read_folder,
     read_json,
-    state_of,
     write_folder,
 )
 from isoform.checkpoint.store import Checkpoint, find_checkpoint, load_tensors
+from isoform.checkpoint.tensors import state_of
 from isoform.checkpoint.versions import LAYOUT, upgraded
 from isoform.codecs.bpe import TOKENIZER_FILE, BPECodec
 from isoform.codecs.codec import FILE, Codec
@@ -191,9 +190,9 @@ def model_of(path: str) -> Model:
 
 
 def _load_gguf(path: Path) -> Trained:
-    """A GGUF file, by way of the Hugging Face names."""
+    """The model of a GGUF file."""
     file = read_gguf(path)
-    model = from_tensors(file.config, file.tensors, str(path))
+    model = file.model
     if file.tokenizer is None:
         return _foreign(model, _codec_of(None, path, model.config.vocab_size))
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Hugging Face folders, in and out: config.json and safetensors to a model and back, by the tables of families.py.
+"""Hugging Face folders, in and out: config.json and safetensors to a model and back, by the tables of families/.
 
 Shapes are checked before a tensor is read, sizes before memory is taken; nothing is unpickled and no code named by a
 folder is run.
@@ -7,12 +7,9 @@ folder is run.
 from __future__ import annotations
 
 import json
-import math
-import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -22,12 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from isoform.checkpoint.families import FAMILIES, Family, Fields, Unfit, canonical, known_types
+from isoform.checkpoint.families.canonical import canonical
+from isoform.checkpoint.families.family import Family, NotRepresentable
+from isoform.checkpoint.families.fields import Fields
+from isoform.checkpoint.families.registry import FAMILIES
+from isoform.checkpoint.tensors import Place, StoredTensor, build_empty, fill, places_of, state_of
 from isoform.config import differences, to_dict
 from isoform.model.baseline_config import Model
-from isoform.model.config import Attention, BlockConfig, ModelConfig
-from isoform.model.cost import num_parameters
-from isoform.model.network import Network
+from isoform.model.config import ModelConfig
 from isoform.model.transformer import Transformer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -35,12 +34,12 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.ckpt", "t
 SHARD = 5 * 10**9
 """Bytes of tensors from which a further file is begun."""
 SILENT = {
-    *("architectures", "auto_map", "dense_act_fn", "dtype", "encoder_stride", "id2label", "is_decoder", "is_gated_act"),
-    *("is_encoder_decoder", "label2id", "layer_types", "max_window_layers", "median_filter_width", "model_type"),
-    *("num_hidden_layers", "num_labels", "pooler_act", "pooler_output_size", "pretraining_tp", "problem_type"),
-    *("return_dict", "task_specific_params", "torch_dtype", "transformers_version", "use_cache"),
-    *("_name_or_path", "decoder_vocab_size", "sliding_window", "_attn_implementation", "deterministic_flash_attn"),
-}
+    "_attn_implementation", "_name_or_path", "architectures", "auto_map", "decoder_vocab_size", "dense_act_fn",
+    "deterministic_flash_attn", "dtype", "encoder_stride", "id2label", "is_decoder", "is_encoder_decoder",
+    "is_gated_act", "label2id", "layer_types", "max_window_layers", "median_filter_width", "model_type",
+    "num_hidden_layers", "num_labels", "pooler_act", "pooler_output_size", "pretraining_tp", "problem_type",
+    "return_dict", "sliding_window", "task_specific_params", "torch_dtype", "transformers_version", "use_cache",
+}  # fmt: skip
 """Fields that say nothing about the function, or nothing that other fields don't say."""
 SILENT_WORDS = (
     "token",
@@ -55,38 +54,6 @@ SILENT_WORDS = (
     "beam",
 )
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id")
-
-
-class Tensors:
-    """Named tensors that lie somewhere: shapes without reading them, and reading one."""
-
-    def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], read: Mapping[str, Callable[[], Tensor]], where: Mapping[str, str]
-    ) -> None:
-        self.shapes, self._read, self._where = dict(shapes), read, where
-
-    def where(self, name: str) -> str:
-        """The file that a tensor is in."""
-        return self._where[name]
-
-    def read(self, name: str) -> Tensor:
-        """One tensor. Raises ValueError for a damaged file."""
-        try:
-            return self._read[name]()
-        except SafetensorError as error:
-            raise ValueError(
-                f"{self.where(name)}: the tensor {name!r} can't be read ({error}); copy it again"
-            ) from error
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor of theirs lies in one of ours: `index` there, its shape in their file, how it is turned."""
-
-    name: str
-    index: tuple[int | slice, ...]
-    shape: tuple[int, ...]
-    form: str = ""
 
 
 def is_folder(path: Path) -> bool:
@@ -116,10 +83,16 @@ def read_folder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> T
         raise ValueError(f"{folder} has no {CONFIG}, so it is no Hugging Face folder")
     with ExitStack() as stack:
         tensors = _open(folder, stack)
-        return build(read_json(folder / CONFIG), tensors, str(folder / CONFIG), dtype=dtype)
+        config, where = read_json(folder / CONFIG), str(folder / CONFIG)
+        family = _family_of(config, where)
+        tensors = {_full_name(family, name): tensor for name, tensor in tensors.items()}
+        model = build_empty(read_config(family, config, set(tensors), where), tensors, where)
+        places = places_of(model, family.names, family.transforms)
+        _check(places, tensors, family, where)
+        return fill(model, places, tensors, dtype)
 
 
-def _open(folder: Path, stack: ExitStack) -> Tensors:
+def _open(folder: Path, stack: ExitStack) -> dict[str, StoredTensor]:
     """All tensors of a folder's files."""
     if (folder / INDEX).is_file():
         named = read_json(folder / INDEX).get("weight_map")
@@ -139,9 +112,7 @@ def _open(folder: Path, stack: ExitStack) -> Tensors:
                 f"Save the model again with safe_serialization=True"
             )
         raise ValueError(f"{folder} has neither {WEIGHTS} nor {INDEX}; there are no weights to read")
-    shapes: dict[str, tuple[int, ...]] = {}
-    readers: dict[str, Callable[[], Tensor]] = {}
-    where: dict[str, str] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in files:
         path = folder / file
         if not path.is_file():
@@ -151,47 +122,21 @@ def _open(folder: Path, stack: ExitStack) -> Tensors:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is damaged or no safetensors file ({error}); copy it again") from error
         for name in handle.keys():  # noqa: SIM118 (no mapping)
-            if name in shapes:
-                raise ValueError(f"{path}: the tensor {name!r} is in {where[name]} too")
-            shapes[name] = tuple(handle.get_slice(name).get_shape())
-            readers[name], where[name] = partial(handle.get_tensor, name), str(path)
-    lost = [name for name, file in named.items() if where.get(name) != str(folder / file)]
+            if name in tensors:
+                raise ValueError(f"{path}: the tensor {name!r} is in {tensors[name].where} too")
+            shape = tuple(handle.get_slice(name).get_shape())
+            tensors[name] = StoredTensor(name, str(path), shape, partial(_tensor, handle, name, path))
+    lost = [n for n, file in named.items() if n not in tensors or tensors[n].where != str(folder / file)]
     if lost:
         raise ValueError(f"{folder / INDEX} says that {named[lost[0]]} has the tensor {lost[0]!r}, but it has not")
-    return Tensors(shapes, readers, where)
+    return tensors
 
 
-def from_tensors(config: dict, tensors: Mapping[str, Tensor], where: str) -> Transformer:
-    """A model from a config and tensors in memory, such as a GGUF file gives. Raises as read_folder does."""
-    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-    readers = {name: partial(_itself, t) for name, t in tensors.items()}
-    return build(config, Tensors(shapes, readers, dict.fromkeys(tensors, where)), where)
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def build(config: dict, tensors: Tensors, where: str, *, dtype: torch.dtype | None = torch.float32) -> Transformer:
-    """The model of a config.json and its tensors."""
-    family = _family_of(config, where)
-    names = {_full(family, name): name for name in tensors.shapes}
-    model_config = read_config(family, config, set(names), where)
-    stated, there = num_parameters(model_config), sum(math.prod(shape) for shape in tensors.shapes.values())
-    if stated > 2 * there + 10**6:
-        raise ValueError(f"{where} describes {stated:,} parameters, but the files hold {there:,} numbers; they differ")
-    with torch.device("meta"):
-        model = Transformer(model_config)
-    places = {name: list(_places(family, name, t, model_config)) for name, t in state_of(model).items()}
-    _check(places, names, tensors, family, where)
-    state = {}
-    for ours, target in state_of(model).items():
-        state[ours] = _assembled(places[ours], target.shape, names, tensors, dtype)
-    shared = {"head.weight": state["stem.embedding.weight"]} if is_tied(model) else {}
-    model.load_state_dict({**state, **shared}, assign=True)
-    if is_tied(model):
-        model.tie()
-    return model.requires_grad_(True).eval()
+def _tensor(handle: safe_open, name: str, path: Path) -> Tensor:
+    try:
+        return handle.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: the tensor {name!r} can't be read ({error}); copy it again") from error
 
 
 def read_config(family: Family, config: dict, names: set[str], where: str) -> ModelConfig:
@@ -224,131 +169,44 @@ def _family_of(config: dict, where: str) -> Family:
     for family in FAMILIES:
         if family.model_type == kind:
             return family
-    raise ValueError(f"{where}: model_type={kind!r} is not supported (known: {known_types()})")
+    known = ", ".join(family.model_type for family in FAMILIES)
+    raise ValueError(f"{where}: model_type={kind!r} is not supported (known: {known})")
 
 
-def _full(family: Family, name: str) -> str:
+def _full_name(family: Family, name: str) -> str:
     """A tensor's name as the class with a head has it."""
     if not family.prefix or name.startswith(family.prefix):
         return name
     beginnings = {theirs.split(".")[1] for theirs in family.names.values() if theirs.startswith(family.prefix)}
-    beginnings |= {left.split(".")[1] for left in family.left if left.startswith(family.prefix)}
+    beginnings |= {left.split(".")[1] for left in family.ignored if left.startswith(family.prefix)}
     return family.prefix + name if name.split(".")[0] in beginnings else name
 
 
-def state_of(model: Network) -> dict[str, Tensor]:
-    """The model's tensors by name, a tied table once."""
-    state = dict(model.state_dict())
-    if is_tied(model):
-        del state["head.weight"]
-    return state
-
-
-def is_tied(model: Network) -> bool:
-    """Whether the head uses the stem's table."""
-    return getattr(model.config.head, "tied", False)
-
-
-def _places(family: Family, ours: str, tensor: Tensor, config: ModelConfig) -> Iterator[Place]:
-    """Where the parts of one of our tensors lie in their files; nothing for one that they have no name for."""
-    shape = tuple(tensor.shape)
-    for pattern, theirs in family.names.items():
-        match = re.fullmatch(_regex(pattern), ours)
-        if match is None:
-            continue
-        for key, value in match.groupdict().items():
-            theirs = theirs.replace("#" if key == "layer" else "*", value)
-        form = family.form.get(pattern, family.form.get(re.sub(r"\.\d+\.", ".#.", ours), ""))
-        if callable(form):
-            yield Place(theirs, (), form(config), "reshaped")
-            return
-        if form == "transposed":
-            yield Place(theirs, (), shape[::-1], form)
-            return
-        if form == "two unused rows":
-            yield Place(theirs, (), (shape[0] + 2, *shape[1:]), form)
-            return
-        parts = re.search(r"\[(.*)\]", theirs)
-        names = [theirs] if parts is None else [theirs.replace(parts[0], part) for part in parts[1].split("|")]
-        is_stacked = "@" in theirs
-        rows = _rows(ours, shape[1 if is_stacked else 0], len(names), config)
-        for expert in range(shape[0]) if is_stacked else (None,):
-            begin = 0
-            for name, count in zip(names, rows, strict=True):
-                here = slice(begin, begin + count)
-                if expert is None:
-                    yield Place(name, (here,), (count, *shape[1:]))
-                else:
-                    yield Place(name.replace("@", str(expert)), (expert, here), (count, *shape[2:]))
-                begin += count
-        return
-
-
-def _regex(pattern: str) -> str:
-    return re.escape(pattern).replace(r"\#", r"(?P<layer>\d+)").replace(r"\*", r"(?P<leaf>weight|bias)")
-
-
-def _rows(ours: str, total: int, num_parts: int, config: ModelConfig) -> list[int]:
-    """How many rows of ours each part has."""
-    if num_parts == 1:
-        return [total]
-    if ".mixer." not in ours and ".cross." not in ours:
-        return [total // num_parts] * num_parts
-    stack = config.encoder if ours.startswith("encoder.") else config.decoder
-    assert stack is not None
-    block: BlockConfig = config.layers(stack)[int(ours.split(".")[2])]
-    attention: Attention = block.attention
-    kv = (attention.num_kv_heads or attention.num_heads) * config.head_dim(block.attention)
-    return [total - kv * (num_parts - 1), *[kv] * (num_parts - 1)] if ".mixer." in ours else [kv] * num_parts
-
-
-def _check(
-    places: Mapping[str, list[Place]], names: Mapping[str, str], tensors: Tensors, family: Family, where: str
-) -> None:
+def _check(places: Mapping[str, list[Place]], tensors: Mapping[str, StoredTensor], family: Family, where: str) -> None:
     """Raises ValueError naming what is missing, superfluous or of another shape."""
     wanted = {place.name: place.shape for parts in places.values() for place in parts}
-    missing = sorted(wanted.keys() - names.keys())
+    missing = sorted(wanted.keys() - tensors.keys())
     if missing:
-        raise ValueError(f"{where}: {_some(missing, 'tensor', 'tensors')} missing that its fields ask for")
-    extra = sorted(name for name in names.keys() - wanted.keys() if not any(fnmatchcase(name, p) for p in family.left))
+        raise ValueError(f"{where}: {_some(missing)} missing that its fields ask for")
+    extra = sorted(
+        name for name in tensors.keys() - wanted.keys() if not any(fnmatchcase(name, p) for p in family.ignored)
+    )
     if extra:
-        file = tensors.where(names[extra[0]])
-        raise ValueError(
-            f"{file}: {_some(extra, 'tensor', 'tensors')} there that the fields of {CONFIG} don't speak of"
-        )
+        raise ValueError(f"{tensors[extra[0]].where}: {_some(extra)} there that the fields of {CONFIG} don't speak of")
     for name, shape in wanted.items():
-        if (there := tensors.shapes[names[name]]) != shape:
+        tensor = tensors[name]
+        if tensor.shape != shape:
             raise ValueError(
-                f"{tensors.where(names[name])}: the tensor {names[name]!r} has shape {list(there)}, but the fields of "
+                f"{tensor.where}: the tensor {tensor.name!r} has shape {list(tensor.shape)}, but the fields of "
                 f"{CONFIG} ask for {list(shape)}"
             )
 
 
-def _some(names: list[str], one: str, many: str) -> str:
+def _some(names: list[str]) -> str:
+    if len(names) == 1:
+        return f"the tensor {names[0]} is"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"the {one if len(names) == 1 else many} {', '.join(names[:3])}{more} {'is' if len(names) == 1 else 'are'}"
-
-
-def _assembled(
-    places: list[Place], shape: torch.Size, names: Mapping[str, str], tensors: Tensors, dtype: torch.dtype | None
-) -> Tensor:
-    """One of our tensors from theirs. Raises ValueError for numbers that are not finite, or not floating."""
-    whole: Tensor | None = None
-    for place in places:
-        name = names[place.name]
-        part = tensors.read(name)
-        if not part.is_floating_point():
-            raise ValueError(f"{tensors.where(name)}: the tensor {name!r} holds {part.dtype}, not floating numbers")
-        part = part if dtype is None else part.to(dtype)
-        if not bool(part.isfinite().all()):
-            raise ValueError(f"{tensors.where(name)}: the tensor {name!r} has NaN or infinite numbers in it")
-        part = {"transposed": lambda t: t.T, "two unused rows": lambda t: t[2:]}.get(place.form, lambda t: t)(part)
-        if len(places) == 1:
-            return part.reshape(shape).contiguous().clone()
-        whole = torch.empty(shape, dtype=part.dtype) if whole is None else whole
-        whole[place.index] = part
-    assert whole is not None
-    return whole
+    return f"the tensors {', '.join(names[:3])}{more} are"
 
 
 def family_of(config: ModelConfig) -> tuple[Family, dict]:
@@ -359,22 +217,20 @@ def family_of(config: ModelConfig) -> tuple[Family, dict]:
     misses, wordless = dict[str, list[str]](), dict[str, list[str]]()
     try:
         target = canonical(config)
-    except Unfit as error:
+    except NotRepresentable as error:
         raise ValueError(f"no class of transformers has words for this model: none for {error}") from None
     with torch.device("meta"):
-        state = state_of(Transformer(config))
+        model = Transformer(config)
     for family in FAMILIES:
         start = {"architectures": [family.architecture], "model_type": family.model_type, **dict.fromkeys(IDS)}
         try:
             written = {**start, **family.write(config), "dtype": "float32"}
-        except Unfit as error:
+        except NotRepresentable as error:
             wordless[family.model_type] = [str(error)]
             continue
-        names, homeless = set(), []
-        for ours, tensor in state.items():
-            places = list(_places(family, ours, tensor, config))
-            names |= {place.name for place in places}
-            homeless += [] if places else [ours]
+        places = places_of(model, family.names, family.transforms)
+        names = {place.name for parts in places.values() for place in parts}
+        homeless = [ours for ours, parts in places.items() if not parts]
         back = canonical(family.read(Fields(written, family.model_type), names))
         changed = [path for path, _, _ in differences(to_dict(target), to_dict(back))]
         if not changed and not homeless:
@@ -410,16 +266,10 @@ def write_folder(model: Transformer, folder: Path, extra: Mapping[str, object] |
     family, written = family_of(model.config)
     folder.mkdir(parents=True, exist_ok=True)
     theirs: dict[str, Tensor] = {}
+    places = places_of(model, family.names, family.transforms)
     for ours, tensor in state_of(model).items():
-        if ".ahead." in ours:
-            continue  # what only training asks for
-        for place in _places(family, ours, tensor, model.config):
-            part = tensor.detach().cpu()[place.index]
-            if place.form == "transposed":
-                part = part.T
-            elif place.form == "two unused rows":
-                part = torch.cat([part.new_zeros(2, *part.shape[1:]), part])
-            theirs[place.name] = part.reshape(place.shape).contiguous()
+        for place in places[ours]:
+            theirs[place.name] = place.to_theirs(tensor.detach().cpu()).contiguous()
     _save_sharded(theirs, folder)
     text = json.dumps({**written, **(extra or {})}, indent=2)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")

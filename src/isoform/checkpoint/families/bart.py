@@ -1,0 +1,82 @@
+"""BART (Lewis et al. 2019, https://arxiv.org/abs/1910.13461) and Marian (Junczys-Dowmunt et al. 2018,
+https://arxiv.org/abs/1804.00344), which differ in positions and in a norm on the embeddings.
+"""
+
+from __future__ import annotations
+
+from isoform.checkpoint.families.encoder_decoder import (
+    names_of_stacks,
+    read_encoder_decoder,
+    write_encoder_decoder,
+)
+from isoform.checkpoint.families.family import Family, of_kind
+from isoform.checkpoint.families.fields import Fields
+from isoform.checkpoint.tensors import Reshaped, UnusedRows
+from isoform.model.config import LayerNorm, Learned, Lookup, ModelConfig, Sinusoidal, StackConfig, Vocabulary
+
+
+def _read(fields: Fields, names: set[str], stack: StackConfig) -> ModelConfig:
+    return read_encoder_decoder(
+        fields,
+        stack,
+        placement="post",
+        context_length=fields.count("max_position_embeddings", 1024),
+        stem=Lookup(scale=fields.flag("scale_embedding", False)),
+        head=Vocabulary(tied=fields.flag("tie_word_embeddings", True), bias="final_logits_bias" in names),
+    )
+
+
+def _read_bart(fields: Fields, names: set[str]) -> ModelConfig:
+    return _read(fields, names, StackConfig(position=Learned(), input_norm=LayerNorm(), final_norm=False))
+
+
+def _read_marian(fields: Fields, names: set[str]) -> ModelConfig:
+    fields.require(share_encoder_decoder_embeddings=True, normalize_embedding=False)
+    return _read(fields, names, StackConfig(position=Sinusoidal(order="halves"), final_norm=False))
+
+
+def _write_bart(config: ModelConfig) -> dict:
+    return {
+        **write_encoder_decoder(config),
+        "max_position_embeddings": config.context_length,
+        "scale_embedding": of_kind(config.stem, Lookup, "stem").scale,
+        "tie_word_embeddings": of_kind(config.head, Vocabulary, "head").tied,
+    }
+
+
+def _write_marian(config: ModelConfig) -> dict:
+    return {**_write_bart(config), "decoder_vocab_size": config.vocab_size, "share_encoder_decoder_embeddings": True}
+
+
+_NAMES = {
+    "stem.embedding.weight": "model.shared.weight",
+    "head.weight": "lm_head.weight",
+    "head.bias": "final_logits_bias",
+    **names_of_stacks("after"),
+}
+_BIAS = {"head.bias": Reshaped(lambda config: (1, config.vocab_size))}
+_TABLES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
+"""What repeats the table that both stacks share."""
+
+BART = Family(
+    model_type="bart",
+    architecture="BartForConditionalGeneration",
+    read=_read_bart,
+    write=_write_bart,
+    names=_NAMES,
+    transforms={
+        **_BIAS,
+        "encoder.position.table": UnusedRows(2),
+        "decoder.position.table": UnusedRows(2),
+    },
+    ignored=_TABLES,
+)
+MARIAN = Family(
+    model_type="marian",
+    architecture="MarianMTModel",
+    read=_read_marian,
+    write=_write_marian,
+    names=_NAMES,
+    transforms=_BIAS,
+    ignored=(*_TABLES, "model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"),
+)

@@ -1,0 +1,114 @@
+"""What the decoders of Llama's kind share: fields, and names of tensors that differ in the norms alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from isoform.checkpoint.families.family import decoder_of, of_kind
+from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
+from isoform.mask import Window
+from isoform.model.config import (
+    Attention,
+    BlockConfig,
+    FeedForward,
+    Gated,
+    Lookup,
+    ModelConfig,
+    RMSNorm,
+    Rotary,
+    StackConfig,
+    Vocabulary,
+)
+
+
+def read_attention(fields: Fields, **more: Any) -> Attention:
+    """The heads, and `more` fields of ours."""
+    heads = fields.count("num_attention_heads")
+    kv_heads, head_dim = fields.count("num_key_value_heads", heads), fields.any("head_dim")
+    head_dim = None if head_dim is None else fields.count("head_dim")
+    return Attention(num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, **more)
+
+
+def read_window(fields: Fields) -> Window | None:
+    """The window of all layers, which in ours doesn't count the piece itself."""
+    return None if fields.any("sliding_window") is None else Window(fields.count("sliding_window") - 1)
+
+
+def read_gated(fields: Fields, *, size: str = "intermediate_size", bias: bool = False) -> Gated:
+    """The feed-forward, or an expert, whose width is the field `size`."""
+    return Gated(feedforward_dim=fields.count(size), activation=fields.activation("hidden_act", "silu"), bias=bias)
+
+
+def read_norm(fields: Fields, epsilon: float = 1e-6, *, zero_centered: bool = False) -> RMSNorm:
+    """The norm; `epsilon` where the field is absent."""
+    return RMSNorm(epsilon=fields.number("rms_norm_eps", epsilon), zero_centered=zero_centered)
+
+
+def read_decoder(
+    fields: Fields, blocks: tuple[BlockConfig, ...], position: Rotary, *, tied: bool = False, scale: bool = False
+) -> ModelConfig:
+    """The model around the blocks. tied: where the field is absent; scale: of the embeddings, which no field says."""
+    layers = fields.count("num_hidden_layers", most=10_000)
+    has_cap = fields.any("final_logit_softcapping") is not None
+    return ModelConfig(
+        model_dim=fields.count("hidden_size"),
+        context_length=fields.count("max_position_embeddings"),
+        vocab_size=fields.count("vocab_size"),
+        stem=Lookup(scale=scale),
+        decoder=StackConfig(num_layers=layers, blocks=blocks, position=position),
+        head=Vocabulary(
+            tied=fields.flag("tie_word_embeddings", tied),
+            softcap=fields.number("final_logit_softcapping", 0.0) if has_cap else None,
+        ),
+    )
+
+
+def write_decoder(config: ModelConfig, block: BlockConfig) -> dict:
+    """The fields of sizes, norm and head."""
+    attention, norm = block.attention, of_kind(block.norm, RMSNorm, "norm")
+    return {
+        "hidden_size": config.model_dim,
+        "max_position_embeddings": config.context_length,
+        "vocab_size": config.vocab_size,
+        "num_hidden_layers": decoder_of(config).num_layers,
+        "num_attention_heads": attention.num_heads,
+        "num_key_value_heads": attention.num_kv_heads or attention.num_heads,
+        "head_dim": config.head_dim(block.attention),
+        "rms_norm_eps": norm.epsilon,
+        "tie_word_embeddings": of_kind(config.head, Vocabulary, "head").tied,
+        "attention_dropout": 0.0,
+    }
+
+
+def write_gated(config: ModelConfig, feedforward: FeedForward | None) -> dict:
+    """The fields of the feed-forward, or of an expert."""
+    gated = of_kind(feedforward, Gated, "feedforward")
+    return {"intermediate_size": config.feedforward_dim(gated), "hidden_act": ACTIVATION_NAMES[gated.activation]}
+
+
+def write_window(block: BlockConfig) -> int | None:
+    """The window of all layers."""
+    pattern = block.attention.pattern
+    return None if pattern is None else of_kind(pattern, Window, "attention.pattern").before + 1
+
+
+DECODER = {
+    "stem.embedding.weight": "model.embed_tokens.weight",
+    "decoder.final_norm.*": "model.norm.*",
+    "head.weight": "lm_head.weight",
+    "decoder.blocks.#.mixer.query_key_value.*": "model.layers.#.self_attn.[q_proj|k_proj|v_proj].*",
+    "decoder.blocks.#.mixer.output.*": "model.layers.#.self_attn.o_proj.*",
+    "decoder.blocks.#.mixer.query_norm.*": "model.layers.#.self_attn.q_norm.*",
+    "decoder.blocks.#.mixer.key_norm.*": "model.layers.#.self_attn.k_norm.*",
+    "decoder.blocks.#.feedforward.gate_up.*": "model.layers.#.mlp.[gate_proj|up_proj].*",
+    "decoder.blocks.#.feedforward.down.*": "model.layers.#.mlp.down_proj.*",
+}
+PRE_NORMS = {
+    "decoder.blocks.#.mixer_norm.before.*": "model.layers.#.input_layernorm.*",
+    "decoder.blocks.#.feedforward_norm.before.*": "model.layers.#.post_attention_layernorm.*",
+}
+INNER_NORMS = {
+    "decoder.blocks.#.mixer_norm.inner.*": "model.layers.#.post_attention_layernorm.*",
+    "decoder.blocks.#.feedforward_norm.inner.*": "model.layers.#.post_feedforward_layernorm.*",
+}
+IGNORED = ("*.rotary_emb.inv_freq", "lm_head.weight")

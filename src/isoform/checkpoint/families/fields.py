@@ -1,0 +1,87 @@
+"""The reader of a config.json's fields, and the names of activations in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from isoform.model.config import Activation
+
+LARGEST = 2**31
+"""No size in a config.json may be larger."""
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+    "silu": "silu",
+    "swish": "silu",
+}
+ACTIVATION_NAMES: dict[Activation, str] = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+    "silu": "silu",
+}
+
+
+class Fields:
+    """The values of a config.json, taken one by one; wrong types and absurd sizes are ValueErrors naming the field."""
+
+    def __init__(self, values: Mapping[str, object], where: str) -> None:
+        self.values, self.where = values, where
+        self.taken: set[str] = set()
+
+    def any(self, name: str, default: Any = None) -> object:
+        """A value as it is."""
+        self.taken.add(name)
+        value = self.values.get(name)
+        return default if value is None else value
+
+    def count(self, name: str, default: int | None = None, *, most: int = LARGEST) -> int:
+        """A whole number from 1 on; it must be there unless there is a default."""
+        value = self.any(name, default)
+        if value is None:
+            raise ValueError(f"{self.where} lacks {name!r}; it is not a whole config of this family")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise ValueError(f"{self.where}: {name}={value!r} is no number from 1 to {most}")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        """A finite number."""
+        value = self.any(name, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f"{self.where}: {name}={value!r} is no finite number")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self.any(name, default)
+        if not isinstance(value, bool):
+            raise ValueError(f"{self.where}: {name}={value!r} is neither true nor false")
+        return value
+
+    def table(self, name: str) -> Fields:
+        """A table, empty where there is none."""
+        value = self.any(name, {})
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{self.where}: {name}={value!r} is no table")
+        return Fields(value, f"{self.where}: {name}")
+
+    def require(self, **values: object) -> None:
+        """Raises ValueError if a field is there with another value than the one that we can express."""
+        for name, allowed in values.items():
+            value = self.any(name, allowed)
+            if value != allowed:
+                raise ValueError(f"{self.where}: {name}={value!r} is not supported, only {allowed!r}")
+
+    def activation(self, name: str, default: str) -> Activation:
+        """Our name of an activation."""
+        value = self.any(name, default)
+        if value not in ACTIVATIONS:
+            raise ValueError(f"{self.where}: {name}={value!r} is not supported (known: {', '.join(ACTIVATIONS)})")
+        return ACTIVATIONS[str(value)]

@@ -1,0 +1,50 @@
+"""Llama 2 and 3, and all that say they are Llama (Touvron et al. 2023, https://arxiv.org/abs/2307.09288)."""
+
+from __future__ import annotations
+
+from isoform.checkpoint.families.decoder import (
+    DECODER,
+    IGNORED,
+    PRE_NORMS,
+    read_attention,
+    read_decoder,
+    read_gated,
+    read_norm,
+    write_decoder,
+    write_gated,
+)
+from isoform.checkpoint.families.family import Family, decoder_of, of_kind
+from isoform.checkpoint.families.fields import Fields
+from isoform.checkpoint.families.rotary import read_rotary, write_rotary
+from isoform.model.config import BlockConfig, Gated, ModelConfig
+
+
+def _read(fields: Fields, names: set[str]) -> ModelConfig:
+    block = BlockConfig(
+        mixer=read_attention(fields, bias=fields.flag("attention_bias", False)),
+        feedforward=read_gated(fields, bias=fields.flag("mlp_bias", False)),
+        norm=read_norm(fields),
+    )
+    return read_decoder(fields, (block,), read_rotary(fields))
+
+
+def _write(config: ModelConfig) -> dict:
+    stack = decoder_of(config)
+    block = stack.blocks[0]
+    return {
+        **write_decoder(config, block),
+        **write_gated(config, block.feedforward),
+        "attention_bias": block.attention.bias,
+        "mlp_bias": of_kind(block.feedforward, Gated, "feedforward").bias,
+        "rope_parameters": write_rotary(stack.position),
+    }
+
+
+LLAMA = Family(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    read=_read,
+    write=_write,
+    names=DECODER | PRE_NORMS,
+    ignored=IGNORED,
+)

@@ -1,0 +1,58 @@
+"""OLMo 2 (OLMo team 2024, https://arxiv.org/abs/2501.00656)."""
+
+from __future__ import annotations
+
+from isoform.checkpoint.families.decoder import (
+    DECODER,
+    IGNORED,
+    INNER_NORMS,
+    read_attention,
+    read_decoder,
+    read_gated,
+    read_norm,
+    write_decoder,
+    write_gated,
+)
+from isoform.checkpoint.families.family import Family, NotRepresentable, decoder_of
+from isoform.checkpoint.families.fields import Fields
+from isoform.checkpoint.families.rotary import read_rotary, write_rotary
+from isoform.model.config import BlockConfig, ModelConfig
+
+
+def _read(fields: Fields, names: set[str]) -> ModelConfig:
+    block = BlockConfig(
+        mixer=read_attention(
+            fields,
+            bias=fields.flag("attention_bias", False),
+            qk_norm=read_norm(fields),
+            qk_norm_over="projection",
+        ),
+        feedforward=read_gated(fields),
+        norm=read_norm(fields),
+        norm_placement="reordered",
+    )
+    return read_decoder(fields, (block,), read_rotary(fields))
+
+
+def _write(config: ModelConfig) -> dict:
+    stack = decoder_of(config)
+    block = stack.blocks[0]
+    written = {
+        **write_decoder(config, block),
+        **write_gated(config, block.feedforward),
+        "attention_bias": block.attention.bias,
+        "rope_parameters": write_rotary(stack.position),
+    }
+    if config.head_dim(block.attention) * block.attention.num_heads != config.model_dim:
+        raise NotRepresentable("attention.head_dim")
+    return {name: value for name, value in written.items() if name != "head_dim"}
+
+
+OLMO2 = Family(
+    model_type="olmo2",
+    architecture="Olmo2ForCausalLM",
+    read=_read,
+    write=_write,
+    names=DECODER | INNER_NORMS,
+    ignored=IGNORED,
+)

@@ -1,0 +1,133 @@
+"""T5 (Raffel et al. 2019, https://arxiv.org/abs/1910.10683), dense or gated (v1.1, Flan)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from isoform.checkpoint.families.family import Family, NotRepresentable, of_kind, stacks_of
+from isoform.checkpoint.families.fields import ACTIVATION_NAMES, ACTIVATIONS, Fields
+from isoform.model.config import (
+    Attention,
+    BlockConfig,
+    Buckets,
+    Dense,
+    Experts,
+    Gated,
+    ModelConfig,
+    RMSNorm,
+    StackConfig,
+    Vocabulary,
+)
+
+
+def _read(fields: Fields, names: set[str]) -> ModelConfig:
+    dim, buckets = fields.count("d_model"), _read_buckets(fields)
+    scales = fields.flag("scale_decoder_outputs", fields.flag("tie_word_embeddings", True))
+    heads, head_dim = fields.count("num_heads"), fields.count("d_kv", 64)
+    block = BlockConfig(
+        mixer=Attention(num_heads=heads, head_dim=head_dim, scale=1.0),
+        feedforward=_read_feedforward(fields),
+        norm=RMSNorm(epsilon=fields.number("layer_norm_epsilon", 1e-6)),
+    )
+    layers = fields.count("num_layers", most=10_000)
+    return ModelConfig(
+        model_dim=dim,
+        context_length=fields.count("n_positions", 512),
+        vocab_size=fields.count("vocab_size"),
+        encoder=StackConfig(num_layers=layers, blocks=(block,), position=replace(buckets, bidirectional=True)),
+        decoder=StackConfig(
+            num_layers=fields.count("num_decoder_layers", layers, most=10_000),
+            blocks=(block,),
+            position=buckets,
+            cross="separate",
+        ),
+        head=Vocabulary(tied="lm_head.weight" not in names, scale=dim**-0.5 if scales else None),
+    )
+
+
+def _read_feedforward(fields: Fields) -> Gated | Dense:
+    kind = str(fields.any("feed_forward_proj", "relu"))
+    name = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
+    if name not in ACTIVATIONS:
+        raise ValueError(f"{fields.where}: feed_forward_proj={kind!r} is not supported")
+    width = fields.count("d_ff")
+    if kind.startswith("gated-"):
+        return Gated(feedforward_dim=width, activation=ACTIVATIONS[name])
+    return Dense(feedforward_dim=width, activation=ACTIVATIONS[name])
+
+
+def _read_buckets(fields: Fields) -> Buckets:
+    return Buckets(
+        num_buckets=fields.count("relative_attention_num_buckets", 32),
+        max_distance=fields.count("relative_attention_max_distance", 128),
+    )
+
+
+def _write(config: ModelConfig) -> dict:
+    encoder, decoder = stacks_of(config)
+    block, head = encoder.blocks[0], of_kind(config.head, Vocabulary, "head")
+    feedforward, buckets = block.feedforward, of_kind(encoder.position, Buckets, "encoder.position")
+    if feedforward is None or isinstance(feedforward, Experts):
+        raise NotRepresentable("feedforward")
+    return {
+        "is_encoder_decoder": True,
+        "d_model": config.model_dim,
+        "d_kv": config.head_dim(block.attention),
+        "d_ff": config.feedforward_dim(feedforward),
+        "n_positions": config.context_length,
+        "vocab_size": config.vocab_size,
+        "num_layers": encoder.num_layers,
+        "num_decoder_layers": decoder.num_layers,
+        "num_heads": block.attention.num_heads,
+        "feed_forward_proj": _feedforward_name(feedforward),
+        "layer_norm_epsilon": of_kind(block.norm, RMSNorm, "norm").epsilon,
+        "relative_attention_num_buckets": buckets.num_buckets,
+        "relative_attention_max_distance": buckets.max_distance,
+        "tie_word_embeddings": head.scale is not None,
+        "dropout_rate": 0.0,
+        "pad_token_id": 0,
+        "decoder_start_token_id": 0,
+        "eos_token_id": 1,
+    }
+
+
+def _feedforward_name(feedforward: Gated | Dense) -> str:
+    name = ACTIVATION_NAMES[feedforward.activation]
+    if isinstance(feedforward, Dense):
+        return name
+    return "gated-gelu" if feedforward.activation == "gelu_tanh" else f"gated-{name}"
+
+
+def _stack_names(stack: str, last: int) -> dict[str, str]:
+    """`last`: the number of the feed-forward in a block of theirs."""
+    ours, theirs = f"{stack}.blocks.#", f"{stack}.block.#.layer"
+    return {
+        f"{ours}.mixer_norm.before.*": f"{theirs}.0.layer_norm.*",
+        f"{ours}.mixer.query_key_value.*": f"{theirs}.0.SelfAttention.[q|k|v].*",
+        f"{ours}.mixer.output.*": f"{theirs}.0.SelfAttention.o.*",
+        f"{ours}.feedforward_norm.before.*": f"{theirs}.{last}.layer_norm.*",
+        f"{ours}.feedforward.gate_up.*": f"{theirs}.{last}.DenseReluDense.[wi_0|wi_1].*",
+        f"{ours}.feedforward.up.*": f"{theirs}.{last}.DenseReluDense.wi.*",
+        f"{ours}.feedforward.down.*": f"{theirs}.{last}.DenseReluDense.wo.*",
+        f"{stack}.position.table": f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        f"{stack}.final_norm.*": f"{stack}.final_layer_norm.*",
+    }
+
+
+T5 = Family(
+    model_type="t5",
+    architecture="T5ForConditionalGeneration",
+    read=_read,
+    write=_write,
+    names={
+        "stem.embedding.weight": "shared.weight",
+        "head.weight": "lm_head.weight",
+        **_stack_names("encoder", 1),
+        **_stack_names("decoder", 2),
+        "decoder.blocks.#.cross_norm.before.*": "decoder.block.#.layer.1.layer_norm.*",
+        "decoder.blocks.#.cross.query.*": "decoder.block.#.layer.1.EncDecAttention.q.*",
+        "decoder.blocks.#.cross.key_value.*": "decoder.block.#.layer.1.EncDecAttention.[k|v].*",
+        "decoder.blocks.#.cross.output.*": "decoder.block.#.layer.1.EncDecAttention.o.*",
+    },
+    ignored=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
+)

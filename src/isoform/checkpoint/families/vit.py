@@ -1,0 +1,112 @@
+"""The Vision Transformer (Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929) as a classifier of images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from isoform.checkpoint.families.family import Family, NotRepresentable, encoder_of, of_kind
+from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
+from isoform.checkpoint.tensors import Reshaped
+from isoform.model.config import (
+    Attention,
+    BlockConfig,
+    Dense,
+    LayerNorm,
+    Learned,
+    Linear,
+    ModelConfig,
+    Pooled,
+    StackConfig,
+)
+
+
+def _read(fields: Fields, names: set[str]) -> ModelConfig:
+    patch, side = fields.count("patch_size", 16, most=10_000), fields.count("image_size", 224, most=100_000)
+    channels, labels = fields.count("num_channels", 3), fields.any("id2label", {0: "", 1: ""})
+    block = BlockConfig(
+        mixer=Attention(
+            num_heads=fields.count("num_attention_heads"), bias=fields.flag("qkv_bias", True), output_bias=True
+        ),
+        feedforward=Dense(
+            feedforward_dim=fields.count("intermediate_size"),
+            activation=fields.activation("hidden_act", "gelu"),
+            bias=True,
+        ),
+        norm=LayerNorm(epsilon=fields.number("layer_norm_eps", 1e-12)),
+    )
+    return ModelConfig(
+        model_dim=fields.count("hidden_size"),
+        context_length=(side // patch) ** 2 + 1,
+        vocab_size=1,
+        encoder=StackConfig(
+            num_layers=fields.count("num_hidden_layers", most=10_000), blocks=(block,), position=Learned()
+        ),
+        decoder=None,
+        stem=Linear(num_features=channels * patch * patch, num_ids=1),
+        head=Pooled(num_outputs=len(labels) if isinstance(labels, Mapping) else 0),
+    )
+
+
+def _write(config: ModelConfig) -> dict:
+    stack = encoder_of(config)
+    block = stack.blocks[0]
+    dense, (channels, patch) = of_kind(block.feedforward, Dense, "feedforward"), _patch(config)
+    labels = of_kind(config.head, Pooled, "head").num_outputs
+    return {
+        "hidden_size": config.model_dim,
+        "image_size": math.isqrt(config.context_length - 1) * patch,
+        "patch_size": patch,
+        "num_channels": channels,
+        "num_hidden_layers": stack.num_layers,
+        "num_attention_heads": block.attention.num_heads,
+        "intermediate_size": config.feedforward_dim(dense),
+        "hidden_act": ACTIVATION_NAMES[dense.activation],
+        "layer_norm_eps": of_kind(block.norm, LayerNorm, "norm").epsilon,
+        "qkv_bias": block.attention.bias,
+        "id2label": {str(i): f"LABEL_{i}" for i in range(labels)},
+        "label2id": {f"LABEL_{i}": i for i in range(labels)},
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+
+
+def _patch(config: ModelConfig) -> tuple[int, int]:
+    """The channels of a square patch, three or one, and its side."""
+    features = of_kind(config.stem, Linear, "stem").num_features
+    channels = 3 if features % 3 == 0 else 1
+    side = math.isqrt(features // channels)
+    if side * side * channels != features:
+        raise NotRepresentable(f"stem.num_features {features}")
+    return channels, side
+
+
+def _projection_shape(config: ModelConfig) -> tuple[int, ...]:
+    channels, side = _patch(config)
+    return config.model_dim, channels, side, side
+
+
+VIT = Family(
+    model_type="vit",
+    architecture="ViTForImageClassification",
+    read=_read,
+    write=_write,
+    names={
+        "stem.projection.*": "vit.embeddings.patch_embeddings.projection.*",
+        "stem.embedding.weight": "vit.embeddings.cls_token",
+        "encoder.position.table": "vit.embeddings.position_embeddings",
+        "encoder.final_norm.*": "vit.layernorm.*",
+        "encoder.blocks.#.mixer_norm.before.*": "vit.encoder.layer.#.layernorm_before.*",
+        "encoder.blocks.#.feedforward_norm.before.*": "vit.encoder.layer.#.layernorm_after.*",
+        "encoder.blocks.#.mixer.query_key_value.*": "vit.encoder.layer.#.attention.attention.[query|key|value].*",
+        "encoder.blocks.#.mixer.output.*": "vit.encoder.layer.#.attention.output.dense.*",
+        "encoder.blocks.#.feedforward.up.*": "vit.encoder.layer.#.intermediate.dense.*",
+        "encoder.blocks.#.feedforward.down.*": "vit.encoder.layer.#.output.dense.*",
+        "head.output.*": "classifier.*",
+    },
+    transforms={
+        "stem.projection.weight": Reshaped(_projection_shape),
+        "stem.embedding.weight": Reshaped(lambda config: (1, 1, config.model_dim)),
+        "encoder.position.table": Reshaped(lambda config: (1, config.context_length, config.model_dim)),
+    },
+)

@@ -1,0 +1,57 @@
+"""Whisper (Radford et al. 2022, https://arxiv.org/abs/2212.04356), from log-mel frames to text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from isoform.checkpoint.families.encoder_decoder import (
+    names_of_stacks,
+    read_encoder_decoder,
+    write_encoder_decoder,
+)
+from isoform.checkpoint.families.family import Family, of_kind, stacks_of
+from isoform.checkpoint.families.fields import Fields
+from isoform.model.config import Convolution, Learned, ModelConfig, StackConfig, Vocabulary
+
+
+def _read(fields: Fields, names: set[str]) -> ModelConfig:
+    fields.require(scale_embedding=False)
+    config = read_encoder_decoder(
+        fields,
+        StackConfig(position=Learned()),
+        placement="pre",
+        key_bias=False,
+        context_length=fields.count("max_target_positions", 448),
+        encoder_stem=Convolution(num_features=fields.count("num_mel_bins", 80)),
+        head=Vocabulary(tied=fields.flag("tie_word_embeddings", True)),
+    )
+    assert config.encoder is not None
+    frames = fields.count("max_source_positions", 1500)
+    return replace(config, encoder=replace(config.encoder, context_length=frames))
+
+
+def _write(config: ModelConfig) -> dict:
+    encoder, _ = stacks_of(config)
+    return {
+        **write_encoder_decoder(config),
+        "num_mel_bins": of_kind(config.encoder_stem, Convolution, "encoder_stem").num_features,
+        "max_source_positions": config.length(encoder),
+        "max_target_positions": config.context_length,
+        "tie_word_embeddings": of_kind(config.head, Vocabulary, "head").tied,
+    }
+
+
+WHISPER = Family(
+    model_type="whisper",
+    architecture="WhisperForConditionalGeneration",
+    read=_read,
+    write=_write,
+    names={
+        "stem.embedding.weight": "model.decoder.embed_tokens.weight",
+        "head.weight": "proj_out.weight",
+        "encoder_stem.first.*": "model.encoder.conv1.*",
+        "encoder_stem.second.*": "model.encoder.conv2.*",
+        **names_of_stacks("before"),
+    },
+    ignored=("proj_out.weight",),
+)

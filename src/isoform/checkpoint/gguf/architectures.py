@@ -1,0 +1,335 @@
+"""The architectures: how a family's config and our tensors are called in GGUF.
+
+Tensors go from GGUF's names straight to ours, by tables as checkpoint/tensors.py reads them. Metadata keys go by way of
+the fields of the family's config.json, which a family reads already, with its defaults and its checks: so the tables
+here are a name for a name, and what a family means is said once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from isoform.checkpoint.families.family import Family, decoder_of
+from isoform.checkpoint.families.fields import Fields
+from isoform.checkpoint.families.gemma3 import GEMMA3
+from isoform.checkpoint.families.gpt2 import GPT2
+from isoform.checkpoint.families.llama import LLAMA
+from isoform.checkpoint.families.mistral import MIXTRAL
+from isoform.checkpoint.families.olmo2 import OLMO2
+from isoform.checkpoint.families.qwen3 import QWEN3, QWEN3_MOE
+from isoform.checkpoint.families.sliding import FULL, SLIDING
+from isoform.checkpoint.gguf.format import Header, TensorInfo
+from isoform.model.config import ModelConfig
+
+FREQUENCIES = "rope_freqs.weight"
+"""Llama 3's stretching of the rotary scheme, which GGUF keeps as a factor for each frequency."""
+
+
+def _same(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
+    return tensor
+
+
+def _halves(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
+    """Neighbouring rows of queries and keys, which turn together there, half a head apart, as they turn here."""
+    if not re.search(r"\.attn_[qk]\.", name):
+        return tensor
+    half = config.head_dim(decoder_of(config).blocks[0].attention) // 2
+    return tensor.reshape(-1, half, 2, tensor[0].numel()).transpose(1, 2).reshape(tensor.shape)
+
+
+def _less_one(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
+    """Norms multiply by their weight there, by one more than it here."""
+    return tensor.float() - 1 if name.endswith("_norm.weight") else tensor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Architecture:
+    """One `general.architecture`: the family that it is, and its names.
+
+    keys: metadata key, without the architecture before it, to config field; fixed: fields that all models of the kind
+    have alike, and GGUF doesn't say; names: our tensors to GGUF's; restore: undoes what llama.cpp's converter did to
+    the numbers of the tensor of that name.
+    """
+
+    name: str
+    family: Family
+    keys: Mapping[str, str]
+    names: Mapping[str, str]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    restore: Callable[[str, Tensor, ModelConfig], Tensor] = _same
+    is_rotary: bool = True
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Tensors that may be there and are not the model's own."""
+        return ("output.weight", FREQUENCIES) if self.is_rotary else ("output.weight",)
+
+
+_KEYS = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+}
+_MIXTRAL_KEYS = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
+_QWEN_EXPERT_KEYS = {
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+}
+_GEMMA_KEYS = {"attention.sliding_window": "sliding_window", "final_logit_softcapping": "final_logit_softcapping"}
+_GPT2_KEYS = {
+    "block_count": "n_layer",
+    "context_length": "n_positions",
+    "embedding_length": "n_embd",
+    "feed_forward_length": "n_inner",
+    "attention.head_count": "n_head",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
+}
+_OPTIONAL = {"attention.head_count_kv", "attention.key_length", "final_logit_softcapping"}
+"""Keys that may be absent: as many key/value heads as heads, heads that share the width, no cap."""
+_REAL = {"attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "final_logit_softcapping"}
+"""Keys with a real number; the others are counts."""
+_ROTARY = {
+    "rope.freq_base", "rope.freq_base_swa", "rope.dimension_count",
+    "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
+    "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
+}  # fmt: skip
+_SILENT = {"vocab_size", "tensor_data_layout", "rope.scaling.finetuned"}
+"""Keys that say nothing about the function, or what a tensor's shape says too."""
+_DEFAULTS = {
+    "attention.causal": True,
+    "attention.sliding_window_pattern": 6,
+    "expert_count": 0,
+    "expert_used_count": 0,
+    "expert_gating_func": 1,
+    "expert_shared_count": 0,
+    "expert_weights_norm": True,
+    "expert_weights_scale": 1.0,
+    "leading_dense_block_count": 0,
+    "pooling_type": 0,
+    "rope.scaling.attn_factor": 1.0,
+}
+"""Keys that may say this only, which is what the families do."""
+
+_DECODER = {
+    "stem.embedding.weight": "token_embd.weight",
+    "head.weight": "output.weight",
+    "decoder.final_norm.*": "output_norm.*",
+    "decoder.blocks.#.mixer.query_key_value.*": "blk.#.[attn_q|attn_k|attn_v].*",
+    "decoder.blocks.#.mixer.query_norm.*": "blk.#.attn_q_norm.*",
+    "decoder.blocks.#.mixer.key_norm.*": "blk.#.attn_k_norm.*",
+    "decoder.blocks.#.mixer.output.*": "blk.#.attn_output.*",
+    "decoder.blocks.#.feedforward.gate_up.*": "blk.#.[ffn_gate|ffn_up].*",
+    "decoder.blocks.#.feedforward.down.*": "blk.#.ffn_down.*",
+    "decoder.blocks.#.feedforward.router.weight": "blk.#.ffn_gate_inp.weight",
+    "decoder.blocks.#.feedforward.experts.gate_up": "blk.#.[ffn_gate_exps|ffn_up_exps].weight",
+    "decoder.blocks.#.feedforward.experts.down": "blk.#.ffn_down_exps.weight",
+}
+_PRE_NORMS = {
+    "decoder.blocks.#.mixer_norm.before.*": "blk.#.attn_norm.*",
+    "decoder.blocks.#.feedforward_norm.before.*": "blk.#.ffn_norm.*",
+}
+_INNER_NORMS = {
+    "decoder.blocks.#.mixer_norm.inner.*": "blk.#.post_attention_norm.*",
+    "decoder.blocks.#.feedforward_norm.inner.*": "blk.#.post_ffw_norm.*",
+}
+_GPT2 = {
+    "decoder.position.table": "position_embd.weight",
+    "decoder.blocks.#.mixer.query_key_value.*": "blk.#.attn_qkv.*",
+    "decoder.blocks.#.feedforward.up.*": "blk.#.ffn_up.*",
+}
+
+_LLAMA = Architecture(name="llama", family=LLAMA, keys=_KEYS, names=_DECODER | _PRE_NORMS, restore=_halves)
+_MIXTRAL = Architecture(
+    name="llama", family=MIXTRAL, keys=_KEYS | _MIXTRAL_KEYS, names=_DECODER | _PRE_NORMS, restore=_halves
+)
+"""What "llama" is when it has experts."""
+_GEMMA3 = Architecture(
+    name="gemma3",
+    family=GEMMA3,
+    keys=_KEYS | _GEMMA_KEYS,
+    names=_DECODER | _PRE_NORMS | _INNER_NORMS,
+    restore=_less_one,
+)
+ARCHITECTURES = {
+    kind.name: kind
+    for kind in (
+        _LLAMA,
+        Architecture(name="qwen3", family=QWEN3, keys=_KEYS, names=_DECODER | _PRE_NORMS),
+        Architecture(
+            name="qwen3moe",
+            family=QWEN3_MOE,
+            keys=_KEYS | _QWEN_EXPERT_KEYS,
+            names=_DECODER | _PRE_NORMS,
+            fixed={"norm_topk_prob": True},
+        ),
+        _GEMMA3,
+        Architecture(name="olmo2", family=OLMO2, keys=_KEYS, names=_DECODER | _INNER_NORMS),
+        Architecture(name="gpt2", family=GPT2, keys=_GPT2_KEYS, names=_DECODER | _PRE_NORMS | _GPT2, is_rotary=False),
+    )
+}
+
+
+def architecture_of(header: Header) -> Architecture:
+    """The architecture that a file says it is of. Raises ValueError for one that is not known."""
+    name = header.value("general.architecture", str)
+    kind = ARCHITECTURES.get(name)
+    if kind is None:
+        raise ValueError(
+            f"{header.path}: general.architecture={name!r} is not known (known: {', '.join(ARCHITECTURES)})"
+        )
+    return _MIXTRAL if kind is _LLAMA and header.metadata.get("llama.expert_count") else kind
+
+
+def read_config(header: Header, kind: Architecture) -> ModelConfig:
+    """The model's config. Raises ValueError for keys that are missing, unknown, or contradict each other."""
+    fields = dict(kind.fixed)
+    for key, name in kind.keys.items():
+        full = f"{kind.name}.{key}"
+        if full in header.metadata or key not in _OPTIONAL:
+            fields[name] = header.real(full) if key in _REAL else header.count(full)
+    _check_keys(header, kind)
+    fields["vocab_size"] = _table(header).shape[0]
+    layers = fields[kind.keys["block_count"]]
+    if layers > len(header.tensors):
+        raise ValueError(
+            f"{header.path}: {kind.name}.block_count={layers:,}, but there are {len(header.tensors):,} tensors"
+        )
+    _fill_in_heads(header, kind, fields)
+    fields["tie_word_embeddings"] = _is_tied(header)
+    if kind.is_rotary:
+        fields["rope_parameters"] = _rotary(header, kind.name, fields)
+    if kind is _LLAMA:
+        fields["attention_bias"] = "blk.0.attn_q.bias" in header.tensors
+        fields["mlp_bias"] = "blk.0.ffn_up.bias" in header.tensors
+    if kind is _GEMMA3:
+        fields |= _gemma3_fields(header, fields)
+    try:
+        return kind.family.read(Fields(fields, "its metadata"), set())
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{header.path}: {error}; get the file again") from error
+
+
+def _check_keys(header: Header, kind: Architecture) -> None:
+    """Raises ValueError for a key of the architecture that is not known, or has a value that can't be followed."""
+    known = {*kind.keys, "attention.value_length", *_SILENT, *(_ROTARY if kind.is_rotary else ())}
+    for name, value in header.metadata.items():
+        key = name.removeprefix(f"{kind.name}.")
+        if key == name or key in known or (key in _DEFAULTS and value == _DEFAULTS[key]):
+            continue
+        only = f" other than {_DEFAULTS[key]!r}" if key in _DEFAULTS else ""
+        raise ValueError(
+            f"{header.path}: {name}={str(value)[:60]!r}: a value{only} of this key is not supported "
+            f"(known: {', '.join(sorted(known | _DEFAULTS.keys()))})"
+        )
+
+
+def _fill_in_heads(header: Header, kind: Architecture, fields: dict[str, Any]) -> None:
+    """Fills in heads and their width. Raises ValueError where they don't fit."""
+    dim, heads = fields[kind.keys["embedding_length"]], fields[kind.keys["attention.head_count"]]
+    if "head_dim" not in fields and dim % heads:
+        raise ValueError(f"{header.path}: {kind.name}.embedding_length={dim} is not divisible by {heads} heads")
+    if not kind.is_rotary:
+        return
+    width = fields.setdefault("head_dim", dim // heads)
+    kv_heads = fields.setdefault("num_key_value_heads", heads)
+    if heads % kv_heads or width % 2:
+        raise ValueError(f"{header.path}: {heads} heads of width {width} can't share {kv_heads} key/value heads")
+    for key in (f"{kind.name}.attention.value_length", f"{kind.name}.rope.dimension_count"):
+        given = header.metadata.get(key, width)
+        if given != width:
+            raise ValueError(f"{header.path}: {key}={given!r} is not supported, only the head's width, {width}")
+
+
+def _table(header: Header) -> TensorInfo:
+    """The embeddings, whose rows are the vocabulary."""
+    table = header.tensors.get("token_embd.weight")
+    if table is None or len(table.shape) != 2:
+        raise ValueError(
+            f"{header.path} has no table 'token_embd.weight'; it holds something else than a language model"
+        )
+    return table
+
+
+def _is_tied(header: Header) -> bool:
+    """Whether the head is the table of embeddings: because it is left out, or the same bytes."""
+    table, head = _table(header), header.tensors.get("output.weight")
+    if head is None:
+        return True
+    is_alike = (head.shape, head.format) == (table.shape, table.format)
+    return is_alike and np.array_equal(header.raw(head), header.raw(table))
+
+
+def _gemma3_fields(header: Header, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What differs from layer to layer, and the scale: llama.cpp knows that the largest, of 62 blocks, has another."""
+    layers, shared = fields["num_hidden_layers"], fields["hidden_size"] // fields["num_attention_heads"]
+    sliding = {"rope_type": "default", "rope_theta": _base(header, "gemma3.rope.freq_base_swa")}
+    return {
+        "query_pre_attn_scalar": shared if layers == 62 else fields["head_dim"],
+        "layer_types": [SLIDING if (i + 1) % 6 else FULL for i in range(layers)],
+        "rope_parameters": {FULL: fields["rope_parameters"], SLIDING: sliding},
+    }
+
+
+def _base(header: Header, key: str) -> float:
+    return header.real(key) if key in header.metadata else 10000.0
+
+
+def _rotary(header: Header, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary scheme, stretched as the file says. Raises ValueError for a way to stretch that is not known."""
+    rope, table = f"{name}.rope", {"rope_theta": _base(header, f"{name}.rope.freq_base")}
+    kind = header.metadata.get(f"{rope}.scaling.type", "none")
+    if FREQUENCIES in header.tensors:
+        if kind != "none":
+            raise ValueError(
+                f"{header.path}: both {FREQUENCIES!r} and {rope}.scaling.type={kind!r} are there; one can be"
+            )
+        return {**table, **_llama3(header, fields["head_dim"], table["rope_theta"])}
+    match kind:
+        case "none":
+            return {**table, "rope_type": "default"}
+        case "linear":
+            return {**table, "rope_type": "linear", "factor": header.real(f"{rope}.scaling.factor")}
+        case "yarn":
+            betas = {f"beta_{end}": f"{rope}.scaling.yarn_beta_{end}" for end in ("fast", "slow")}
+            return {
+                **table,
+                "rope_type": "yarn",
+                "factor": header.real(f"{rope}.scaling.factor"),
+                "original_max_position_embeddings": header.count(f"{rope}.scaling.original_context_length"),
+                **{beta: header.real(key) for beta, key in betas.items() if key in header.metadata},
+            }
+        case _:
+            raise ValueError(f"{header.path}: {rope}.scaling.type={kind!r} is not known (known: none, linear, yarn)")
+
+
+def _llama3(header: Header, head_dim: int, base: float) -> dict[str, Any]:
+    """Llama 3's four numbers from the factors that they gave; three have been the same in all its versions."""
+    info, half = header.tensors[FREQUENCIES], head_dim // 2
+    if info.shape != (half,) or info.end - info.begin != 4 * half:
+        raise ValueError(f"{header.path}: the tensor {FREQUENCIES!r} has shape {list(info.shape)}, not [{half}] in F32")
+    factors = header.raw(info).view("<f4").astype(np.float64)
+    factor, low, high, original = float(factors.max()), 1.0, 4.0, 8192
+    turns = original * base ** (-np.arange(half) / half) / (2 * math.pi)
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    if not np.allclose(factors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-3, atol=0):
+        raise ValueError(f"{header.path}: the factors in {FREQUENCIES!r} are not made as Llama 3's are; not supported")
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }

@@ -1,0 +1,223 @@
+"""Tensors under other libraries' names: where theirs lie in ours, and the model that they make.
+
+A table of names has ours before theirs; `#` is the number of a block, `*` weight or bias, `@` the number of an expert,
+and `[a|b]` are tensors that lie one above the other in ours.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import assert_never
+
+import torch
+from torch import Tensor
+
+from isoform.model.config import ModelConfig, Pooled
+from isoform.model.cost import num_parameters
+from isoform.model.network import Network
+from isoform.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: its name there, the file, its shape, and the function that reads it."""
+
+    name: str
+    where: str
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """Theirs has our columns as rows."""
+
+
+@dataclass(frozen=True)
+class UnusedRows:
+    """Theirs begins with rows that nothing uses."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class Reshaped:
+    """Theirs has the same numbers in another shape, which `shape` gives."""
+
+    shape: Callable[[ModelConfig], tuple[int, ...]]
+
+
+Transform = Transposed | UnusedRows | Reshaped
+"""How a tensor of theirs differs from ours."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of theirs lies in one of ours: its name and shape in their file, `index` in ours."""
+
+    name: str
+    shape: tuple[int, ...]
+    index: tuple[int | slice, ...] = ()
+    transform: Transform | None = None
+
+    def to_ours(self, theirs: Tensor) -> Tensor:
+        """Their tensor as it lies in ours, but for the shape if it is reshaped."""
+        match self.transform:
+            case None | Reshaped():
+                return theirs
+            case Transposed():
+                return theirs.T
+            case UnusedRows(count):
+                return theirs[count:]
+            case _:
+                assert_never(self.transform)
+
+    def to_theirs(self, ours: Tensor) -> Tensor:
+        """Their tensor, cut from ours."""
+        part = ours[self.index]
+        match self.transform:
+            case None | Reshaped():
+                return part.reshape(self.shape)
+            case Transposed():
+                return part.T
+            case UnusedRows(count):
+                return torch.cat([part.new_zeros(count, *part.shape[1:]), part])
+            case _:
+                assert_never(self.transform)
+
+
+def state_of(model: Network) -> dict[str, Tensor]:
+    """The model's tensors by name, a tied table once."""
+    state = dict(model.state_dict())
+    if is_tied(model):
+        del state["head.weight"]
+    return state
+
+
+def is_tied(model: Network) -> bool:
+    """Whether the head uses the stem's table."""
+    head = model.config.head
+    return not isinstance(head, Pooled) and head.tied
+
+
+def build_empty(config: ModelConfig, tensors: Mapping[str, StoredTensor], where: str) -> Transformer:
+    """The model without memory for its numbers. Raises ValueError if the files can't hold as many as it has."""
+    size, room = num_parameters(config), sum(math.prod(tensor.shape) for tensor in tensors.values())
+    if size > 2 * room + 10**6:
+        raise ValueError(f"{where} describes {size:,} parameters, but the files hold {room:,} numbers; they differ")
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+def places_of(
+    model: Transformer, names: Mapping[str, str], transforms: Mapping[str, Transform] | None = None
+) -> dict[str, list[Place]]:
+    """Where the parts of each of our tensors lie; an empty list for one that the table has no name for."""
+    transforms, config = transforms or {}, model.config
+    return {
+        ours: list(_places(names, transforms, ours, tuple(tensor.shape), config))
+        for ours, tensor in state_of(model).items()
+    }
+
+
+def _places(
+    names: Mapping[str, str],
+    transforms: Mapping[str, Transform],
+    ours: str,
+    shape: tuple[int, ...],
+    config: ModelConfig,
+) -> Iterator[Place]:
+    number, pattern = re.search(r"\.(\d+)\.", ours), re.sub(r"\.\d+\.", ".#.", ours)
+    front, leaf = pattern.rsplit(".", 1)
+    theirs = names.get(pattern) or names.get(f"{front}.*")
+    if theirs is None:
+        return
+    theirs = theirs.replace("#", number[1] if number else "").replace("*", leaf)
+    match transforms.get(pattern):
+        case None:
+            yield from _parts(theirs, ours, shape, config)
+        case Transposed() as transform:
+            yield Place(theirs, shape[::-1], transform=transform)
+        case UnusedRows(count) as transform:
+            yield Place(theirs, (shape[0] + count, *shape[1:]), transform=transform)
+        case Reshaped() as transform:
+            yield Place(theirs, transform.shape(config), transform=transform)
+
+
+def _parts(theirs: str, ours: str, shape: tuple[int, ...], config: ModelConfig) -> Iterator[Place]:
+    """The places of tensors that lie one above the other in ours; experts may be stacked in theirs as they are here."""
+    bracket, is_stack = re.search(r"\[(.*)\]", theirs), ".experts." in ours
+    names = [theirs] if bracket is None else [theirs.replace(bracket[0], part) for part in bracket[1].split("|")]
+    counts = _rows(ours, shape[1 if is_stack else 0], len(names), config)
+    slices = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
+    parts = list(zip(names, counts, slices, strict=True))
+    if "@" in theirs:
+        for expert in range(shape[0]):
+            for name, count, rows in parts:
+                yield Place(name.replace("@", str(expert)), (count, *shape[2:]), (expert, rows))
+    elif is_stack:
+        for name, count, rows in parts:
+            yield Place(name, (shape[0], count, *shape[2:]), (slice(None), rows))
+    else:
+        for name, count, rows in parts:
+            yield Place(name, (count, *shape[1:]), (rows,))
+
+
+def _rows(ours: str, total: int, num_parts: int, config: ModelConfig) -> list[int]:
+    """How many rows of ours each part has."""
+    if num_parts == 1:
+        return [total]
+    if ".mixer." not in ours and ".cross." not in ours:
+        return [total // num_parts] * num_parts
+    stack = config.encoder if ours.startswith("encoder.") else config.decoder
+    assert stack is not None
+    block = config.layers(stack)[int(ours.split(".")[2])]
+    kv = (block.attention.num_kv_heads or block.attention.num_heads) * config.head_dim(block.attention)
+    return [total - kv * (num_parts - 1), *[kv] * (num_parts - 1)] if ".mixer." in ours else [kv] * num_parts
+
+
+def fill(
+    model: Transformer,
+    places: Mapping[str, list[Place]],
+    tensors: Mapping[str, StoredTensor],
+    dtype: torch.dtype | None = torch.float32,
+) -> Transformer:
+    """The empty model with their numbers in this dtype (None: as stored), in evaluation mode.
+
+    Raises ValueError naming the tensor where numbers are not finite, or not floating.
+    """
+    state = {ours: _assembled(places[ours], target.shape, tensors, dtype) for ours, target in state_of(model).items()}
+    shared = {"head.weight": state["stem.embedding.weight"]} if is_tied(model) else {}
+    model.load_state_dict({**state, **shared}, assign=True)
+    if is_tied(model):
+        model.tie()
+    return model.requires_grad_(True).eval()
+
+
+def _assembled(
+    places: list[Place], shape: torch.Size, tensors: Mapping[str, StoredTensor], dtype: torch.dtype | None
+) -> Tensor:
+    """One of our tensors from theirs, which are read one by one."""
+    whole: Tensor | None = None
+    for place in places:
+        part = place.to_ours(_read(tensors[place.name], dtype))
+        if len(places) == 1:
+            return part.reshape(shape).contiguous().clone()
+        whole = torch.empty(shape, dtype=part.dtype) if whole is None else whole
+        whole[place.index] = part
+    assert whole is not None
+    return whole
+
+
+def _read(source: StoredTensor, dtype: torch.dtype | None) -> Tensor:
+    tensor, what = source.read(), f"{source.where}: the tensor {source.name!r}"
+    if not tensor.is_floating_point():
+        raise ValueError(f"{what} holds {tensor.dtype}, not floating numbers")
+    tensor = tensor if dtype is None else tensor.to(dtype)
+    if not bool(tensor.isfinite().all()):
+        raise ValueError(f"{what} has NaN or infinite numbers in it")
+    return tensor

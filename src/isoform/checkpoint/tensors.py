@@ -137,15 +137,18 @@ def _places(
     if theirs is None:
         return
     theirs = theirs.replace("#", number[1] if number else "").replace("*", leaf)
-    match transforms.get(pattern):
+    transform = transforms.get(pattern)
+    match transform:
         case None:
             yield from _parts(theirs, ours, shape, config)
-        case Transposed() as transform:
+        case Transposed():
             yield Place(theirs, shape[::-1], transform=transform)
-        case UnusedRows(count) as transform:
+        case UnusedRows(count):
             yield Place(theirs, (shape[0] + count, *shape[1:]), transform=transform)
-        case Reshaped() as transform:
+        case Reshaped():
             yield Place(theirs, transform.shape(config), transform=transform)
+        case _:
+            assert_never(transform)
 
 
 def _parts(theirs: str, ours: str, shape: tuple[int, ...], config: ModelConfig) -> Iterator[Place]:

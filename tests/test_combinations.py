@@ -129,7 +129,7 @@ def expected(scheme: str, mask: str, heads: str, is_packed: bool) -> torch.Tenso
     x = stack.position.embed(model.stem(Pieces(text(), coordinates)), coordinates).double()
     y = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     owner = stack.position if block.position is None else block.position
-    return x + oracle.attention(block.attention, y, coordinates, MASKS[mask], SCHEMES[scheme], owner)
+    return x + oracle.attention(block.mixer, y, coordinates, MASKS[mask], SCHEMES[scheme], owner)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler warns of torch

@@ -19,7 +19,8 @@ ROWS = [
     *(f"{folder}.config" for folder in FOLDERS),
     *("model.baseline_config", "model.presets", "recipe", "machine", "batch"),
     *("codecs.codec", "codecs.bpe", "codecs.tokenizer", "codecs.image", "codecs.numbers", "codecs.text"),
-    *("model.auxiliary", "model.position", "model.cache", "model.kernels", "model.norm", "model.lowering"),
+    *("model.recording", "model.auxiliary", "model.position", "model.cache", "model.kernels", "model.norm"),
+    "model.lowering",
     *("model.mixers.documents", "model.mixers.attention", "model.mixers.convolution", "model.mixers.lstm"),
     "model.mixers.recurrence",
     *("model.feedforward", "model.experts", "model.depth", "model.embedding", "model.network", "model.transformer"),
@@ -37,7 +38,7 @@ ROWS = [
     *("training.optimizer", "training.memory", "training.ledger", "training.trainer"),
     *("generation.sampling", "generation.decode", "generation.beam", "generation.many"),
     *("evaluation.evaluate", "evaluation.translation"),
-    *("experiment", "report", "inspection.attention", "inspection.rows"),
+    *("experiment", "report", "inspection.recording", "inspection.attention", "inspection.rows"),
     *(
         "scaling.ladder",
         "scaling.engines",

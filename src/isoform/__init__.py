@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from isoform.experiment import generate as generate
     from isoform.experiment import train as train
     from isoform.generation.config import Sampling as Sampling
+    from isoform.inspection.recording import record as record
+    from isoform.inspection.recording import recordable as recordable
     from isoform.mask import Causal as Causal
     from isoform.mask import FixedSparse as FixedSparse
     from isoform.mask import Full as Full
@@ -72,6 +74,8 @@ _WHERE = {
     "generate": "isoform.experiment",
     "load": "isoform.run",
     "load_recipe": "isoform.recipe",
+    "record": "isoform.inspection.recording",
+    "recordable": "isoform.inspection.recording",
     "train": "isoform.experiment",
     "upcycle": "isoform.model.growth",
     "widen": "isoform.model.growth",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor
 
 from isoform.figures import new_panels, to_png
 from isoform.mask import Mask
-from isoform.model.mixers.attention import Edges, MultiHeadAttention
-from isoform.model.transformer import Block, Transformer
+from isoform.model.auxiliary import Auxiliary
+from isoform.model.recording import recorder_of
+from isoform.model.transformer import Transformer
 
 
 @torch.inference_mode()
@@ -32,33 +32,9 @@ def cross_attention(
         raise ValueError("this model has no cross-attention to look at; it needs decoder.cross = 'separate'")
     model.eval()
     ids, asked = (torch.as_tensor(each.astype(np.int64), device=model.device).unsqueeze(0) for each in (source, inputs))
-    crosses = [block.cross for block in model.decoder.blocks if isinstance(block, Block)]
-    with recorded([cross for cross in crosses if isinstance(cross, MultiHeadAttention)]) as weights:
-        model.decode(asked, mask, model.encode(ids, source_mask))
-    return torch.stack([one[0] for one in weights])
-
-
-@contextmanager
-def recorded(attentions: Sequence[MultiHeadAttention]) -> Iterator[list[Tensor]]:
-    """While it lasts the weights of these modules are collected, in the order in which they are used."""
-    weights: list[Tensor] = []
-
-    def recording(attention: MultiHeadAttention):
-        plain = attention.mixed
-
-        def mixed(q: Tensor, k: Tensor, v: Tensor, edges: Edges) -> Tensor:
-            weights.append(attention.weights(q, k, edges).float().cpu())
-            return plain(q, k, v, edges)
-
-        return mixed
-
-    for attention in attentions:
-        attention.mixed = recording(attention)
-    try:
-        yield weights
-    finally:
-        for attention in attentions:
-            del attention.mixed
+    recorder = recorder_of(["decoder.blocks.*.cross.weights"])
+    model.decode(asked, mask, model.encode(ids, source_mask), auxiliary=Auxiliary(recorder=recorder))
+    return torch.stack([one[0].float().cpu() for one in recorder.tensors.values()])
 
 
 def draw_attention(weights: Tensor, rows: Sequence[str], columns: Sequence[str]) -> bytes:

@@ -1,4 +1,4 @@
-"""What a pass through a model gives beside its output: auxiliary losses, loads of experts, early exits.
+"""What a pass through a model gives beside its output: auxiliary losses, loads of experts, recorded tensors.
 
 The model only reports it; what is made of it is the business of `objectives/task.py`.
 """
@@ -11,21 +11,23 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from isoform.model.recording import Recorder
+
 
 @dataclass(eq=False)
 class Auxiliary:
     """Made anew for each pass and passed in.
 
     losses: means over the pass's tokens, times their weights in the config, summed over the modules that give them;
-    counts: plain sums over modules; loads: how many tokens chose each expert (E), by module; exits: the hidden
-    states (B, T, D) of early exits; ahead: those that predict the tokens after the next one, the nearest first.
+    counts: plain sums over modules; loads: how many tokens chose each expert (E), by module; recorder: takes in
+    tensors by name, such as the hidden states (B, T, D) of early exits, exits.N, and of heads that predict the N-th
+    token after the next one, ahead.N.
     """
 
     losses: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
     loads: dict[nn.Module, Tensor] = field(default_factory=dict)
-    exits: list[Tensor] = field(default_factory=list)
-    ahead: list[Tensor] = field(default_factory=list)
+    recorder: Recorder | None = None
 
     @torch.compiler.disable
     def add(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import assert_never
 
 import torch
@@ -48,6 +48,7 @@ from isoform.model.mixers.recurrence import RecurrenceMixer
 from isoform.model.network import Network
 from isoform.model.norm import ZeroCenteredRMSNorm, build_norm
 from isoform.model.position import RotaryPosition, Scheme, ShawPosition, Turn, build_position
+from isoform.model.recording import Recorder, recorder_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +103,7 @@ class Pass:
     kernel: str = "auto"
     keys: Coordinates | None = None
     """Where the keys stand without a cache, if there are more than the pieces themselves."""
-    told: list[KeysValues] | None = None
-    """Takes in the keys and values of each block, for a decoder that reads those."""
+    recorder: Recorder | None = None
     documents: Documents | None = None
     """Which tokens belong together, for recurrences."""
     made: dict[tuple, Edges] = field(default_factory=dict)
@@ -148,10 +148,15 @@ class Pass:
 
     def within(self, subset: Subset) -> Pass:
         """The same for some of the pieces."""
-        first = None if self.first_values is None else subset.gather(self.first_values)
-        coordinates = subset.coordinates(self.coordinates)
-        x0, others = subset.gather(self.x0), (self.memory, self.cache, self.auxiliary)
-        return Pass(x0, coordinates, self.mask, *others, first, self.kernel)
+        return replace(
+            self,
+            x0=subset.gather(self.x0),
+            coordinates=subset.coordinates(self.coordinates),
+            first_values=None if self.first_values is None else subset.gather(self.first_values),
+            keys=None,
+            made={},
+            turns={},
+        )
 
 
 BEFORE_INNER_AFTER = {
@@ -247,11 +252,11 @@ class Block(nn.Module):
             y = self.mixer_norm.entrance(x)
             beside = y if self.config.parallel == "one_norm" else self.feedforward_norm.entrance(x)
             x = x + self.mixer_norm.branch(self.mixed(y, shared, scheme, layer))
-            x = x + self.feedforward_norm.branch(self.transformed(beside, shared))
+            x = x + self.feedforward_norm.branch(self.transformed(beside, shared, layer))
             return self.read(x, shared, layer)
         x = self.mixer_norm(x, lambda y: self.mixed(y, shared, scheme, layer))
         x = self.read(x, shared, layer)
-        return self.feedforward_norm(x, lambda y: self.transformed(y, shared))
+        return self.feedforward_norm(x, lambda y: self.transformed(y, shared, layer))
 
     @property
     def cache_shape(self) -> LayerShape:
@@ -264,27 +269,28 @@ class Block(nn.Module):
 
     def mixed(self, y: Tensor, shared: Pass, scheme: Scheme, layer: int) -> Tensor:
         """What the mixer makes of the tokens (B, T, D)."""
+        record = None if shared.recorder is None else shared.recorder.within(f"blocks.{layer}.mixer")
         cache, scheme = shared.cache, scheme if self.position is None else self.position
-        if not isinstance(self.mixer, MultiHeadAttention):
+        if isinstance(self.mixer, MultiHeadAttention):
+            context = self.context(self.mixer, shared, scheme, layer) if self.is_joint and shared.memory else None
+            edges, state = shared.edges(self.config, scheme, layer), None if cache is None else cache.keys_values(layer)
+            y, values = self.mixer(y, edges, shared.first_values, state, context, record)
+            if shared.first_values is None:
+                shared.first_values = values
+        else:
             assert shared.documents is not None
-            return self.mixer(y, shared.documents, None if cache is None else cache.state(layer))
-        context = (
-            self.context(self.mixer, shared, scheme, layer) if self.is_joint and shared.memory is not None else None
-        )
-        edges = shared.edges(self.config, scheme, layer)
-        y, values, own = self.mixer(
-            y, edges, shared.first_values, None if cache is None else cache.keys_values(layer), context
-        )
-        if shared.first_values is None:
-            shared.first_values = values
-        if shared.told is not None:
-            shared.told.append(own)
+            y = self.mixer(y, shared.documents, None if cache is None else cache.state(layer), record)
+        if shared.recorder is not None:
+            shared.recorder.take(f"blocks.{layer}.mixer", lambda: y)
         return y
 
-    def transformed(self, y: Tensor, shared: Pass) -> Tensor:
+    def transformed(self, y: Tensor, shared: Pass, layer: int) -> Tensor:
         """What the feed-forward makes of each token (B, T, D)."""
         assert self.feedforward is not None
-        return self.feedforward(y, shared.present, shared.auxiliary) if self.is_routed else self.feedforward(y)
+        y = self.feedforward(y, shared.present, shared.auxiliary) if self.is_routed else self.feedforward(y)
+        if shared.recorder is not None:
+            shared.recorder.take(f"blocks.{layer}.feedforward", lambda: y)
+        return y
 
     def context(self, attention: MultiHeadAttention, shared: Pass, scheme: Scheme, layer: int) -> KeysValues:
         """Keys and values of the encoder's pieces, to be attended to jointly with the block's own."""
@@ -300,7 +306,8 @@ class Block(nn.Module):
         if memory is None or cross is None or self.cross_norm is None:
             return x
         state = None if shared.cache is None else shared.cache.keys_values(layer)
-        return self.cross_norm(x, lambda y: cross.read(y, memory.hidden, shared.memory_edges, state))
+        record = None if shared.recorder is None else shared.recorder.within(f"blocks.{layer}.cross")
+        return self.cross_norm(x, lambda y: cross.read(y, memory.hidden, shared.memory_edges, state, record))
 
 
 def build_mixer(
@@ -386,12 +393,9 @@ class Stack(nn.Module):
         memory: Memory | None = None,
         cache: Cache | None = None,
         auxiliary: Auxiliary | None = None,
-        told: list[KeysValues] | None = None,
+        recorder: Recorder | None = None,
     ) -> Tensor:
-        """Embeddings (B, T, D) of pieces at these coordinates to hidden states (B, T, D).
-
-        told: takes in the keys and values of each block.
-        """
+        """Embeddings (B, T, D) of pieces at these coordinates to hidden states (B, T, D)."""
         keys = None
         if memory is not None and self.config.cross == "joint":
             own, coordinates = coordinates, memory.before(coordinates)
@@ -418,17 +422,24 @@ class Stack(nn.Module):
             auxiliary,
             kernel=self.kernel,
             keys=keys,
-            told=told,
+            recorder=recorder,
             documents=documents,
         )
         for layer in range(self.num_layers):
             x = self.blocks[layer % len(self.blocks)](x, shared, self.position, layer)
-            if auxiliary is not None and layer + 1 in self.config.exits:
-                auxiliary.exits.append(self.finished(x))
-        if auxiliary is not None:
+            if recorder is not None:
+                self._record(x, recorder, layer)
+        if recorder is not None:
             for i, block in enumerate(self.ahead.blocks):
-                auxiliary.ahead.append(self.finished(block(x, shared, self.position, self.num_layers + i)))
+                run = partial(block, x, shared, self.position, self.num_layers + i)
+                recorder.take(f"ahead.{i + 1}", lambda run=run: self.finished(run()))
         return self.finished(x)
+
+    def _record(self, x: Tensor, recorder: Recorder, layer: int) -> None:
+        """The stream after a block, and where it is an early exit, as the head reads it."""
+        recorder.take(f"blocks.{layer}", lambda: x)
+        if layer + 1 in self.config.exits:
+            recorder.take(f"exits.{layer + 1}", lambda: self.finished(x))
 
     def _documents(self, coordinates: Coordinates, mask: Mask, cache: Cache | None) -> Documents:
         if mask != Causal():
@@ -509,9 +520,18 @@ class Transformer(Network[ModelConfig]):
             raise ValueError("this model has no encoder; set model.encoder, or use decode")
         pieces = self._checked(pieces, self.config.length(self.config.encoder))
         x = (self.stem if self.encoder_stem is None else self.encoder_stem)(pieces)
-        told = [] if decoder is not None and decoder.reads == "layerwise" else None
-        hidden = stack(x, pieces.coordinates, Full() if mask is None else mask, auxiliary=auxiliary, told=told)
-        return Memory(hidden, pieces.coordinates, tuple(told or ()))
+        mask, asked = Full() if mask is None else mask, None if auxiliary is None else auxiliary.recorder
+        if decoder is None or decoder.reads == "last":
+            recorder = None if asked is None else asked.within("encoder")
+            return Memory(
+                stack(x, pieces.coordinates, mask, auxiliary=auxiliary, recorder=recorder), pieces.coordinates
+            )
+        needed = recorder_of(["encoder.blocks.*.mixer.keys", "encoder.blocks.*.mixer.values"])
+        recorder = needed.beside(asked)
+        hidden = stack(x, pieces.coordinates, mask, auxiliary=auxiliary, recorder=recorder.within("encoder"))
+        recorder.give(asked)
+        layers = zip(recorder.ending("mixer", "keys"), recorder.ending("mixer", "values"), strict=True)
+        return Memory(hidden, pieces.coordinates, tuple(layers))
 
     def decode(
         self,
@@ -531,7 +551,8 @@ class Transformer(Network[ModelConfig]):
             raise ValueError(f"decoder.cross={decoder.config.cross!r} wants {wants}")
         pieces = self._checked(pieces, decoder.context_length)
         mask = Causal() if mask is None else mask
-        return decoder(self.stem(pieces), pieces.coordinates, mask, memory, cache, auxiliary)
+        recorder = None if auxiliary is None or auxiliary.recorder is None else auxiliary.recorder.within("decoder")
+        return decoder(self.stem(pieces), pieces.coordinates, mask, memory, cache, auxiliary, recorder)
 
     def logits(self, hidden: Tensor, coordinates: Coordinates | None = None) -> Tensor:
         return self.head(hidden, coordinates)

@@ -18,6 +18,7 @@ from isoform.model.auxiliary import Auxiliary
 from isoform.model.baseline_config import Model, as_transformer
 from isoform.model.config import ModelConfig, Pooled
 from isoform.model.network import Network
+from isoform.model.recording import recorder_of
 from isoform.objectives.config import (
     Causal,
     Classification,
@@ -66,15 +67,16 @@ class Task:
 
     def loss(self, model: Network, batch: Batch) -> Loss:
         """The loss of a batch, with what routed parts, early exits, heads further ahead and a teacher add to it."""
-        auxiliary = Auxiliary()
+        recorder = recorder_of(["*.exits.*", "*.ahead.*"])
+        auxiliary = Auxiliary(recorder=recorder)
         scored = self.score(model, self.view, batch, auxiliary, False)
         loss = with_auxiliary(self.criterion(*scored), auxiliary)
         if self.teach is not None:
             loss = self.teach(self.view, batch, scored, loss)
-        if auxiliary.exits:
-            loss = self._with_exits(loss, model, batch, scored, auxiliary.exits)
-        if auxiliary.ahead:
-            loss = self._with_ahead(loss, model, batch, scored, auxiliary.ahead)
+        if exits := recorder.ending("exits"):
+            loss = self._with_exits(loss, model, batch, scored, exits)
+        if ahead := recorder.ending("ahead"):
+            loss = self._with_ahead(loss, model, batch, scored, ahead)
         return loss
 
     def _with_exits(self, loss: Loss, model: Network, batch: Batch, scored: Scored, hidden: list[Tensor]) -> Loss:

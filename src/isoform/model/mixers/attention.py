@@ -18,6 +18,7 @@ from isoform.model.kernels import Linear
 from isoform.model.lowering import ALL, Allowed, attend, attention_weights
 from isoform.model.norm import build_norm
 from isoform.model.position import Relative, Turn, unturned
+from isoform.model.recording import Recorder
 
 KeysValues = tuple[Tensor, Tensor]
 """Of pieces: (B, K, T, H) each."""
@@ -86,8 +87,9 @@ class MultiHeadAttention(nn.Module):
         first_values: Tensor | None = None,
         cache: KeyValueState | None = None,
         context: KeysValues | None = None,
-    ) -> tuple[Tensor, Tensor, KeysValues]:
-        """x (B, T, D) to (B, T, D), the values (B, T, K, H) for the blocks above, and its keys and values.
+        recorder: Recorder | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """x (B, T, D) to (B, T, D), and the values (B, T, K, H) for the blocks above.
 
         context: keys and values of pieces before these, which are attended to as well.
         """
@@ -106,12 +108,14 @@ class MultiHeadAttention(nn.Module):
         if self.value_mix is not None and first_values is not None:
             v = self.value_mix[0] * v + self.value_mix[1] * first_values
         v = v.transpose(1, 2)
-        own = k, v
+        if recorder is not None:
+            for name, heads in (("queries", q), ("keys", k), ("values", v)):
+                recorder.take(name, lambda heads=heads: heads)
         if context is not None:
             k, v = torch.cat([context[0], k], 2), torch.cat([context[1], v], 2)
         if cache is not None:
             k, v = cache.append(k, v)
-        return self.collect(self.mixed(q, k, v, edges)), values, own
+        return self.collect(self.mixed(q, k, v, edges, recorder)), values
 
     def keys_values(self, memory: Tensor, turn: Turn) -> KeysValues:
         """Keys and values of an encoder's output (B, S, D), as those of pieces of this stack are made."""
@@ -122,7 +126,14 @@ class MultiHeadAttention(nn.Module):
             v = v + self.gap_bias.bias[self.gap_bias.start :].view(self.num_kv_heads, self.head_dim)
         return turn(self.normalised(k, self.key_norm)).transpose(1, 2), v.transpose(1, 2)
 
-    def read(self, x: Tensor, memory: Tensor, edges: Edges, cache: KeyValueState | None = None) -> Tensor:
+    def read(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        edges: Edges,
+        cache: KeyValueState | None = None,
+        recorder: Recorder | None = None,
+    ) -> Tensor:
         """Cross-attention: x (B, T, D) asks the encoder's output, memory (B, S, D); or of fewer rows, each of which is
         asked by as many rows of x that lie beside each other."""
         num_rows, length, _ = x.shape
@@ -137,7 +148,7 @@ class MultiHeadAttention(nn.Module):
                 cache.memory = (k, v)
         else:
             k, v = cache.memory
-        return self.collect(self.mixed(q, k, v, edges)).view_as(x)
+        return self.collect(self.mixed(q, k, v, edges, recorder)).view_as(x)
 
     def normalised(self, heads: Tensor, norm: nn.Module | None) -> Tensor:
         """Queries or keys (B, T, heads, H) after their norm."""
@@ -145,8 +156,10 @@ class MultiHeadAttention(nn.Module):
             return heads
         return norm(heads.flatten(2)).view(heads.shape) if self.is_whole else norm(heads)
 
-    def mixed(self, q: Tensor, k: Tensor, v: Tensor, edges: Edges) -> Tensor:
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor, edges: Edges, recorder: Recorder | None = None) -> Tensor:
         """The values that reach each query, (B, N, T, H)."""
+        if recorder is not None:
+            recorder.take("weights", lambda: self.weights(q, k, edges))
         dropout, bias = self.dropout if self.training else 0.0, self.bias(q, edges)
         if edges.relative is None or edges.relative.values is None:
             return attend(q, k, v, edges.allowed, scale=self.scale, bias=bias, dropout=dropout, kernel=self.kernel)

@@ -9,6 +9,7 @@ from isoform.model.cache import RecurrentState, StateShape
 from isoform.model.config import CausalConvolution
 from isoform.model.kernels import Linear
 from isoform.model.mixers.documents import Documents
+from isoform.model.recording import Recorder
 
 
 class ConvolutionMixer(nn.Module):
@@ -33,7 +34,9 @@ class ConvolutionMixer(nn.Module):
         """What a cache keeps of each row."""
         return StateShape(((self.reach, self.output.out_features),))
 
-    def forward(self, x: Tensor, documents: Documents, state: RecurrentState | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, documents: Documents, state: RecurrentState | None = None, recorder: Recorder | None = None
+    ) -> Tensor:
         """(B, T, D) to (B, T, D); `state` goes on from what it holds, and holds what is reached."""
         rows = x if documents.are_rows else documents.apart(x)
         if state is None:

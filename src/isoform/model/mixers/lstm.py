@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from isoform.model.cache import RecurrentState, StateShape
 from isoform.model.mixers.documents import Documents
+from isoform.model.recording import Recorder
 
 
 class LSTMMixer(nn.Module):
@@ -22,8 +23,16 @@ class LSTMMixer(nn.Module):
         """What a cache keeps of each row."""
         return StateShape(((self.lstm.hidden_size,), (self.lstm.hidden_size,)))
 
-    def forward(self, x: Tensor, documents: Documents, state: RecurrentState | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, documents: Documents, state: RecurrentState | None = None, recorder: Recorder | None = None
+    ) -> Tensor:
         """(B, T, D) to (B, T, D); `state` goes on from what it holds, and holds what is reached."""
+        out = self._run(x, documents, state)
+        if recorder is not None:
+            recorder.take("states", lambda: out)
+        return out
+
+    def _run(self, x: Tensor, documents: Documents, state: RecurrentState | None) -> Tensor:
         if state is None:
             rows = x if documents.are_rows else documents.apart(x)
             out, _ = self.lstm(rows)

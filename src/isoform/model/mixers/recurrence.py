@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from isoform.model.cache import RecurrentState, StateShape
 from isoform.model.kernels import Linear
 from isoform.model.mixers.documents import Documents
+from isoform.model.recording import Recorder
 
 
 def step_by_step(a: Tensor, b: Tensor, first: Tensor) -> Tensor:
@@ -83,7 +84,9 @@ class RecurrenceMixer(nn.Module):
         """What a cache keeps of each row."""
         return StateShape(((self.state_dim,),))
 
-    def forward(self, x: Tensor, documents: Documents, state: RecurrentState | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, documents: Documents, state: RecurrentState | None = None, recorder: Recorder | None = None
+    ) -> Tensor:
         """(B, T, D) to (B, T, D); `state` goes on from what it holds, and holds what is reached."""
         wide = torch.promote_types(x.dtype, torch.float32)
         decay, candidate, gate = self.decay_candidate_gate(x).to(wide).chunk(3, -1)
@@ -97,6 +100,9 @@ class RecurrenceMixer(nn.Module):
         h = scan(a, b, first)
         if state is not None:
             state.tensors = (h[:, -1],)
+        if recorder is not None:
+            recorder.take("decays", lambda: a)
+            recorder.take("states", lambda: h)
         return self.output((h * nn.functional.silu(gate)).to(x.dtype))
 
     @torch.no_grad()

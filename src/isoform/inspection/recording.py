@@ -1,0 +1,89 @@
+"""What a model computes on its way, by name: looked at without changing it, with the memory it takes known before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from isoform.batch import Pieces, plain_pieces
+from isoform.config import nearest
+from isoform.mask import Mask
+from isoform.model.auxiliary import Auxiliary
+from isoform.model.config import BlockConfig, Experts, ModelConfig, StackConfig
+from isoform.model.recording import recorder_of
+from isoform.model.transformer import Transformer
+
+LIMIT = 2**30
+
+
+@torch.inference_mode()
+def record(
+    model: Transformer,
+    pieces: Tensor,
+    *names: str,
+    mask: Mask | None = None,
+    source: Tensor | None = None,
+    source_mask: Mask | None = None,
+    limit: int = LIMIT,
+) -> dict[str, Tensor]:
+    """Run a model on ids (B, T), and on a source (B, S) for an encoder, and give the tensors of these names, in which
+    `*` stands for anything: decoder.blocks.2.mixer.weights, decoder.blocks.*.feedforward. `recordable` lists them.
+
+    The model's output is what it is without. Raises ValueError for a name that no tensor has, with the nearest, and
+    before anything is run where the tensors would take more than `limit` bytes.
+    """
+    shapes = recordable(model.config, tuple(pieces.shape), None if source is None else tuple(source.shape))
+    for name in names:
+        if not any(fnmatchcase(one, name) for one in shapes):
+            near = nearest(name, shapes)
+            remedy = f"did you mean {near!r}? " if near else ""
+            raise ValueError(f"nothing here is called {name!r}; {remedy}recordable() lists all {len(shapes)} names")
+    asked = [one for one in shapes if any(fnmatchcase(one, name) for name in names)]
+    size = sum(math.prod(shapes[one]) for one in asked) * next(model.parameters()).element_size()
+    if size > limit:
+        raise ValueError(
+            f"{len(asked)} tensors would take {size:,} bytes, above limit={limit:,}; ask for fewer, or raise it"
+        )
+    recorder = recorder_of(names)
+    model.eval()
+    model.hidden(pieces, mask, source, source_mask, Auxiliary(recorder=recorder))
+    return recorder.tensors
+
+
+def recordable(
+    config: ModelConfig, shape: tuple[int, ...], source_shape: tuple[int, ...] | None = None
+) -> Mapping[str, tuple[int, ...]]:
+    """The names that `record` knows, with the shapes of their tensors for ids (B, T), and a source (B, S). Nothing is
+    computed: the model is run without memory for its numbers."""
+    with torch.device("meta"):
+        model = Transformer(_plain(config)).eval().to("meta")  # tables of positions are made on the CPU
+        pieces, source = (None if s is None else _pieces(s) for s in (shape, source_shape))
+    assert pieces is not None
+    recorder = recorder_of(["*"])
+    model.hidden(pieces, None, source, None, Auxiliary(recorder=recorder))
+    return {name: tuple(tensor.shape) for name, tensor in recorder.tensors.items()}
+
+
+def _pieces(shape: tuple[int, ...]) -> Pieces:
+    return plain_pieces(torch.zeros(shape, dtype=torch.long))
+
+
+def _plain(config: ModelConfig) -> ModelConfig:
+    """The same shapes without what looks at numbers to know where tokens go: one expert, and every block, for all."""
+
+    def stack_of(stack: StackConfig | None) -> StackConfig | None:
+        if stack is None:
+            return None
+        return replace(stack, blocks=tuple(map(block_of, stack.blocks)))
+
+    def block_of(block: BlockConfig) -> BlockConfig:
+        feedforward = block.feedforward
+        expert = feedforward.expert if isinstance(feedforward, Experts) else feedforward
+        return replace(block, depth=None, feedforward=expert)
+
+    return replace(config, encoder=stack_of(config.encoder), decoder=stack_of(config.decoder))

@@ -12,7 +12,7 @@ from isoform.generation.config import Beam, Sampling
 from isoform.generation.decode import Prompt, build_prompt, generate_ids
 from isoform.generation.many import beam_search
 from isoform.mask import Causal, Full, Prefix
-from isoform.model.config import Attention, BlockConfig, ModelConfig, Sinusoidal, StackConfig
+from isoform.model.config import Attention, BlockConfig, Depth, ModelConfig, Sinusoidal, StackConfig
 from isoform.model.cost import Shape, cache_bytes, forward_flops, num_parameters
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Seq2seq
@@ -176,6 +176,14 @@ def test_gradients_reach_everything():
                 c, decoder=replace(c.decoder, cross="joint", blocks=(BlockConfig(parallel="own_norms"),))
             ),
             "parallel",
+        ),
+        (
+            lambda c: replace(
+                c,
+                encoder=replace(c.encoder, blocks=(BlockConfig(depth=Depth()),)),
+                decoder=replace(c.decoder, cross="joint", reads="layerwise"),
+            ),
+            "depth in the encoder",
         ),
     ],
 )

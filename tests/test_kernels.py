@@ -88,3 +88,27 @@ def test_dropout_keeps_its_rate_and_the_mean():
     assert torch.equal(kernels.dropout(x, 0.3), out)
     rows = (out == 0).float()
     assert abs(float(torch.corrcoef(torch.stack([rows[:, :-1].flatten(), rows[:, 1:].flatten()]))[0, 1])) < 0.01
+
+
+@torch.inference_mode(False)
+def test_a_rounded_copy_is_that_of_the_weight_and_format_of_now():
+    layer, x = kernels.Linear(8, 4, bias=False), torch.randn(3, 8)
+
+    def check() -> None:
+        with torch.no_grad():
+            dtype = layer.product_dtype
+            assert torch.equal(layer(x), functional.linear(x.to(dtype), layer.weight.to(dtype)).float())
+
+    layer.product_dtype = torch.bfloat16
+    check()
+    layer.product_dtype = torch.float16
+    check()
+    layer.weight = torch.nn.Parameter(torch.randn(4, 8))
+    check()
+    layer.load_state_dict({"weight": torch.randn(4, 8)}, assign=True)
+    check()
+    layer.weight.data = torch.randn(4, 8)
+    check()
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    check()

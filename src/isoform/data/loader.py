@@ -35,7 +35,8 @@ class Loader(ABC):
 
     @abstractmethod
     def rows(self, first: int, count: int) -> Batch:
-        """Rows first .. first + count - 1, over the ends of epochs."""
+        """Rows first .. first + count - 1, over the ends of epochs: (count, T), or for records of like length (n, T), a
+        record a row."""
 
     @abstractmethod
     def weight(self, first: int, count: int) -> float:

@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from isoform.batch import Pieces
 from isoform.mask import Coordinates
-from isoform.model import config
-from isoform.model.config import Convolution, Head, Lookup, MaskedVocabulary, Pooled, Stem, Vocabulary
+from isoform.model.config import Convolution, Head, Linear, Lookup, MaskedVocabulary, Pooled, Stem, Vocabulary
 from isoform.model.feedforward import ACTIVATIONS
 from isoform.model.norm import build_norm
 
@@ -75,7 +74,7 @@ class LinearStem(nn.Module):
 
     looks_back = 0
 
-    def __init__(self, config: config.Linear, model_dim: int) -> None:
+    def __init__(self, config: Linear, model_dim: int) -> None:
         super().__init__()
         self.projection = nn.Linear(config.num_features, model_dim, bias=config.bias)
         self.embedding = nn.Embedding(config.num_ids, model_dim) if config.num_ids else None
@@ -128,10 +127,12 @@ def build_stem(config: Stem, vocab_size: int, model_dim: int) -> LookupStem | Li
             return LookupStem(config, vocab_size, model_dim)
         case Convolution():
             return ConvolutionStem(config, model_dim)
-        case _:
+        case Linear():
             if config.num_features < 1:
                 raise ValueError("stem.num_features=0: set it to the number of features that the codec gives")
             return LinearStem(config, model_dim)
+        case _:
+            assert_never(config)
 
 
 class VocabularyHead(nn.Module):

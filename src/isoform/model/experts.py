@@ -18,6 +18,7 @@ from torch.nn import functional
 from isoform.model.auxiliary import Auxiliary
 from isoform.model.config import Activation, Dense, ExpertChoice, Experts, Gated, TokenChoice
 from isoform.model.feedforward import ACTIVATIONS, build_feedforward
+from isoform.model.kernels import Rounded
 
 aten = torch.ops.aten
 
@@ -160,7 +161,7 @@ class ExpertStack(nn.Module):
     """The experts' matrices, each kind as one parameter: up (E, F, D), or gate_up (E, 2F, D), and down (E, D, F)."""
 
     product_dtype = torch.float32
-    _rounded: tuple[int, int, Tensor, Tensor] | None = None
+    _rounded: tuple[Rounded, Rounded] | None = None
 
     def __init__(self, config: Dense | Gated, num_experts: int, model_dim: int, feedforward_dim: int) -> None:
         super().__init__()
@@ -213,12 +214,13 @@ class ExpertStack(nn.Module):
         return out.index_add(0, plan.rows, (torch.cat(pairs) * weights[:, None]).to(x.dtype))
 
     def _rounded_to(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The first and the last matrices (E, …) in this format."""
         if dtype == self.down.dtype:
             return self.first, self.down
-        versions = self.first._version, self.down._version
-        if self._rounded is None or self._rounded[:2] != versions or self._rounded[2].dtype != dtype:
-            self._rounded = *versions, self.first.to(dtype), self.down.to(dtype)
-        return self._rounded[2:]
+        both = self.first, self.down
+        if self._rounded is None or not all(r.is_of(p, dtype) for r, p in zip(self._rounded, both, strict=True)):
+            self._rounded = Rounded(self.first, dtype), Rounded(self.down, dtype)
+        return self._rounded[0].copy, self._rounded[1].copy
 
 
 def _drawn(*shape: int) -> nn.Parameter:

@@ -68,7 +68,7 @@ def take(target: Transformer, source: Transformer) -> None:
         f"{path}: {before} there, {now} here"
         for path, before, now in differences(_sized(source.config), _sized(own))
         if not path.startswith(("dropout", "initialization"))
-        and not path.endswith(("attention.dropout", "context_length"))
+        and not path.endswith(("mixer.dropout", "context_length"))
         and not (path == "vocab_size" and source.config.vocab_size < target.config.vocab_size)
         and not (has_new_head and path.startswith("head"))
     ]

@@ -7,6 +7,7 @@ test holds each to its plain form. Elsewhere (inference, CUDA, torch.compile) th
 from __future__ import annotations
 
 import math
+import weakref
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +46,24 @@ class _ReducedLinear(Function):
         return grad_x, grad_weight, grad.sum(0) if ctx.has_bias else None, None
 
 
+class Rounded:
+    """A parameter's copy in a smaller format, and of which numbers it is one."""
+
+    def __init__(self, parameter: Tensor, dtype: torch.dtype) -> None:
+        self.origin, self.address = weakref.ref(parameter), parameter.data_ptr()
+        self.version, self.copy = parameter._version, parameter.to(dtype)
+
+    def is_of(self, parameter: Tensor, dtype: torch.dtype) -> bool:
+        """Whether it still is the copy of this parameter in this format."""
+        is_same = self.origin() is parameter and self.address == parameter.data_ptr()
+        return is_same and self.version == parameter._version and self.copy.dtype == dtype
+
+
 class Linear(nn.Linear):
     """torch's Linear, whose products may run in a smaller format on a CPU that is good at it."""
 
     product_dtype = torch.float32
-    _rounded: tuple[int, Tensor] | None = None
+    _rounded: Rounded | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """(.., inputs) to (.., outputs)."""
@@ -58,9 +72,9 @@ class Linear(nn.Linear):
             return functional.linear(input, self.weight, self.bias)
         if torch.is_grad_enabled():
             return _ReducedLinear.apply(input, self.weight, self.bias, dtype)
-        if self._rounded is None or self._rounded[0] != self.weight._version:
-            self._rounded = self.weight._version, self.weight.to(dtype)
-        out = functional.linear(input.to(dtype), self._rounded[1]).float()
+        if self._rounded is None or not self._rounded.is_of(self.weight, dtype):
+            self._rounded = Rounded(self.weight, dtype)
+        out = functional.linear(input.to(dtype), self._rounded.copy).float()
         return out if self.bias is None else out + self.bias
 
     def outputs_from(self, input: Tensor, first: int) -> Tensor:

@@ -61,7 +61,8 @@ class Memory:
     layers: tuple[KeysValues, ...] = ()
 
     def before(self, pieces: Coordinates) -> Coordinates:
-        """Where pieces stand that come after the encoder's of the same segment."""
+        """Where the decoder's pieces (B, T) stand when they come after the encoder's of the same segment: their indices
+        shifted by those. Raises ValueError for pieces with places of their own, which can't be shifted."""
         there = self.coordinates
         if there.start == 0 and pieces.start == 0:
             shift = there.index.shape[1]
@@ -73,7 +74,7 @@ class Memory:
         return replace(pieces, index=pieces.index + shift, start=None)
 
     def joined(self, pieces: Coordinates) -> Coordinates:
-        """Where the encoder's pieces stand, and those after them."""
+        """Where the encoder's pieces and those after them stand, (B, S + T)."""
         there = self.coordinates
 
         def both(one: Tensor, other: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ class Pass:
         return Edges(lower(Full(), asking, there, kernel=self.kernel))
 
     def memory_turn(self, scheme: Scheme) -> Turn:
-        """How a scheme turns the keys of the memory's pieces."""
+        """How a scheme turns the keys (B, S, K, H) of the memory's pieces."""
         assert self.memory is not None
         if (known := (id(scheme), "memory")) not in self.turns:
             self.turns[known] = scheme.at(self.memory.coordinates)
@@ -185,11 +186,11 @@ class Residual(nn.Module):
         return x if self.after is None else self.after(x)
 
     def entrance(self, x: Tensor) -> Tensor:
-        """What f reads."""
+        """What f reads of the stream (B, T, D)."""
         return x if self.before is None else self.before(x)
 
     def branch(self, y: Tensor) -> Tensor:
-        """What f gave, as it is added to the stream."""
+        """What f gave (B, T, D), as it is added to the stream."""
         if self.inner is not None:
             y = self.inner(y)
         return dropout(y, self.dropout) if self.dropout and self.training else y
@@ -293,7 +294,7 @@ class Block(nn.Module):
         return y
 
     def context(self, attention: MultiHeadAttention, shared: Pass, scheme: Scheme, layer: int) -> KeysValues:
-        """Keys and values of the encoder's pieces, to be attended to jointly with the block's own."""
+        """Keys and values (B, K, S, H) of the encoder's pieces, to be attended to jointly with the block's own."""
         memory = shared.memory
         assert memory is not None
         if memory.layers:
@@ -301,7 +302,7 @@ class Block(nn.Module):
         return attention.keys_values(memory.hidden, shared.memory_turn(scheme))
 
     def read(self, x: Tensor, shared: Pass, layer: int) -> Tensor:
-        """The stream with what cross-attention found in the memory, where the block has any."""
+        """The stream (B, T, D) with what cross-attention read of the memory (B, S, D), where the block has any."""
         memory, cross = shared.memory, self.cross
         if memory is None or cross is None or self.cross_norm is None:
             return x
@@ -455,7 +456,7 @@ class Stack(nn.Module):
         return len(self.blocks) * self.config.loops
 
     def finished(self, x: Tensor) -> Tensor:
-        """The stream as the head reads it."""
+        """The stream (B, T, D) as the head reads it."""
         return x if self.final_norm is None else self.final_norm(x)
 
 

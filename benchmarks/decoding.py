@@ -16,7 +16,7 @@ from isoform.generation.config import Sampling
 from isoform.generation.decode import Prompt, generate_ids
 from isoform.model.config import ModelConfig
 from isoform.model.cost import num_parameters
-from isoform.model.presets import GPT2
+from isoform.model.decoders import GPT2
 from isoform.model.transformer import Transformer
 
 from peers import gpt2_twin  # isort: skip

@@ -19,8 +19,9 @@ from torch import nn
 from isoform.batch import plain_pieces
 from isoform.machine import choose_machine
 from isoform.mask import Causal
-from isoform.model.config import BlockConfig, Dense, Experts, FeedForward, Gated, ModelConfig, StackConfig, TokenChoice
+from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.experts import Auxiliary
+from isoform.model.parts import Dense, Experts, FeedForward, Gated, TokenChoice
 from isoform.model.transformer import Transformer
 
 DIM, ROWS, LENGTH, PIECES_IN_TURN = 256, 8, 256, 50

@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from isoform.machine import Machine, choose_machine, measured_peaks
 from isoform.model.config import ModelConfig
 from isoform.model.cost import Shape, training_flops
-from isoform.model.presets import GPT2
+from isoform.model.decoders import GPT2
 from isoform.model.transformer import Transformer
 from isoform.objectives.losses import weighted_cross_entropy
 from isoform.training.config import AdamW

@@ -15,18 +15,8 @@ from collections.abc import Callable
 import torch
 from harness import in_turn, keep, ratios, summary
 
-from isoform.model.config import (
-    LSTM,
-    Attention,
-    BlockConfig,
-    CausalConvolution,
-    Gated,
-    LinearRecurrence,
-    Mixer,
-    ModelConfig,
-    RMSNorm,
-    StackConfig,
-)
+from isoform.model.config import BlockConfig, ModelConfig, StackConfig
+from isoform.model.parts import LSTM, Attention, CausalConvolution, Gated, LinearRecurrence, Mixer, RMSNorm
 from isoform.model.transformer import Transformer
 
 LENGTHS = (512, 2048, 8192)

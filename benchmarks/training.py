@@ -21,7 +21,7 @@ from peer_training import BATCH, CONTEXT, build_model
 from isoform.data.loader import StreamLoader
 from isoform.machine import choose_machine
 from isoform.model.config import ModelConfig
-from isoform.model.presets import GPT2
+from isoform.model.decoders import GPT2
 from isoform.model.transformer import Transformer
 from isoform.objectives.losses import weighted_cross_entropy
 from isoform.training.config import AdamW

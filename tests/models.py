@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from isoform.mask import FixedSparse, Strided, Window
-from isoform.model.config import (
+from isoform.model.config import BlockConfig, Lookup, ModelConfig, StackConfig, Vocabulary
+from isoform.model.norm import ZeroCenteredRMSNorm
+from isoform.model.parts import (
     LSTM,
     ALiBi,
     Attention,
-    BlockConfig,
     Buckets,
     CausalConvolution,
     Dense,
@@ -20,17 +21,12 @@ from isoform.model.config import (
     LayerNorm,
     Learned,
     LinearRecurrence,
-    Lookup,
-    ModelConfig,
     RMSNorm,
     Rotary,
     Shaw,
     Sinusoidal,
-    StackConfig,
     TokenChoice,
-    Vocabulary,
 )
-from isoform.model.norm import ZeroCenteredRMSNorm
 from isoform.model.transformer import Transformer
 
 VOCAB = 13

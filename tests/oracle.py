@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from isoform.mask import Coordinates, Mask
-from isoform.model.config import (
+from isoform.model.mixers.attention import MultiHeadAttention
+from isoform.model.parts import (
     ALiBi,
     Buckets,
     LinearExtension,
@@ -18,7 +19,6 @@ from isoform.model.config import (
     Shaw,
     YaRNExtension,
 )
-from isoform.model.mixers.attention import MultiHeadAttention
 
 
 def at(coordinates: Coordinates, row: int, slot: int) -> Coordinates:

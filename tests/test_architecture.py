@@ -16,15 +16,17 @@ FOLDERS = ("model", "codecs", "objectives", "data", "training", "generation", "s
 
 ROWS = [
     *("history", "config", "mask", "files"),
+    "model.parts",
     *(f"{folder}.config" for folder in FOLDERS),
-    *("model.baseline_config", "model.presets", "recipe", "machine", "batch"),
+    *("model.baseline_config", "model.encoders", "model.decoders", "model.presets", "recipe", "machine", "batch"),
     *("codecs.codec", "codecs.bpe", "codecs.tokenizer", "codecs.image", "codecs.numbers", "codecs.text"),
     *("model.recording", "model.auxiliary", "model.position", "model.cache", "model.kernels", "model.norm"),
     "model.lowering",
     *("model.mixers.documents", "model.mixers.attention", "model.mixers.convolution", "model.mixers.lstm"),
     "model.mixers.recurrence",
-    *("model.feedforward", "model.experts", "model.depth", "model.embedding", "model.network", "model.transformer"),
-    *("model.growth", "model.adapters", "model.baselines", "model.cost"),
+    *("model.feedforward", "model.experts", "model.depth", "model.embedding", "model.network", "model.block"),
+    "model.transformer",
+    *("model.growth", "model.adapters", "model.baselines", "model.cost", "model.activations"),
     *("objectives.corruption", "objectives.views", "objectives.losses", "objectives.task"),
     *("data.sources", "data.labels", "data.tokens", "data.order", "data.packing", "data.loader"),
     *("checkpoint.store", "checkpoint.versions", "checkpoint.tensors"),
@@ -89,6 +91,11 @@ def test_nothing_of_ours_is_imported_inside_a_function(path):
     functions = [n for n in ast.walk(tree_of(path)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     inside = set().union(*(imports(f) for f in functions)) if functions else set()
     assert inside <= ({"recipe"} if NAMES[path] == "cli" else set())
+
+
+def test_no_file_is_too_long_to_be_read_at_a_sitting():
+    lengths = {NAMES[path]: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {name: length for name, length in lengths.items() if length > 500} == {}
 
 
 def test_the_model_knows_no_modality():

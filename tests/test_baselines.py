@@ -18,21 +18,16 @@ from isoform.data.config import Data
 from isoform.experiment import generate, train
 from isoform.machine import choose_machine
 from isoform.mask import Full
-from isoform.model import config as blocks
+from isoform.model import parts as blocks
+from isoform.model.activations import activation_numbers
 from isoform.model.baseline_config import LSTM, CausalConvolution, NGramMlp, as_transformer
 from isoform.model.baselines import build_module
-from isoform.model.config import Lookup, ModelConfig, RMSNorm, Vocabulary
-from isoform.model.cost import (
-    Shape,
-    activation_numbers,
-    forward_flops,
-    num_matrix_parameters,
-    num_parameters,
-    training_flops,
-)
+from isoform.model.config import Lookup, ModelConfig, Vocabulary
+from isoform.model.cost import Shape, forward_flops, num_matrix_parameters, num_parameters, training_flops
 from isoform.model.mixers.convolution import ConvolutionMixer
 from isoform.model.mixers.documents import Documents
 from isoform.model.network import Network
+from isoform.model.parts import RMSNorm
 from isoform.objectives.config import Prefix, Seq2seq
 from isoform.recipe import Recipe, recipe_from_dict
 from isoform.run import load

@@ -17,7 +17,8 @@ from isoform.generation.decode import Prompt, generate_ids
 from isoform.generation.many import beam_search, sample
 from isoform.generation.sampling import distribution
 from isoform.mask import Causal, Prefix
-from isoform.model.config import ModelConfig, Rotary
+from isoform.model.config import ModelConfig
+from isoform.model.parts import Rotary
 from isoform.model.transformer import Transformer
 from models import config, pair
 

@@ -10,7 +10,7 @@ import pytest
 
 from isoform.cli import main
 from isoform.config import ConfigError
-from isoform.model.config import LayerNorm, RMSNorm, Rotary, Sinusoidal
+from isoform.model.parts import LayerNorm, RMSNorm, Rotary, Sinusoidal
 from isoform.scaling.claims import (
     FAILS,
     HOLDS,

@@ -12,26 +12,24 @@ import torch
 import oracle
 from isoform.batch import Pieces
 from isoform.mask import Causal, Coordinates, Full, Local2D, Mask, Prefix, Strided, Window
-from isoform.model.config import (
+from isoform.model.config import BlockConfig, ModelConfig, StackConfig
+from isoform.model.lowering import ABILITIES
+from isoform.model.parts import (
     ALiBi,
     Attention,
-    BlockConfig,
     Buckets,
     Dense,
     Grid,
     Learned,
     LinearExtension,
     Llama3Extension,
-    ModelConfig,
     NTKExtension,
     RMSNorm,
     Rotary,
     Shaw,
     Sinusoidal,
-    StackConfig,
     YaRNExtension,
 )
-from isoform.model.lowering import ABILITIES
 from isoform.model.transformer import Transformer
 from models import build
 

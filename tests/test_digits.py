@@ -23,7 +23,8 @@ from isoform.data.sources import load_source
 from isoform.data.tokens import Tokens, load_tokens
 from isoform.experiment import classify
 from isoform.machine import choose_machine
-from isoform.model.config import Grid, Linear, Lookup, Pooled, Rotary
+from isoform.model.config import Linear, Lookup, Pooled
+from isoform.model.parts import Grid, Rotary
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Causal, Classification
 from isoform.objectives.task import logits_of

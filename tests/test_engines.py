@@ -124,7 +124,7 @@ def python(folder: Path, code: str, name: str = "log", **environment: str) -> Co
 
 
 def ended(engine: Engine, *tickets) -> list[int]:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while None in (codes := [engine.code(ticket) for ticket in tickets]):
         assert time.monotonic() < until, codes
         time.sleep(0.05)
@@ -133,7 +133,7 @@ def ended(engine: Engine, *tickets) -> list[int]:
 
 def said(command: Command, word: str) -> str:
     """The log, once the word is in it."""
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while not command.log.exists() or word not in command.log.read_text():
         assert time.monotonic() < until
         time.sleep(0.05)

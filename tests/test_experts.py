@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from isoform.mask import Causal, Coordinates, attended
-from isoform.model.config import Dense, Depth, ExpertChoice, Experts, Gated, TokenChoice
 from isoform.model.depth import DepthRouter, Subset, choose
 from isoform.model.experts import Auxiliary, build_experts, upcycle_state, update_load_biases
 from isoform.model.feedforward import ACTIVATIONS, build_feedforward
+from isoform.model.parts import Dense, Depth, ExpertChoice, Experts, Gated, TokenChoice
 from isoform.objectives.losses import Loss
 from isoform.objectives.task import with_auxiliary
 

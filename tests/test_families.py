@@ -14,7 +14,8 @@ from isoform.checkpoint.families.canonical import canonical
 from isoform.checkpoint.huggingface import family_of, read_folder, write_folder
 from isoform.checkpoint.tensors import state_of
 from isoform.mask import Coordinates, Window
-from isoform.model.config import LayerNorm, LinearExtension, ModelConfig, RMSNorm, Rotary
+from isoform.model.config import ModelConfig
+from isoform.model.parts import LayerNorm, LinearExtension, RMSNorm, Rotary
 from isoform.model.transformer import Transformer
 
 logging.getLogger("transformers").setLevel(logging.ERROR)

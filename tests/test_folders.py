@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from isoform.checkpoint import huggingface
 from isoform.checkpoint.huggingface import CONFIG, INDEX, WEIGHTS, read_folder, write_folder
 from isoform.checkpoint.tensors import state_of
-from isoform.model.config import Attention, BlockConfig, Gated, NTKExtension, RMSNorm, Rotary, Vocabulary
-from isoform.model.presets import MODERN
+from isoform.model.config import BlockConfig, Vocabulary
+from isoform.model.decoders import MODERN
+from isoform.model.parts import Attention, Gated, NTKExtension, RMSNorm, Rotary
 from models import VOCAB, build, config
 
 LLAMA = config(

@@ -8,7 +8,8 @@ from isoform.codecs.text import ByteCodec, CharacterCodec
 from isoform.generation.config import Sampling
 from isoform.generation.decode import Generation, Prompt, build_prompt, generate, generate_ids, walk
 from isoform.generation.sampling import choose, distribution, penalize
-from isoform.model.config import Learned, Lookup
+from isoform.model.config import Lookup
+from isoform.model.parts import Learned
 from isoform.objectives.config import Causal, Prefix, Seq2seq
 from isoform.objectives.views import build_view
 from models import VOCAB, build, config, pair

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from isoform.model.config import BlockConfig, Dense, Gated, RMSNorm
+from isoform.model.config import BlockConfig
 from isoform.model.growth import deepen, upcycle, widen
+from isoform.model.parts import Dense, Gated, RMSNorm
 from models import VOCAB, attention, build, config
 
 FORMS = {

@@ -12,8 +12,9 @@ from isoform.generation.config import Beam, Sampling
 from isoform.generation.decode import Prompt, build_prompt, generate_ids
 from isoform.generation.many import beam_search
 from isoform.mask import Causal, Full, Prefix
-from isoform.model.config import Attention, BlockConfig, Depth, ModelConfig, Sinusoidal, StackConfig
+from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.cost import Shape, cache_bytes, forward_flops, num_parameters
+from isoform.model.parts import Attention, Depth, Sinusoidal
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Seq2seq
 from isoform.objectives.views import build_view

@@ -5,15 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from isoform.model.config import (
-    Attention,
-    BlockConfig,
-    Dense,
-    Experts,
-    Gated,
-    ModelConfig,
-    StackConfig,
-)
+from isoform.model.config import BlockConfig, ModelConfig, StackConfig
+from isoform.model.parts import Attention, Dense, Experts, Gated
 from isoform.model.presets import PRESETS
 from isoform.recipe import Recipe, recipe_of
 from isoform.scaling.config import SMALL, FixedRatio, IsoFlop, Ladder, MuP, Powers, Unchanged

@@ -7,9 +7,10 @@ from isoform.batch import Pieces
 from isoform.experiment import train
 from isoform.machine import choose_machine
 from isoform.mask import Causal, Coordinates
-from isoform.model.config import BlockConfig, LinearRecurrence, ModelConfig, StackConfig
+from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.mixers.documents import Documents
 from isoform.model.mixers.recurrence import RecurrenceMixer, chunked, scan, step_by_step
+from isoform.model.parts import LinearRecurrence
 from isoform.recipe import recipe_from_dict
 from isoform.run import load
 from isoform.training.ledger import CLOCK_FIELDS, read_metrics

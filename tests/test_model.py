@@ -7,17 +7,12 @@ import torch
 
 from isoform.batch import Encoding, Example, Pieces, collate, plain_coordinates, plain_pieces
 from isoform.mask import Causal, Full, Prefix, Window, attended
-from isoform.model.config import (
-    Attention,
-    BlockConfig,
-    Initialization,
-    ModelConfig,
-    Rotary,
-    StackConfig,
-)
-from isoform.model.cost import Shape, activation_numbers, forward_flops, num_parameters, training_flops
+from isoform.model.activations import activation_numbers
+from isoform.model.config import BlockConfig, Initialization, ModelConfig, StackConfig
+from isoform.model.cost import Shape, forward_flops, num_parameters, training_flops
+from isoform.model.decoders import GPT2, MODERN
 from isoform.model.lowering import attend, lower
-from isoform.model.presets import GPT2, MODERN
+from isoform.model.parts import Attention, Rotary
 from isoform.model.transformer import Transformer
 from models import FORMS, VOCAB, build, config, pair, reads_forward
 

@@ -14,9 +14,9 @@ from isoform.batch import Batch, Encoding, Example, collate, plain_pieces
 from isoform.codecs.text import ByteCodec
 from isoform.experiment import train
 from isoform.mask import Causal as CausalMask
+from isoform.model.block import Pass
 from isoform.model.config import ModelConfig, StackConfig
 from isoform.model.cost import Shape, forward_flops, num_parameters, training_flops
-from isoform.model.transformer import Pass
 from isoform.objectives.config import Causal, Contrastive, Distillation, Seq2seq
 from isoform.objectives.task import build_task
 from isoform.objectives.views import build_view, check_view

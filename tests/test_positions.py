@@ -7,7 +7,7 @@ import torch
 
 from isoform.batch import plain_coordinates
 from isoform.mask import Coordinates
-from isoform.model.config import (
+from isoform.model.parts import (
     ALiBi,
     Buckets,
     Grid,

@@ -16,7 +16,8 @@ from isoform.config import ConfigError
 from isoform.data.config import Data
 from isoform.experiment import train
 from isoform.machine import choose_machine
-from isoform.model.config import BlockConfig, Dense, Experts, Lookup, ModelConfig, StackConfig, TokenChoice
+from isoform.model.config import BlockConfig, Lookup, ModelConfig, StackConfig
+from isoform.model.parts import Dense, Experts, TokenChoice
 from isoform.recipe import Recipe
 from isoform.run import Run, load
 from isoform.terminal import Terminal

@@ -11,18 +11,8 @@ from isoform import experiment
 from isoform.cli import main
 from isoform.codecs.config import BPE
 from isoform.data.config import Data
-from isoform.model.config import (
-    Attention,
-    BlockConfig,
-    Dense,
-    Experts,
-    Learned,
-    ModelConfig,
-    Pooled,
-    Rotary,
-    StackConfig,
-    TokenChoice,
-)
+from isoform.model.config import BlockConfig, ModelConfig, Pooled, StackConfig
+from isoform.model.parts import Attention, Dense, Experts, Learned, Rotary, TokenChoice
 from isoform.model.presets import PRESETS
 from isoform.recipe import Recipe, load_recipe
 from isoform.run import export, load, model_of

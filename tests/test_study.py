@@ -14,7 +14,8 @@ import pytest
 from isoform.codecs.config import Characters
 from isoform.config import dump_toml
 from isoform.data.config import Data
-from isoform.model.config import Attention, BlockConfig, Dense, Experts, ModelConfig, StackConfig, TokenChoice
+from isoform.model.config import BlockConfig, ModelConfig, StackConfig
+from isoform.model.parts import Attention, Dense, Experts, TokenChoice
 from isoform.preparation import prepare
 from isoform.recipe import Recipe
 from isoform.scaling.engines import Local

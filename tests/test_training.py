@@ -10,8 +10,9 @@ import torch
 
 from isoform.batch import Encoding, Example, collate
 from isoform.machine import choose_machine
-from isoform.model.config import BlockConfig, Experts, Gated, Lookup, TokenChoice
+from isoform.model.config import BlockConfig, Lookup
 from isoform.model.cost import Shape
+from isoform.model.parts import Experts, Gated, TokenChoice
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Causal
 from isoform.objectives.losses import weighted_cross_entropy

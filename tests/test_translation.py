@@ -14,7 +14,8 @@ import torch
 from isoform.cli import main
 from isoform.evaluation.translation import score_translations
 from isoform.inspection.attention import cross_attention
-from isoform.model.config import Buckets, ModelConfig, StackConfig
+from isoform.model.config import ModelConfig, StackConfig
+from isoform.model.parts import Buckets
 from isoform.model.transformer import Transformer
 
 REFERENCES = [

@@ -18,8 +18,9 @@ from isoform.data.loader import Loader, MixtureLoader, build_loader
 from isoform.data.sources import Record, Split, first_part, load_source
 from isoform.data.tokens import Tokens, load_tokens
 from isoform.model.baseline_config import Model
-from isoform.model.config import Convolution, Grid, Head, Linear, Lookup, ModelConfig, Pooled, Stem
+from isoform.model.config import Convolution, Head, Linear, Lookup, ModelConfig, Pooled, Stem
 from isoform.model.cost import Shape, training_flops
+from isoform.model.parts import Grid
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Corruption, Distillation, Objective, WithClasses, requirements_of
 from isoform.objectives.corruption import special_pieces

@@ -7,11 +7,11 @@ from dataclasses import asdict
 
 from isoform.commands.verb import Result, chosen_machine
 from isoform.machine import KNOWN_PEAKS, Machine, Peaks, describe, device_name, measured_peaks, peak_memory
+from isoform.model.activations import activation_numbers
 from isoform.model.baseline_config import as_transformer
 from isoform.model.config import ModelConfig
 from isoform.model.cost import (
     Shape,
-    activation_numbers,
     cache_bytes,
     decode_bytes,
     decode_flops,

@@ -18,7 +18,8 @@ from isoform.codecs.codec import TextCodec
 from isoform.generation.config import Sampling
 from isoform.generation.sampling import choose
 from isoform.mask import Mask
-from isoform.model.transformer import Memory, Transformer
+from isoform.model.block import Memory
+from isoform.model.transformer import Transformer
 from isoform.objectives.views import View
 
 

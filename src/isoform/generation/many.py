@@ -16,7 +16,8 @@ from isoform.generation.config import Beam, Sampling
 from isoform.generation.decode import Prompt, build_prompt
 from isoform.generation.sampling import Choice, Draws, Hypothesis
 from isoform.mask import Mask
-from isoform.model.transformer import Memory, Transformer
+from isoform.model.block import Memory
+from isoform.model.transformer import Transformer
 from isoform.objectives.views import View
 
 

@@ -14,7 +14,8 @@ from isoform.batch import Pieces, plain_pieces
 from isoform.config import nearest
 from isoform.mask import Mask
 from isoform.model.auxiliary import Auxiliary
-from isoform.model.config import BlockConfig, Experts, ModelConfig, StackConfig
+from isoform.model.config import BlockConfig, ModelConfig, StackConfig
+from isoform.model.parts import Experts
 from isoform.model.recording import recorder_of
 from isoform.model.transformer import Transformer
 

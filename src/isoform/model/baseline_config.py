@@ -8,17 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isoform.model import config
-from isoform.model.config import (
-    BlockConfig,
-    Dense,
-    Initialization,
-    Lookup,
-    ModelConfig,
-    RMSNorm,
-    StackConfig,
-    Vocabulary,
-)
+from isoform.model import parts
+from isoform.model.config import BlockConfig, Initialization, Lookup, ModelConfig, StackConfig, Vocabulary
+from isoform.model.parts import Dense, RMSNorm
 
 NORM = RMSNorm(scale=False)
 
@@ -63,7 +55,7 @@ class LSTM(_Baseline):
     @property
     def blocks(self) -> tuple[BlockConfig, ...]:
         """The blocks that are repeated."""
-        return (BlockConfig(mixer=config.LSTM(), feedforward=None, norm=NORM),)
+        return (BlockConfig(mixer=parts.LSTM(), feedforward=None, norm=NORM),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +99,7 @@ class CausalConvolution(_Baseline):
         feedforward = Dense(feedforward_dim=self.feedforward_dim, activation="relu2")
         return tuple(
             BlockConfig(
-                mixer=config.CausalConvolution(kernel_size=self.kernel_size, dilation=d),
+                mixer=parts.CausalConvolution(kernel_size=self.kernel_size, dilation=d),
                 feedforward=feedforward,
                 norm=NORM,
             )

@@ -16,14 +16,16 @@ from isoform.batch import Pieces, plain_pieces
 from isoform.mask import Causal, Coordinates, Mask
 from isoform.model.auxiliary import Auxiliary
 from isoform.model.baseline_config import NORM, Model, NGramMlp, as_transformer
-from isoform.model.config import Dense, ModelConfig
+from isoform.model.block import Residual
+from isoform.model.config import ModelConfig
 from isoform.model.embedding import LookupStem, VocabularyHead
 from isoform.model.feedforward import build_feedforward
 from isoform.model.kernels import dropout
 from isoform.model.mixers.documents import Documents
 from isoform.model.network import Network
 from isoform.model.norm import ZeroCenteredRMSNorm, build_norm
-from isoform.model.transformer import Residual, Transformer
+from isoform.model.parts import Dense
+from isoform.model.transformer import Transformer
 
 
 def shifted(x: Tensor, reaches: Sequence[int]) -> list[Tensor]:

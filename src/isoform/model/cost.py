@@ -1,4 +1,4 @@
-"""What a model costs, by arithmetic on its config: parameters, FLOPs, bytes. Nothing is built or run.
+"""What a model costs, by arithmetic on its config: parameters, FLOPs, bytes of caches. Nothing is built or run.
 
 A product of (m, k) by (k, n) counts 2 m k n; attention is counted in full, masked or not, as the kernels
 that skip are a property of the machine; training is three times the forward pass (each product has two in
@@ -14,13 +14,23 @@ from typing import assert_never
 from isoform.mask import Window
 from isoform.model.baseline_config import Model, NGramMlp, as_transformer
 from isoform.model.config import (
+    BlockConfig,
+    Convolution,
+    Linear,
+    Lookup,
+    MaskedVocabulary,
+    ModelConfig,
+    Pooled,
+    StackConfig,
+    Stem,
+    Vocabulary,
+)
+from isoform.model.parts import (
     LSTM,
     ALiBi,
     Attention,
-    BlockConfig,
     Buckets,
     CausalConvolution,
-    Convolution,
     Dense,
     Experts,
     FeedForward,
@@ -28,22 +38,14 @@ from isoform.model.config import (
     Grid,
     LayerNorm,
     Learned,
-    Linear,
     LinearRecurrence,
-    Lookup,
-    MaskedVocabulary,
     Mixer,
-    ModelConfig,
     Norm,
-    Pooled,
     RMSNorm,
     Rotary,
     Shaw,
     Sinusoidal,
-    StackConfig,
-    Stem,
     TokenChoice,
-    Vocabulary,
 )
 
 
@@ -91,12 +93,12 @@ def num_matrix_parameters(config: Model) -> int:
     total = 0
     for stack in config.own_stacks:
         for block in config.layers(stack):
-            total += _num_mixers(stack, block) * _mixer_matrices(config, block.mixer)
+            total += num_mixers(stack, block) * _mixer_matrices(config, block.mixer)
             total += _feedforward_matrices(config, block.feedforward, active=False)
     return total
 
 
-def _num_mixers(stack: StackConfig, block: BlockConfig) -> int:
+def num_mixers(stack: StackConfig, block: BlockConfig) -> int:
     """Of a block: two where its attention is there once more, for the encoder."""
     return 2 if stack.cross == "separate" and isinstance(block.mixer, Attention) else 1
 
@@ -138,7 +140,7 @@ def _ahead_flops(config: Model, shape: Shape) -> int:
 def key_value_bytes(config: ModelConfig, stack: StackConfig, *, bytes_per_number: int = 4) -> int:
     """Bytes of the keys and values of one piece in all layers of a stack that have some, each of its loops counted."""
     attentions = [block.mixer for block in config.layers(stack) * stack.loops if isinstance(block.mixer, Attention)]
-    return sum(2 * _widths(config, attention)[1] for attention in attentions) * bytes_per_number
+    return sum(2 * widths(config, attention)[1] for attention in attentions) * bytes_per_number
 
 
 def cache_bytes(config: ModelConfig, *, bytes_per_number: int = 4) -> int:
@@ -160,7 +162,7 @@ def _key_values(config: ModelConfig) -> list[tuple[int, int]]:
         return []
     length = config.length(config.decoder)
     attentions = [block.mixer for block in _decoder_layers(config) if isinstance(block.mixer, Attention)]
-    return [(2 * _widths(config, attention)[1], min(_reach(attention, length), length)) for attention in attentions]
+    return [(2 * widths(config, attention)[1], min(_reach(attention, length), length)) for attention in attentions]
 
 
 def _reach(attention: Attention, length: int) -> int:
@@ -195,7 +197,7 @@ def decode_flops(config: ModelConfig, past: int) -> int:
         flops += 2 * _mixer_matrices(config, block.mixer)
         flops += 2 * _feedforward_matrices(config, block.feedforward, active=True)
         if isinstance(block.mixer, Attention):
-            query = _widths(config, block.mixer)[0]
+            query = widths(config, block.mixer)[0]
             flops += 4 * min(past, _reach(block.mixer, length)) * query
             if config.decoder.cross == "separate":
                 flops += 4 * config.model_dim * query
@@ -213,84 +215,6 @@ def decode_bytes(config: ModelConfig, past: int, *, bytes_per_number: int = 4) -
 def _decoder_layers(config: ModelConfig) -> list[BlockConfig]:
     assert config.decoder is not None
     return config.layers(config.decoder) * config.decoder.loops
-
-
-def activation_numbers(config: Model, shape: Shape) -> int:
-    """Numbers kept between the forward and the backward pass, logits included."""
-    rows, length, source = shape.num_rows, shape.length, shape.source_length
-    d, config = config.model_dim, as_transformer(config)
-    if not isinstance(config, ModelConfig):
-        return rows * length * _ngram_activations(config)
-    is_pair = config.form == "encoder_decoder"
-    match config.head:
-        case Vocabulary(softcap=softcap):
-            head = (4 if softcap else 3) * config.vocab_size
-        case MaskedVocabulary():
-            head = 3 * config.vocab_size + 3 * d
-        case Pooled(num_outputs=outputs):
-            head = 3 * outputs + d
-    kept = rows * length * (3 * d + head)
-    for stack in config.stacks:
-        own = source if is_pair and stack is config.encoder else length
-        for block in config.layers(stack) * stack.loops:
-            kept += rows * own * _block_activations(config, stack, block)
-            if stack.cross == "joint":
-                keys = 2 * _widths(config, block.attention)[1]
-                kept += rows * (own + 2 * source) * keys  # joined, and those of the memory
-            elif _num_mixers(stack, block) == 2:
-                query, kv = _widths(config, block.attention)
-                kept += rows * (own * (2 * d + 2 * query) + source * 2 * kv)
-    return round(kept)
-
-
-def _block_activations(config: ModelConfig, stack: StackConfig, block: BlockConfig) -> float:
-    d, mixer = config.model_dim, block.mixer
-    branches = 1 if block.feedforward is None else 2
-    keeps_input = not isinstance(block.norm, RMSNorm) or block.norm.scale or isinstance(block.mixer, Attention)
-    kept = (
-        (1 + keeps_input) * d * branches
-        + _mixer_activations(config, stack, mixer)
-        + _inner_activations(config, block.feedforward)
-    )
-    if block.x0_shortcut:
-        kept += d
-    if config.dropout:
-        kept += d * branches
-    return kept if block.depth is None else kept * block.depth.share
-
-
-def _mixer_activations(config: ModelConfig, stack: StackConfig, mixer: Mixer) -> int:
-    """Numbers kept per piece between what enters a mixer and what leaves it."""
-    d = config.model_dim
-    match mixer:
-        case Attention():
-            query, kv = _widths(config, mixer)
-            turned = isinstance(mixer.position or stack.position, Rotary) or mixer.qk_norm is not None
-            kept = query + 2 * kv + query + (query + kv if turned else 0)  # normalised and turned copies
-            return kept + (kv if mixer.value_shortcut else 0)
-        case LSTM():  # the 15 of each feature that oneDNN keeps, and out; other kernels keep half
-            return 16 * d
-        case CausalConvolution(kernel_size=size):  # the pieces under the kernel side by side
-            return size * d
-        case LinearRecurrence():  # the product, a, c, h, and the gate before and after
-            return 9 * config.state_dim(mixer)
-        case _:
-            assert_never(mixer)
-
-
-def _inner_activations(config: ModelConfig, feedforward: FeedForward | None) -> float:
-    match feedforward:
-        case None:
-            return 0
-        case Dense():
-            return 2 * config.feedforward_dim(feedforward)
-        case Gated():
-            return 4 * config.feedforward_dim(feedforward)
-        case Experts():
-            per_expert = _inner_activations(config, feedforward.expert) + 2 * config.model_dim
-            return per_expert * (_experts_per_piece(feedforward) + feedforward.num_shared)
-        case _:
-            assert_never(feedforward)
 
 
 def _norm(norm: Norm | None, dim: int) -> int:
@@ -388,7 +312,7 @@ def _stack_parameters(config: ModelConfig, stack: StackConfig, *, active: bool) 
 
 def _block_parameters(config: ModelConfig, stack: StackConfig, block: BlockConfig, *, active: bool) -> int:
     d, mixer, feedforward = config.model_dim, block.mixer, block.feedforward
-    mixers, norms = _num_mixers(stack, block), 2 if block.norm_placement == "sandwich" else 1
+    mixers, norms = num_mixers(stack, block), 2 if block.norm_placement == "sandwich" else 1
     numbers = mixers * (_mixer_matrices(config, mixer) + _mixer_vectors(config, mixer))
     if feedforward is not None:
         numbers += _feedforward_matrices(config, feedforward, active=active)
@@ -409,7 +333,7 @@ def _depth_parameters(config: ModelConfig, block: BlockConfig) -> int:
     return 0 if block.depth is None else config.model_dim * (1 + block.depth.predictor) + block.depth.predictor
 
 
-def _widths(config: ModelConfig, attention: Attention) -> tuple[int, int]:
+def widths(config: ModelConfig, attention: Attention) -> tuple[int, int]:
     """Of all queries and of all keys together."""
     head_dim = config.head_dim(attention)
     return attention.num_heads * head_dim, (attention.num_kv_heads or attention.num_heads) * head_dim
@@ -419,7 +343,7 @@ def _mixer_matrices(config: ModelConfig, mixer: Mixer) -> int:
     d = config.model_dim
     match mixer:
         case Attention():
-            query, kv = _widths(config, mixer)
+            query, kv = widths(config, mixer)
             return d * (2 * query + 2 * kv)
         case LSTM():
             return 8 * d * d
@@ -446,7 +370,7 @@ def _mixer_vectors(config: ModelConfig, mixer: Mixer) -> int:
 
 
 def _attention_vectors(config: ModelConfig, attention: Attention) -> int:
-    query, kv = _widths(config, attention)
+    query, kv = widths(config, attention)
     bias = (query + (1 + attention.key_bias) * kv) * attention.bias
     has_output_bias = attention.bias if attention.output_bias is None else attention.output_bias
     norm, is_whole, head_dim = attention.qk_norm, attention.qk_norm_over == "projection", config.head_dim(attention)
@@ -454,7 +378,7 @@ def _attention_vectors(config: ModelConfig, attention: Attention) -> int:
     return bias + has_output_bias * config.model_dim + norms
 
 
-def _experts_per_piece(experts: Experts) -> float:
+def experts_per_token(experts: Experts) -> float:
     router = experts.router
     return router.num_active if isinstance(router, TokenChoice) else router.capacity_factor
 
@@ -469,7 +393,7 @@ def _feedforward_matrices(config: ModelConfig, feedforward: FeedForward | None, 
         case Gated():
             return 3 * d * config.feedforward_dim(feedforward)
         case Experts():
-            count = _experts_per_piece(feedforward) if active else feedforward.num_experts
+            count = experts_per_token(feedforward) if active else feedforward.num_experts
             expert = _feedforward_matrices(config, feedforward.expert, active=active)
             return round((count + feedforward.num_shared) * expert) + feedforward.num_experts * d
         case _:
@@ -492,7 +416,7 @@ def _attention_flops(
     config: ModelConfig, stack: StackConfig, attention: Attention, rows: int, length: float, source: int
 ) -> float:
     """Of what isn't done to each piece by itself: pairs, and an encoder's output."""
-    d, (query, kv) = config.model_dim, _widths(config, attention)
+    d, (query, kv) = config.model_dim, widths(config, attention)
     per_pair = 2 * query
     flops = 2 * rows * length * length * per_pair
     if isinstance(stack.position, Shaw) and attention.position is None:
@@ -504,10 +428,3 @@ def _attention_flops(
     if stack.cross != "none" and stack.reads == "last":
         flops += 2 * rows * source * 2 * d * kv
     return flops
-
-
-def _ngram_activations(config: NGramMlp) -> int:
-    """Numbers kept per piece: the embeddings of the bag, and each feed-forward."""
-    d, n = config.model_dim, config.num_layers
-    head = (4 if config.head.softcap else 3) * config.vocab_size
-    return 3 * d + d + (d + 2 * config.inner_dim) * n + (d * n if config.dropout else 0) + head

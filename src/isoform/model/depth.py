@@ -25,8 +25,8 @@ from torch.nn import functional
 
 from isoform.mask import Coordinates
 from isoform.model.auxiliary import Auxiliary
-from isoform.model.config import Depth
 from isoform.model.experts import quota
+from isoform.model.parts import Depth
 
 
 @dataclass(frozen=True, eq=False)

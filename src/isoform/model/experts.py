@@ -16,9 +16,9 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from isoform.model.auxiliary import Auxiliary
-from isoform.model.config import Activation, Dense, ExpertChoice, Experts, Gated, TokenChoice
 from isoform.model.feedforward import ACTIVATIONS, build_feedforward
 from isoform.model.kernels import Rounded
+from isoform.model.parts import Activation, Dense, ExpertChoice, Experts, Gated, TokenChoice
 
 aten = torch.ops.aten
 

@@ -8,8 +8,8 @@ from typing import assert_never
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isoform.model.config import Activation, Dense, Gated
 from isoform.model.kernels import Linear, gelu_tanh, relu2
+from isoform.model.parts import Activation, Dense, Gated
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,

@@ -12,20 +12,11 @@ import torch
 from torch import Tensor
 
 from isoform.config import differences
-from isoform.model.config import (
-    LSTM,
-    Attention,
-    BlockConfig,
-    Experts,
-    FeedForward,
-    Head,
-    ModelConfig,
-    Pooled,
-    StackConfig,
-    TokenChoice,
-)
+from isoform.model.block import Block
+from isoform.model.config import BlockConfig, Head, ModelConfig, Pooled, StackConfig
 from isoform.model.experts import upcycle_state
-from isoform.model.transformer import Block, Transformer
+from isoform.model.parts import LSTM, Attention, Experts, FeedForward, TokenChoice
+from isoform.model.transformer import Transformer
 
 
 @torch.no_grad()

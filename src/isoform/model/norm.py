@@ -6,8 +6,8 @@ from typing import assert_never
 
 from torch import Tensor, nn
 
-from isoform.model.config import LayerNorm, Norm, RMSNorm
 from isoform.model.kernels import rms_norm
+from isoform.model.parts import LayerNorm, Norm, RMSNorm
 
 
 class FastRMSNorm(nn.RMSNorm):

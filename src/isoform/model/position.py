@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from isoform.mask import Coordinates
-from isoform.model.config import (
+from isoform.model.parts import (
     ALiBi,
     Buckets,
     Extension,

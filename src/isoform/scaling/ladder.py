@@ -12,17 +12,9 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from isoform.model.baseline_config import LSTM, Baseline, CausalConvolution, NGramMlp
-from isoform.model.config import (
-    Attention,
-    BlockConfig,
-    Dense,
-    Experts,
-    Gated,
-    LinearRecurrence,
-    ModelConfig,
-    StackConfig,
-)
+from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.cost import Shape, training_flops
+from isoform.model.parts import Attention, Dense, Experts, Gated, LinearRecurrence
 from isoform.recipe import Recipe
 from isoform.scaling.config import SMALL, FixedRatio, HeadsKeep, IsoFlop, Ladder, MuP, OneSize, Powers, Unchanged
 from isoform.training.config import AdamW, Muon, Optimizer

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from isoform.model.activations import activation_numbers
 from isoform.model.baseline_config import Model
-from isoform.model.cost import Shape, activation_numbers, num_matrix_parameters, num_parameters
+from isoform.model.cost import Shape, num_matrix_parameters, num_parameters
 from isoform.training.config import AdamW, Muon, Optimizer
 
 FLOAT = 4

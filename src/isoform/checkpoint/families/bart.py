@@ -12,7 +12,8 @@ from isoform.checkpoint.families.encoder_decoder import (
 from isoform.checkpoint.families.family import Family, of_kind
 from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.tensors import Reshaped, UnusedRows
-from isoform.model.config import LayerNorm, Learned, Lookup, ModelConfig, Sinusoidal, StackConfig, Vocabulary
+from isoform.model.config import Lookup, ModelConfig, StackConfig, Vocabulary
+from isoform.model.parts import LayerNorm, Learned, Sinusoidal
 
 
 def _read(fields: Fields, names: set[str], stack: StackConfig) -> ModelConfig:

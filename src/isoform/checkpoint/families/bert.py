@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from isoform.checkpoint.families.family import Family, encoder_of, of_kind
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
-from isoform.model.config import (
-    Attention,
-    BlockConfig,
-    Dense,
-    LayerNorm,
-    Learned,
-    Lookup,
-    MaskedVocabulary,
-    ModelConfig,
-    Pooled,
-    StackConfig,
-)
+from isoform.model.config import BlockConfig, Lookup, MaskedVocabulary, ModelConfig, Pooled, StackConfig
+from isoform.model.parts import Attention, Dense, LayerNorm, Learned
 
 
 def _read(fields: Fields, names: set[str]) -> ModelConfig:

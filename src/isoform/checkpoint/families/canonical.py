@@ -5,16 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from isoform.checkpoint.families.family import NotRepresentable
-from isoform.model.config import (
-    Attention,
-    BlockConfig,
-    Experts,
-    FeedForward,
-    Initialization,
-    ModelConfig,
-    StackConfig,
-    TokenChoice,
-)
+from isoform.model.config import BlockConfig, Initialization, ModelConfig, StackConfig
+from isoform.model.parts import Attention, Experts, FeedForward, TokenChoice
 
 
 def shortest(blocks: tuple[BlockConfig, ...]) -> tuple[BlockConfig, ...]:

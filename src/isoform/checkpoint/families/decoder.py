@@ -7,18 +7,8 @@ from typing import Any
 from isoform.checkpoint.families.family import decoder_of, of_kind
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
 from isoform.mask import Window
-from isoform.model.config import (
-    Attention,
-    BlockConfig,
-    FeedForward,
-    Gated,
-    Lookup,
-    ModelConfig,
-    RMSNorm,
-    Rotary,
-    StackConfig,
-    Vocabulary,
-)
+from isoform.model.config import BlockConfig, Lookup, ModelConfig, StackConfig, Vocabulary
+from isoform.model.parts import Attention, FeedForward, Gated, RMSNorm, Rotary
 
 
 def read_attention(fields: Fields, **more: Any) -> Attention:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from isoform.checkpoint.families.family import of_kind, stacks_of
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
-from isoform.model.config import Attention, BlockConfig, Dense, ModelConfig, StackConfig
+from isoform.model.config import BlockConfig, ModelConfig, StackConfig
+from isoform.model.parts import Attention, Dense
 
 
 def read_encoder_decoder(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from isoform.model.config import Activation
+from isoform.model.parts import Activation
 
 LARGEST = 2**31
 """No size in a config.json may be larger."""

@@ -25,7 +25,8 @@ from isoform.checkpoint.families.sliding import (
     write_rotaries,
 )
 from isoform.mask import Window
-from isoform.model.config import BlockConfig, Gated, ModelConfig, Rotary, Vocabulary
+from isoform.model.config import BlockConfig, ModelConfig, Vocabulary
+from isoform.model.parts import Gated, Rotary
 
 
 def _read(fields: Fields, names: set[str]) -> ModelConfig:

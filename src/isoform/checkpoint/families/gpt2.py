@@ -5,16 +5,8 @@ from __future__ import annotations
 from isoform.checkpoint.families.family import Family, decoder_of, of_kind
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
 from isoform.checkpoint.tensors import Transposed
-from isoform.model.config import (
-    Attention,
-    BlockConfig,
-    Dense,
-    LayerNorm,
-    Learned,
-    ModelConfig,
-    StackConfig,
-    Vocabulary,
-)
+from isoform.model.config import BlockConfig, ModelConfig, StackConfig, Vocabulary
+from isoform.model.parts import Attention, Dense, LayerNorm, Learned
 
 
 def _read(fields: Fields, names: set[str]) -> ModelConfig:

@@ -16,7 +16,8 @@ from isoform.checkpoint.families.decoder import (
 from isoform.checkpoint.families.family import Family, decoder_of, of_kind
 from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.families.rotary import read_rotary, write_rotary
-from isoform.model.config import BlockConfig, Gated, ModelConfig
+from isoform.model.config import BlockConfig, ModelConfig
+from isoform.model.parts import Gated
 
 
 def _read(fields: Fields, names: set[str]) -> ModelConfig:

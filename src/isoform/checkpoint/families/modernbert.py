@@ -14,16 +14,8 @@ from isoform.checkpoint.families.sliding import (
     write_rotaries,
 )
 from isoform.mask import Window
-from isoform.model.config import (
-    Attention,
-    BlockConfig,
-    Gated,
-    LayerNorm,
-    MaskedVocabulary,
-    ModelConfig,
-    Rotary,
-    StackConfig,
-)
+from isoform.model.config import BlockConfig, MaskedVocabulary, ModelConfig, StackConfig
+from isoform.model.parts import Attention, Gated, LayerNorm, Rotary
 
 
 def _read(fields: Fields, names: set[str]) -> ModelConfig:

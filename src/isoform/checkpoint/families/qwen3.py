@@ -16,7 +16,8 @@ from isoform.checkpoint.families.decoder import (
 from isoform.checkpoint.families.family import Family, decoder_of, of_kind
 from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.families.rotary import read_rotary, write_rotary
-from isoform.model.config import BlockConfig, Experts, FeedForward, ModelConfig, TokenChoice
+from isoform.model.config import BlockConfig, ModelConfig
+from isoform.model.parts import Experts, FeedForward, TokenChoice
 
 _FIXED = {"attention_bias": False, "use_sliding_window": False}
 _FIXED_EXPERTS = {"decoder_sparse_step": 1, "mlp_only_layers": [], **_FIXED}

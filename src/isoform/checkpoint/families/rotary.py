@@ -6,7 +6,7 @@ from typing import assert_never
 
 from isoform.checkpoint.families.family import NotRepresentable
 from isoform.checkpoint.families.fields import Fields
-from isoform.model.config import (
+from isoform.model.parts import (
     Extension,
     LinearExtension,
     Llama3Extension,

@@ -8,7 +8,8 @@ from isoform.checkpoint.families.canonical import shortest
 from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.families.rotary import write_rotary
 from isoform.mask import Window
-from isoform.model.config import BlockConfig, Rotary, StackConfig
+from isoform.model.config import BlockConfig, StackConfig
+from isoform.model.parts import Rotary
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 

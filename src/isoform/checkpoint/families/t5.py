@@ -6,18 +6,8 @@ from dataclasses import replace
 
 from isoform.checkpoint.families.family import Family, NotRepresentable, of_kind, stacks_of
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, ACTIVATIONS, Fields
-from isoform.model.config import (
-    Attention,
-    BlockConfig,
-    Buckets,
-    Dense,
-    Experts,
-    Gated,
-    ModelConfig,
-    RMSNorm,
-    StackConfig,
-    Vocabulary,
-)
+from isoform.model.config import BlockConfig, ModelConfig, StackConfig, Vocabulary
+from isoform.model.parts import Attention, Buckets, Dense, Experts, Gated, RMSNorm
 
 
 def _read(fields: Fields, names: set[str]) -> ModelConfig:

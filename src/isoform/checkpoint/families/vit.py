@@ -8,17 +8,8 @@ from collections.abc import Mapping
 from isoform.checkpoint.families.family import Family, NotRepresentable, encoder_of, of_kind
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
 from isoform.checkpoint.tensors import Reshaped
-from isoform.model.config import (
-    Attention,
-    BlockConfig,
-    Dense,
-    LayerNorm,
-    Learned,
-    Linear,
-    ModelConfig,
-    Pooled,
-    StackConfig,
-)
+from isoform.model.config import BlockConfig, Linear, ModelConfig, Pooled, StackConfig
+from isoform.model.parts import Attention, Dense, LayerNorm, Learned
 
 
 def _read(fields: Fields, names: set[str]) -> ModelConfig:

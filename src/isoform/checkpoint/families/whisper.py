@@ -11,7 +11,8 @@ from isoform.checkpoint.families.encoder_decoder import (
 )
 from isoform.checkpoint.families.family import Family, of_kind, stacks_of
 from isoform.checkpoint.families.fields import Fields
-from isoform.model.config import Convolution, Learned, ModelConfig, StackConfig, Vocabulary
+from isoform.model.config import Convolution, ModelConfig, StackConfig, Vocabulary
+from isoform.model.parts import Learned
 
 
 def _read(fields: Fields, names: set[str]) -> ModelConfig:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from isoform.model.cache import KeyValueState
-from isoform.model.config import Attention, RMSNorm
 from isoform.model.kernels import Linear
 from isoform.model.lowering import ALL, Allowed, attend, attention_weights
 from isoform.model.norm import build_norm
+from isoform.model.parts import Attention, RMSNorm
 from isoform.model.position import Relative, Turn, unturned
 from isoform.model.recording import Recorder
 

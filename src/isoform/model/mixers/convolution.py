@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from isoform.model.cache import RecurrentState, StateShape
-from isoform.model.config import CausalConvolution
 from isoform.model.kernels import Linear
 from isoform.model.mixers.documents import Documents
+from isoform.model.parts import CausalConvolution
 from isoform.model.recording import Recorder
 
 

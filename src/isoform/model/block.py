@@ -1,0 +1,336 @@
+"""One block: a mixer and a feed-forward as residual branches, and what the blocks of a stack share in a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import assert_never
+
+import torch
+from torch import Tensor, nn
+
+from isoform.mask import Coordinates, Full, Mask
+from isoform.model.auxiliary import Auxiliary
+from isoform.model.cache import Cache, KeyValueShape, LayerShape
+from isoform.model.config import BlockConfig, ModelConfig, StackConfig
+from isoform.model.depth import DepthRouter, Subset
+from isoform.model.experts import build_experts
+from isoform.model.feedforward import build_feedforward
+from isoform.model.kernels import dropout
+from isoform.model.lowering import look_back, lower
+from isoform.model.mixers.attention import Edges, KeysValues, MultiHeadAttention
+from isoform.model.mixers.convolution import ConvolutionMixer
+from isoform.model.mixers.documents import Documents
+from isoform.model.mixers.lstm import LSTMMixer
+from isoform.model.mixers.recurrence import RecurrenceMixer
+from isoform.model.norm import build_norm
+from isoform.model.parts import (
+    LSTM,
+    Attention,
+    CausalConvolution,
+    Experts,
+    LinearRecurrence,
+    Norm,
+    Rotary,
+    Shaw,
+)
+from isoform.model.position import RotaryPosition, Scheme, ShawPosition, Turn
+from isoform.model.recording import Recorder
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """An encoder's output (B, S, D), where its pieces stand, and the keys and values of each of its blocks, where a
+    decoder reads those. In a search it has fewer rows than the pieces, each read by so many that lie side by side."""
+
+    hidden: Tensor
+    coordinates: Coordinates
+    layers: tuple[KeysValues, ...] = ()
+
+    def before(self, pieces: Coordinates) -> Coordinates:
+        """Where the decoder's pieces (B, T) stand when they come after the encoder's of the same segment: their indices
+        shifted by those. Raises ValueError for pieces with places of their own, which can't be shifted."""
+        there = self.coordinates
+        if there.start == 0 and pieces.start == 0:
+            shift = there.index.shape[1]
+            return replace(pieces, index=pieces.index + shift, start=shift)
+        if pieces.place is not None or there.place is not None:
+            raise ValueError("cross='joint' is for pieces that stand at their index; set cross to separate")
+        segment = there.segment.repeat_interleave(max(1, len(pieces.segment) // len(there.segment)), 0)
+        shift = (pieces.segment.unsqueeze(2) == segment.unsqueeze(1)).sum(2)
+        return replace(pieces, index=pieces.index + shift, start=None)
+
+    def joined(self, pieces: Coordinates) -> Coordinates:
+        """Where the encoder's pieces and those after them stand, (B, S + T)."""
+        there = self.coordinates
+
+        def both(one: Tensor, other: Tensor) -> Tensor:
+            rows = max(len(one), len(other))
+            return torch.cat([t.expand(rows, *t.shape[1:]) for t in (one, other)], 1)
+
+        def given(one: Coordinates) -> Tensor:
+            return torch.zeros_like(one.segment, dtype=torch.bool) if one.prefix is None else one.prefix
+
+        prefix = None if pieces.prefix is None and there.prefix is None else both(given(there), given(pieces))
+        is_plain = there.start == 0 and pieces.start == there.index.shape[1]
+        segment, index = both(there.segment, pieces.segment), both(there.index, pieces.index)
+        return Coordinates(segment, index, prefix, start=0 if is_plain else None)
+
+
+@dataclass(eq=False)
+class Pass:
+    """What the blocks of a stack share during one pass through it; what depends on mask and places is made once."""
+
+    x0: Tensor
+    coordinates: Coordinates
+    mask: Mask
+    memory: Memory | None = None
+    cache: Cache | None = None
+    auxiliary: Auxiliary | None = None
+    first_values: Tensor | None = None
+    kernel: str = "auto"
+    keys: Coordinates | None = None
+    """Where the keys stand without a cache, if there are more than the pieces themselves."""
+    recorder: Recorder | None = None
+    documents: Documents | None = None
+    """Which tokens belong together, for recurrences."""
+    made: dict[tuple, Edges] = field(default_factory=dict)
+    turns: dict[int | tuple[int, str], Turn] = field(default_factory=dict)
+
+    def edges(self, block: BlockConfig, scheme: Scheme, layer: int) -> Edges:
+        """Who may attend to whom in a block, and what places say about it."""
+        own = self.coordinates if self.keys is None else self.keys
+        keys = own if self.cache is None else self.cache.keys(layer)
+        pattern = block.attention.pattern
+        known = pattern, id(scheme), id(keys)
+        if known not in self.made:
+            if id(scheme) not in self.turns:
+                self.turns[id(scheme)] = scheme.at(self.coordinates)
+            bias, relative = scheme.bias(self.coordinates, keys), scheme.relative(self.coordinates, keys)
+            mask = self.mask if pattern is None else self.mask & pattern
+            needs_all = bias is not None or relative is not None
+            allowed = lower(mask, self.coordinates, keys, wants_bias=needs_all, kernel=self.kernel)
+            self.made[known] = Edges(allowed, self.turns[id(scheme)], bias, relative)
+        return self.made[known]
+
+    @cached_property
+    def memory_edges(self) -> Edges:
+        """Who may ask the memory: every piece of the same segment. Rows that share a row of it ask side by side."""
+        assert self.memory is not None
+        asking, there, rows = self.coordinates, self.memory.coordinates, len(self.memory.hidden)
+        if rows < len(asking.index) and None in (asking.start, there.start):
+            asking = asking.map(lambda t: t.unflatten(0, (rows, -1)).flatten(1, 2))
+        return Edges(lower(Full(), asking, there, kernel=self.kernel))
+
+    def memory_turn(self, scheme: Scheme) -> Turn:
+        """How a scheme turns the keys (B, S, K, H) of the memory's pieces."""
+        assert self.memory is not None
+        if (known := (id(scheme), "memory")) not in self.turns:
+            self.turns[known] = scheme.at(self.memory.coordinates)
+        return self.turns[known]
+
+    @property
+    def present(self) -> Tensor | None:
+        """Which slots hold a piece (B, T); None: all."""
+        return None if self.coordinates.start is not None else self.coordinates.segment >= 0
+
+    def within(self, subset: Subset) -> Pass:
+        """The same for some of the pieces."""
+        return replace(
+            self,
+            x0=subset.gather(self.x0),
+            coordinates=subset.coordinates(self.coordinates),
+            first_values=None if self.first_values is None else subset.gather(self.first_values),
+            keys=None,
+            made={},
+            turns={},
+        )
+
+
+BEFORE_INNER_AFTER = {
+    "pre": (True, False, False),
+    "post": (False, False, True),
+    "reordered": (False, True, False),
+    "sandwich": (True, True, False),
+    "bare": (False, False, False),
+}
+
+
+class Residual(nn.Module):
+    """after(x + inner(f(before(x)))), each norm optional: where a norm sits is a row of the table."""
+
+    def __init__(self, norm: Norm, placement: str, dim: int, dropout: float) -> None:
+        super().__init__()
+        before, inner, after = BEFORE_INNER_AFTER[placement]
+        self.before = build_norm(norm, dim) if before else None
+        self.inner = build_norm(norm, dim) if inner else None
+        self.after = build_norm(norm, dim) if after else None
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """The stream (B, T, D) with the branch f added."""
+        x = x + self.branch(f(self.entrance(x)))
+        return x if self.after is None else self.after(x)
+
+    def entrance(self, x: Tensor) -> Tensor:
+        """What f reads of the stream (B, T, D)."""
+        return x if self.before is None else self.before(x)
+
+    def branch(self, y: Tensor) -> Tensor:
+        """What f gave (B, T, D), as it is added to the stream."""
+        if self.inner is not None:
+            y = self.inner(y)
+        return dropout(y, self.dropout) if self.dropout and self.training else y
+
+
+class Block(nn.Module):
+    """A mixer (and cross-attention where there is an encoder), then a feed-forward, or both beside each other."""
+
+    def __init__(
+        self, config: BlockConfig, model: ModelConfig, stack: StackConfig, position: Scheme | None, *, is_first: bool
+    ) -> None:
+        """`position`: a scheme of its own; None: the stack's."""
+        super().__init__()
+        dim, mixer, feedforward = model.model_dim, config.mixer, config.feedforward
+        self.config = config
+
+        def residual(placement: str = config.norm_placement) -> Residual:
+            return Residual(config.norm, placement, dim, model.dropout)
+
+        self.position = position
+        self.mixer_norm = residual("bare") if is_first and not stack.first_norm else residual()
+        self.mixer = build_mixer(config, model)
+        self.is_joint = stack.cross == "joint"
+        self.cross_norm, self.cross = None, None
+        if stack.cross == "separate" and isinstance(mixer, Attention):
+            self.cross_norm = residual()
+            self.cross = MultiHeadAttention(mixer, dim, model.head_dim(mixer), cross=True)
+        self.feedforward_norm, self.feedforward = None, None
+        if feedforward is not None:
+            self.feedforward_norm = residual("bare") if config.parallel == "one_norm" else residual()
+            if isinstance(feedforward, Experts):
+                self.feedforward = build_experts(feedforward, dim, model.feedforward_dim(feedforward.expert))
+            else:
+                self.feedforward = build_feedforward(feedforward, dim, model.feedforward_dim(feedforward))
+        self.is_routed = isinstance(feedforward, Experts)
+        self.x0_mix = nn.Parameter(torch.tensor([1.0, 0.0])) if config.x0_shortcut else None
+        self.depth = None if config.depth is None else DepthRouter(config.depth, dim)
+        self.is_causal = stack is model.decoder
+
+    def forward(self, x: Tensor, shared: Pass, scheme: Scheme, layer: int) -> Tensor:
+        """The stream (B, T, D) through this block, the layer-th on its way; `scheme`: the stack's positions."""
+        if self.depth is None:
+            return self.through(x, shared, scheme, layer)
+        if self.is_causal and not self.training:
+            subset = self.depth.predict(x, shared.present)
+        else:
+            subset = self.depth.choose(x, shared.present, shared.auxiliary)
+        inside = subset.gather(x)
+        if shared.cache is not None:
+            shared.cache.extend(subset.coordinates(shared.coordinates), layer)
+        return subset.scatter_back(x, inside, self.through(inside, shared.within(subset), scheme, layer))
+
+    def through(self, x: Tensor, shared: Pass, scheme: Scheme, layer: int) -> Tensor:
+        """The pieces (B, T, D) that go through."""
+        if self.x0_mix is not None:
+            x = self.x0_mix[0] * x + self.x0_mix[1] * shared.x0
+        if self.feedforward is None or self.feedforward_norm is None:
+            return self.read(self.mixer_norm(x, lambda y: self.mixed(y, shared, scheme, layer)), shared, layer)
+        if self.config.parallel != "none":
+            y = self.mixer_norm.entrance(x)
+            beside = y if self.config.parallel == "one_norm" else self.feedforward_norm.entrance(x)
+            x = x + self.mixer_norm.branch(self.mixed(y, shared, scheme, layer))
+            x = x + self.feedforward_norm.branch(self.transformed(beside, shared, layer))
+            return self.read(x, shared, layer)
+        x = self.mixer_norm(x, lambda y: self.mixed(y, shared, scheme, layer))
+        x = self.read(x, shared, layer)
+        return self.feedforward_norm(x, lambda y: self.transformed(y, shared, layer))
+
+    @property
+    def cache_shape(self) -> LayerShape:
+        """What a cache keeps of each row for this block."""
+        if not isinstance(self.mixer, MultiHeadAttention):
+            return self.mixer.state_shape
+        pattern = self.config.attention.pattern
+        window = None if pattern is None else look_back(pattern)
+        return KeyValueShape(self.mixer.num_kv_heads, self.mixer.head_dim, window, is_own=self.depth is not None)
+
+    def mixed(self, y: Tensor, shared: Pass, scheme: Scheme, layer: int) -> Tensor:
+        """What the mixer makes of the tokens (B, T, D)."""
+        record = None if shared.recorder is None else shared.recorder.within(f"blocks.{layer}.mixer")
+        cache, scheme = shared.cache, scheme if self.position is None else self.position
+        if isinstance(self.mixer, MultiHeadAttention):
+            context = self.context(self.mixer, shared, scheme, layer) if self.is_joint and shared.memory else None
+            edges, state = shared.edges(self.config, scheme, layer), None if cache is None else cache.keys_values(layer)
+            y, values = self.mixer(y, edges, shared.first_values, state, context, record)
+            if shared.first_values is None:
+                shared.first_values = values
+        else:
+            assert shared.documents is not None
+            y = self.mixer(y, shared.documents, None if cache is None else cache.state(layer), record)
+        if shared.recorder is not None:
+            shared.recorder.take(f"blocks.{layer}.mixer", lambda: y)
+        return y
+
+    def transformed(self, y: Tensor, shared: Pass, layer: int) -> Tensor:
+        """What the feed-forward makes of each token (B, T, D)."""
+        assert self.feedforward is not None
+        y = self.feedforward(y, shared.present, shared.auxiliary) if self.is_routed else self.feedforward(y)
+        if shared.recorder is not None:
+            shared.recorder.take(f"blocks.{layer}.feedforward", lambda: y)
+        return y
+
+    def context(self, attention: MultiHeadAttention, shared: Pass, scheme: Scheme, layer: int) -> KeysValues:
+        """Keys and values (B, K, S, H) of the encoder's pieces, to be attended to jointly with the block's own."""
+        memory = shared.memory
+        assert memory is not None
+        if memory.layers:
+            return memory.layers[layer]
+        return attention.keys_values(memory.hidden, shared.memory_turn(scheme))
+
+    def read(self, x: Tensor, shared: Pass, layer: int) -> Tensor:
+        """The stream (B, T, D) with what cross-attention read of the memory (B, S, D), where the block has any."""
+        memory, cross = shared.memory, self.cross
+        if memory is None or cross is None or self.cross_norm is None:
+            return x
+        state = None if shared.cache is None else shared.cache.keys_values(layer)
+        record = None if shared.recorder is None else shared.recorder.within(f"blocks.{layer}.cross")
+        return self.cross_norm(x, lambda y: cross.read(y, memory.hidden, shared.memory_edges, state, record))
+
+
+def build_mixer(
+    config: BlockConfig, model: ModelConfig
+) -> MultiHeadAttention | LSTMMixer | ConvolutionMixer | RecurrenceMixer:
+    """The module of a block's mixer."""
+    match config.mixer:
+        case Attention():
+            return MultiHeadAttention(config.mixer, model.model_dim, model.head_dim(config.mixer))
+        case LSTM():
+            return LSTMMixer(model.model_dim)
+        case CausalConvolution():
+            return ConvolutionMixer(config.mixer, model.model_dim)
+        case LinearRecurrence():
+            return RecurrenceMixer(model.model_dim, model.state_dim(config.mixer))
+        case _:
+            assert_never(config.mixer)
+
+
+def _own_positions(layers: list[BlockConfig], model: ModelConfig, stack: StackConfig) -> list[Scheme | None]:
+    """The scheme of each block that has one of its own; equal rotary schemes are one, as their tables are large."""
+    rotary: dict[tuple[Rotary, int], Scheme] = {}
+    schemes: list[Scheme | None] = []
+    for block in layers:
+        if not isinstance(block.mixer, Attention):
+            schemes.append(None)
+            continue
+        own = block.mixer.position
+        if own is not None:
+            known = own, model.rotated_dim(block.mixer, own)
+            if known not in rotary:
+                rotary[known] = RotaryPosition(*known, model.num_places(stack))
+            schemes.append(rotary[known])
+        else:
+            shaw = stack.position if isinstance(stack.position, Shaw) else None
+            schemes.append(None if shaw is None else ShawPosition(shaw, model.head_dim(block.mixer)))
+    return schemes

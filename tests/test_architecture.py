@@ -20,6 +20,7 @@ ROWS = [
     *(f"{folder}.config" for folder in FOLDERS),
     *("model.baseline_config", "model.encoders", "model.decoders", "model.presets", "recipe", "machine", "batch"),
     *("codecs.codec", "codecs.bpe", "codecs.tokenizer", "codecs.image", "codecs.numbers", "codecs.text"),
+    "codecs.registry",
     *("model.recording", "model.auxiliary", "model.position", "model.cache", "model.kernels", "model.norm"),
     "model.lowering",
     *("model.mixers.documents", "model.mixers.attention", "model.mixers.convolution", "model.mixers.lstm"),

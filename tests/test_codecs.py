@@ -13,17 +13,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from conftest import data_file
-from isoform.codecs.bpe import CHUNK, train_bpe
+from isoform.codecs.bpe import CHUNK, BPECodec, bpe_from_tiktoken, train_bpe
 from isoform.codecs.codec import TextCodec, check_codec
 from isoform.codecs.config import BPE, Bytes, Characters
-from isoform.codecs.text import (
-    BPECodec,
-    ByteCodec,
-    CharacterCodec,
-    bpe_from_tiktoken,
-    build_codec,
-    load_codec,
-)
+from isoform.codecs.registry import build_codec, load_codec
+from isoform.codecs.text import ByteCodec, CharacterCodec
 
 PROFILE = settings(deadline=None, max_examples=60)
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n" * 20

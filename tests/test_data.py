@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from isoform.cli import main
 from isoform.codecs.config import BPE, Characters
-from isoform.codecs.text import ByteCodec, build_codec
+from isoform.codecs.registry import build_codec
+from isoform.codecs.text import ByteCodec
 from isoform.data import sources
 from isoform.data.config import Data, Part
 from isoform.data.loader import PackedLoader, StreamLoader, build_loader, validation_batches

@@ -15,7 +15,7 @@ from isoform.cli import main
 from isoform.codecs.codec import Codec, as_text, check_encodings
 from isoform.codecs.config import Bytes, Patches
 from isoform.codecs.image import PatchCodec
-from isoform.codecs.text import build_codec, load_codec
+from isoform.codecs.registry import build_codec, load_codec
 from isoform.data import sources
 from isoform.data.config import Data
 from isoform.data.loader import build_loader, validation_batches

@@ -12,7 +12,8 @@ from isoform.batch import Encoding, Example
 from isoform.cli import main
 from isoform.codecs.bpe import train_bpe
 from isoform.codecs.codec import MASK, check_codec, mode_piece, span_piece
-from isoform.codecs.text import ByteCodec, CharacterCodec, load_codec
+from isoform.codecs.registry import load_codec
+from isoform.codecs.text import ByteCodec, CharacterCodec
 from isoform.data.packing import cut_records
 from isoform.experiment import train
 from isoform.machine import choose_machine

@@ -11,7 +11,7 @@ import weights
 from isoform.codecs.bpe import BPECodec, train_bpe
 from isoform.codecs.codec import MASK, check_encodings
 from isoform.codecs.config import Tokenizer as TokenizerConfig
-from isoform.codecs.text import build_codec, load_codec
+from isoform.codecs.registry import build_codec, load_codec
 from isoform.codecs.tokenizer import TokenizerCodec, read_tokenizer
 from isoform.generation.decode import build_prompt
 from isoform.objectives.config import Causal, Masked

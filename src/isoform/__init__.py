@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from isoform.batch import Encoding as Encoding
     from isoform.batch import Example as Example
     from isoform.batch import Pieces as Pieces
-    from isoform.codecs.text import build_codec as build_codec
+    from isoform.codecs.registry import build_codec as build_codec
     from isoform.experiment import generate as generate
     from isoform.experiment import train as train
     from isoform.generation.config import Sampling as Sampling
@@ -64,7 +64,7 @@ _WHERE = {
     "Transformer": "isoform.model.transformer",
     "View": "isoform.objectives.views",
     "Window": "isoform.mask",
-    "build_codec": "isoform.codecs.text",
+    "build_codec": "isoform.codecs.registry",
     "build_view": "isoform.objectives.views",
     "check_view": "isoform.objectives.views",
     "deepen": "isoform.model.growth",

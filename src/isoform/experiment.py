@@ -37,7 +37,7 @@ from isoform.checkpoint.store import (
 from isoform.checkpoint.tensors import state_of
 from isoform.checkpoint.versions import LAYOUT
 from isoform.codecs.codec import TextCodec, as_text
-from isoform.codecs.text import load_codec
+from isoform.codecs.registry import load_codec
 from isoform.config import ConfigError, differences, from_dict, load_toml
 from isoform.data.sources import Record
 from isoform.evaluation.evaluate import evaluate_held_out

@@ -11,7 +11,7 @@ import torch
 from isoform.batch import GlobalBatch
 from isoform.codecs.codec import Codec, TextCodec
 from isoform.codecs.config import Characters
-from isoform.codecs.text import build_codec
+from isoform.codecs.registry import build_codec
 from isoform.data.config import Data
 from isoform.data.labels import label_names, numbered
 from isoform.data.loader import Loader, MixtureLoader, build_loader

@@ -29,7 +29,7 @@ from isoform.checkpoint.versions import LAYOUT, upgraded
 from isoform.codecs.bpe import TOKENIZER_FILE, BPECodec
 from isoform.codecs.codec import FILE, Codec
 from isoform.codecs.numbers import NumberCodec
-from isoform.codecs.text import load_codec
+from isoform.codecs.registry import load_codec
 from isoform.config import dump_toml, from_dict, kind_of, load_toml, to_dict
 from isoform.data.sources import PACKAGE, package_folder
 from isoform.files import write_text

@@ -27,7 +27,8 @@ ROWS = [
     *("checkpoint.store", "checkpoint.families", "checkpoint.huggingface", "checkpoint.gguf"),
     *("terminal", "figures", "run"),
     *("training.optimizer", "training.memory", "training.ledger", "training.trainer"),
-    *("generation.sampling", "generation.decode", "generation.beam", "generation.many"),
+    *("generation.strategy", "generation.sampling", "generation.beam", "generation.decode"),
+    *("generation.streaming", "generation.answers", "generation.scoring"),
     *("evaluation.evaluate", "evaluation.translation"),
     *("experiment", "report", "inspection.attention", "inspection.rows"),
     *(

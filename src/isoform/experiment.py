@@ -45,8 +45,9 @@ from isoform.data.sources import Record, Split, first_part, load_source
 from isoform.data.tokens import Tokens, load_tokens
 from isoform.evaluation.evaluate import Score, answers, apply, evaluate, share_scored
 from isoform.generation.config import Sampling
-from isoform.generation.decode import Generation, build_prompt
-from isoform.generation.decode import generate as generate_texts
+from isoform.generation.decode import build_prompt
+from isoform.generation.streaming import Generation
+from isoform.generation.streaming import generate as generate_texts
 from isoform.machine import Energy, Machine, can_compile, choose_machine, describe, measured_peaks, peak_memory
 from isoform.model.adapters import adapt
 from isoform.model.baselines import BaselineModel, build_module
@@ -352,7 +353,7 @@ def _check_continuation(run: Run, recipe: Recipe, terminal: Terminal) -> None:
 def generate(trained: Trained, prompt: str, sampling: Sampling | None = None) -> Iterator[str]:
     """What a trained model writes after a prompt (or, for a model of pairs, in answer to it), as it comes.
 
-    One sample; `generation.decode.generate` has the rest.
+    One sample; `generation.streaming.generate` has the rest.
     """
     model, view, codec = trained.transformer, trained.view, as_text(trained.codec)
     start = build_prompt(codec, prompt, is_pair=trained.is_pair, view=view)

@@ -13,7 +13,8 @@ import torch
 from harness import in_turn, keep, ratios, summary
 
 from isoform.generation.config import Sampling
-from isoform.generation.decode import Prompt, generate_ids
+from isoform.generation.decode import Prompt, decode_loop
+from isoform.generation.sampling import Sampler
 from isoform.model.config import ModelConfig
 from isoform.model.cost import num_parameters
 from isoform.model.decoders import GPT2
@@ -48,7 +49,8 @@ def main() -> None:
         made: dict[str, list[int]] = {}
 
         def ours(model=model, sampling=sampling, made=made) -> None:
-            made["isoform"] = [int(piece[0]) for piece in generate_ids(model, Prompt(prompt), sampling)]
+            steps = decode_loop(model, [Prompt(prompt)], Sampler(sampling, [0], end=None))
+            made["isoform"] = [token for step, _ in steps for _, token in step.taken]
 
         def ours_rounded(model=model, ours=ours, made=made) -> None:
             model.set_matmul_dtype(torch.bfloat16)

@@ -29,9 +29,9 @@ from isoform.checkpoint.huggingface import read_folder, write_folder
 from isoform.codecs.codec import as_text
 from isoform.data.sources import load_source
 from isoform.experiment import train
+from isoform.generation.answers import beam_search
 from isoform.generation.config import Beam
 from isoform.generation.decode import build_prompt
-from isoform.generation.many import beam_search
 from isoform.machine import choose_machine
 from isoform.mask import Causal, Full
 from isoform.model.transformer import Transformer

@@ -39,7 +39,8 @@ ROWS = [
     *(f"checkpoint.gguf.{name}" for name in ("format", "architectures", "tokenizer", "model")),
     *("terminal", "figures", "run", "preparation"),
     *("training.optimizer", "training.memory", "training.ledger", "training.trainer"),
-    *("generation.sampling", "generation.decode", "generation.beam", "generation.many"),
+    *("generation.strategy", "generation.sampling", "generation.beam", "generation.decode"),
+    *("generation.streaming", "generation.answers", "generation.scoring"),
     *("evaluation.evaluate", "evaluation.translation"),
     *("experiment", "report", "inspection.recording", "inspection.attention", "inspection.rows"),
     *(

@@ -12,15 +12,15 @@ import torch
 
 from families import VOCAB, all_peers, make
 from isoform.checkpoint.huggingface import read_folder
+from isoform.generation.answers import beam_search, sample
 from isoform.generation.config import Beam, Sampling
-from isoform.generation.decode import Prompt, generate_ids
-from isoform.generation.many import beam_search, sample
-from isoform.generation.sampling import distribution
+from isoform.generation.decode import Prompt
+from isoform.generation.sampling import distribution, penalize
 from isoform.mask import Causal, Prefix
-from isoform.model.config import ModelConfig
+from isoform.model.config import Lookup, ModelConfig
 from isoform.model.parts import Rotary
 from isoform.model.transformer import Transformer
-from models import config, pair
+from models import build, config, pair
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 PEERS = all_peers()
@@ -129,7 +129,7 @@ def test_prompts_beside_each_other_find_what_they_find_alone():
     for stem in ({}, {"kind": "lookup", "ngrams": (2, 3)}):
         model = tiny(**({"stem": type(ModelConfig().stem)(ngrams=stem["ngrams"])} if stem else {}))
         prompts = [Prompt(np.array(ids), prefix=len(ids)) for ids in ([1], [2, 3, 4, 1], [3, 1])]
-        beam, mask = Beam(size=3, max_tokens=6, num_best=3), Prefix() | Causal()
+        beam, mask = Beam(size=3, max_tokens=20, num_best=3), Prefix() | Causal()  # of a context of 12
         together = beam_search(model, prompts, beam, end=0, mask=mask)
         for prompt, beside in zip(prompts, together, strict=True):
             (alone,) = beam_search(model, [prompt], beam, end=0, mask=mask)
@@ -169,11 +169,61 @@ def test_sources_beside_each_other_find_what_they_find_alone(cross, lengths):
 def test_bounds_are_named():
     model = tiny()
     with pytest.raises(ValueError, match="13 pieces, which don't fit context_length=12"):
-        beam_search(model, [Prompt(np.ones(13, np.int64))], Beam(), end=0)
+        beam_search(model, [Prompt(np.ones(13, np.int64), prefix=13)], Beam(), end=0)
     with pytest.raises(ValueError, match="num_best=5"):
         Beam(num_best=5)
-    (found,) = beam_search(model, [Prompt(np.ones(12, np.int64))], Beam(size=2, num_best=2), end=0)
-    assert all(len(one.ids) == 1 for one in found)
+
+
+def joint(**fields) -> ModelConfig:
+    whole = pair(config(position=Rotary()))
+    assert whole.decoder is not None
+    return replace(whole, decoder=replace(whole.decoder, cross="joint", **fields))
+
+
+LONG = {
+    "ngrams": (config(stem=Lookup(previous=True, ngrams=(2, 3), ngram_rows=99)), (2, 7, 12, 20)),
+    "separate": (pair(config(position=Rotary())), (2, 7, 12, 20)),
+    "joint": (joint(), (2, 2, 2, 2)),
+    "layerwise": (joint(reads="layerwise"), (2, 2, 2, 2)),
+}
+"""Models with a context of 12, and the lengths of the prompts."""
+
+
+def windows_log_probability(model, prompt: Prompt, ids: list[int]) -> float:
+    """Of a text of any length, by whole passes over what a context of 12 holds of it."""
+    window = prompt.ids.tolist() if len(prompt.ids) <= 12 else prompt.ids[-6:].tolist()
+    source = None if prompt.source is None else torch.from_numpy(prompt.source)[None]
+    total = 0.0
+    for token in ids:
+        total += float(model(torch.tensor([window]), source=source)[0, -1].log_softmax(-1)[token])
+        window.append(token)
+        window = window if len(window) <= 12 else window[-6:]
+    return total
+
+
+@pytest.mark.parametrize("form", LONG)
+@torch.no_grad()
+def test_texts_that_outgrow_the_context_go_on_from_their_last_half_beside_others_as_alone(form):
+    whole, sizes = LONG[form]
+    model, rng = build(whole), np.random.default_rng(0)
+    prompts = [Prompt(rng.integers(1, 13, n)) for n in sizes]
+    if form != "ngrams":
+        prompts = [replace(p, source=rng.integers(1, 13, n)) for p, n in zip(prompts, (5, 1, 12, 4), strict=True)]
+    lengths = set()
+    for search, how in (
+        (beam_search, Beam(size=3, max_tokens=25, num_best=3, early_stopping="size")),
+        (sample, Sampling(num_samples=2, max_tokens=70)),
+    ):
+        together = search(model, prompts, how, end=0)
+        for number, beside in enumerate(together):
+            numbers = {} if search is beam_search else {"numbers": [number]}
+            (alone,) = search(model, [prompts[number]], how, end=0, **numbers)
+            assert [one.ids.tolist() for one in alone] == [one.ids.tolist() for one in beside]
+            for one in beside:
+                expected = windows_log_probability(model, prompts[number], one.ids.tolist())
+                assert one.log_probability == pytest.approx(expected, abs=1e-3)
+                lengths.add(len(one.ids))
+    assert max(lengths) > 18 and len(lengths) > 3, "some outgrow the context, and some leave before others"
 
 
 def outspoken(seed: int = 0, **changes) -> Transformer:
@@ -223,12 +273,15 @@ def test_pieces_are_drawn_as_often_as_they_are_probable():
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.8])
-def test_the_most_probable_pieces_are_those_of_one_text_alone(penalty):
+def test_the_most_probable_pieces_are_those_of_whole_passes(penalty):
     model = outspoken(3)
     sampling = Sampling(max_tokens=6, temperature=0, repetition_penalty=penalty)
     for prompt, (found,) in zip(PROMPTS, sample(model, PROMPTS, sampling, end=0), strict=True):
-        alone = [int(ids[0]) for ids in generate_ids(model, prompt, sampling)]
-        assert found.ids.tolist() == alone[: len(found.ids)]
+        text = prompt.ids.tolist()
+        for token in found.ids.tolist():
+            ids = torch.tensor([text])
+            assert token == int(penalize(model(ids)[:, -1], ids, penalty).argmax())
+            text.append(token)
 
 
 def test_a_file_of_sources_is_answered_line_by_line(tmp_path, capsys):
@@ -251,6 +304,10 @@ def test_a_file_of_sources_is_answered_line_by_line(tmp_path, capsys):
     for word, (answered,) in zip(words, greedy, strict=True):
         one = ["generate", str(tmp_path / "run"), "--prompt", word, "--temperature", "0", "--max_tokens", "14"]
         assert main(one) == 0 and capsys.readouterr().out.rstrip("\n") == answered["text"]
+    assert main([*ask, "--seed", "3", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)["answers"][0][0]["text"]
+    one = ["generate", str(tmp_path / "run"), "--prompt", words[0], "--seed", "3", "--max_tokens", "14"]
+    assert main(one) == 0 and capsys.readouterr().out.rstrip("\n") == first
     assert main([*ask, "--num_samples", "2", "--out", str(tmp_path / "out.txt")]) == 0
     lines = [line.split("\t") for line in (tmp_path / "out.txt").read_text().splitlines()]
     assert [number for number, _, _ in lines] == ["1", "1", "2", "2", "3", "3", "4", "4"]

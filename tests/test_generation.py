@@ -1,13 +1,17 @@
-"""Generation: the cache, the cut-offs, stop strings, texts longer than the context, and the walk."""
+"""Generation: the cache, the cut-offs, stop strings, texts longer than the context, and what was expected."""
 
 import numpy as np
 import pytest
 import torch
 
 from isoform.codecs.text import ByteCodec, CharacterCodec
+from isoform.generation.answers import sample
 from isoform.generation.config import Sampling
-from isoform.generation.decode import Generation, Prompt, build_prompt, generate, generate_ids, walk
-from isoform.generation.sampling import choose, distribution, penalize
+from isoform.generation.decode import Prompt, build_prompt
+from isoform.generation.sampling import Sampler, distribution, penalize
+from isoform.generation.scoring import score_tokens
+from isoform.generation.strategy import Step
+from isoform.generation.streaming import Generation, generate
 from isoform.model.config import Lookup
 from isoform.model.parts import Learned
 from isoform.objectives.config import Causal, Prefix, Seq2seq
@@ -18,7 +22,12 @@ LETTERS = CharacterCodec("abcdefghijk")  # 11 letters and two special pieces: VO
 
 
 def ids_of(model, prompt, sampling, mask=None):
-    return np.stack(list(generate_ids(model, prompt, sampling, mask)), 1)
+    (texts,) = sample(model, [prompt], sampling, end=None, mask=mask)
+    return np.stack([text.ids for text in texts])
+
+
+def first_of(model, prompt, mask=None) -> int:
+    return int(ids_of(model, prompt, Sampling(max_tokens=1, temperature=0), mask)[0, 0])
 
 
 @pytest.mark.parametrize("stem", [Lookup(), Lookup(previous=True, ngrams=(2, 3), ngram_rows=99)], ids=["ids", "ngrams"])
@@ -42,8 +51,8 @@ def test_a_text_longer_than_the_context_goes_on_from_its_last_half():
         if len(window) > 12:
             window = window[-6:]
     long_prompt = Prompt(np.arange(40) % VOCAB)
-    first = next(generate_ids(model, long_prompt, Sampling(temperature=0)))
-    assert int(first[0]) == int(model(torch.as_tensor(long_prompt.ids[-6:])[None])[0, -1].argmax())
+    expected = int(model(torch.as_tensor(long_prompt.ids[-6:])[None])[0, -1].argmax())
+    assert first_of(model, long_prompt) == expected
 
 
 def test_samples_follow_the_distribution_and_the_seed():
@@ -81,7 +90,8 @@ def test_cut_offs(sampling, kept):
 def test_temperature_sharpens_and_zero_is_greedy():
     logits = torch.tensor([[1.0, 2.0, 0.5]])
     torch.testing.assert_close(distribution(logits, Sampling(temperature=0.5)), (logits * 2).softmax(-1))
-    assert choose(logits, None, Sampling(temperature=0), torch.Generator()).tolist() == [1]
+    step = Sampler(Sampling(temperature=0), [0], end=None).advance(logits, torch.tensor([[0]]), 1)
+    assert step.tokens.tolist() == [1]
 
 
 def test_repetition_penalty_makes_seen_pieces_less_likely_once():
@@ -91,10 +101,11 @@ def test_repetition_penalty_makes_seen_pieces_less_likely_once():
 
 
 def written(monkeypatch, codec, pieces, stop=(), max_tokens=100):
-    def scripted(model, prompt, sampling, mask=None):
-        yield from (np.array([piece]) for piece in pieces[: sampling.max_tokens])
+    def scripted(model, prompts, sampler, *, mask=None):
+        for piece in pieces[: sampler.max_tokens]:
+            yield Step(torch.tensor([piece]), None, [(0, piece)]), None
 
-    monkeypatch.setattr("isoform.generation.decode.generate_ids", scripted)
+    monkeypatch.setattr("isoform.generation.streaming.decode_loop", scripted)
     *events, end = generate(None, codec, Prompt(np.array([0])), Sampling(stop=stop, max_tokens=max_tokens))
     assert isinstance(end, Generation)
     assert "".join(text for _, text in events) == end.text
@@ -144,21 +155,20 @@ def test_what_is_generated_is_what_was_trained_on(objective):
     batch = collate([[example]], len(example.inputs), None if example.source is None else len(example.source))
     expected = int(logits_of(model, view, batch)[0, int(example.loss_weights.argmax())].argmax())
     prompt = build_prompt(LETTERS, "abcd", is_pair=True, view=view)
-    first = next(generate_ids(model, prompt, Sampling(temperature=0), view.inputs_mask))
-    assert int(first[0]) == expected
+    assert first_of(model, prompt, view.inputs_mask) == expected
 
 
 @torch.no_grad()
-def test_the_walk_shows_what_the_model_expected():
+def test_tokens_are_scored_as_the_model_expected_them():
     model, ids = build(config()), np.arange(30) % VOCAB
-    steps = walk(model, ids[:12])
+    steps = score_tokens(model, ids[:12])
     logits = model(torch.as_tensor(ids[None, :11]))[0].log_softmax(-1)
     for at, step in enumerate(steps[1:]):
         assert step.probability == pytest.approx(float(logits[at, ids[at + 1]].exp()), rel=1e-4)
         assert step.alternatives[0][1] == pytest.approx(float(logits[at].max().exp()), rel=1e-4)
         assert (step.rank == 1) == (step.alternatives[0][0] == step.piece)
     assert steps[0].probability is None
-    long = walk(model, ids)
+    long = score_tokens(model, ids)
     assert [step.piece for step in long] == ids.tolist()
     window = model(torch.as_tensor(ids[None, 6:18]))[0].softmax(-1)
     assert long[17].probability == pytest.approx(float(window[10, ids[17]]), rel=1e-4)
@@ -176,4 +186,4 @@ def test_impossible_sampling_is_refused(bad):
 def test_a_source_that_does_not_fit_is_refused():
     model = build(pair(config()))
     with pytest.raises(ValueError, match="context_length=12"):
-        next(generate_ids(model, Prompt(np.array([1]), source=np.arange(13)), Sampling()))
+        first_of(model, Prompt(np.array([1]), source=np.arange(13)))

@@ -8,9 +8,9 @@ import torch
 
 from isoform.batch import Encoding, Example, Pieces, collate, plain_coordinates
 from isoform.codecs.text import ByteCodec
+from isoform.generation.answers import beam_search, sample
 from isoform.generation.config import Beam, Sampling
-from isoform.generation.decode import Prompt, build_prompt, generate_ids
-from isoform.generation.many import beam_search
+from isoform.generation.decode import Prompt, build_prompt
 from isoform.mask import Causal, Full, Prefix
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.cost import Shape, cache_bytes, forward_flops, num_parameters
@@ -100,9 +100,9 @@ def test_writing_goes_on_as_the_whole_text_says(step):
     model = build(STEPS[step](FORMS["grouped"]))
     source = np.array([3, 1, 4, 1, 5])
     prompt = Prompt(np.array([2]), source=source)
-    greedy = [int(i[0]) for i in generate_ids(model, prompt, Sampling(max_tokens=8, temperature=0))]
+    ((greedy,),) = sample(model, [prompt], Sampling(max_tokens=8, temperature=0), end=None)
     text = [2]
-    for piece in greedy:
+    for piece in greedy.ids.tolist():
         assert piece == int(model(torch.tensor([text]), source=torch.tensor(source[None]))[0, -1].argmax())
         text.append(piece)
     prompts = [prompt, Prompt(np.array([2]), source=source[:2])]
@@ -122,8 +122,8 @@ def test_a_causal_source_is_read_so_in_training_and_in_writing():
         prompt = build_prompt(ByteCodec(), "abcd", is_pair=True, view=view)
         assert prompt.source_mask == view.source_mask
         asked = Prompt(target[0, :1].numpy(), source=source[0].numpy(), source_mask=view.source_mask)
-        first = next(generate_ids(model, asked, Sampling(max_tokens=1, temperature=0)))
-        assert int(first[0]) == int(logits[0].argmax())
+        ((first,),) = sample(model, [asked], Sampling(max_tokens=1, temperature=0), end=None)
+        assert first.ids.tolist() == [int(logits[0].argmax())]
         (found,) = beam_search(model, [asked], Beam(size=1, max_tokens=1), end=0)
         assert found[0].log_probability == pytest.approx(float(logits[0].detach().log_softmax(-1).max()), abs=1e-4)
 

@@ -11,8 +11,9 @@ from tokenizers import Tokenizer
 import weights
 from isoform.batch import Pieces, plain_coordinates, plain_pieces
 from isoform.checkpoint.huggingface import read_folder, write_folder
+from isoform.generation.answers import sample
 from isoform.generation.config import Sampling
-from isoform.generation.decode import Prompt, generate_ids
+from isoform.generation.decode import Prompt
 from isoform.machine import cache_folder
 from isoform.mask import Coordinates
 from isoform.model.cost import num_parameters
@@ -22,8 +23,8 @@ FOLDER = cache_folder() / "test-weights"
 
 
 def greedy(model, start: list[int], count: int = 200) -> list[int]:
-    prompt = Prompt(np.array(start))
-    return [int(ids[0]) for ids in generate_ids(model, prompt, Sampling(temperature=0.0, max_tokens=count))]
+    ((text,),) = sample(model, [Prompt(np.array(start))], Sampling(temperature=0.0, max_tokens=count), end=None)
+    return text.ids.tolist()
 
 
 def theirs_greedy(model, start: list[int], count: int = 200) -> list[int]:

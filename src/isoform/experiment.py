@@ -43,8 +43,9 @@ from isoform.data.sources import Record
 from isoform.evaluation.evaluate import evaluate_held_out
 from isoform.files import write_bytes, write_text
 from isoform.generation.config import Sampling
-from isoform.generation.decode import Generation, build_prompt
-from isoform.generation.decode import generate as generate_texts
+from isoform.generation.decode import build_prompt
+from isoform.generation.streaming import Generation
+from isoform.generation.streaming import generate as generate_texts
 from isoform.machine import Energy, Machine, can_compile, choose_machine, describe, measured_peaks, peak_memory
 from isoform.model.adapters import adapt
 from isoform.model.baselines import build_module
@@ -137,7 +138,7 @@ def _check_continuation(run: Run, recipe: Recipe, terminal: Terminal) -> None:
 def generate(trained: Trained, prompt: str, sampling: Sampling | None = None) -> Iterator[str]:
     """What a trained model writes after a prompt (or, for a model of pairs, in answer to it), as it comes.
 
-    One sample; `generation.decode.generate` has the rest.
+    One sample; `generation.streaming.generate` has the rest.
     """
     model, view, codec = trained.transformer, trained.view, as_text(trained.codec)
     start = build_prompt(codec, prompt, is_pair=trained.answers_source, view=view)

@@ -16,10 +16,12 @@ from isoform.data.sources import Record, load_source
 from isoform.evaluation.evaluate import evaluate_held_out
 from isoform.evaluation.translation import answer_lines, translate
 from isoform.files import write_text
+from isoform.generation.answers import beam_search
 from isoform.generation.config import Beam
-from isoform.generation.decode import Generation, Prompt, build_prompt, walk
-from isoform.generation.decode import generate as generate_texts
-from isoform.generation.many import beam_search
+from isoform.generation.decode import Prompt, build_prompt
+from isoform.generation.scoring import score_tokens
+from isoform.generation.streaming import Generation
+from isoform.generation.streaming import generate as generate_texts
 from isoform.inspection.attention import cross_attention, draw_attention
 from isoform.model.config import Pooled
 from isoform.objectives.views import View
@@ -67,7 +69,7 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
         _draw_attention(options.attention, trained, prompt, finished[0].text, terminal)
     values: dict = {"prompt": text, "samples": [asdict(generation) for generation in finished]}
     if options.probabilities:
-        values["probabilities"] = [_walk(trained, text + generation.text, terminal) for generation in finished]
+        values["probabilities"] = [_score(trained, text + generation.text, terminal) for generation in finished]
     return Result(values)
 
 
@@ -134,12 +136,12 @@ def _draw_attention(path: str, trained: Trained, prompt: Prompt, text: str, term
     terminal.say(f"attention      {path}")
 
 
-def _walk(trained: Trained, text: str, terminal: Terminal) -> list[dict]:
+def _score(trained: Trained, text: str, terminal: Terminal) -> list[dict]:
     model = trained.transformer
     if model.encoder is not None or trained.answers_source:
         raise ValueError("--probabilities walks plain texts; this model was trained on pairs of source and target")
     codec = as_text(trained.codec)
-    expectations = walk(model, codec.encode_text(text))
+    expectations = score_tokens(model, codec.encode_text(text))
 
     def show(piece: int) -> str:
         return codec.piece_text(piece).replace(" ", "␣")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from isoform.codecs.codec import as_text
 from isoform.data.sources import Record
+from isoform.generation.answers import answer
 from isoform.generation.config import Beam, Sampling
-from isoform.generation.many import answer
 from isoform.machine import library
 from isoform.run import Trained
 

@@ -1,96 +1,99 @@
 """Beam search: at each step the most probable texts of every prompt go on.
 
-What is found is what `transformers` finds with the same settings, whose rules of ending it follows.
+What it finds is what `transformers` finds with the same settings, whose rules of ending it follows.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from isoform.generation.config import Beam
-from isoform.generation.sampling import Choice, Hypothesis
+from isoform.generation.strategy import DecodingStrategy, Hypothesis, Step
 
 NEVER = -1e9
 """Of what can't be chosen."""
 
 
-class Search(Choice):
-    """The texts that go on, and those that are finished, of the prompts whose search hasn't ended; the others have left
-    the batch."""
+class BeamSearch(DecodingStrategy):
+    """The texts that go on, and those that are finished, of the P prompts whose search hasn't ended; the others have
+    left the batch."""
 
-    def __init__(self, beam: Beam, num_prompts: int, steps: int, end: int, device: torch.device) -> None:
-        self.beam, self.steps, self.end = beam, steps, end
-        self.width = self.together = beam.size
-        self.found = [[] for _ in range(num_prompts)]
+    def __init__(self, beam: Beam, num_prompts: int, *, end: int, device: torch.device) -> None:
+        self.beam, self.end, self.max_tokens = beam, end, beam.max_tokens
+        self.width = self.group = beam.size
+        self.hypotheses: list[list[Hypothesis]] = [[] for _ in range(num_prompts)]
         self.prompts = list(range(num_prompts))
         shape = num_prompts, beam.size
-        self.texts = torch.zeros(*shape, steps, dtype=torch.long, device=device)
         self.totals = torch.full(shape, NEVER, device=device)
         self.totals[:, 0] = 0  # all texts of a prompt are the same yet
-        self.done_texts, self.done_scores = self.texts.clone(), torch.full(shape, NEVER, device=device)
+        self.done_texts = torch.zeros(*shape, 0, dtype=torch.long, device=device)
+        self.done_scores = torch.full(shape, NEVER, device=device)
         self.done_lengths = torch.zeros(shape, dtype=torch.long, device=device)
 
-    def advance(self, logits: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def advance(self, logits: Tensor, texts: Tensor, step: int) -> Step:
         size, vocabulary = self.beam.size, logits.shape[-1]
         log_probabilities = logits.float().log_softmax(-1).view(len(self.prompts), size, vocabulary)
         totals = self.totals.unsqueeze(2) + log_probabilities
         # Twice as many as go on, since at most half of them can have ended.
-        best, at = totals.flatten(1).topk(min(2 * size, size * vocabulary))
-        origin, ids = at // vocabulary, at % vocabulary
-        texts = _gathered(self.texts, origin)
-        texts[:, :, step - 1] = ids
-        has_ended = (ids == self.end) | (step == self.steps)
+        best, places = totals.flatten(1).topk(min(2 * size, size * vocabulary))
+        origin, tokens = places // vocabulary, places % vocabulary
+        has_ended = (tokens == self.end) | (step == self.max_tokens)
 
-        self._finish(texts, best, has_ended, step)
+        written = texts[:, texts.shape[1] - (step - 1) :].view(len(self.prompts), size, step - 1)
+        self._finish(torch.cat([_gathered(written, origin), tokens.unsqueeze(2)], 2), best, has_ended)
         self.totals, chosen = torch.where(has_ended, best + NEVER, best).topk(size)
-        self.texts, origin, ids = (_gathered(t, chosen) for t in (texts, origin, ids))
+        origin, tokens = _gathered(origin, chosen), _gathered(tokens, chosen)
         goes_on = self._goes_on(step)
         for place in (~goes_on).nonzero().flatten().tolist():
-            self._tell(place)
-        base = size * torch.arange(len(goes_on), device=origin.device).unsqueeze(1)
-        rows, ids = (base + origin)[goes_on].flatten(), ids[goes_on].flatten()
-        self.prompts = [p for p, on in zip(self.prompts, goes_on.tolist(), strict=True) if on]
-        for name in ("texts", "totals", "done_texts", "done_scores", "done_lengths"):
-            setattr(self, name, getattr(self, name)[goes_on])
-        return rows, ids
+            self._record(place)
+        first = size * torch.arange(len(self.prompts), device=origin.device).unsqueeze(1)
+        self._select(goes_on)
+        return Step(tokens[goes_on].flatten(), (first + origin)[goes_on].flatten())
 
-    def _finish(self, texts: Tensor, totals: Tensor, has_ended: Tensor, step: int) -> None:
-        """Take in those that have ended among the most probable ones."""
-        size = self.beam.size
+    def _finish(self, texts: Tensor, totals: Tensor, has_ended: Tensor) -> None:
+        """Take in those texts (P, n, step) that have ended among the most probable ones."""
+        size, step = self.beam.size, texts.shape[2]
         counts = has_ended.clone()
         counts[:, size:] = False
         scores = torch.where(counts, totals / step**self.beam.length_penalty, NEVER)
         self.done_scores, best = torch.cat([self.done_scores, scores], 1).topk(size)
-        self.done_texts = _gathered(torch.cat([self.done_texts, texts], 1), best)
+        self.done_texts = _gathered(torch.cat([functional.pad(self.done_texts, (0, 1)), texts], 1), best)
         lengths = torch.full(scores.shape, step, device=best.device)
         self.done_lengths = _gathered(torch.cat([self.done_lengths, lengths], 1), best)
 
     def _goes_on(self, step: int) -> Tensor:
-        """Of which prompts (B,) the search goes on."""
+        """Of which prompts (P,) the search goes on."""
         beam = self.beam
-        if step == self.steps:
+        if step == self.max_tokens:
             return torch.zeros(len(self.prompts), dtype=torch.bool, device=self.totals.device)
         is_full = (self.done_scores > NEVER / 2).all(1)
         if beam.early_stopping == "size":
             return ~is_full
-        length = self.steps if beam.early_stopping == "never" and beam.length_penalty > 0 else step
+        length = self.max_tokens if beam.early_stopping == "never" and beam.length_penalty > 0 else step
         return ~is_full | (self.totals[:, 0] / length**beam.length_penalty > self.done_scores[:, -1])
 
-    def _tell(self, place: int) -> None:
-        """Note what was found for a prompt."""
-        found = self.found[self.prompts[place]]
+    def _record(self, place: int) -> None:
+        """Note what the search for a prompt has found."""
+        hypotheses = self.hypotheses[self.prompts[place]]
         for text, length, score in zip(
             self.done_texts[place].cpu().numpy(),
             self.done_lengths[place].tolist(),
             self.done_scores[place].tolist(),
             strict=True,
         ):
-            if score > NEVER / 2 and len(found) < self.beam.num_best:
-                found.append(Hypothesis(text[:length], score, score * length**self.beam.length_penalty))
+            if score > NEVER / 2 and len(hypotheses) < self.beam.num_best:
+                hypotheses.append(Hypothesis(text[:length], score, score * length**self.beam.length_penalty))
+
+    def _select(self, goes_on: Tensor) -> None:
+        """Leave the prompts whose search has ended."""
+        self.prompts = [prompt for prompt, on in zip(self.prompts, goes_on.tolist(), strict=True) if on]
+        self.totals, self.done_texts = self.totals[goes_on], self.done_texts[goes_on]
+        self.done_scores, self.done_lengths = self.done_scores[goes_on], self.done_lengths[goes_on]
 
 
-def _gathered(values: Tensor, at: Tensor) -> Tensor:
+def _gathered(values: Tensor, places: Tensor) -> Tensor:
     """Of values (B, n, …) those at (B, m)."""
-    at = at.view(*at.shape, *[1] * (values.dim() - 2))
-    return values.gather(1, at.expand(-1, -1, *values.shape[2:]))
+    places = places.view(*places.shape, *[1] * (values.dim() - 2))
+    return values.gather(1, places.expand(-1, -1, *values.shape[2:]))

@@ -1,22 +1,22 @@
-"""Generation, one piece at a time over a key/value cache, and the walk that shows what the model expected.
+"""The loop over tokens: many prompts at once over a key/value cache, by whatever strategy decides about them.
 
-A text that outgrows the context goes on from its last half: those pieces are read again from index 0, so
-the model never sees a place it wasn't trained on.
+A text that has ended leaves the batch. One that outgrows the context goes on from its last half: those tokens are read
+again from index 0, so that the model never sees a place it wasn't trained on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from isoform.batch import Pieces, plain_pieces
+from isoform.batch import Encoding, Example, Pieces, collate
 from isoform.codecs.codec import TextCodec
-from isoform.generation.config import Sampling
-from isoform.generation.sampling import choose
+from isoform.generation.strategy import DecodingStrategy, Step
 from isoform.mask import Mask
 from isoform.model.block import Memory
 from isoform.model.transformer import Transformer
@@ -49,159 +49,133 @@ def build_prompt(codec: TextCodec, text: str, *, is_pair: bool, view: View) -> P
     return Prompt(source, prefix=len(source))
 
 
-@torch.inference_mode()
-def generate_ids(
-    model: Transformer, prompt: Prompt, sampling: Sampling, mask: Mask | None = None
-) -> Iterator[np.ndarray]:
-    """Yields the next piece of each of num_samples texts, (num_samples,), up to max_tokens times.
-
-    mask: the decoder's (absent: causal). Raises ValueError for a source or a prefix that doesn't fit the
-    context.
-    """
-    model.eval()
-    device, limit = model.device, model.config.context_length
-    generator = torch.Generator(device).manual_seed(sampling.seed)
-    memory = _encoded(model, prompt, sampling.num_samples)
-    if prompt.prefix >= limit:
-        raise ValueError(f"a prompt of {prompt.prefix} pieces leaves no room in context_length={limit}; shorten it")
-    start = torch.as_tensor(prompt.ids.astype(np.int64), device=device)
-    text = start.repeat(sampling.num_samples, 1)
-    pieces = _first(text if text.shape[1] <= limit else text[:, -(limit // 2) :], prompt.prefix)
-    cache = model.build_cache(sampling.num_samples)
-    needs_text = sampling.repetition_penalty != 1.0
-    for _ in range(sampling.max_tokens):
-        hidden = model.decode(pieces, mask, memory, cache)
-        ids = choose(model.logits(hidden[:, -1:]).squeeze(1), text if needs_text else None, sampling, generator)
-        yield ids.cpu().numpy()
-        before, ids = text[:, -model.stem.looks_back :], ids.unsqueeze(1)
-        text = torch.cat([text, ids], 1)
-        if cache.length - cache.num_before < limit:
-            pieces = Pieces(ids, cache.next_coordinates(), before)
-        else:
-            pieces = plain_pieces(text[:, -(limit // 2) :])
-            cache = model.build_cache(sampling.num_samples)
-
-
-def _first(ids: Tensor, prefix: int) -> Pieces:
-    pieces = plain_pieces(ids)
-    if not prefix:
-        return pieces
-    given = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) < prefix
-    return Pieces(ids, replace(pieces.coordinates, prefix=given, start=None))
-
-
-def _encoded(model: Transformer, prompt: Prompt, num_rows: int) -> Memory | None:
-    """What the encoder makes of the source, a row for each text; None where there is none."""
-    source = prompt.source
-    if source is None:
-        return None
-    assert model.config.encoder is not None
-    limit = model.config.length(model.config.encoder)
-    if len(source) > limit:
-        raise ValueError(f"a source of {len(source)} pieces doesn't fit context_length={limit}; shorten it")
-    ids = torch.as_tensor(source.astype(np.int64), device=model.device)
-    return model.encode(ids.repeat(num_rows, 1), prompt.source_mask)
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A generated text, without the prompt; reason: `length`, `end` (end-of-text piece) or `stop` (string)."""
-
-    text: str
-    num_pieces: int
-    reason: str
-
-
-class _Growing:
-    """One text as its pieces arrive: emits what can no longer become part of a stop string."""
-
-    def __init__(self, codec: TextCodec, stop: Sequence[str]) -> None:
-        self.codec, self.stop, self.decoder = codec, stop, codec.stream_decoder()
-        self.text, self.emitted, self.num_pieces, self.reason = "", 0, 0, ""
-
-    def push(self, piece: int) -> str:
-        self.num_pieces += 1
-        if piece == self.codec.end_of_text:
-            return self.finish("end")
-        self.text += self.decoder.push(piece)
-        found = [at for at in (self.text.find(s, max(0, self.emitted - len(s))) for s in self.stop) if at >= 0]
-        if found:
-            self.text, self.reason = self.text[: min(found)], "stop"
-            return self._emit(len(self.text))
-        held = max((n for s in self.stop for n in range(1, len(s)) if self.text.endswith(s[:n])), default=0)
-        return self._emit(len(self.text) - held)
-
-    def finish(self, reason: str) -> str:
-        self.reason = reason
-        self.text += self.decoder.flush()
-        return self._emit(len(self.text))
-
-    def _emit(self, end: int) -> str:
-        new = self.text[self.emitted : end]
-        self.emitted = max(end, self.emitted)
-        return new
-
-
-def generate(
-    model: Transformer, codec: TextCodec, prompt: Prompt, sampling: Sampling, mask: Mask | None = None
-) -> Iterator[tuple[int, str] | Generation]:
-    """Generate num_samples texts: yields (sample, new text) as it comes, and at the end each Generation in turn."""
-    texts = [_Growing(codec, sampling.stop) for _ in range(sampling.num_samples)]
-    for ids in generate_ids(model, prompt, sampling, mask):
-        for n, (growing, piece) in enumerate(zip(texts, ids.tolist(), strict=True)):
-            if not growing.reason:
-                new = growing.push(piece)
-                if new:
-                    yield n, new
-        if all(growing.reason for growing in texts):
-            break
-    for n, growing in enumerate(texts):
-        if not growing.reason:
-            rest = growing.finish("length")
-            if rest:
-                yield n, rest
-    for growing in texts:
-        yield Generation(growing.text, growing.num_pieces, growing.reason)
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """What the model expected at one piece: its probability (None for the first, which nothing precedes), its
-    rank (1 is the most probable), the entropy in bits, and the most probable pieces with probabilities."""
-
-    piece: int
-    probability: float | None
-    rank: int | None
-    entropy: float | None
-    alternatives: list[tuple[int, float]]
-
-
-@torch.inference_mode()
-def walk(model: Transformer, ids: np.ndarray, *, num_alternatives: int = 5) -> list[Expectation]:
-    """Walk a text piece by piece with the distribution over the vocabulary.
-
-    Texts longer than the context are read in windows that overlap by half, so that each piece but the first
-    half context's has at least half a context before it.
-    """
-    model.eval()
-    device, limit = model.device, model.config.context_length
-    text = torch.as_tensor(np.asarray(ids, np.int64), device=device)
-    steps = [Expectation(int(text[0]), None, None, None, [])]
-    begin = 0
-    while len(steps) < len(text):
-        window = text[begin : begin + limit]
-        log_probabilities = model(window.unsqueeze(0))[0].float().log_softmax(-1)
-        for at in range(len(steps) - 1 - begin, min(len(window), len(text) - begin - 1)):
-            row, piece = log_probabilities[at], int(text[begin + at + 1])
-            top = row.topk(min(num_alternatives, len(row)))
-            steps.append(
-                Expectation(
-                    piece,
-                    float(row[piece].exp()),
-                    int((row > row[piece]).sum()) + 1,
-                    float(-(row.exp() * row).nan_to_num().sum() / np.log(2)),
-                    list(zip(top.indices.tolist(), top.values.exp().tolist(), strict=True)),
+def check_lengths(model: Transformer, prompts: Sequence[Prompt]) -> None:
+    """ValueError for the first source, or prefix, that doesn't fit the context, with the number of its prompt."""
+    config = model.config
+    for number, prompt in enumerate(prompts, 1):
+        lengths = [(prompt.prefix, config.decoder)]
+        if prompt.source is not None:
+            lengths.append((len(prompt.source), config.encoder))
+        for length, stack in lengths:
+            assert stack is not None
+            if length > (limit := config.length(stack)):
+                raise ValueError(
+                    f"text {number} has {length} pieces, which don't fit context_length={limit}; shorten it"
                 )
-            )
-        begin += max(1, limit // 2)
-    return steps
+
+
+@torch.inference_mode()
+def decode_loop(
+    model: Transformer, prompts: Sequence[Prompt], strategy: DecodingStrategy, *, mask: Mask | None = None
+) -> Iterator[tuple[Step, Tensor]]:
+    """Yields what a strategy decides at each step, and by what logits (n, V), until no text goes on.
+
+    mask: the decoder's (absent: causal). Raises ValueError for a source or a prefix that doesn't fit the context.
+    """
+    model.eval()
+    check_lengths(model, prompts)
+    batch = _Batch(model, prompts, strategy, mask)
+    hidden = batch.read(strategy.width)
+    for number in count(1):
+        logits = model.logits(hidden).squeeze(1)
+        step = strategy.advance(logits, batch.texts, number)
+        yield step, logits
+        if not len(step.tokens):
+            return
+        if step.rows is not None:
+            batch.select(step.rows)
+        hidden = batch.append(step.tokens)
+
+
+class _Batch:
+    """The n texts that go on: as tokens, and as what the model keeps of them."""
+
+    def __init__(
+        self, model: Transformer, prompts: Sequence[Prompt], strategy: DecodingStrategy, mask: Mask | None
+    ) -> None:
+        assert model.config.decoder is not None
+        self.model, self.prompts, self.mask, self.group = model, prompts, mask, strategy.group
+        self.limit = model.config.length(model.config.decoder)
+        longest = max(len(prompt.ids) for prompt in prompts)
+        self.capacity = min(self.limit, longest + strategy.max_tokens)
+        rows = [np.pad(prompt.ids, (longest - len(prompt.ids), 0), mode="edge") for prompt in prompts]
+        self.texts = torch.from_numpy(np.stack(rows).astype(np.int64)).to(model.device)  # (n, S), aligned at the right
+        self.owners = torch.arange(len(prompts), device=model.device)  # (n,): whose prompt each text follows
+        self.num_new = 0
+        self.sources = _encode_sources(model, prompts)
+
+    def read(self, repeats: int = 1) -> Tensor:
+        """Read what a context holds of the texts, each of which then goes on in so many rows: the hidden states
+        (n * repeats, 1, D) of their newest tokens."""
+        windows = [self._window(*row) for row in zip(self.texts.cpu().numpy(), self.owners.tolist(), strict=True)]
+        memory = None if self.sources is None else _select_memory(self.sources, self.owners)
+        self.cache = self.model.build_cache(len(windows), self.capacity)
+        hidden = self.model.decode(_lay(windows, self.model.device), self.mask, memory, self.cache)
+
+        rows = torch.arange(len(windows), device=hidden.device).repeat_interleave(repeats)
+        newest = torch.tensor([len(window) - 1 for window in windows], device=hidden.device)
+        readers = rows[:: self.group]  # one of each group, for whose rows the memory is the same
+        self.texts, self.owners = self.texts.index_select(0, rows), self.owners.index_select(0, rows)
+        self.cache.select(rows, readers)
+        self.memory = None if memory is None else _select_memory(replace(memory, layers=()), readers)
+        return hidden[rows, newest[rows]].unsqueeze(1)
+
+    def _window(self, text: np.ndarray, owner: int) -> Encoding:
+        """What is read of a text: all of it, and how much is given, until it outgrows the context."""
+        prompt = self.prompts[owner]
+        length = len(prompt.ids) + self.num_new
+        window = window_length(length, len(prompt.ids), self.limit)
+        return Encoding(text[-window:], prompt.prefix if window == length else 0)
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows (m,), some perhaps more than once."""
+        memory_rows = None  # all groups go on, in their order
+        if len(rows) < len(self.texts):
+            row_read = rows // self.group
+            memory_rows = row_read[:: self.group]
+            self.memory = None if self.memory is None else _select_memory(self.memory, memory_rows)
+        self.texts, self.owners = self.texts.index_select(0, rows), self.owners.index_select(0, rows)
+        self.cache.select(rows, memory_rows)
+
+    def append(self, tokens: Tensor) -> Tensor:
+        """Go on with a token each (n,): their hidden states (n, 1, D)."""
+        self.texts = torch.cat([self.texts, tokens.unsqueeze(1)], 1)
+        self.num_new += 1
+        if self.cache.length - self.cache.num_before == self.limit:
+            return self.read()
+        before = self.texts[:, -1 - self.model.stem.looks_back : -1]
+        pieces = Pieces(tokens.unsqueeze(1), self.cache.next_coordinates(), before)
+        return self.model.decode(pieces, self.mask, self.memory, self.cache)
+
+
+def window_length(length: int, prompt_length: int, limit: int) -> int:
+    """How many tokens at the end of a text are read: all, up to the limit; once it outgrows that, or its prompt does,
+    half as many, and so on from there."""
+    first_cut = max(prompt_length, limit + 1)
+    if length < first_cut:
+        return length
+    half = max(1, limit // 2)
+    return half + (length - first_cut) % (limit + 1 - half)
+
+
+def _encode_sources(model: Transformer, prompts: Sequence[Prompt]) -> Memory | None:
+    """What the encoder makes of all sources, under one mask; None where there are none."""
+    sources = [prompt.source for prompt in prompts if prompt.source is not None]
+    if not sources:
+        return None
+    assert len(sources) == len(prompts)
+    return model.encode(_lay([Encoding(source) for source in sources], model.device), prompts[0].source_mask)
+
+
+def _lay(encodings: Sequence[Encoding], device: torch.device) -> Pieces:
+    """Rows of one Encoding each, filled up with empty slots on the right."""
+    none = np.zeros(0, np.int64)
+    rows = [[Example(e, none, none.astype(np.float32))] for e in encodings]
+    return collate(rows, max(map(len, encodings))).inputs.to(device)
+
+
+def _select_memory(memory: Memory, rows: Tensor) -> Memory:
+    """The memory of some rows (m,)."""
+    coordinates = memory.coordinates.map(lambda t: t.expand(len(memory.hidden), *t.shape[1:]).index_select(0, rows))
+    layers = tuple((key.index_select(0, rows), value.index_select(0, rows)) for key, value in memory.layers)
+    return Memory(memory.hidden.index_select(0, rows), replace(coordinates, start=memory.coordinates.start), layers)

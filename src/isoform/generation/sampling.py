@@ -1,10 +1,8 @@
-"""From logits to the next piece."""
+"""From logits to the next token, by chance or greedily."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,30 +10,10 @@ from torch import Tensor
 
 from isoform.data.order import generator
 from isoform.generation.config import Sampling
+from isoform.generation.strategy import DecodingStrategy, Step
 
-
-@dataclass(frozen=True, eq=False)
-class Hypothesis:
-    """A text that was found: its ids, the end included if it was reached."""
-
-    ids: np.ndarray
-    score: float
-    """Its log probability over its length to the power of the length penalty."""
-    log_probability: float
-
-
-class Choice(ABC):
-    """Chooses the next pieces of the texts in a batch, `width` of each prompt, until none goes on."""
-
-    width: int
-    together: int = 1
-    """So many rows beside each other always belong to one prompt."""
-    found: list[list[Hypothesis]]
-    """What was found for each prompt."""
-
-    @abstractmethod
-    def advance(self, logits: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """With logits (n, V) of the step-th piece, the first being 1: the rows that go on, and with which piece."""
+BLOCK = 64
+"""So many random numbers of a text are drawn at once."""
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -67,65 +45,47 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     return probabilities
 
 
-def choose(logits: Tensor, seen: Tensor | None, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """The next piece (B,) for logits (B, V); `seen` (B, S) is the text so far, read by the repetition penalty."""
-    if sampling.repetition_penalty != 1.0 and seen is not None:
-        logits = penalize(logits, seen, sampling.repetition_penalty)
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    return torch.multinomial(distribution(logits, sampling), 1, generator=generator).squeeze(1)
+class Sampler(DecodingStrategy):
+    """num_samples texts of each prompt, token by token; each has random numbers of its own, which the seed, its
+    prompt's number and its own decide, so that they don't depend on what else is in the batch."""
 
-
-class Draws(Choice):
-    """num_samples texts of each prompt, drawn piece by piece, each with random numbers of its own."""
-
-    def __init__(
-        self,
-        sampling: Sampling,
-        prompts: Sequence[tuple[int, np.ndarray]],
-        steps: int,
-        end: int,
-        device: torch.device,
-    ) -> None:
-        """prompts: the number and the ids of each."""
-        self.sampling, self.steps, self.end, self.width = sampling, steps, end, sampling.num_samples
-        self.found = [[] for _ in prompts]
-        count = len(prompts) * self.width
-        self.going = torch.arange(count, device=device)
-        self.texts = torch.zeros(count, steps, dtype=torch.long, device=device)
-        self.totals = torch.zeros(count, dtype=torch.float64, device=device)
-        self.ended: dict[int, Hypothesis] = {}
-        longest = max(len(ids) for _, ids in prompts)
-        given = [np.pad(ids, (longest - len(ids), 0), mode="edge") for _, ids in prompts for _ in range(self.width)]
-        self.given = torch.from_numpy(np.stack(given).astype(np.int64)).to(device)
-        drawn = [
-            generator(sampling.seed, sample, "sample", number).random(steps)
-            for number, _ in prompts
-            for sample in range(self.width)
+    def __init__(self, sampling: Sampling, numbers: Sequence[int], *, end: int | None) -> None:
+        """numbers: of the prompts; end: the token that ends a text (None: none does)."""
+        self.sampling, self.end = sampling, end
+        self.width, self.max_tokens = sampling.num_samples, sampling.max_tokens
+        self.texts = list(range(len(numbers) * self.width))  # which one each row is
+        self.generators = [
+            generator(sampling.seed, sample, "sample", number) for number in numbers for sample in range(self.width)
         ]
-        self.uniform = torch.from_numpy(np.stack(drawn)).to(device)
+        self.uniform = np.empty((len(self.texts), 0))
 
-    def advance(self, logits: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        going, sampling = self.going, self.sampling
-        plain = logits.float().log_softmax(-1)
+    def advance(self, logits: Tensor, texts: Tensor, step: int) -> Step:
+        tokens = self._choose(logits, texts, step)
+        taken = list(zip(self.texts, tokens.tolist(), strict=True))
+        going = [row for row, (_, token) in enumerate(taken) if token != self.end and step < self.max_tokens]
+        if len(going) == len(taken):
+            return Step(tokens, None, taken)
+        self.texts, self.uniform = [self.texts[row] for row in going], self.uniform[going]
+        rows = torch.tensor(going, dtype=torch.long, device=tokens.device)
+        return Step(tokens[rows], rows, taken)
+
+    def _choose(self, logits: Tensor, texts: Tensor, step: int) -> Tensor:
+        """The next token of each row (n,)."""
+        sampling = self.sampling
         if sampling.repetition_penalty != 1.0:
-            seen = torch.cat([self.given[going], self.texts[going, : step - 1]], 1)
-            logits = penalize(logits, seen, sampling.repetition_penalty)
+            logits = penalize(logits, texts, sampling.repetition_penalty)
         if sampling.temperature == 0:
-            ids = logits.argmax(-1)
-        else:
-            reached = distribution(logits, sampling).double().cumsum(-1)
-            at = self.uniform[going, step - 1 : step] * reached[:, -1:]
-            ids = torch.searchsorted(reached, at, right=True).squeeze(1)
-        self.texts[going, step - 1] = ids
-        self.totals[going] += plain.gather(1, ids.unsqueeze(1)).squeeze(1)
-        has_ended = (ids == self.end) | (step == self.steps)
-        for text in going[has_ended].tolist():
-            total = float(self.totals[text])
-            self.ended[text] = Hypothesis(self.texts[text, :step].cpu().numpy(), total / step, total)
-        on = (~has_ended).nonzero().flatten()
-        self.going = going[on]
-        if not len(on):
-            width = self.width
-            self.found = [[self.ended[i] for i in range(at, at + width)] for at in range(0, len(self.ended), width)]
-        return on, ids[on]
+            return logits.argmax(-1)
+        probabilities = distribution(logits, sampling)
+        if probabilities.device.type == "mps":
+            probabilities = probabilities.cpu()  # MPS has no float64
+        reached = probabilities.double().cumsum(-1)
+        uniform = torch.from_numpy(self._draw(step)).to(reached.device)
+        return torch.searchsorted(reached, uniform * reached[:, -1:], right=True).squeeze(1).to(logits.device)
+
+    def _draw(self, step: int) -> np.ndarray:
+        """A random number from [0, 1) for each row (n, 1)."""
+        column = (step - 1) % BLOCK
+        if column == 0:
+            self.uniform = np.stack([self.generators[text].random(BLOCK) for text in self.texts])
+        return self.uniform[:, column : column + 1]

@@ -1,0 +1,99 @@
+"""Many prompts at once, searched or sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from isoform.codecs.codec import TextCodec
+from isoform.generation.beam import BeamSearch
+from isoform.generation.config import Beam, Sampling
+from isoform.generation.decode import Prompt, build_prompt, check_lengths, decode_loop
+from isoform.generation.sampling import Sampler
+from isoform.generation.strategy import Hypothesis
+from isoform.mask import Mask
+from isoform.model.transformer import Transformer
+from isoform.objectives.views import View
+
+
+def beam_search(
+    model: Transformer, prompts: Sequence[Prompt], beam: Beam, *, end: int, mask: Mask | None = None
+) -> list[list[Hypothesis]]:
+    """The best `num_best` texts after each prompt, the best first.
+
+    end: the piece that ends a text; mask: the decoder's (absent: causal). Raises ValueError for a source or a prefix
+    that doesn't fit the context.
+    """
+    search = BeamSearch(beam, len(prompts), end=end, device=model.device)
+    for _ in decode_loop(model, prompts, search, mask=mask):
+        pass
+    return search.hypotheses
+
+
+def sample(
+    model: Transformer,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    end: int | None,
+    mask: Mask | None = None,
+    numbers: Sequence[int] | None = None,
+) -> list[list[Hypothesis]]:
+    """num_samples texts after each prompt, drawn. The rest as beam_search; `stop` is not looked for.
+
+    end: None: no piece ends a text; numbers: of the prompts (absent: 0, 1, …); a prompt's number and a sample's decide
+    its random numbers, so that what is drawn doesn't depend on what else is asked at once.
+    """
+    sampler = Sampler(sampling, range(len(prompts)) if numbers is None else numbers, end=end)
+    ids: list[list[int]] = [[] for _ in sampler.texts]
+    totals = [0.0] * len(ids)
+    for step, logits in decode_loop(model, prompts, sampler, mask=mask):
+        tokens = torch.tensor([token for _, token in step.taken], device=logits.device)
+        log_probabilities = logits.float().log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1).tolist()
+        for (text, token), log_probability in zip(step.taken, log_probabilities, strict=True):
+            ids[text].append(token)
+            totals[text] += log_probability
+    texts = [Hypothesis(np.array(each), total / len(each), total) for each, total in zip(ids, totals, strict=True)]
+    return [texts[first : first + sampler.width] for first in range(0, len(texts), sampler.width)]
+
+
+def answer(
+    model: Transformer,
+    codec: TextCodec,
+    texts: Sequence[str],
+    how: Beam | Sampling,
+    *,
+    view: View,
+    is_pair: bool,
+    pieces_at_once: int = 4096,
+) -> list[list[tuple[str, float]]]:
+    """The answers to each text, a source or the beginning of what goes on, with their scores; many at once.
+
+    Texts of like length share a batch of so many pieces, so that little of it is empty. Raises ValueError, with the
+    number of the text, for one that doesn't fit.
+    """
+    prompts = [build_prompt(codec, text, is_pair=is_pair, view=view) for text in texts]
+    lengths = [len(p.ids) if p.source is None else len(p.source) for p in prompts]
+    check_lengths(model, prompts)
+    width = how.size if isinstance(how, Beam) else how.num_samples
+    stop = () if isinstance(how, Beam) else how.stop
+    answers: list[list[tuple[str, float]]] = [[] for _ in texts]
+    order = sorted(range(len(texts)), key=lambda i: lengths[i])
+    while order:
+        size = max(1, pieces_at_once // (width * lengths[order[-1]]))
+        numbers, order = order[-size:], order[:-size]
+        batch = [prompts[i] for i in numbers]
+        if isinstance(how, Beam):
+            hypotheses = beam_search(model, batch, how, end=codec.end_of_text, mask=view.inputs_mask)
+        else:
+            hypotheses = sample(model, batch, how, end=codec.end_of_text, mask=view.inputs_mask, numbers=numbers)
+        for i, each in zip(numbers, hypotheses, strict=True):
+            answers[i] = [(_cut(codec.decode(one.ids), stop), one.score) for one in each]
+    return answers
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    """A text up to the first of some strings."""
+    return text[: min((start for start in map(text.find, stop) if start >= 0), default=len(text))]

@@ -1,0 +1,53 @@
+"""What a model expected at each token of a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from isoform.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What the model expected at one piece: its probability (None for the first, which nothing precedes), its
+    rank (1 is the most probable), the entropy in bits, and the most probable pieces with probabilities."""
+
+    piece: int
+    probability: float | None
+    rank: int | None
+    entropy: float | None
+    alternatives: list[tuple[int, float]]
+
+
+@torch.inference_mode()
+def score_tokens(model: Transformer, ids: np.ndarray, *, num_alternatives: int = 5) -> list[Expectation]:
+    """What the model expected at each piece of a text (T,), given those before it.
+
+    Texts longer than the context are read in windows that overlap by half, so that each piece but the first
+    half context's has at least half a context before it.
+    """
+    model.eval()
+    device, limit = model.device, model.config.context_length
+    text = torch.as_tensor(np.asarray(ids, np.int64), device=device)
+    steps = [Expectation(int(text[0]), None, None, None, [])]
+    begin = 0
+    while len(steps) < len(text):
+        window = text[begin : begin + limit]
+        log_probabilities = model(window.unsqueeze(0))[0].float().log_softmax(-1)
+        for at in range(len(steps) - 1 - begin, min(len(window), len(text) - begin - 1)):
+            row, piece = log_probabilities[at], int(text[begin + at + 1])
+            top = row.topk(min(num_alternatives, len(row)))
+            steps.append(
+                Expectation(
+                    piece,
+                    float(row[piece].exp()),
+                    int((row > row[piece]).sum()) + 1,
+                    float(-(row.exp() * row).nan_to_num().sum() / np.log(2)),
+                    list(zip(top.indices.tolist(), top.values.exp().tolist(), strict=True)),
+                )
+            )
+        begin += max(1, limit // 2)
+    return steps

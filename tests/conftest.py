@@ -1,18 +1,28 @@
 """Shared parts of the tests: one thread, a cache of their own, and the data folder, if there is one."""
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
-import torch
 
-torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # here and in what tests start: no number and no time depends on the cores
+import torch  # noqa: E402 - it reads that once
+
+import forks  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
     """Nothing a test does may come from, or stay in, the user's cache."""
     os.environ["ISOFORM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imports_are_no_garbage():
+    """Every training collects garbage first: it isn't looked for in what was imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -22,13 +32,20 @@ def subnormal_numbers():
     torch.set_flush_denormal(False)
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """Local engines fork the commands that they would start; not with ISOFORM_ALL, nor on Windows."""
+    if not os.environ.get("ISOFORM_ALL") and forks.CONTEXT:
+        monkeypatch.setattr("isoform.scaling.engines.launch", forks.Fork)
+
+
 def data_file(name: str) -> Path:
     """A file of the data folder ISOFORM_DATA: skipped where it is absent, a failure in CI."""
     root = os.environ.get("ISOFORM_DATA")
-    path = Path(root or ".") / name
-    if root and path.exists():
+    path = Path(root or "nowhere") / name
+    if path.exists():
         return path
-    if root and os.environ.get("CI"):
+    if os.environ.get("CI"):
         pytest.fail(f"{name} is missing from ISOFORM_DATA")
     pytest.skip(f"needs ISOFORM_DATA with {name}")
     raise AssertionError

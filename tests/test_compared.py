@@ -19,6 +19,7 @@ from isoform.scaling.ladder import as_written
 from isoform.scaling.statistics import Arms, Compared
 from isoform.scaling.study import Row
 
+pytestmark = pytest.mark.usefixtures("forked")
 CLAIM = """
 question = "Does it help to have read before?"
 source = "us"

@@ -58,7 +58,7 @@ def test_local_2d_sees_a_rectangle_of_an_image():
             lambda i, j: 0 <= i - j <= 4 or (j <= i and (i - j) % 4 == 0),
         ),
     ],
-    ids=str,
+    ids=lambda value: None if callable(value) else str(value),
 )
 def test_masks_and_their_combinations(mask, allows):
     plain = plain_coordinates(1, LENGTH)

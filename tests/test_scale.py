@@ -7,6 +7,7 @@ import pytest
 
 from isoform.cli import main
 
+pytestmark = pytest.mark.usefixtures("forked")
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "hen", "runs", "from", "it", ".")
 RECIPE = """
 [data]

@@ -24,6 +24,7 @@ from isoform.scaling.study import Study, fingerprint, make_job, rows_from_json, 
 from isoform.terminal import Terminal
 from isoform.training.config import AdamW, Training
 
+pytestmark = pytest.mark.usefixtures("forked")
 TEXT = "to be or not to be, that is the question. " * 60
 QUIET = Terminal(quiet=True)
 

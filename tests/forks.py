@@ -31,6 +31,10 @@ class Fork:
     def poll(self) -> int | None:
         return self.process.exitcode
 
+    def wait(self) -> int | None:
+        self.process.join()
+        return self.process.exitcode
+
     @property
     def returncode(self) -> int | None:
         return self.process.exitcode
@@ -40,7 +44,7 @@ def run(arguments: Sequence[str], environment: Mapping[str, str], log: str, fold
     gc.freeze()  # every training collects garbage first: not in what was imported
     os.environ.update(environment)
     os.chdir(folder)
-    with Path(log).open("ab", buffering=0) as file:
+    with Path(log).open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.exit(main(arguments))

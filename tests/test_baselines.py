@@ -59,15 +59,6 @@ KINDS = pytest.mark.parametrize("name", ["lstm", "causal_convolution", "n_gram_m
 STACKS = pytest.mark.parametrize("name", ["lstm", "causal_convolution"])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """An LSTM meets all threads after every piece: on a busy machine they wait for each other most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def build(config) -> Network:
     """With every parameter drawn wide enough that a mistake shows."""
     torch.manual_seed(0)

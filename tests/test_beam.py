@@ -288,7 +288,8 @@ def test_a_file_of_sources_is_answered_line_by_line(tmp_path, capsys):
     from isoform.cli import main
 
     recipe = ["--training.steps", "60", "--training.sample_tokens", "3", "--training.validate_every", "0"]
-    assert main(["train", "reverse-seq2seq", "--out", str(tmp_path / "run"), "--no_report", *recipe]) == 0
+    small = ["--model.model_dim", "32", "--training.global_batch_tokens", "416"]
+    assert main(["train", "reverse-seq2seq", "--out", str(tmp_path / "run"), "--no_report", *recipe, *small]) == 0
     words = ["abc", "transformer", "no", "attention"]
     (tmp_path / "in.txt").write_text("\n".join(words) + "\n")
     ask = ["generate", str(tmp_path / "run"), "--path", str(tmp_path / "in.txt"), "--max_tokens", "14"]

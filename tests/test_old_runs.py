@@ -4,7 +4,6 @@ release would have done it. Old recipes begin the same runs again, and studies f
 `old_runs/make.py` says how they were made; the names in their files occur nowhere here.
 """
 
-import gc
 import json
 import shutil
 from collections.abc import Iterator
@@ -38,17 +37,6 @@ STOPPED = [name for name, expected in EXPECTED.items() if "losses" in expected]
 CPU = choose_machine("cpu", "float32")
 QUIET = Terminal(quiet=True)
 pytestmark = pytest.mark.filterwarnings("ignore:names of earlier versions are read")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As the runs were made; and what was imported is no garbage to be looked for when training begins."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    gc.freeze()
-    yield
-    gc.unfreeze()
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

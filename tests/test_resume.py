@@ -20,6 +20,7 @@ from isoform.model.config import BlockConfig, Lookup, ModelConfig, StackConfig
 from isoform.model.parts import Dense, Experts, TokenChoice
 from isoform.recipe import Recipe
 from isoform.run import Run, load
+from isoform.scaling import engines
 from isoform.terminal import Terminal
 from isoform.training.config import AdamW, Muon, Training
 from isoform.training.ledger import CLOCK_FIELDS, read_metrics
@@ -94,24 +95,31 @@ def command(text: Path, out: Path, *flags: str) -> list[str]:
     toml = text.parent / "recipe.toml"
     toml.write_text(
         f'sample_prompt = "t"\n[data]\npath = "{text}"\n[model]\nmodel_dim = 16\ncontext_length = 16\ndropout = 0.1\n'
-        "[training]\nsteps = 600\nglobal_batch_tokens = 128\nvalidate_every = 400\ncheckpoint_every = 20\n"
+        "decoder.num_layers = 2\n"
+        "[training]\nsteps = 240\nglobal_batch_tokens = 128\nvalidate_every = 100\ncheckpoint_every = 20\n"
     )
-    return [sys.executable, "-m", "isoform.cli", "train", str(toml), "--out", str(out), "--dtype", "float32", *flags]
+    words = ["train", str(toml), "--out", str(out), "--dtype", "float32", "--no_report", *flags]
+    return [sys.executable, "-m", "isoform.cli", *words]
 
 
-def test_killed_anywhere_it_goes_on_to_the_same_bits(text, tmp_path):
-    subprocess.run(command(text, tmp_path / "whole", "-q"), check=True)
-    out = tmp_path / "part"
+def test_killed_anywhere_it_goes_on_to_the_same_bits(text, tmp_path, forked):
+    def start(name: str):
+        return engines.launch(command(text, tmp_path / name, "-q"), {}, str(tmp_path / "log"), str(tmp_path))
+
+    def newest() -> str:
+        return max((path.name for path in (tmp_path / "part/checkpoints").glob("step-*")), default="")
+
+    assert start("whole").wait() == 0
     for _ in range(2):
-        process = subprocess.Popen(command(text, out, "-q"))
-        until = time.monotonic() + 20
-        while not list((out / "checkpoints").glob("step-*")) and time.monotonic() < until:
+        before, process, until = newest(), start("part"), time.monotonic() + 30
+        while newest() == before:
+            assert time.monotonic() < until
             time.sleep(0.01)
-        time.sleep(random.uniform(0.5, 2.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command(text, out, "-q"), check=True)
-    assert_same(Run(tmp_path / "whole"), Run(out))
+        time.sleep(random.uniform(0, 0.3))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert start("part").wait() == 0
+    assert_same(Run(tmp_path / "whole"), Run(tmp_path / "part"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")

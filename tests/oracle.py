@@ -114,17 +114,18 @@ def attention(
     """What an attention module makes of x (B, T, D); `owner` holds the scheme's learned tables."""
     weight = module.query_key_value.weight.double()
     num_heads, groups, h = module.num_heads, module.num_kv_heads, module.head_dim
-    heads = (x.double() @ weight.T).view(*x.shape[:2], -1, h)
+    per_group = num_heads // groups  # each group's queries, its key and its value lie side by side
+    heads = (x.double() @ weight.T).view(*x.shape[:2], groups, per_group + 2, h)
     out = torch.zeros(*x.shape[:2], num_heads, h, dtype=torch.float64)
     for row in range(x.shape[0]):
         for i in range(x.shape[1]):
             keys = [j for j in range(x.shape[1]) if sees(mask, coordinates, row, i, j)]
             for n in range(num_heads if keys else 0):
-                group = n * groups // num_heads
+                group = n // per_group
                 scores, values = [], []
                 for j in keys:
-                    q, k = heads[row, i, n], heads[row, j, num_heads + group]
-                    v = heads[row, j, num_heads + groups + group]
+                    q, k = heads[row, i, group, n % per_group], heads[row, j, group, per_group]
+                    v = heads[row, j, group, per_group + 1]
                     axes = scheme.axes if isinstance(scheme, Rotary) else 1
                     here, there = place(coordinates, row, i, axes=axes), place(coordinates, row, j, axes=axes)
                     bias, distance = 0.0, there[0] - here[0]

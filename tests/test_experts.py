@@ -50,8 +50,9 @@ def drawn(rows=3, length=7, seed=1) -> Tensor:
 def expert_output(module, x: Tensor, expert: int) -> Tensor:
     """What one expert makes of one piece (D)."""
     hidden, activation = module.experts.first[expert] @ x, ACTIVATIONS[module.experts.activation]
-    if module.experts.is_gated:
-        hidden = activation(hidden[:F]) * hidden[F:]
+    if module.experts.width:
+        gate, up = hidden.view(-1, 2, module.experts.width).unbind(1)
+        hidden = (activation(gate) * up).flatten()
     else:
         hidden = activation(hidden)
     return module.experts.down[expert] @ hidden

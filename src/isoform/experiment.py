@@ -35,7 +35,7 @@ from isoform.checkpoint.store import (
     save_checkpoint,
 )
 from isoform.checkpoint.tensors import state_of
-from isoform.checkpoint.versions import LAYOUT
+from isoform.checkpoint.versions import LAYOUT, upgraded
 from isoform.codecs.codec import TextCodec, as_text
 from isoform.codecs.registry import load_codec
 from isoform.config import ConfigError, differences, from_dict, load_toml
@@ -262,12 +262,12 @@ class _Session:
                         f"the {what} changed under the run {self.run.folder} (fingerprint {then}, now {now}); "
                         f"bring it back or start a new run"
                     )
-            runs.load_state(self.model, runs.model_tensors(checkpoint))
+            runs.load_state(self.model, runs.model_tensors(checkpoint, self.model))
             slots = load_tensors(checkpoint, "optimizer")
-            if runs.layout_of(checkpoint) == 1:
-                training = self.recipe.training
+            if (layout := runs.layout_of(checkpoint)) == 1:
+                training, layout = self.recipe.training, 2
                 slots = named_slots(slots, training.optimizer, self.model, layer_decay=training.layer_decay)
-            load_optimizer_state(self.optimizers, self.model, slots)
+            load_optimizer_state(self.optimizers, self.model, upgraded(slots, layout, self.model))
             state = load_document(checkpoint, "state")
             self.progress = Progress(**state["progress"])
             self.wall_before, samples_length = state["wall_seconds"], state["samples_length"]
@@ -400,7 +400,7 @@ class _Session:
             )
         total: dict[str, Tensor] = {}
         for checkpoint in last:
-            for name, tensor in runs.model_tensors(checkpoint).items():
+            for name, tensor in runs.model_tensors(checkpoint, self.model).items():
                 total[name] = total.get(name, 0) + tensor.double() / count
         runs.load_state(self.model, {name: tensor.float() for name, tensor in total.items()})
         self.validate()

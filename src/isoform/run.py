@@ -257,26 +257,26 @@ def _load_run(run: Run) -> Trained:
     model = build_module(from_dict(Model, {**kind, **config["model"]}))
     is_averaged = recipe.training.average_checkpoints > 1 and run.summary.exists()
     checkpoint = find_checkpoint(run.checkpoints) if run.checkpoints.is_dir() and not is_averaged else None
+    if recipe.training.adapters is not None:
+        adapt(model, recipe.training.adapters)
     weights = run.weights
     if checkpoint is not None:
-        tensors, step = model_tensors(checkpoint), checkpoint.step
+        tensors, step = model_tensors(checkpoint, model), checkpoint.step
     elif weights.exists():
         try:
-            tensors, step = upgraded(load_file(weights), config.get("layout", 1)), recipe.training.steps
+            tensors, step = upgraded(load_file(weights), config.get("layout", 1), model), recipe.training.steps
         except SafetensorError as error:
             raise ValueError(f"{weights} is damaged ({error}); copy it again or train once more") from error
     else:
         raise ValueError(f"{path} has no checkpoint yet; continue it with: isoform train --out {path}")
-    if recipe.training.adapters is not None:
-        adapt(model, recipe.training.adapters)
     load_state(model, tensors)
     without_adapters(model)
     return Trained(model, load_codec(run.model), recipe, bool(config["is_pair"]), step)
 
 
-def model_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """The model's tensors in a checkpoint, under today's names."""
-    return upgraded(load_tensors(checkpoint, "model"), layout_of(checkpoint))
+def model_tensors(checkpoint: Checkpoint, model: Network) -> dict[str, torch.Tensor]:
+    """The model's tensors in a checkpoint, named and laid out as today."""
+    return upgraded(load_tensors(checkpoint, "model"), layout_of(checkpoint), model)
 
 
 def layout_of(checkpoint: Checkpoint) -> int:

@@ -10,12 +10,12 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import assert_never
 
 import torch
 from torch import Tensor
 
+from isoform.model.component import groups_of, row_dim, rows_of_parts
 from isoform.model.config import ModelConfig, Pooled
 from isoform.model.cost import num_parameters
 from isoform.model.network import Network
@@ -57,11 +57,11 @@ Transform = Transposed | UnusedRows | Reshaped
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor of theirs lies in one of ours: its name and shape in their file, `index` in ours."""
+    """Where a tensor of theirs lies in one of ours: its name and shape in their file, `index` in ours (empty: all)."""
 
     name: str
     shape: tuple[int, ...]
-    index: tuple[int | slice, ...] = ()
+    index: tuple[int | slice | Tensor, ...] = ()
     transform: Transform | None = None
 
     def to_ours(self, theirs: Tensor) -> Tensor:
@@ -117,9 +117,9 @@ def places_of(
     model: Transformer, names: Mapping[str, str], transforms: Mapping[str, Transform] | None = None
 ) -> dict[str, list[Place]]:
     """Where the parts of each of our tensors lie; an empty list for one that the table has no name for."""
-    transforms, config = transforms or {}, model.config
+    transforms, groups, config = transforms or {}, groups_of(model), model.config
     return {
-        ours: list(_places(names, transforms, ours, tuple(tensor.shape), config))
+        ours: list(_places(names, transforms, ours, tensor, groups.get(ours, ()), config))
         for ours, tensor in state_of(model).items()
     }
 
@@ -128,9 +128,11 @@ def _places(
     names: Mapping[str, str],
     transforms: Mapping[str, Transform],
     ours: str,
-    shape: tuple[int, ...],
+    tensor: Tensor,
+    group: tuple[int, ...],
     config: ModelConfig,
 ) -> Iterator[Place]:
+    shape = tuple(tensor.shape)
     number, pattern = re.search(r"\.(\d+)\.", ours), re.sub(r"\.\d+\.", ".#.", ours)
     front, leaf = pattern.rsplit(".", 1)
     theirs = names.get(pattern) or names.get(f"{front}.*")
@@ -140,9 +142,10 @@ def _places(
     transform = transforms.get(pattern)
     match transform:
         case None:
-            yield from _parts(theirs, ours, shape, config)
+            yield from _parts(theirs, tensor, group)
         case Transposed():
-            yield Place(theirs, shape[::-1], transform=transform)
+            index = (torch.cat(rows_of_parts(tensor, group)),) if group else ()
+            yield Place(theirs, shape[::-1], index, transform)
         case UnusedRows(count):
             yield Place(theirs, (shape[0] + count, *shape[1:]), transform=transform)
         case Reshaped():
@@ -151,36 +154,23 @@ def _places(
             assert_never(transform)
 
 
-def _parts(theirs: str, ours: str, shape: tuple[int, ...], config: ModelConfig) -> Iterator[Place]:
-    """The places of tensors that lie one above the other in ours; experts may be stacked in theirs as they are here."""
-    bracket, is_stack = re.search(r"\[(.*)\]", theirs), ".experts." in ours
+def _parts(theirs: str, ours: Tensor, group: tuple[int, ...]) -> Iterator[Place]:
+    """The places of the matrices of one tensor of ours; theirs may hold them one above the other, and experts stacked
+    as they are here."""
+    bracket, shape = re.search(r"\[(.*)\]", theirs), tuple(ours.shape)
     names = [theirs] if bracket is None else [theirs.replace(bracket[0], part) for part in bracket[1].split("|")]
-    counts = _rows(ours, shape[1 if is_stack else 0], len(names), config)
-    slices = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
-    parts = list(zip(names, counts, slices, strict=True))
-    if "@" in theirs:
-        for expert in range(shape[0]):
-            for name, count, rows in parts:
-                yield Place(name.replace("@", str(expert)), (count, *shape[2:]), (expert, rows))
-    elif is_stack:
-        for name, count, rows in parts:
-            yield Place(name, (shape[0], count, *shape[2:]), (slice(None), rows))
-    else:
-        for name, count, rows in parts:
-            yield Place(name, (count, *shape[1:]), (rows,))
-
-
-def _rows(ours: str, total: int, num_parts: int, config: ModelConfig) -> list[int]:
-    """How many rows of ours each part has."""
-    if num_parts == 1:
-        return [total]
-    if ".mixer." not in ours and ".cross." not in ours:
-        return [total // num_parts] * num_parts
-    stack = config.encoder if ours.startswith("encoder.") else config.decoder
-    assert stack is not None
-    block = config.layers(stack)[int(ours.split(".")[2])]
-    kv = (block.attention.num_kv_heads or block.attention.num_heads) * config.head_dim(block.attention)
-    return [total - kv * (num_parts - 1), *[kv] * (num_parts - 1)] if ".mixer." in ours else [kv] * num_parts
+    rows: list[Tensor | slice] = [slice(None)]
+    if group:
+        rows = [*rows_of_parts(ours, group)]
+        rows = rows if len(names) > 1 else [torch.cat(rows_of_parts(ours, group))]
+    above, total, inputs = shape[: row_dim(ours)], shape[row_dim(ours)], shape[row_dim(ours) + 1 :]
+    for name, part in zip(names, rows, strict=True):
+        count = len(part) if isinstance(part, Tensor) else total
+        if "@" in name:
+            for expert in range(shape[0]):
+                yield Place(name.replace("@", str(expert)), (count, *inputs), (expert, part))
+        else:
+            yield Place(name, (*above, count, *inputs), (*[slice(None)] * len(above), part))
 
 
 def fill(
@@ -208,10 +198,8 @@ def _assembled(
     whole: Tensor | None = None
     for place in places:
         part = place.to_ours(_read(tensors[place.name], dtype))
-        if len(places) == 1:
-            return part.reshape(shape).contiguous().clone()
         whole = torch.empty(shape, dtype=part.dtype) if whole is None else whole
-        whole[place.index] = part
+        whole[place.index] = part.reshape(shape) if isinstance(place.transform, Reshaped) else part
     assert whole is not None
     return whole
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
-LAYOUT = 2
+from isoform.model.component import grouped, groups_of
+
+LAYOUT = 3
 """Counts up when parameters are named or laid out otherwise. 1: a block's mixer was `attention`, and an LSTM or a
-convolution was a model of its own."""
+convolution was a model of its own. 2: matrices with the same input lay one above the other, not group by group."""
 
 RENAMED = (
     (r"(\.blocks\.\d+)\.attention(_norm)?\.", r"\1.mixer\2."),
@@ -25,6 +27,15 @@ def name_today(name: str) -> str:
     return name
 
 
-def upgraded(tensors: Mapping[str, Tensor], layout: int) -> dict[str, Tensor]:
-    """A model's tensors of an earlier layout as those of today."""
-    return dict(tensors) if layout == LAYOUT else {name_today(name): tensor for name, tensor in tensors.items()}
+def upgraded(tensors: Mapping[str, Tensor], layout: int, model: nn.Module) -> dict[str, Tensor]:
+    """A model's tensors of an earlier layout as those of today, which `model` has; also what an optimizer keeps of
+    each, whose name goes on after the parameter's."""
+    tensors = {name_today(name): tensor for name, tensor in tensors.items()} if layout < 2 else dict(tensors)
+    if layout >= 3:
+        return tensors
+    groups = groups_of(model)
+    for name, tensor in tensors.items():
+        sizes = groups.get(name) or groups.get(name.rpartition(".")[0])
+        if sizes is not None and tensor.dim() > 0:
+            tensors[name] = grouped(tensor, sizes)
+    return tensors

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from isoform.model.component import Role
 from isoform.model.config import LowRank
 from isoform.model.embedding import PooledHead
 from isoform.model.kernels import Linear
@@ -24,13 +25,16 @@ class AdaptedLinear(Linear):
     def __init__(self, plain: Linear, config: LowRank) -> None:
         rows, columns = plain.weight.shape
         with torch.device("meta"):
-            super().__init__(columns, rows, bias=plain.bias is not None)
+            super().__init__(columns, rows, bias=plain.bias is not None, role=plain.role, group=plain.group)
         self.weight, self.bias, self.product_dtype = plain.weight, plain.bias, plain.product_dtype
         like = {"device": plain.weight.device, "dtype": plain.weight.dtype}
         self.adapter_a = nn.Parameter(torch.randn(config.rank, columns, **like) * columns**-0.5)
         self.adapter_b = nn.Parameter(torch.zeros(rows, config.rank, **like))
         self.scale = config.alpha / config.rank
         self.before: Tensor | None = None
+        self.roles = (*self.roles, ("adapter_a", Role.ADAPTER), ("adapter_b", Role.ADAPTER))
+        if self.group:
+            self.groups = (*self.groups, ("adapter_b", self.group))
 
     @property
     def change(self) -> Tensor:
@@ -40,15 +44,17 @@ class AdaptedLinear(Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(.., inputs) to (.., outputs)."""
         plain = super().forward(input)
-        return plain if self.before is not None else plain + self._beside(input, 0)
+        return plain if self.before is not None else plain + self._beside(input, self.adapter_b)
 
-    def outputs_from(self, input: Tensor, first: int) -> Tensor:
-        """(.., inputs) to (.., outputs - first): without the first outputs."""
-        plain = super().outputs_from(input, first)
-        return plain if self.before is not None else plain + self._beside(input, first)
+    def outputs_after(self, input: Tensor, first: int) -> Tensor:
+        """(.., inputs) to the outputs (.., fewer) of each group but its first ones."""
+        plain = super().outputs_after(input, first)
+        if self.before is not None:
+            return plain
+        return plain + self._beside(input, self.rest_of_groups(self.adapter_b, first))
 
-    def _beside(self, input: Tensor, first: int) -> Tensor:
-        return self.scale * linear(linear(input, self.adapter_a), self.adapter_b[first:])
+    def _beside(self, input: Tensor, adapter_b: Tensor) -> Tensor:
+        return self.scale * linear(linear(input, self.adapter_a), adapter_b)
 
 
 def adapt(model: nn.Module, config: LowRank) -> None:
@@ -109,7 +115,7 @@ def without_adapters(model: nn.Module) -> None:
         parent, _, name = path.rpartition(".")
         rows, columns = module.weight.shape
         with torch.device("meta"):
-            plain = Linear(columns, rows, bias=module.bias is not None)
+            plain = Linear(columns, rows, bias=module.bias is not None, role=module.role, group=module.group)
         plain.weight, plain.bias, plain.product_dtype = module.weight, module.bias, module.product_dtype
         setattr(model.get_submodule(parent), name, plain)
     model.requires_grad_(True)

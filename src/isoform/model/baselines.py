@@ -17,13 +17,14 @@ from isoform.mask import Causal, Coordinates, Mask
 from isoform.model.auxiliary import Auxiliary
 from isoform.model.baseline_config import NORM, Model, NGramMlp, as_transformer
 from isoform.model.block import Residual
+from isoform.model.component import Component, Role, roles_of
 from isoform.model.config import ModelConfig
 from isoform.model.embedding import LookupStem, VocabularyHead
 from isoform.model.feedforward import build_feedforward
 from isoform.model.kernels import dropout
 from isoform.model.mixers.documents import Documents
 from isoform.model.network import Network
-from isoform.model.norm import ZeroCenteredRMSNorm, build_norm
+from isoform.model.norm import build_norm
 from isoform.model.parts import Dense
 from isoform.model.transformer import Transformer
 
@@ -35,8 +36,10 @@ def shifted(x: Tensor, reaches: Sequence[int]) -> list[Tensor]:
     return [padded[:, most - by : most - by + length] for by in reaches]
 
 
-class Bag(nn.Module):
+class Bag(Component):
     """Each place's sum of the vectors of the last pieces, weighted by distance and feature."""
+
+    roles = (("", Role.TABLE),)
 
     def __init__(self, dim: int, size: int) -> None:
         super().__init__()
@@ -111,21 +114,17 @@ class NGramModel(Network[NGramMlp]):
     def reset_parameters(self) -> None:
         """Draw every parameter afresh: matrices for unit variance, n-gram tables, branches' last matrices and an untied
         head zero, so that it guesses evenly and every branch begins with nothing."""
+        roles = roles_of(self)
         for name, parameter in self.named_parameters():
-            module = self.get_submodule(name.rpartition(".")[0])
-            is_zero = name.startswith(("stem.previous", "stem.ngrams", "head."))
-            if (
-                is_zero
-                or isinstance(module, ZeroCenteredRMSNorm)
-                or name.endswith((".output.weight", ".down.weight", ".bias"))
-            ):
-                nn.init.zeros_(parameter)
-            elif parameter.dim() == 1:
-                nn.init.ones_(parameter)
-            elif self.config.head.tied and name.startswith("stem.embedding"):
-                nn.init.normal_(parameter, std=0.02)  # or it would begin by saying the same piece again
-            else:
-                nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+            match roles[name]:
+                case Role.SHIFT | Role.CONTEXT_EMBEDDING | Role.HEAD | Role.OUTPUT:
+                    nn.init.zeros_(parameter)
+                case Role.GAIN:
+                    nn.init.ones_(parameter)
+                case Role.EMBEDDING if self.config.head.tied:
+                    nn.init.normal_(parameter, std=0.02)  # or it would begin by saying the same piece again
+                case _:
+                    nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
         for module in self.modules():
             if isinstance(module, Bag):
                 module.reset_parameters()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from isoform.mask import Coordinates, Full, Mask
 from isoform.model.auxiliary import Auxiliary
 from isoform.model.cache import Cache, KeyValueShape, LayerShape
+from isoform.model.component import Component, Role
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.depth import DepthRouter, Subset
 from isoform.model.experts import build_experts
@@ -185,8 +186,10 @@ class Residual(nn.Module):
         return dropout(y, self.dropout) if self.dropout and self.training else y
 
 
-class Block(nn.Module):
+class Block(Component):
     """A mixer (and cross-attention where there is an encoder), then a feed-forward, or both beside each other."""
+
+    roles = (("x0_mix", Role.MIX),)
 
     def __init__(
         self, config: BlockConfig, model: ModelConfig, stack: StackConfig, position: Scheme | None, *, is_first: bool

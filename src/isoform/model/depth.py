@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from isoform.mask import Coordinates
 from isoform.model.auxiliary import Auxiliary
-from isoform.model.experts import quota
+from isoform.model.experts import Router, quota
 from isoform.model.parts import Depth
 
 
@@ -86,12 +86,12 @@ class DepthRouter(nn.Module):
     def __init__(self, config: Depth, model_dim: int) -> None:
         super().__init__()
         self.config = config
-        self.router = nn.Linear(model_dim, 1, bias=False)
-        self.predictor = nn.Linear(model_dim, 1) if config.predictor else None
+        self.router = Router(model_dim, 1, bias=False)
+        self.predictor = Router(model_dim, 1) if config.predictor else None
 
     def choose(self, x: Tensor, present: Tensor | None = None, auxiliary: Auxiliary | None = None) -> Subset:
         """The pieces of x (B, T, D) that go through, by their rank in the row: it looks at the future."""
-        subset = choose(_scores(self.router, x), present, self.config.share)
+        subset = choose(self.router(x).squeeze(-1), present, self.config.share)
         if auxiliary is not None:
             auxiliary.add(self, losses=self._losses(x, subset, present))
         return subset
@@ -99,22 +99,15 @@ class DepthRouter(nn.Module):
     def predict(self, x: Tensor, present: Tensor | None = None) -> Subset:
         """Those of which the predictor says, each by itself, that they go through; all slots are kept."""
         assert self.predictor is not None, "config.py refuses depth without a predictor where order is causal"
-        is_chosen = _scores(self.predictor, x) > 0
-        return Subset(None, is_chosen if present is None else is_chosen & present, _scores(self.router, x).sigmoid())
+        is_chosen, weights = self.predictor(x).squeeze(-1) > 0, self.router(x).squeeze(-1).sigmoid()
+        return Subset(None, is_chosen if present is None else is_chosen & present, weights)
 
     def _losses(self, x: Tensor, subset: Subset, present: Tensor | None) -> dict[str, Tensor]:
         if self.predictor is None:
             return {}
-        foreseen = _scores(self.predictor, x.detach())
+        foreseen = self.predictor(x.detach()).squeeze(-1)
         assert subset.indices is not None
         happened = torch.zeros_like(foreseen).scatter_(1, subset.indices, subset.is_chosen.to(foreseen.dtype))
         nats = functional.binary_cross_entropy_with_logits(foreseen, happened, reduction="none")
         mean = nats.mean() if present is None else (nats * present).sum() / present.sum().clamp(min=1)
         return {"predictor_loss": self.config.predictor_loss * mean}
-
-
-def _scores(linear: nn.Linear, x: Tensor) -> Tensor:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    bias = None if linear.bias is None else linear.bias.to(wide)
-    with torch.autocast(x.device.type, enabled=False):
-        return functional.linear(x.to(wide), linear.weight.to(wide), bias).squeeze(-1)

@@ -11,13 +11,20 @@ from torch.nn import functional
 
 from isoform.batch import Pieces
 from isoform.mask import Coordinates
+from isoform.model.component import Component, Role
 from isoform.model.config import Convolution, Head, Linear, Lookup, MaskedVocabulary, Pooled, Stem, Vocabulary
 from isoform.model.feedforward import ACTIVATIONS
 from isoform.model.norm import build_norm
 
 
-class LookupStem(nn.Module):
+class LookupStem(Component):
     """A vector per piece, optionally plus those of its kind, of the piece before, and of the n-grams that end in it."""
+
+    roles = (
+        ("", Role.EMBEDDING),
+        ("previous", Role.CONTEXT_EMBEDDING),
+        ("ngrams", Role.CONTEXT_EMBEDDING),
+    )
 
     def __init__(self, config: Lookup, vocab_size: int, model_dim: int) -> None:
         super().__init__()
@@ -69,9 +76,10 @@ class LookupStem(nn.Module):
 HASH, PRIME = 1_000_003, 2**31 - 1
 
 
-class LinearStem(nn.Module):
+class LinearStem(Component):
     """Feature rows through one matrix; pieces that have an id get a learned vector instead."""
 
+    roles = (("", Role.EMBEDDING),)
     looks_back = 0
 
     def __init__(self, config: Linear, model_dim: int) -> None:
@@ -88,9 +96,10 @@ class LinearStem(nn.Module):
         return torch.where(has_id, self.embedding(pieces.ids.clamp(min=0)), x)
 
 
-class ConvolutionStem(nn.Module):
+class ConvolutionStem(Component):
     """Frames through two convolutions over time with GELUs, the second with a stride (Whisper, 2022, section 2.2)."""
 
+    roles = (("", Role.EMBEDDING),)
     looks_back = 0
 
     def __init__(self, config: Convolution, model_dim: int) -> None:
@@ -135,8 +144,10 @@ def build_stem(config: Stem, vocab_size: int, model_dim: int) -> LookupStem | Li
             assert_never(config)
 
 
-class VocabularyHead(nn.Module):
+class VocabularyHead(Component):
     """A score per piece of the vocabulary; tied heads borrow the embedding's table."""
+
+    roles = (("", Role.HEAD),)
 
     def __init__(self, config: Vocabulary, vocab_size: int, model_dim: int, table: nn.Embedding | None) -> None:
         super().__init__()
@@ -152,8 +163,10 @@ class VocabularyHead(nn.Module):
         return logits
 
 
-class MaskedVocabularyHead(nn.Module):
+class MaskedVocabularyHead(Component):
     """Dense, activation and norm, then a score per piece of the vocabulary (BERT, Devlin et al. 2019)."""
+
+    roles = (("", Role.HEAD),)
 
     def __init__(self, config: MaskedVocabulary, vocab_size: int, model_dim: int, table: nn.Embedding | None) -> None:
         super().__init__()
@@ -181,8 +194,10 @@ def table_of(embedding: nn.Embedding) -> nn.Parameter:
     return embedding.weight
 
 
-class PooledHead(nn.Module):
+class PooledHead(Component):
     """One answer per segment, given at each of its pieces."""
+
+    roles = (("", Role.HEAD),)
 
     def __init__(self, config: Pooled, model_dim: int) -> None:
         super().__init__()

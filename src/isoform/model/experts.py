@@ -16,6 +16,7 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from isoform.model.auxiliary import Auxiliary
+from isoform.model.component import Component, Role, group_width
 from isoform.model.feedforward import ACTIVATIONS, build_feedforward
 from isoform.model.kernels import Rounded
 from isoform.model.parts import Activation, Dense, ExpertChoice, Experts, Gated, TokenChoice
@@ -75,17 +76,17 @@ class _Experts(Function):
     where they would cost as much as the rest, the activations."""
 
     @staticmethod
-    def forward(ctx, x, weights, up, down, plan, activation, is_gated, dtype):
+    def forward(ctx, x, weights, up, down, plan, activation, width, dtype):
         x, up, down, kept = x.to(dtype), up.to(dtype), down.to(dtype), []
-        out = _work(x, weights, up, down, plan, activation, is_gated, kept)
+        out = _work(x, weights, up, down, plan, activation, width, kept)
         ctx.save_for_backward(x, weights, up, down, *kept)
-        ctx.how = plan, activation, is_gated
+        ctx.how = plan, activation, width
         return out
 
     @staticmethod
     def backward(ctx, *grads):
         x, weights, up, down, *kept = ctx.saved_tensors
-        plan, activation, is_gated = ctx.how
+        plan, activation, width = ctx.how
         wide = weights.dtype
         grad = grads[0].to(x.dtype)
         grad_up, grad_down = up.new_empty(up.shape, dtype=wide), down.new_empty(down.shape, dtype=wide)
@@ -99,11 +100,11 @@ class _Experts(Function):
             rows, weight = plan.rows[begin:end], weights[begin:end, None]
             below = grad.index_select(0, rows)
             grad_inner = (below @ down[expert]).to(wide)
-            if is_gated:
+            if width:
                 hidden = kept[i].to(wide)
-                gate, other = hidden.chunk(2, dim=-1)
+                gate, other = _gate_and_up(hidden, width)
                 active = ACTIVATIONS[activation](gate)
-                inner = active * other
+                inner = (active * other).flatten(1)
             else:
                 hidden, inner = kept[2 * i].to(wide), kept[2 * i + 1]
                 gate, other, active = hidden, None, inner
@@ -113,34 +114,41 @@ class _Experts(Function):
             if other is None:
                 grad_hidden = BACKWARD[activation](grad_inner, gate)
             else:
-                grad_hidden, half = torch.empty_like(hidden), gate.shape[1]
-                torch.mul(grad_inner, active, out=grad_hidden[:, half:])
-                grad_hidden[:, :half] = BACKWARD[activation](grad_inner.mul_(other), gate)
+                grad_hidden, grad_inner = torch.empty_like(hidden), grad_inner.view_as(active)
+                grad_gate, grad_other = _gate_and_up(grad_hidden, width)
+                torch.mul(grad_inner, active, out=grad_other)
+                grad_gate.copy_(BACKWARD[activation](grad_inner.mul_(other), gate))
             grad_hidden = grad_hidden.to(x.dtype)
             _product(grad_hidden.mT, x.index_select(0, rows), grad_up[expert])
             _product(grad_hidden, up[expert], grad_pairs[begin:end])
         return _sum_by_piece(grad_pairs, plan), grad_weights, grad_up, grad_down, None, None, None, None
 
 
-def _work(x, weights, up, down, plan, activation, is_gated, kept=None) -> Tensor:
+def _work(x, weights, up, down, plan, activation, width, kept=None) -> Tensor:
     """The forward pass on a CPU, in the format of x but for what lies between products; `kept` takes what a backward
     pass reads."""
     wide = weights.dtype
     pairs = x.new_empty(len(plan.rows), x.shape[1], dtype=wide)
     for expert, begin, end in plan.spans:
         hidden = x.index_select(0, plan.rows[begin:end]) @ up[expert].mT
-        inner = _inner(hidden.to(wide), activation, is_gated)
+        inner = _inner(hidden.to(wide), activation, width)
         if kept is not None:
-            kept.extend((hidden,) if is_gated else (hidden, inner))
+            kept.extend((hidden,) if width else (hidden, inner))
         _product((inner * weights[begin:end, None]).to(x.dtype), down[expert].mT, pairs[begin:end])
     return _sum_by_piece(pairs, plan)
 
 
-def _inner(hidden: Tensor, activation: Activation, is_gated: bool) -> Tensor:
-    if not is_gated:
+def _inner(hidden: Tensor, activation: Activation, width: int) -> Tensor:
+    """What the first product (.., F), or that of gate and up (.., 2F) in groups of `width` each, makes (.., F)."""
+    if not width:
         return ACTIVATIONS[activation](hidden)
-    gate, other = hidden.chunk(2, dim=-1)
-    return ACTIVATIONS[activation](gate) * other
+    gate, up = _gate_and_up(hidden, width)
+    return (ACTIVATIONS[activation](gate) * up).flatten(-2)
+
+
+def _gate_and_up(hidden: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    gate, up = hidden.unflatten(-1, (-1, 2, width)).unbind(-2)
+    return gate, up
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -157,33 +165,39 @@ def _sum_by_piece(pairs: Tensor, plan: Plan) -> Tensor:
     return torch.embedding_bag(pairs, plan.by_piece, plan.starts, False, 0)[0]
 
 
-class ExpertStack(nn.Module):
+class ExpertStack(Component):
     """The experts' matrices, each kind as one parameter: up (E, F, D), or gate_up (E, 2F, D), and down (E, D, F)."""
 
+    roles = (
+        ("", Role.MATRIX),
+        ("down", Role.OUTPUT),
+    )
+    methods = ("work", "work_on_one", "work_plainly")
     product_dtype = torch.float32
     _rounded: tuple[Rounded, Rounded] | None = None
 
     def __init__(self, config: Dense | Gated, num_experts: int, model_dim: int, feedforward_dim: int) -> None:
         super().__init__()
         self.activation: Activation = config.activation
-        self.is_gated = isinstance(config, Gated)
-        width = 2 * feedforward_dim if self.is_gated else feedforward_dim
-        setattr(self, "gate_up" if self.is_gated else "up", _drawn(num_experts, width, model_dim))
+        self.width = group_width(feedforward_dim) if isinstance(config, Gated) else 0
+        if self.width:
+            self.gate_up = _drawn(num_experts, 2 * feedforward_dim, model_dim)
+            self.groups = (("gate_up", (self.width, self.width)),)
+        else:
+            self.up = _drawn(num_experts, feedforward_dim, model_dim)
         self.down = _drawn(num_experts, model_dim, feedforward_dim)
 
     @property
     def first(self) -> nn.Parameter:
         """What reads the pieces."""
-        first = self.gate_up if self.is_gated else self.up
-        assert isinstance(first, nn.Parameter)
-        return first
+        return self.gate_up if self.width else self.up
 
     def work_on_one(self, x: Tensor, weights: Tensor, experts: list[int]) -> Tensor:
         """One piece (1, D) through its experts, weighted by weights (k), without a backward pass."""
         dtype = x.dtype if self.product_dtype == torch.float32 else self.product_dtype
         (up, down), read, out = self._rounded_to(dtype), x.to(dtype), torch.zeros_like(x)
         for expert, weight in zip(experts, weights.tolist(), strict=True):
-            inner = _inner(functional.linear(read, up[expert]).to(x.dtype), self.activation, self.is_gated)
+            inner = _inner(functional.linear(read, up[expert]).to(x.dtype), self.activation, self.width)
             out.add_(functional.linear(inner.to(dtype), down[expert]), alpha=weight)
         return out
 
@@ -192,7 +206,7 @@ class ExpertStack(nn.Module):
         """Pieces (P, D) to the sums over their experts (P, D), weighted by weights (M); zeros without an expert."""
         if x.device.type != "cpu" or torch.is_autocast_enabled(x.device.type):
             return self.work_plainly(x, weights, plan)
-        how = plan, self.activation, self.is_gated
+        how = plan, self.activation, self.width
         dtype = x.dtype if self.product_dtype == torch.float32 else self.product_dtype
         if torch.is_grad_enabled():
             return _Experts.apply(x, weights, self.first, self.down, *how, dtype).to(x.dtype)
@@ -203,7 +217,7 @@ class ExpertStack(nn.Module):
         """The same by plain operations, for autograd: on other devices than CPUs, and where autocast is on."""
         pairs = [
             functional.linear(
-                _inner(functional.linear(part, self.first[expert]), self.activation, self.is_gated), self.down[expert]
+                _inner(functional.linear(part, self.first[expert]), self.activation, self.width), self.down[expert]
             )
             for part, expert in zip(x[plan.rows].split(plan.sizes), range(len(plan.sizes)), strict=True)
             if len(part)
@@ -227,22 +241,29 @@ def _drawn(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(shape) * shape[-1] ** -0.5)
 
 
+class Router(nn.Linear, Component):
+    """Scores, never in less than float32, whatever format other products run in."""
+
+    roles = (("weight", Role.ROUTER),)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(.., D) to (.., scores)."""
+        wide = torch.promote_types(input.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(wide)
+        with torch.autocast(input.device.type, enabled=False):
+            return functional.linear(input.to(wide), self.weight.to(wide), bias)
+
+
 class Routed(nn.Module):
     """What both kinds of routing share: a router, experts, and a feed-forward that every piece goes through."""
 
     def __init__(self, config: Experts, model_dim: int, feedforward_dim: int) -> None:
         super().__init__()
         self.num_experts = config.num_experts
-        self.router = nn.Linear(model_dim, config.num_experts, bias=False)
+        self.router = Router(model_dim, config.num_experts, bias=False)
         self.experts = ExpertStack(config.expert, config.num_experts, model_dim, feedforward_dim)
         width = config.num_shared * feedforward_dim
         self.shared = build_feedforward(config.expert, model_dim, width) if width else None
-
-    def scores(self, x: Tensor) -> Tensor:
-        """Logits (.., E) of pieces (.., D), never in less than float32, whatever format other products run in."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
-            return functional.linear(x.to(wide), self.router.weight.to(wide))
 
 
 class TokenChoiceFeedForward(Routed):
@@ -268,7 +289,7 @@ class TokenChoiceFeedForward(Routed):
         """(B, T, D) to (B, T, D); present (B, T): which slots hold a piece, absent: all. Other slots give zeros,
         but for shared experts, and count nowhere."""
         config, flat = self.config, x.reshape(-1, x.shape[-1])
-        logits = self.scores(flat)
+        logits = self.router(flat)
         scores = logits.softmax(-1) if config.score == "softmax" else logits.sigmoid()
         preferred = scores.detach() if self.load_bias is None else scores.detach() + self.load_bias
         chosen = preferred.topk(config.num_active, dim=-1).indices
@@ -364,7 +385,7 @@ class ExpertChoiceFeedForward(Routed):
 
     def forward(self, x: Tensor, present: Tensor | None = None, auxiliary: Auxiliary | None = None) -> Tensor:
         """(B, T, D) to (B, T, D); present (B, T): which slots hold a piece, absent: all."""
-        scores = self.scores(x).softmax(-1)
+        scores = self.router(x).softmax(-1)
         out = self._routed(x, scores, present, auxiliary)
         return out if self.shared is None else out + self.shared(x)
 

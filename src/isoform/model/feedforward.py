@@ -8,6 +8,7 @@ from typing import assert_never
 from torch import Tensor, nn
 from torch.nn import functional
 
+from isoform.model.component import Role, group_width
 from isoform.model.kernels import Linear, gelu_tanh, relu2
 from isoform.model.parts import Activation, Dense, Gated
 
@@ -27,7 +28,7 @@ class DenseFeedForward(nn.Module):
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
         self.up = Linear(model_dim, feedforward_dim, bias=config.bias)
-        self.down = Linear(feedforward_dim, model_dim, bias=config.bias)
+        self.down = Linear(feedforward_dim, model_dim, bias=config.bias, role=Role.OUTPUT)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
@@ -40,13 +41,14 @@ class GatedFeedForward(nn.Module):
     def __init__(self, config: Gated, model_dim: int, feedforward_dim: int) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
-        self.gate_up = Linear(model_dim, 2 * feedforward_dim, bias=config.bias)
-        self.down = Linear(feedforward_dim, model_dim, bias=config.bias)
+        width = group_width(feedforward_dim)
+        self.gate_up = Linear(model_dim, 2 * feedforward_dim, bias=config.bias, group=(width, width))
+        self.down = Linear(feedforward_dim, model_dim, bias=config.bias, role=Role.OUTPUT)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(self.activation(gate) * up)
+        gate, up = self.gate_up(x).unflatten(-1, (-1, 2, self.gate_up.group[0])).unbind(-2)
+        return self.down((self.activation(gate) * up).flatten(-2))
 
 
 def build_feedforward(

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from isoform.config import differences
 from isoform.model.block import Block
+from isoform.model.component import Role, groups_of, roles_of, rows_of_parts
 from isoform.model.config import BlockConfig, Head, ModelConfig, Pooled, StackConfig
 from isoform.model.experts import upcycle_state
 from isoform.model.parts import LSTM, Attention, Experts, FeedForward, TokenChoice
@@ -76,7 +76,6 @@ def take(target: Transformer, source: Transformer) -> None:
             state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{name}.feedforward.")}
             copies = upcycle_state(block.feedforward.state_dict(), feedforward)
             state |= {f"{name}.feedforward.{part}": tensor for part, tensor in copies.items()}
-    new = (".router.weight", ".adapter_a", ".adapter_b")
     own = target.state_dict()
     for name, tensor in state.items():
         if name in own and len(tensor) != len(own[name]):  # new pieces and places keep what they were made with
@@ -84,7 +83,8 @@ def take(target: Transformer, source: Transformer) -> None:
             own[name][:shared] = tensor[:shared]
             state[name] = own[name]
     left = target.load_state_dict(state, strict=False)
-    missing = [n for n in left.missing_keys if not n.endswith(new) and not (has_new_head and n.startswith("head."))]
+    roles, new = roles_of(target), {Role.ROUTER, Role.ADAPTER, *([Role.HEAD] if has_new_head else [])}
+    missing = [n for n in left.missing_keys if roles.get(n) not in new and not (has_new_head and n.startswith("head."))]
     assert not missing and not left.unexpected_keys
 
 
@@ -140,6 +140,7 @@ def deepen(model: Transformer, num_layers: int, *, seed: int = 0) -> Transformer
     whole = model.config
     config = replace(whole, decoder=deeper) if is_decoder else replace(whole, encoder=deeper)
     grown, old, name = _fresh(config, seed), model.state_dict(), "decoder" if is_decoder else "encoder"
+    outputs = {key.rpartition(".")[0] for key, role in roles_of(grown).items() if role is Role.OUTPUT}
     for key, tensor in grown.state_dict().items():
         if not key.startswith(f"{name}.blocks."):
             tensor.copy_(old[key])
@@ -147,7 +148,7 @@ def deepen(model: Transformer, num_layers: int, *, seed: int = 0) -> Transformer
         _, _, layer, rest = key.split(".", 3)
         if not is_new[int(layer)]:
             tensor.copy_(old[f"{name}.blocks.{origin[int(layer)]}.{rest}"])
-        elif rest.startswith(("mixer.output.", "cross.output.", "feedforward.down.")):
+        elif key.rpartition(".")[0] in outputs:
             tensor.zero_()
         elif rest.startswith(("mixer_norm.inner.", "cross_norm.inner.", "feedforward_norm.inner.")):
             tensor.copy_(old[f"{name}.blocks.{origin[int(layer)]}.{rest}"])
@@ -176,21 +177,20 @@ def widen(model: Transformer, feedforward_dim: int, *, seed: int = 0) -> Transfo
         return replace(block, feedforward=replace(inner, feedforward_dim=feedforward_dim))
 
     grown, old = _fresh(_with_blocks(model.config, block_of), seed), model.state_dict()
+    wider, narrower = groups_of(grown), groups_of(model)
     for name, tensor in grown.state_dict().items():
-        _grow_into(tensor, old[name], name)
+        before = old[name]
+        if tensor.shape == before.shape:
+            tensor.copy_(before)
+        elif tensor.shape[-1] != before.shape[-1] and tensor.dim() == 2:
+            tensor.zero_()
+            tensor[:, : before.shape[1]] = before
+        else:
+            rows = rows_of_parts(tensor, wider.get(name, (len(tensor),)))
+            rows_before = rows_of_parts(before, narrower.get(name, (len(before),)))
+            for part, part_before in zip(rows, rows_before, strict=True):
+                tensor[part[: len(part_before)]] = before[part_before]
     return grown.train(model.training)
-
-
-def _grow_into(tensor: Tensor, old: Tensor, name: str) -> None:
-    if tensor.shape == old.shape:
-        tensor.copy_(old)
-    elif name.endswith(".down.weight"):
-        tensor.zero_()
-        tensor[:, : old.shape[1]] = old
-    else:  # rows of one matrix, or of gate and up, one above the other
-        parts = 2 if ".gate_up." in name else 1
-        for part, before in zip(tensor.chunk(parts), old.chunk(parts), strict=True):
-            part[: len(before)] = before
 
 
 def _with_blocks(config: ModelConfig, block_of) -> ModelConfig:

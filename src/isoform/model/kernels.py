@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
+from isoform.model.component import Component, Role
+
 SHORT = 128
 """Rows up to this long are attended to by plain products, which beat the flash kernel on CPUs there."""
 
@@ -59,11 +61,24 @@ class Rounded:
         return is_same and self.version == parameter._version and self.copy.dtype == dtype
 
 
-class Linear(nn.Linear):
-    """torch's Linear, whose products may run in a smaller format on a CPU that is good at it."""
+class Linear(nn.Linear, Component):
+    """torch's Linear, whose products may run in a smaller format on a CPU that is good at it.
+
+    group: of several matrices as one product, how many outputs of each make a group (see Component.groups).
+    """
 
     product_dtype = torch.float32
+    methods = ("outputs_after",)
     _rounded: Rounded | None = None
+
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool, role: Role = Role.MATRIX, group: tuple[int, ...] = ()
+    ) -> None:
+        super().__init__(inputs, outputs, bias=bias)
+        self.role, self.group = role, group
+        self.roles = (("weight", role),)
+        if group:
+            self.groups = (("weight", group), *([("bias", group)] if bias else []))
 
     def forward(self, input: Tensor) -> Tensor:
         """(.., inputs) to (.., outputs)."""
@@ -77,12 +92,17 @@ class Linear(nn.Linear):
         out = functional.linear(input.to(dtype), self._rounded.copy).float()
         return out if self.bias is None else out + self.bias
 
-    def outputs_from(self, input: Tensor, first: int) -> Tensor:
-        """(.., inputs) to (.., outputs - first): without the first outputs."""
-        weight, bias, dtype = self.weight[first:], None if self.bias is None else self.bias[first:], self.product_dtype
+    def outputs_after(self, input: Tensor, first: int) -> Tensor:
+        """(.., inputs) to the outputs (.., fewer) of each group but its first ones."""
+        weight = self.rest_of_groups(self.weight, first)
+        bias, dtype = None if self.bias is None else self.rest_of_groups(self.bias, first), self.product_dtype
         if dtype == torch.float32:
             return functional.linear(input, weight, bias)
         return _ReducedLinear.apply(input, weight, bias, dtype)
+
+    def rest_of_groups(self, rows: Tensor, first: int) -> Tensor:
+        """Of a tensor with a row for each output, those of each group but its first ones."""
+        return rows.unflatten(0, (-1, sum(self.group)))[:, first:].flatten(0, 1)
 
 
 class _ReLU2(Function):

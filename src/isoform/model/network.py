@@ -6,21 +6,23 @@ from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from isoform.batch import Pieces
 from isoform.mask import Coordinates, Mask
 from isoform.model.auxiliary import Auxiliary
 from isoform.model.baseline_config import Model
+from isoform.model.component import Component
 from isoform.model.experts import ExpertStack
 from isoform.model.kernels import Linear
 
 ConfigT = TypeVar("ConfigT", bound=Model)
 
 
-class Network(nn.Module, ABC, Generic[ConfigT]):
+class Network(Component, ABC, Generic[ConfigT]):
     """A stem, something between, and a head."""
 
+    methods = ("hidden", "logits")
     config: ConfigT
 
     @abstractmethod

@@ -6,6 +6,7 @@ from typing import assert_never
 
 from torch import Tensor, nn
 
+from isoform.model.component import Component, Role
 from isoform.model.kernels import rms_norm
 from isoform.model.parts import LayerNorm, Norm, RMSNorm
 
@@ -18,8 +19,10 @@ class FastRMSNorm(nn.RMSNorm):
         return rms_norm(x, self.eps or 1e-6, self.weight)
 
 
-class ZeroCenteredRMSNorm(nn.RMSNorm):
+class ZeroCenteredRMSNorm(nn.RMSNorm, Component):
     """RMSNorm whose gain is 1 + weight, so that decay pulls it to 1 (Gemma)."""
+
+    roles = (("weight", Role.SHIFT),)
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., D) to (.., D)."""

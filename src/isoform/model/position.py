@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import assert_never
 
 import torch
 from torch import Tensor, nn
 
 from isoform.mask import Coordinates
+from isoform.model.component import Component, Role
 from isoform.model.parts import (
     ALiBi,
     Buckets,
@@ -43,28 +45,18 @@ def unturned(heads: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Relative:
-    """Vectors along each edge, for one pass: which of the tables' R rows an edge has (B or 1, T, S)."""
+    """Vectors along each edge, for one pass. scores: what their keys add to the query-key products, q (B, N, T, H) to
+    (B, N, T, S); mixed: what their values add to the output, weights (B, N, T, S) to (B, N, T, H)."""
 
-    rows: Tensor
-    keys: Tensor
-    values: Tensor | None
-
-    def scores(self, q: Tensor) -> Tensor:
-        """What the edges' keys add to the query-key products: q (B, N, T, H) to (B, N, T, S)."""
-        products = q @ self.keys.to(q.dtype).T
-        return products.gather(-1, self.rows.unsqueeze(1).expand(*products.shape[:2], *self.rows.shape[1:]))
-
-    def mixed(self, weights: Tensor) -> Tensor:
-        """What the edges' values add to the output: weights (B, N, T, S) to (B, N, T, H)."""
-        assert self.values is not None
-        by_row = weights.new_zeros(*weights.shape[:3], len(self.values))
-        by_row = by_row.scatter_add(-1, self.rows.unsqueeze(1).expand_as(weights), weights)
-        return by_row @ self.values.to(weights.dtype)
+    scores: Callable[[Tensor], Tensor]
+    mixed: Callable[[Tensor], Tensor] | None
 
 
-class Scheme(nn.Module):
+class Scheme(Component):
     """The hooks of a position scheme; as they stand here places make no difference, and only the mask tells them."""
 
+    roles = (("", Role.TABLE),)
+    methods = ("embed", "bias", "relative")
     needs: frozenset[str] = frozenset()
     """What a kernel must be able to do for it, beyond queries, keys and values: `bias`, `relative`, `values`."""
 
@@ -73,7 +65,7 @@ class Scheme(nn.Module):
         return x
 
     def at(self, coordinates: Coordinates) -> Turn:
-        """What is done to queries and keys (B, T, heads, H) that stand at these coordinates."""
+        """What is done to queries and keys (B, T, .., H) that stand at these coordinates."""
         return unturned
 
     def bias(self, query: Coordinates, key: Coordinates) -> Tensor | None:
@@ -132,11 +124,12 @@ class RotaryPosition(Scheme):
             self.sin[:, : rotated_dim // 2].neg_()
 
     def at(self, coordinates: Coordinates) -> Turn:
-        cos, sin = (t.unsqueeze(-2) for t in self.tables(coordinates))  # (.., T, 1, R)
+        cos, sin = self.tables(coordinates)  # (.., T, R)
 
         def turn(heads: Tensor) -> Tensor:
-            """(B, T, heads, H), each pair of features turned by its piece's angle."""
-            c, s, turned_dim = cos.to(heads.dtype), sin.to(heads.dtype), self.rotated_dim
+            """(B, T, .., H), each pair of features turned by its piece's angle."""
+            turned_dim, between = self.rotated_dim, [1] * (heads.dim() - 3)
+            c, s = (t.to(heads.dtype).view(*t.shape[:-1], *between, turned_dim) for t in (cos, sin))
             turned = heads if heads.shape[-1] == turned_dim else heads[..., :turned_dim]
             out = turned * c + turned.roll(turned_dim // 2, -1) * s
             return out if turned is heads else torch.cat([out, heads[..., turned_dim:]], -1)
@@ -158,6 +151,8 @@ class RotaryPosition(Scheme):
 class ShawPosition(Scheme):
     """A learned vector per clipped distance for keys, and one for values (Shaw et al. 2018, eq. 3-4)."""
 
+    methods = ("scores", "mixed")
+
     def __init__(self, config: Shaw, head_dim: int) -> None:
         super().__init__()
         self.distance = config.distance
@@ -167,7 +162,20 @@ class ShawPosition(Scheme):
 
     def relative(self, query: Coordinates, key: Coordinates) -> Relative | None:
         rows = distances(query, key).clamp(-self.distance, self.distance) + self.distance
-        return Relative(rows, self.key_table, self.value_table)
+        mixed = None if self.value_table is None else partial(self.mixed, rows=rows)
+        return Relative(partial(self.scores, rows=rows), mixed)
+
+    def scores(self, q: Tensor, rows: Tensor) -> Tensor:
+        """Queries (B, N, T, H) times the vectors of their edges, whose rows of the table are (B or 1, T, S)."""
+        products = q @ self.key_table.to(q.dtype).T
+        return products.gather(-1, rows.unsqueeze(1).expand(*products.shape[:2], *rows.shape[1:]))
+
+    def mixed(self, weights: Tensor, rows: Tensor) -> Tensor:
+        """The edges' vectors (B, N, T, H), weighted by (B, N, T, S)."""
+        assert self.value_table is not None
+        by_row = weights.new_zeros(*weights.shape[:3], len(self.value_table))
+        by_row = by_row.scatter_add(-1, rows.unsqueeze(1).expand_as(weights), weights)
+        return by_row @ self.value_table.to(weights.dtype)
 
 
 class BucketPosition(Scheme):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from typing import assert_never
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from isoform.mask import Causal, Coordinates, Full, Mask
 from isoform.model.auxiliary import Auxiliary
 from isoform.model.block import Block, Memory, Pass, _own_positions
 from isoform.model.cache import Cache
+from isoform.model.component import Role, grouped, groups_of, roles_of
 from isoform.model.config import ModelConfig, StackConfig
 from isoform.model.embedding import LookupStem, PooledHead, build_head, build_stem, table_of
 from isoform.model.kernels import dropout
@@ -27,7 +29,7 @@ from isoform.model.mixers.documents import Documents
 from isoform.model.mixers.lstm import LSTMMixer
 from isoform.model.mixers.recurrence import RecurrenceMixer
 from isoform.model.network import Network
-from isoform.model.norm import ZeroCenteredRMSNorm, build_norm
+from isoform.model.norm import build_norm
 from isoform.model.parts import (
     Attention,
     Grid,
@@ -157,6 +159,8 @@ class Transformer(Network[ModelConfig]):
     Raises ValueError for a vocab_size of 0 (fill it in from the codec first).
     """
 
+    methods = ("encode", "decode", *Network.methods)
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -181,26 +185,29 @@ class Transformer(Network[ModelConfig]):
         init = self.config.initialization
         stacks = self.config.own_stacks
         branches = sum(stack.num_layers * stack.loops * (2 + (stack.cross == "separate")) for stack in stacks)
+        roles, groups = roles_of(self), groups_of(self)
         for name, parameter in self.named_parameters():
-            leaf = name.rsplit(".", 1)[-1]
-            if leaf.endswith("_mix"):
-                continue  # shortcuts keep the values they were made with
-            module = self.get_submodule(name.rpartition(".")[0])
-            if leaf == "bias" or isinstance(module, ZeroCenteredRMSNorm):
-                nn.init.zeros_(parameter)
-            elif parameter.dim() == 1:
-                nn.init.ones_(parameter)
-            elif name.startswith(("stem.previous", "stem.ngrams")):
-                nn.init.zeros_(parameter)
-            elif name.startswith(("stem.", "encoder_stem.")) or leaf.endswith("table"):
-                nn.init.normal_(parameter, std=init.embedding)
-            elif name.startswith("head.") and init.head == "zero":
-                nn.init.zeros_(parameter)
-            else:
-                std = parameter.shape[-1] ** -0.5 if init.matrix is None else init.matrix
-                if name.endswith((".output.weight", ".down.weight", ".down")) and ".blocks." in name:
-                    std *= {"matrix": 1.0, "scaled": branches**-0.5, "zero": 0.0}[init.output]
-                nn.init.normal_(parameter, std=std)
+            std = parameter.shape[-1] ** -0.5 if init.matrix is None else init.matrix
+            match roles[name]:
+                case Role.MIX:
+                    pass
+                case Role.GAIN:
+                    nn.init.ones_(parameter)
+                case Role.SHIFT | Role.CONTEXT_EMBEDDING:
+                    nn.init.zeros_(parameter)
+                case Role.EMBEDDING | Role.TABLE:
+                    nn.init.normal_(parameter, std=init.embedding)
+                case Role.HEAD if init.head == "zero":
+                    nn.init.zeros_(parameter)
+                case Role.OUTPUT:
+                    factor = {"matrix": 1.0, "scaled": branches**-0.5, "zero": 0.0}[init.output]
+                    nn.init.normal_(parameter, std=factor * std)
+                case Role.MATRIX | Role.ADAPTER | Role.ROUTER | Role.HEAD:
+                    nn.init.normal_(parameter, std=std)
+                    if name in groups:  # drawn as if the matrices lay one above the other
+                        parameter.copy_(grouped(parameter, groups[name]))
+                case _ as other:
+                    assert_never(other)
         for module in self.modules():
             if isinstance(module, LSTMMixer | RecurrenceMixer):
                 module.reset_parameters()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from isoform.checkpoint.versions import name_today
+from isoform.model.component import Role, roles_of
 from isoform.training.config import (
     AdamW,
     Cosine,
@@ -124,6 +125,9 @@ class MuonOptimizer(torch.optim.Optimizer):
 
 Named = Sequence[tuple[str, nn.Parameter]]
 STEMS = ("stem.", "encoder_stem.")
+EMBEDDINGS = {Role.EMBEDDING, Role.CONTEXT_EMBEDDING}
+ORTHOGONAL = {Role.MATRIX, Role.OUTPUT, Role.ADAPTER}
+"""What Muon is for."""
 
 
 def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
@@ -144,29 +148,29 @@ def build_optimizers(
     dtype: torch.dtype = torch.float32,
     *,
     layer_decay: float = 1.0,
-    tables: tuple[str, ...] = STEMS,
+    roles: Mapping[str, Role] | None = None,
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of a model's parameters: which parameter goes where is decided here, by name and shape.
+    """The optimizers of a model's parameters, by their roles (absent: those that the model says).
 
-    dtype: of Muon's products; layer_decay: how much slower each block learns than the one above it; tables: with what
-    the names of those begin that have the embeddings' learning rate.
+    dtype: of Muon's products; layer_decay: how much slower each block learns than the one above it.
     """
+    roles = roles_of(model) if roles is None else roles
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if not named:
         raise ValueError("training.frozen leaves nothing that could learn")
     by_factor = _by_layer(named, layer_decay)
     match config:
         case AdamW():
-            return [_adamw(config, by_factor, tables)]
+            return [_adamw(config, by_factor, roles)]
         case Muon():
-            matrices = {f: [(n, p) for n, p in some if _is_matrix(n, p)] for f, some in by_factor.items()}
-            others = {f: [(n, p) for n, p in some if not _is_matrix(n, p)] for f, some in by_factor.items()}
+            matrices = {f: [(n, p) for n, p in some if roles[n] in ORTHOGONAL] for f, some in by_factor.items()}
+            others = {f: [(n, p) for n, p in some if roles[n] not in ORTHOGONAL] for f, some in by_factor.items()}
             made: list[torch.optim.Optimizer] = []
             if any(matrices.values()):
                 rate = config.learning_rate
                 groups = [{"params": [p for _, p in some], "lr": f * rate} for f, some in matrices.items() if some]
                 made.append(MuonOptimizer(groups, config, dtype))
-            return [*made, _adamw(config.adam, others, tables)] if any(others.values()) else made
+            return [*made, _adamw(config.adam, others, roles)] if any(others.values()) else made
         case _:
             assert_never(config)
 
@@ -193,19 +197,13 @@ def _depth(name: str) -> int | None:
     return int(parts[parts.index("blocks") + 1]) + 1 if "blocks" in parts else None
 
 
-def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether it is a matrix of the blocks, or one per expert; tables and routers are looked up or score."""
-    is_other = name.endswith("table") or ".router." in name or ".predictor." in name
-    return ".blocks." in name and parameter.dim() >= 2 and not is_other
-
-
-def _adamw(config: AdamW, by_factor: Mapping[float, Named], stems: tuple[str, ...]) -> torch.optim.Optimizer:
+def _adamw(config: AdamW, by_factor: Mapping[float, Named], roles: Mapping[str, Role]) -> torch.optim.Optimizer:
     groups = []
     for factor, named in by_factor.items():
         rate, decay = factor * config.learning_rate, config.weight_decay
         tables_rate = rate if config.embedding_learning_rate is None else factor * config.embedding_learning_rate
-        tables = [p for n, p in named if n.startswith(stems) and p.dim() >= 2]
-        matrices = [p for n, p in named if not n.startswith(stems) and p.dim() >= 2]
+        tables = [p for n, p in named if roles[n] in EMBEDDINGS]
+        matrices = [p for n, p in named if roles[n] not in EMBEDDINGS and p.dim() >= 2]
         vectors = [p for _, p in named if p.dim() < 2]
         groups += [
             {"params": tables, "lr": tables_rate, "weight_decay": decay},
@@ -251,9 +249,10 @@ def named_slots(
 ) -> dict[str, Tensor]:
     """Memory of layout 1, whose names were optimizer.parameter.slot with the numbers of both, by parameter."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    roles = {name: Role.HEAD if name.startswith("encoder_stem.") else role for name, role in roles_of(model).items()}
     numbered = [
         [names[p] for group in optimizer.param_groups for p in group["params"]]
-        for optimizer in build_optimizers(config, model, layer_decay=layer_decay, tables=("stem.",))
+        for optimizer in build_optimizers(config, model, layer_decay=layer_decay, roles=roles)
     ]
     named = {}
     for path, tensor in tensors.items():

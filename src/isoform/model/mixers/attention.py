@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from isoform.model.cache import KeyValueState
+from isoform.model.component import Component, Role
 from isoform.model.kernels import Linear
 from isoform.model.lowering import ALL, Allowed, attend, attention_weights
 from isoform.model.norm import build_norm
@@ -35,50 +36,70 @@ class Edges:
     relative: Relative | None = None
 
 
-class GapBias(nn.Module):
-    """A bias for all but the `width` features from `start` on: queries and values have one, keys don't."""
+class GapBias(Component):
+    """A bias for the queries and the value of each group of heads, and none for its key."""
 
-    def __init__(self, dim: int, start: int, width: int) -> None:
+    def __init__(self, num_groups: int, queries: int, head_dim: int) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(dim - width))
-        self.start, self.width = start, width
+        self.queries, self.head_dim = queries, head_dim
+        self.bias = nn.Parameter(torch.zeros(num_groups * (queries + 1) * head_dim))
+        self.groups = (("bias", (queries * head_dim, head_dim) if queries else (head_dim,)),)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(.., D) to (.., D)."""
-        gap = self.bias.new_zeros(self.width)
-        return x + torch.cat([self.bias[: self.start], gap, self.bias[self.start :]])
+    def forward(self, heads: Tensor) -> Tensor:
+        """Queries, key and value of each group (B, T, K, Q + 2, H) with their bias."""
+        bias = self.bias.view(-1, self.queries + 1, self.head_dim)
+        key = bias.new_zeros(len(bias), 1, self.head_dim)
+        return heads + torch.cat([bias[:, : self.queries], key, bias[:, self.queries :]], 1)
+
+    def of_values(self, v: Tensor) -> Tensor:
+        """Values (B, T, K, H) with theirs."""
+        return v + self.bias.view(-1, self.queries + 1, self.head_dim)[:, -1]
 
 
-class MultiHeadAttention(nn.Module):
-    """Multi-head attention of a piece to its own sequence, or (`cross`) to an encoder's output."""
+class MultiHeadAttention(Component):
+    """Multi-head attention of a piece to its own sequence, or (`cross`) to an encoder's output.
+
+    Heads come in groups: one key, one value and the `queries` that ask them, Q of each of the K groups.
+    """
 
     kernel = "auto"
+    roles = (("value_mix", Role.MIX),)
+    methods = ("read", "keys_values")
 
     def __init__(self, config: Attention, model_dim: int, head_dim: int, *, cross: bool = False) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
-        self.num_kv_heads = config.num_kv_heads or config.num_heads
+        num_groups = config.num_kv_heads or config.num_heads
+        self.queries = config.num_heads // num_groups
         self.head_dim, self.scale, self.dropout = head_dim, config.scale, config.dropout
-        query_dim, kv_dim = self.num_heads * head_dim, self.num_kv_heads * head_dim
+        query_dim, kv_dim = config.num_heads * head_dim, num_groups * head_dim
         bias, has_gap = config.bias and config.key_bias, config.bias and not config.key_bias
         if cross:
             self.query = Linear(model_dim, query_dim, bias=config.bias)
-            self.key_value = Linear(model_dim, 2 * kv_dim, bias=bias)
-            self.gap_bias = GapBias(2 * kv_dim, 0, kv_dim) if has_gap else None
+            self.key_value = Linear(model_dim, 2 * kv_dim, bias=bias, group=(head_dim, head_dim))
         else:  # one product instead of three
-            self.query_key_value = Linear(model_dim, query_dim + 2 * kv_dim, bias=bias)
-            self.gap_bias = GapBias(query_dim + 2 * kv_dim, query_dim, kv_dim) if has_gap else None
-        self.output = Linear(
-            query_dim, model_dim, bias=config.bias if config.output_bias is None else config.output_bias
-        )
+            group = (self.queries * head_dim, head_dim, head_dim)
+            self.query_key_value = Linear(model_dim, query_dim + 2 * kv_dim, bias=bias, group=group)
+        self.gap_bias = GapBias(num_groups, 0 if cross else self.queries, head_dim) if has_gap else None
+        output_bias = config.bias if config.output_bias is None else config.output_bias
+        self.output = Linear(query_dim, model_dim, bias=output_bias, role=Role.OUTPUT)
         norm, self.is_whole = config.qk_norm, config.qk_norm_over == "projection"
-        self.norms_together = (
-            norm is not None and not self.is_whole and norm == RMSNorm(epsilon=norm.epsilon, scale=False)
-        )
+        is_alike = norm is None or (not self.is_whole and norm == RMSNorm(epsilon=norm.epsilon, scale=False))
+        self.is_together = is_alike and self.queries == 1
+        """Whether queries and keys are normed and turned as one."""
         self.query_norm = None if norm is None else build_norm(norm, query_dim if self.is_whole else head_dim)
         self.key_norm = None if norm is None else build_norm(norm, kv_dim if self.is_whole else head_dim)
         has_shortcut = config.value_shortcut and not cross
         self.value_mix = nn.Parameter(torch.tensor([0.5, 0.5])) if has_shortcut else None
+
+    @property
+    def num_heads(self) -> int:
+        """Heads here, which may be a shard's."""
+        return self.output.weight.shape[1] // self.head_dim
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Groups of heads here."""
+        return self.num_heads // self.queries
 
     def forward(
         self,
@@ -93,18 +114,16 @@ class MultiHeadAttention(nn.Module):
 
         context: keys and values of pieces before these, which are attended to as well.
         """
-        num_rows, length, _ = x.shape
-        heads = self.query_key_value(x)
-        heads = (heads if self.gap_bias is None else self.gap_bias(heads)).view(num_rows, length, -1, self.head_dim)
-        qk, v = heads.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=2)
-        if self.query_norm is None or self.norms_together:
-            qk = edges.turn(qk if self.query_norm is None else self.query_norm(qk))
-            q, k = qk.transpose(1, 2).split([self.num_heads, self.num_kv_heads], dim=1)
+        heads = self.query_key_value(x).unflatten(-1, (-1, self.queries + 2, self.head_dim))  # (B, T, K, Q + 2, H)
+        heads = heads if self.gap_bias is None else self.gap_bias(heads)
+        v = values = heads[:, :, :, -1]
+        if self.is_together:
+            qk = heads[:, :, :, :-1]
+            q, k = edges.turn(qk if self.query_norm is None else self.query_norm(qk)).unbind(3)
         else:
-            q, k = qk.split([self.num_heads, self.num_kv_heads], dim=2)
-            q = edges.turn(self.normalised(q, self.query_norm)).transpose(1, 2)
-            k = edges.turn(self.normalised(k, self.key_norm)).transpose(1, 2)
-        values = v
+            q = edges.turn(self.normalised(heads[:, :, :, :-2], self.query_norm)).flatten(2, 3)
+            k = edges.turn(self.normalised(heads[:, :, :, -2], self.key_norm))
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
         if self.value_mix is not None and first_values is not None:
             v = self.value_mix[0] * v + self.value_mix[1] * first_values
         v = v.transpose(1, 2)
@@ -119,11 +138,9 @@ class MultiHeadAttention(nn.Module):
 
     def keys_values(self, memory: Tensor, turn: Turn) -> KeysValues:
         """Keys and values of an encoder's output (B, S, D), as those of pieces of this stack are made."""
-        num_rows, length, _ = memory.shape
-        heads = self.query_key_value.outputs_from(memory, self.num_heads * self.head_dim)
-        k, v = heads.view(num_rows, length, -1, self.head_dim).split(self.num_kv_heads, dim=2)
-        if self.gap_bias is not None:
-            v = v + self.gap_bias.bias[self.gap_bias.start :].view(self.num_kv_heads, self.head_dim)
+        heads = self.query_key_value.outputs_after(memory, self.queries * self.head_dim)
+        k, v = heads.unflatten(-1, (-1, 2, self.head_dim)).unbind(3)
+        v = v if self.gap_bias is None else self.gap_bias.of_values(v)
         return turn(self.normalised(k, self.key_norm)).transpose(1, 2), v.transpose(1, 2)
 
     def read(
@@ -140,9 +157,8 @@ class MultiHeadAttention(nn.Module):
         q = self.normalised(self.query(x).view(num_rows, length, -1, self.head_dim), self.query_norm)
         q = q.view(len(memory), -1, *q.shape[2:]).transpose(1, 2)
         if cache is None or cache.memory is None:
-            kv = self.key_value(memory)
-            kv = (kv if self.gap_bias is None else self.gap_bias(kv)).view(*memory.shape[:2], -1, self.head_dim)
-            k, v = kv.split(self.num_kv_heads, dim=2)
+            kv = self.key_value(memory).unflatten(-1, (-1, 2, self.head_dim))  # (B, S, K, 2, H)
+            k, v = (kv if self.gap_bias is None else self.gap_bias(kv)).unbind(3)
             k, v = self.normalised(k, self.key_norm).transpose(1, 2), v.transpose(1, 2)
             if cache is not None:
                 cache.memory = (k, v)
@@ -151,7 +167,7 @@ class MultiHeadAttention(nn.Module):
         return self.collect(self.mixed(q, k, v, edges, recorder)).view_as(x)
 
     def normalised(self, heads: Tensor, norm: nn.Module | None) -> Tensor:
-        """Queries or keys (B, T, heads, H) after their norm."""
+        """Queries or keys (B, T, .., H) after their norm."""
         if norm is None:
             return heads
         return norm(heads.flatten(2)).view(heads.shape) if self.is_whole else norm(heads)
@@ -161,11 +177,10 @@ class MultiHeadAttention(nn.Module):
         if recorder is not None:
             recorder.take("weights", lambda: self.weights(q, k, edges))
         dropout, bias = self.dropout if self.training else 0.0, self.bias(q, edges)
-        if edges.relative is None or edges.relative.values is None:
+        if edges.relative is None or edges.relative.mixed is None:
             return attend(q, k, v, edges.allowed, scale=self.scale, bias=bias, dropout=dropout, kernel=self.kernel)
         weights = nn.functional.dropout(self.weights(q, k, edges), dropout)
-        repeats = self.num_heads // self.num_kv_heads
-        return weights @ v.repeat_interleave(repeats, 1) + edges.relative.mixed(weights)
+        return weights @ v.repeat_interleave(self.queries, 1) + edges.relative.mixed(weights)
 
     def weights(self, q: Tensor, k: Tensor, edges: Edges) -> Tensor:
         """How much of each key's value reaches each query, (B, N, T, S), whichever kernel computes it otherwise."""

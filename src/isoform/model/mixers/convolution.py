@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from isoform.model.cache import RecurrentState, StateShape
+from isoform.model.component import Role
 from isoform.model.kernels import Linear
 from isoform.model.mixers.documents import Documents
 from isoform.model.parts import CausalConvolution
@@ -22,7 +23,7 @@ class ConvolutionMixer(nn.Module):
     def __init__(self, config: CausalConvolution, model_dim: int) -> None:
         super().__init__()
         self.distances = [i * config.dilation for i in reversed(range(config.kernel_size))]
-        self.output = Linear(config.kernel_size * model_dim, model_dim, bias=False)
+        self.output = Linear(config.kernel_size * model_dim, model_dim, bias=False, role=Role.OUTPUT)
 
     @property
     def reach(self) -> int:

@@ -7,12 +7,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from isoform.model.cache import RecurrentState, StateShape
+from isoform.model.component import Component, Role
 from isoform.model.mixers.documents import Documents
 from isoform.model.recording import Recorder
 
 
-class LSTMMixer(nn.Module):
+class LSTMMixer(Component):
     """One layer, over each document from a state of zeros. The state: hidden and cell (B, D) each."""
+
+    roles = (("lstm", Role.MATRIX),)
 
     def __init__(self, model_dim: int) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ from torch.autograd import Function
 from torch.nn.functional import pad
 
 from isoform.model.cache import RecurrentState, StateShape
+from isoform.model.component import Component, Role, group_width
 from isoform.model.kernels import Linear
 from isoform.model.mixers.documents import Documents
 from isoform.model.recording import Recorder
@@ -68,16 +69,16 @@ def scan(a: Tensor, b: Tensor, first: Tensor) -> Tensor:
     return torch.addcmul(b, a, first.unsqueeze(1)) if a.shape[1] == 1 else _Scan.apply(a, b, first)
 
 
-class RecurrenceMixer(nn.Module):
+class RecurrenceMixer(Component):
     """output(h * silu(gate)), h_t = a_t h_(t-1) + (1 - a_t) c_t; a = sigmoid(decay), c and gate come of one product.
     The state: h (B, S)."""
 
     def __init__(self, model_dim: int, state_dim: int) -> None:
         super().__init__()
-        self.state_dim = state_dim
-        self.decay_candidate_gate = Linear(model_dim, 3 * state_dim, bias=False)
+        self.state_dim, width = state_dim, group_width(state_dim)
+        self.decay_candidate_gate = Linear(model_dim, 3 * state_dim, bias=False, group=(width, width, width))
         self.decay_bias = nn.Parameter(torch.empty(state_dim))
-        self.output = Linear(state_dim, model_dim, bias=False)
+        self.output = Linear(state_dim, model_dim, bias=False, role=Role.OUTPUT)
 
     @property
     def state_shape(self) -> StateShape:
@@ -89,24 +90,25 @@ class RecurrenceMixer(nn.Module):
     ) -> Tensor:
         """(B, T, D) to (B, T, D); `state` goes on from what it holds, and holds what is reached."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        decay, candidate, gate = self.decay_candidate_gate(x).to(wide).chunk(3, -1)
-        decay = decay + self.decay_bias
-        a, b = decay.sigmoid(), (-decay).sigmoid() * candidate
+        parts = self.decay_candidate_gate(x).to(wide).unflatten(-1, (-1, 3, self.decay_candidate_gate.group[0]))
+        decay, candidate, gate = parts.unbind(-2)  # (B, T, groups, width)
+        decay = decay + self.decay_bias.view_as(decay[0, 0])
+        a, b = decay.sigmoid().flatten(2), ((-decay).sigmoid() * candidate).flatten(2)
         if not documents.are_rows:
             is_token = documents.is_token.unsqueeze(-1)
             a = a.masked_fill(documents.begins.unsqueeze(-1), 0).masked_fill(~is_token, 1)
             b = b * is_token
-        first = b.new_zeros(len(b), self.state_dim) if state is None else state.tensors[0]
+        first = b.new_zeros(len(b), b.shape[-1]) if state is None else state.tensors[0]
         h = scan(a, b, first)
         if state is not None:
             state.tensors = (h[:, -1],)
         if recorder is not None:
             recorder.take("decays", lambda: a)
             recorder.take("states", lambda: h)
-        return self.output((h * nn.functional.silu(gate)).to(x.dtype))
+        return self.output((h * nn.functional.silu(gate).flatten(2)).to(x.dtype))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """States that forget half within 1 to 256 tokens at first, evenly by logarithm."""
-        half_lives = torch.logspace(0, 8, self.state_dim, base=2, device=self.decay_bias.device)
+        half_lives = torch.logspace(0, 8, len(self.decay_bias), base=2, device=self.decay_bias.device)
         self.decay_bias.copy_(torch.logit(0.5 ** (1 / half_lives)))

@@ -60,7 +60,7 @@ def test_the_plain_form_is_taken_where_it_is_the_fast_one():
 def test_reduced_products_are_those_of_rounded_factors():
     torch.manual_seed(0)
     x, g = torch.randn(2, 5, 16, requires_grad=True), torch.randn(2, 5, 24)
-    linear = kernels.Linear(16, 24)
+    linear = kernels.Linear(16, 24, bias=True)
     linear.product_dtype = torch.bfloat16
     out = linear(x)
     assert out.dtype == torch.float32

@@ -26,7 +26,7 @@ SIZES = {"0.8M": (4, 128, 4), "10.7M": (6, 384, 6)}
 
 
 def sized(num_layers: int, dim: int, heads: int) -> ModelConfig:
-    """GPT-2 of this size over 65 pieces and a context of 256."""
+    """GPT-2 of this size over 65 tokens and a context of 256."""
     assert GPT2.decoder is not None
     block = GPT2.decoder.blocks[0]
     block = replace(block, mixer=replace(block.attention, num_heads=heads, dropout=0.0))

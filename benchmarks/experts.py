@@ -2,8 +2,8 @@
 
     python benchmarks/experts.py [--rounds 15]
 
-Width 256, 2,048 pieces in 8 rows; each expert is half as wide as the dense feed-forward. Seconds are of forward and
-backward together, of the feed-forward alone and of a whole block with causal attention; one piece is forward alone.
+Width 256, 2,048 tokens in 8 rows; each expert is half as wide as the dense feed-forward. Seconds are of forward and
+backward together, of the feed-forward alone and of a whole block with causal attention; one token is forward alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from harness import in_turn, keep, ratios, summary
 from torch import nn
 
-from isoform.batch import plain_pieces
+from isoform.batch import plain_tokens
 from isoform.machine import choose_machine
 from isoform.mask import Causal
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig
@@ -42,7 +42,7 @@ def built(feedforward: FeedForward, dtype: torch.dtype) -> Transformer:
 def steps(model: Transformer, *, is_whole: bool) -> Callable[[], None]:
     """Forward and backward of the block, or of its feed-forward alone."""
     assert model.decoder is not None
-    decoder, coordinates = model.decoder, plain_pieces(torch.zeros(ROWS, LENGTH, dtype=torch.long)).coordinates
+    decoder, coordinates = model.decoder, plain_tokens(torch.zeros(ROWS, LENGTH, dtype=torch.long)).coordinates
     stream, feedforward = torch.randn(ROWS, LENGTH, DIM), decoder.blocks[0].feedforward
     has_experts = isinstance(model.config.stacks[0].blocks[0].feedforward, Experts)
 
@@ -59,14 +59,14 @@ def steps(model: Transformer, *, is_whole: bool) -> Callable[[], None]:
     return work
 
 
-def pieces(feedforward: nn.Module) -> Callable[[], None]:
-    """One piece at a time through a feed-forward."""
-    piece = torch.randn(1, 1, DIM)
+def tokens(feedforward: nn.Module) -> Callable[[], None]:
+    """One token at a time through a feed-forward."""
+    token = torch.randn(1, 1, DIM)
 
     @torch.inference_mode()
     def work() -> None:
         for _ in range(PIECES_IN_TURN):
-            feedforward(piece)
+            feedforward(token)
 
     return work
 
@@ -107,13 +107,13 @@ def main() -> None:
                     "times_dense": ratios(seconds, "dense", "experts"),
                     "kept_mib": {name: round(kept_bytes(work) / 2**20, 1) for name, work in works.items()},
                 }
-            alone = {name: pieces(model.decoder.blocks[0].feedforward.eval()) for name, model in models.items()}
+            alone = {name: tokens(model.decoder.blocks[0].feedforward.eval()) for name, model in models.items()}
             seconds = in_turn(alone, rounds=options.rounds, warm_up=3)
-            of_kind["one_piece_microseconds"] = {
+            of_kind["one_token_microseconds"] = {
                 name: summary([1e6 * s / PIECES_IN_TURN for s in seconds[name]]) for name in alone
             }
             results[f"{kind}, {str(dtype).removeprefix('torch.')}"] = of_kind
-    keep("experts", {"experts": 8, "active": 2, "width": DIM, "pieces": ROWS * LENGTH, **results})
+    keep("experts", {"experts": 8, "active": 2, "width": DIM, "tokens": ROWS * LENGTH, **results})
 
 
 if __name__ == "__main__":

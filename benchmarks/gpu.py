@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py [--rounds 5] [--steps 20] [--batch 16]
 
-Both train in bfloat16 autocast with fused AdamW on random pieces; ours compiles its blocks, as it does by default on
+Both train in bfloat16 autocast with fused AdamW on random tokens; ours compiles its blocks, as it does by default on
 CUDA. `--device cpu --layers 2 --width 64 --context 64` tries the script without a GPU.
 """
 

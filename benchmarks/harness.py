@@ -95,7 +95,7 @@ def training_steps(
 
 
 def in_turn(works: dict[str, Callable[[], float | None]], *, rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each piece of work, A B A B …, so that a drifting clock hits all alike.
+    """Seconds of each token of work, A B A B …, so that a drifting clock hits all alike.
 
     Work that knows better what counts returns its own seconds.
     """

@@ -1,8 +1,8 @@
-"""An encoder trained on masked pieces, an encoder-decoder on pairs, and beam search: ours beside transformers, in turn.
+"""An encoder trained on masked tokens, an encoder-decoder on pairs, and beam search: ours beside transformers, in turn.
 
     python benchmarks/objectives.py MULTI30K [--rounds 5] [--steps 20]      # a folder with task 1 of Multi30k
 
-BERT of 4 layers, width 256, and BART of 3 + 3 layers, width 256, over 4,000 pieces, without dropout; both sides begin
+BERT of 4 layers, width 256, and BART of 3 + 3 layers, width 256, over 4,000 tokens, without dropout; both sides begin
 with equal weights and see the same rows, pairs padded to the longest of like length. The peer runs as it comes, and
 under torch's autocast to bfloat16. Beam search has 4 beams on the first 200 sentences of test2016 in batches of 25 of
 like length, by that BART after 400 steps of translation, in float32.
@@ -98,7 +98,7 @@ def twin(theirs: PreTrainedModel) -> Transformer:
 
 
 def masked_rows(steps: int) -> list[Batch]:
-    """16 rows of 128 pieces a step, 15 % of which are to be said."""
+    """16 rows of 128 tokens a step, 15 % of which are to be said."""
     rng, full = np.random.default_rng(0), []
     for _ in range(steps):
         rows = []
@@ -111,7 +111,7 @@ def masked_rows(steps: int) -> list[Batch]:
 
 
 def pair_rows(steps: int) -> list[Batch]:
-    """64 pairs a step, of like length: 6 .. 35 pieces, targets about as long as their sources."""
+    """64 pairs a step, of like length: 6 .. 35 tokens, targets about as long as their sources."""
     rng, batches = np.random.default_rng(0), []
     sizes = np.sort(np.clip(rng.normal(17, 5, 64 * steps), 6, 35).astype(int)).reshape(steps, 64)
     for lengths in rng.permutation(sizes):
@@ -162,7 +162,7 @@ def their_inputs(batch: Batch, *, is_pair: bool) -> dict[str, torch.Tensor]:
     if not is_pair:
         return {"input_ids": batch.inputs.ids, "labels": labels}
     assert batch.source is not None
-    there = (batch.source.coordinates.segment >= 0).long()
+    there = (batch.source.coordinates.document >= 0).long()
     ids = batch.source.ids.masked_fill(there == 0, 1)
     return {"input_ids": ids, "attention_mask": there, "decoder_input_ids": batch.inputs.ids, "labels": labels}
 
@@ -188,14 +188,14 @@ def their_steps(model: PreTrainedModel, batches: Sequence[Batch], dtype: str, *,
 
 
 def trained(name: str, build: Callable, batches: Sequence[Batch], objective: Objective, rounds: int) -> dict:
-    """Pieces per second of both, in turn."""
+    """Tokens per second of both, in turn."""
     is_pair = name == "seq2seq"
     works: dict[str, Callable] = {}
     for dtype in FORMATS:
         works[f"transformers {dtype}"] = their_steps(build(), batches, dtype, is_pair=is_pair)
         works[f"isoform {dtype}"] = our_steps(build(), batches, objective, dtype)
     seconds = in_turn(works, rounds=rounds)
-    there = sum(int((b.inputs.coordinates.segment >= 0).sum()) for b in batches)
+    there = sum(int((b.inputs.coordinates.document >= 0).sum()) for b in batches)
     best = min((f"transformers {dtype}" for dtype in FORMATS), key=lambda key: min(seconds[key]))
     return {
         "tokens_per_second": {key: summary([there / s for s in times]) for key, times in seconds.items()},

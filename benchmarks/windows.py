@@ -28,7 +28,7 @@ NUM_HEADS, HEAD_DIM = 8, 64
 
 
 def masks(window: int) -> dict[str, Mask]:
-    """A window counts the piece itself."""
+    """A window counts the token itself."""
     return {"causal": Causal(), "window": Causal() & Window(window - 1)}
 
 

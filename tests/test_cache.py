@@ -1,4 +1,4 @@
-"""The cache: cached = uncached against the predicate, however the pieces come; how many keys are held, and copied."""
+"""The cache: cached = uncached against the predicate, however the tokens come; how many keys are held, and copied."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ def build(windows: list[int | None], capacity: int = LENGTH, num_rows: int = ROW
 
 
 def check_cached_equals_uncached(masks: list[Mask], at: Coordinates, sizes: list[int]) -> Cache:
-    """Whatever comes out of the layers piece by piece is what the predicate says of the whole rows."""
+    """Whatever comes out of the layers token by token is what the predicate says of the whole rows."""
     torch.manual_seed(0)
     num_rows, length = at.index.shape
     q, k, v = (torch.randn(len(masks), num_rows, HEADS, length, DIM, dtype=torch.float64) for _ in range(3))
@@ -66,24 +66,24 @@ MASKS = [
 
 
 def rows(kind: str) -> Coordinates:
-    """Rows with places three wide."""
+    """Rows with positions three wide."""
     at = plain_coordinates(ROWS, LENGTH)
-    place = torch.stack([at.index // 3, at.index % 3], -1)
+    position = torch.stack([at.index // 3, at.index % 3], -1)
     if kind == "plain":
-        return replace(at, place=place)
-    segment, index = at.segment.clone(), at.index.clone()
+        return replace(at, position=place)
+    document, index = at.document.clone(), at.index.clone()
     if kind == "padded left":
-        segment[1, :5], index[1] = -1, index[1] - 5
-    elif kind == "padded right":  # prompts of 9 and 4 pieces beside each other, then all go on
-        segment[1, 4:9], index[1, 9:] = -1, index[1, 9:] - 5
+        document[1, :5], index[1] = -1, index[1] - 5
+    elif kind == "padded right":  # prompts of 9 and 4 tokens beside each other, then all go on
+        document[1, 4:9], index[1, 9:] = -1, index[1, 9:] - 5
     elif kind == "packed":
-        segment[0, 8:], index[0, 8:] = 1, index[0, 8:] - 8
-        segment[1, 15:], index[1, 15:] = 1, index[1, 15:] - 15
+        document[0, 8:], index[0, 8:] = 1, index[0, 8:] - 8
+        document[1, 15:], index[1, 15:] = 1, index[1, 15:] - 15
     elif kind == "gaps":  # now one row goes on, now the other
         for row in range(ROWS):
-            is_piece = torch.arange(LENGTH) % (2 + row) != 0
-            segment[row], index[row] = torch.where(is_piece, 0, -1), is_piece.cumsum(0) - 1
-    return Coordinates(segment, index, (index < 3) & (index >= 0) if kind == "prefix" else None, place)
+            is_token = torch.arange(LENGTH) % (2 + row) != 0
+            document[row], index[row] = torch.where(is_token, 0, -1), is_token.cumsum(0) - 1
+    return Coordinates(document, index, (index < 3) & (index >= 0) if kind == "prefix" else None, place)
 
 
 @pytest.mark.parametrize("kind", ["plain", "prefix", "padded left", "padded right", "packed", "gaps"])
@@ -93,17 +93,17 @@ def rows(kind: str) -> Coordinates:
     ids=lambda s: f"{len(s)} parts",
 )
 def test_cached_equals_uncached(kind, sizes):
-    sees_ahead = kind == "prefix" and sizes[0] < 3  # pieces that come later can't be seen
+    sees_ahead = kind == "prefix" and sizes[0] < 3  # tokens that come later can't be seen
     check_cached_equals_uncached([m for m in MASKS if not (sees_ahead and "Prefix" in str(m))], rows(kind), sizes)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_cached_equals_uncached_however_pieces_come(data):
+def test_cached_equals_uncached_however_tokens_come(data):
     length = data.draw(st.integers(1, 30))
-    is_piece = torch.tensor([[data.draw(st.integers(0, 4)) > 0 for _ in range(length)] for _ in range(ROWS)])
-    index = is_piece.cumsum(1) - 1
-    at = Coordinates(torch.where(is_piece, 0, -1), index)
+    is_token = torch.tensor([[data.draw(st.integers(0, 4)) > 0 for _ in range(length)] for _ in range(ROWS)])
+    index = is_token.cumsum(1) - 1
+    at = Coordinates(torch.where(is_token, 0, -1), index)
     if data.draw(st.booleans()):
         at = plain_coordinates(ROWS, length)
     masks = [Window(data.draw(st.integers(0, 12))) & Causal() for _ in range(3)]
@@ -141,19 +141,19 @@ def test_prefill_of_plain_rows_keeps_its_shortcut():
     assert lower(Causal(), new, cache.keys(0)) == lower(Causal(), new, cache.keys(1)) == CAUSAL
 
 
-def test_pieces_follow_the_newest_of_their_row():
+def test_tokens_follow_the_newest_of_their_row():
     cache = build([None, 3])
     assert cache.next_coordinates().start == 0
     cache.extend(plain_coordinates(ROWS, 4))
     following = cache.next_coordinates()
-    assert following.start == 4 and following.index.tolist() == [[4], [4]] and following.segment.tolist() == [[0], [0]]
+    assert following.start == 4 and following.index.tolist() == [[4], [4]] and following.document.tolist() == [[0], [0]]
     cache = build([None, 3])
     at = rows("padded right")
     cache.extend(part(at, 0, 9))
     for i in range(9, 12):
         following = cache.next_coordinates()
         assert following.start is None
-        assert torch.equal(following.index, at.index[:, i : i + 1]) and (following.segment == 0).all()
+        assert torch.equal(following.index, at.index[:, i : i + 1]) and (following.document == 0).all()
         cache.extend(following)
     pausing = Coordinates(torch.tensor([[0], [-1]]), torch.tensor([[12], [0]]))
     cache.extend(pausing)
@@ -163,17 +163,17 @@ def test_pieces_follow_the_newest_of_their_row():
 def test_a_layer_of_its_own_is_told_by_itself_what_it_sees():
     cache = build([None, None, 3], own=[1])
     new = plain_coordinates(ROWS, 4)
-    some = replace(new, segment=torch.tensor([[0, -1, 0, 0], [-1, -1, 0, -1]]), start=None)
+    some = replace(new, document=torch.tensor([[0, -1, 0, 0], [-1, -1, 0, -1]]), start=None)
     cache.extend(new)
     cache.extend(some, layer=1)
-    assert (cache.keys(0).segment == 0).all() and (cache.keys(2).segment == 0).all()
-    assert torch.equal(cache.keys(1).segment, some.segment)
+    assert (cache.keys(0).document == 0).all() and (cache.keys(2).document == 0).all()
+    assert torch.equal(cache.keys(1).document, some.document)
 
 
 def test_a_full_cache_says_so_and_rings_go_on():
     cache = build([None], 3)
     cache.extend(plain_coordinates(ROWS, 3))
-    with pytest.raises(ValueError, match="has 3 slots but 4 pieces came"):
+    with pytest.raises(ValueError, match="has 3 slots but 4 tokens came"):
         cache.extend(plain_coordinates(ROWS, 1, start=3))
     cache = build([1, 0], 3)
     for start in range(9):

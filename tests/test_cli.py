@@ -285,7 +285,7 @@ def test_every_preset_can_be_estimated(name, capsys):
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["num_active_parameters"] <= said["num_parameters"]
     assert "NVIDIA H200" in said["work"]["training"]["roofs"] and said["work"]["reading"]["intensity"] > 1
-    assert ("one more piece" in said["work"]) == (PRESETS[name].model.decoder is not None)
+    assert ("one more token" in said["work"]) == (PRESETS[name].model.decoder is not None)
 
 
 def test_two_presets_are_compared_as_stacks(capsys):

@@ -59,12 +59,12 @@ def test_streaming_holds_back_half_a_character():
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_special_pieces_are_shown_only_on_demand_and_never_read(name):
+def test_special_tokens_are_shown_only_on_demand_and_never_read(name):
     codec = CODECS[name]
     ids = [*codec.encode_text("a").tolist(), codec.separator, codec.end_of_text]
     assert codec.decode(ids) == "a"
     assert codec.decode(ids, show_special=True) == "a<|separator|><|endoftext|>"
-    assert codec.piece_text(codec.end_of_text) == "<|endoftext|>"
+    assert codec.token_text(codec.end_of_text) == "<|endoftext|>"
     if name != "characters":
         text = "<|endoftext|>\n<|separator|>\n" * (CHUNK // 14)  # longer than a chunk
         assert codec.decode(codec.encode_text(text)) == text
@@ -91,7 +91,7 @@ def test_fingerprints_differ():
 
 def test_characters_come_first_and_sorted():
     codec = build_codec(Characters(), ["hello", "world"])
-    assert [codec.piece_text(i) for i in range(codec.vocab_size)] == [
+    assert [codec.token_text(i) for i in range(codec.vocab_size)] == [
         *"dehlorw",
         "<|endoftext|>",
         "<|separator|>",
@@ -101,9 +101,9 @@ def test_characters_come_first_and_sorted():
     assert isinstance(build_codec(Bytes(), []), ByteCodec)
 
 
-def test_pieces_print():
-    assert ByteCodec().piece_text(10) == "\\n"
-    assert ByteCodec().piece_text(0xC3) == "\\xc3"
+def test_tokens_print():
+    assert ByteCodec().token_text(10) == "\\n"
+    assert ByteCodec().token_text(0xC3) == "\\xc3"
 
 
 @settings(PROFILE, max_examples=20)
@@ -128,7 +128,7 @@ def gpt2_and_tiktoken():
     tiktoken = pytest.importorskip("tiktoken")
     path = data_file("tokenizers/gpt2.tiktoken")
     lines = (line.split() for line in path.read_text().splitlines())
-    ranks = {base64.b64decode(piece): int(rank) for piece, rank in lines}
+    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
     pattern = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
     special = {"<|endoftext|>": 50256}
     reference = tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
@@ -191,7 +191,7 @@ def test_a_tokenizer_file_is_read_and_its_size_wins(tmp_path):
 
 def tiktoken_file(folder: Path, lines: list[tuple[bytes, int]]) -> Path:
     path = folder / "x.tiktoken"
-    path.write_text("".join(f"{base64.b64encode(piece).decode()} {rank}\n" for piece, rank in lines))
+    path.write_text("".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in lines))
     return path
 
 
@@ -222,7 +222,7 @@ def test_merges_are_recovered_from_ranks(tmp_path):
         (lambda d: bpe_from_tiktoken(tiktoken_file(d, ALL_BYTES[:-1])), "not all 256 bytes"),
         (lambda d: bpe_from_tiktoken(tiktoken_file(d, [*ALL_BYTES, (b"abc", 256)])), "b'abc' is not a merge"),
         (lambda d: BPECodec(build_tokenizer(add_prefix_space=True)), "add_prefix_space"),
-        (lambda d: BPECodec(Tokenizer(models.BPE())), "no special piece for the end"),
+        (lambda d: BPECodec(Tokenizer(models.BPE())), "no special token for the end"),
     ],
 )
 def test_errors_say_what_and_how_to_go_on(call, message, tmp_path):
@@ -236,7 +236,7 @@ def test_errors_say_what_and_how_to_go_on(call, message, tmp_path):
         ("codec.json", "{", "is damaged"),
         ("codec.json", json.dumps({"kind": "runes"}), "unknown kind 'runes'"),
         ("tokenizer.json", "{}", "not a tokenizer.json"),
-        ("tokenizer.json", Tokenizer(models.WordLevel()).to_str(), "no special piece for the end"),
+        ("tokenizer.json", Tokenizer(models.WordLevel()).to_str(), "no special token for the end"),
     ],
 )
 def test_damaged_files_are_named(name, text, message, tmp_path):

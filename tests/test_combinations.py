@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import oracle
-from isoform.batch import Pieces
+from isoform.batch import Tokens
 from isoform.mask import Causal, Coordinates, Full, Local2D, Mask, Prefix, Strided, Window
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.lowering import ABILITIES
@@ -104,15 +104,15 @@ SOME = [*SEED.sample(WITHOUT_FLEX, len(WITHOUT_FLEX) if HAS_TIME else 400), *SEE
 
 def coordinates_of(path: str, scheme: str, mask: str) -> Coordinates:
     index = torch.arange(LENGTH).expand(2, -1)
-    segment = torch.zeros(2, LENGTH, dtype=torch.long)
+    document = torch.zeros(2, LENGTH, dtype=torch.long)
     if path == "packed":
-        segment = torch.tensor([[0] * 4 + [1] * 3 + [-1] * 2, [0] * 2 + [1] * 7])
+        document = torch.tensor([[0] * 4 + [1] * 3 + [-1] * 2, [0] * 2 + [1] * 7])
         index = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 0, 0], [0, 1, 0, 1, 2, 3, 4, 5, 6]])
     needs_places = scheme in ("grid", "rotary 2-D") or mask == "local"
-    place = torch.stack([index // 3, index % 3], -1) if needs_places else None
+    position = torch.stack([index // 3, index % 3], -1) if needs_places else None
     prefix = index < 2 if mask == "prefix" else None
     is_plain = path != "packed" and prefix is None
-    return Coordinates(segment, index, prefix, place, start=0 if is_plain else None, is_ordered=True)
+    return Coordinates(document, index, prefix, place, start=0 if is_plain else None, is_ordered=True)
 
 
 def text() -> torch.Tensor:
@@ -124,7 +124,7 @@ def expected(scheme: str, mask: str, heads: str, is_packed: bool) -> torch.Tenso
     model = model_of(scheme, heads)
     coordinates = coordinates_of("packed" if is_packed else "plain", scheme, mask)
     stack, block = model.decoder, model.decoder.blocks[0]
-    x = stack.position.embed(model.stem(Pieces(text(), coordinates)), coordinates).double()
+    x = stack.position.embed(model.stem(Tokens(text(), coordinates)), coordinates).double()
     y = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     owner = stack.position if block.position is None else block.position
     return x + oracle.attention(block.mixer, y, coordinates, MASKS[mask], SCHEMES[scheme], owner)
@@ -142,7 +142,7 @@ def test_every_way_gives_what_the_edges_give(scheme, mask, kernel, heads, path):
     if path == "cached":
         got = piecewise(model, coordinates, MASKS[mask])
     else:
-        got = model.decode(Pieces(text(), coordinates), MASKS[mask])
+        got = model.decode(Tokens(text(), coordinates), MASKS[mask])
     wanted = expected(scheme, mask, heads, path == "packed")
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=2e-6)
 
@@ -153,8 +153,8 @@ def piecewise(model: Transformer, coordinates: Coordinates, mask: Mask) -> torch
     for size in (3, 1, 4, 1):
         end = begin + size
         now = coordinates.map(lambda t, b=begin, e=end: t[:, b:e])
-        now = Coordinates(now.segment, now.index, now.prefix, now.place, start=begin)
-        parts.append(model.decode(Pieces(text()[:, begin:end], now), mask, cache=kv_cache))
+        now = Coordinates(now.document, now.index, now.prefix, now.position, start=begin)
+        parts.append(model.decode(Tokens(text()[:, begin:end], now), mask, cache=kv_cache))
         begin = end
     return torch.cat(parts, 1)
 

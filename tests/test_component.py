@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from isoform.batch import plain_pieces
+from isoform.batch import plain_tokens
 from isoform.model.adapters import adapt
 from isoform.model.component import Component, Role, grouped, groups_of, roles_of, rows_of_parts
 from isoform.model.config import Linear as LinearStemConfig
@@ -144,7 +144,7 @@ def test_shards_of_feedforwards_experts_and_recurrences_add_up():
         with kind():
             torch.testing.assert_close(sum(part(x) for part in parts), whole(x), rtol=1e-5, atol=1e-5)
 
-    whole, documents = RecurrenceMixer(D, 24), Documents(plain_pieces(torch.zeros(2, 5).long()).coordinates)
+    whole, documents = RecurrenceMixer(D, 24), Documents(plain_tokens(torch.zeros(2, 5).long()).coordinates)
     whole.reset_parameters()
     parts = [shard(whole, RecurrenceMixer(D, 12), i, 2) for i in range(2)]
     for part in parts:

@@ -24,7 +24,7 @@ from isoform.data.loader import PackedLoader, StreamLoader, build_loader, valida
 from isoform.data.order import epoch_order, generator, locate, stream_offset
 from isoform.data.packing import cut_records, plan_buckets, plan_rows
 from isoform.data.sources import capitals_record, load_source, reverse_record, where
-from isoform.data.tokens import Tokens, load_tokens
+from isoform.data.tokens import TokenStore, load_tokens
 from isoform.experiment import train
 from isoform.machine import cache_folder
 from isoform.objectives.config import Causal, Prefix, Seq2seq
@@ -40,19 +40,19 @@ SEEDS = st.integers(0, 2**64)
 
 
 def numbered(n: int) -> np.ndarray:
-    """A stream in which every piece tells its place."""
+    """A stream in which every token tells its place."""
     return np.arange(n, dtype=np.uint32)
 
 
-def texts(*lengths: int) -> Tokens:
-    """Records of these lengths, prefixes 0, in which every piece tells its place."""
-    return Tokens(numbered(sum(lengths)), np.array(lengths), np.zeros(len(lengths), np.int64))
+def texts(*lengths: int) -> TokenStore:
+    """Records of these lengths, prefixes 0, in which every token tells its place."""
+    return TokenStore(numbered(sum(lengths)), np.array(lengths), np.zeros(len(lengths), np.int64))
 
 
-def pairs(*sizes: tuple[int, int]) -> Tokens:
+def pairs(*sizes: tuple[int, int]) -> TokenStore:
     """Records of (prefix, rest)."""
     lengths, prefixes = np.array([a + b for a, b in sizes]), np.array([a for a, _ in sizes])
-    return Tokens(numbered(lengths.sum()), lengths, prefixes)
+    return TokenStore(numbered(lengths.sum()), lengths, prefixes)
 
 
 def same(a, b) -> bool:
@@ -61,7 +61,7 @@ def same(a, b) -> bool:
     values = [(a.targets, b.targets), (a.loss_weights, b.loss_weights)]
     for x, y in sides:
         if x is not None:
-            values += [(x.ids, y.ids), (x.coordinates.segment, y.coordinates.segment)]
+            values += [(x.ids, y.ids), (x.coordinates.document, y.coordinates.document)]
             values += [(x.coordinates.index, y.coordinates.index)]
     return all(torch.equal(x, y) for x, y in values)
 
@@ -183,16 +183,16 @@ def test_an_epoch_of_packed_texts_has_every_target_once_in_its_document(lengths,
     firsts = set(tokens.starts.tolist())
     assert sorted(batch.targets[counted].tolist()) == sorted(set(range(len(tokens.ids))) - firsts)
     assert torch.equal(batch.inputs.ids[counted] + 1, batch.targets[counted])
-    assert torch.equal(counted, batch.inputs.coordinates.segment >= 0)
-    for ids, segments, indices in zip(
+    assert torch.equal(counted, batch.inputs.coordinates.document >= 0)
+    for ids, documents, indices in zip(
         batch.inputs.ids.tolist(),
-        batch.inputs.coordinates.segment.tolist(),
+        batch.inputs.coordinates.document.tolist(),
         batch.inputs.coordinates.index.tolist(),
         strict=True,
     ):
-        for (a, s, i), (b, t, j) in pairwise(zip(ids, segments, indices, strict=True)):
+        for (a, s, i), (b, t, j) in pairwise(zip(ids, documents, indices, strict=True)):
             if s >= 0 and s == t:
-                assert (b, j) == (a + 1, i + 1), "a segment is one run of one document"
+                assert (b, j) == (a + 1, i + 1), "a document is one run of one document"
             elif t >= 0:
                 assert j == 0 and t == s + 1
 
@@ -203,17 +203,17 @@ def test_pairs_stay_whole_and_sources_lie_beside_their_targets():
     assert batch.source is not None and batch.source.ids.shape[1] == 40
     found = Counter()
     for r in range(loader.rows_per_epoch):
-        segment, source_segment = batch.inputs.coordinates.segment[r], batch.source.coordinates.segment[r]
-        for s in range(int(segment.max()) + 1):
-            source = CODEC.decode(batch.source.ids[r][source_segment == s].tolist())
-            assert CODEC.decode(batch.targets[r][segment == s].tolist()) == source[::-1]
+        document, source_document = batch.inputs.coordinates.document[r], batch.source.coordinates.document[r]
+        for s in range(int(document.max()) + 1):
+            source = CODEC.decode(batch.source.ids[r][source_document == s].tolist())
+            assert CODEC.decode(batch.targets[r][document == s].tolist()) == source[::-1]
             found[source] += 1
     assert found == Counter(reverse_record(i, held_out=False)["source"] for i in range(40))
 
 
 def test_pairs_too_long_are_dropped_and_told():
     tokens = pairs((4, 4), (20, 5), (4, 20))
-    with pytest.warns(UserWarning, match=r"2 of 3 records .* with their 49 pieces .*the first being record 1"):
+    with pytest.warns(UserWarning, match=r"2 of 3 records .* with their 49 tokens .*the first being record 1"):
         loader = build_loader(PACKED, tokens, SEQ2SEQ, context_length=8, seed=0)
     assert (loader.dropped, loader.rows_per_epoch) == (2, 1)
     samples = cut_records(np.array([30]), np.array([0]), lambda n, p: (n, 0), (8, 0), overlap=0)
@@ -224,17 +224,17 @@ def test_buckets_hold_each_pair_once_beside_others_of_its_length():
     loader = build_loader(BUCKETED, TOY, SEQ2SEQ, context_length=32, source_length=40, seed=3, together=2)
     n = loader.rows_per_epoch
     for epoch in range(2):
-        found, places = Counter(), Counter()
+        found, positions = Counter(), Counter()
         for first in range(epoch * n, (epoch + 1) * n, 2):
             count = min(2, (epoch + 1) * n - first)
             batch = loader.rows(first, count)
             assert batch.source is not None
-            there = batch.inputs.coordinates.segment >= 0
-            assert there.any(0).all() and (batch.source.coordinates.segment >= 0).any(0).all(), "a column for nobody"
+            there = batch.inputs.coordinates.document >= 0
+            assert there.any(0).all() and (batch.source.coordinates.document >= 0).any(0).all(), "a column for nobody"
             assert there.sum(1).max() - there.sum(1).min() <= 4
             assert loader.weight(first, count) == float(batch.loss_weights.sum())
             for r in range(len(batch.targets)):
-                source = CODEC.decode(batch.source.ids[r][batch.source.coordinates.segment[r] == 0].tolist())
+                source = CODEC.decode(batch.source.ids[r][batch.source.coordinates.document[r] == 0].tolist())
                 assert CODEC.decode(batch.targets[r][there[r]].tolist()) == source[::-1]
                 found[source] += 1
             places[batch.targets.shape[1]] += batch.targets.numel()
@@ -260,7 +260,7 @@ def test_what_rows_cost_is_counted_as_they_come():
     prepared = prepare(recipe)
     n, per_step = prepared.loader.rows_per_epoch, recipe.rows_per_step
     batches = [b for step in range(n // per_step) for b in global_batch(prepared, step).micro_batches]
-    places = [b.targets.numel() for b in batches]
+    positions = [b.targets.numel() for b in batches]
     assert np.mean(places) == pytest.approx(prepared.tokens_per_step, rel=0.02)
     packed = prepare(changed(recipe, {"data": {"rows": "packed"}}))
     assert packed.tokens_per_step == recipe.training.global_batch_tokens
@@ -302,7 +302,7 @@ def test_validation_of_pairs_counts_the_targets_bytes():
     assert sum(float(b.loss_weights.sum()) for b, _ in batches) == sum(TOY.lengths - TOY.prefixes)
 
 
-# Tokens
+# TokenStore
 
 
 def test_tokens_remember_records():
@@ -331,7 +331,7 @@ def test_costly_tokens_are_kept_and_damage_is_repaired(tmp_path, monkeypatch):
     check()
     files = {f.name.split(".", 1)[1]: f for f in (cache_folder() / "tokens").iterdir()}
     assert set(files) == {"ids.npy", "records.npy", "json"}, "no temporary files are left"
-    assert json.loads(files["json"].read_text())["num_pieces"] == len(plain.ids)
+    assert json.loads(files["json"].read_text())["num_tokens"] == len(plain.ids)
     monkeypatch.setattr(type(codec), "encode", None)
     check()  # read back, nothing is encoded
     monkeypatch.undo()
@@ -585,7 +585,7 @@ def test_sources_of_a_mixture_come_as_often_as_their_weights_say(weights, temper
     block = loader.rows(1000, 50)
     assert torch.equal(block.inputs.ids[7:9], loader.rows(1007, 2).inputs.ids)
     assert loader.weight(1000, 50) == float(block.loss_weights.sum())
-    places = list(loader.places(0, 3000))
+    positions = list(loader.positions(0, 3000))
     for source in range(3):
         assert [row for of, row in places if of == source] == list(range(sum(of == source for of, _ in places)))
     assert len(prepared.split.validation) == 3 and len(prepared.split.sources) == 3
@@ -600,7 +600,7 @@ def test_mixtures_of_packed_rows_keep_their_coordinates(tmp_path):
     loader = prepare(replace(recipe, data=replace(recipe.data, mixture=parts))).loader
     batch, rows = loader.rows(3, 6), [loader.rows(3 + i, 1) for i in range(6)]
     for i, row in enumerate(rows):
-        for name in ("segment", "index"):
+        for name in ("document", "index"):
             one, all_ = (getattr(b.inputs.coordinates, name) for b in (row, batch))
             assert torch.equal(one.expand(1, 32)[0], all_[i])
         assert torch.equal(row.targets[0], batch.targets[i]) and torch.equal(row.loss_weights[0], batch.loss_weights[i])
@@ -630,11 +630,11 @@ def test_documents_of_a_split_stream_do_not_see_each_other(tmp_path):
         assert torch.equal(plain.inputs.ids, apart.inputs.ids) and torch.equal(plain.targets, apart.targets)
         ids, at = apart.inputs.ids[0].tolist(), apart.inputs.coordinates
         ended = [False, *(i == CODEC.end_of_text for i in ids[:-1])]
-        segment = np.cumsum(ended)
-        assert at.segment.expand(1, 32)[0].tolist() == segment.tolist()
+        document = np.cumsum(ended)
+        assert at.document.expand(1, 32)[0].tolist() == document.tolist()
         index = [i - max([0, *(j for j in range(i + 1) if ended[j])]) for i in range(32)]
         assert at.index.expand(1, 32)[0].tolist() == index
-        # An end of text foretells nothing; all else the piece after it.
+        # An end of text foretells nothing; all else the token after it.
         assert apart.loss_weights[0].tolist() == [float(i != CODEC.end_of_text) for i in ids]
         assert split.weight(row, 1) == float(apart.loss_weights.sum())
         total += split.weight(row, 1)

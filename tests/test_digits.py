@@ -20,7 +20,7 @@ from isoform.data import sources
 from isoform.data.config import Data
 from isoform.data.loader import build_loader, validation_batches
 from isoform.data.sources import load_source
-from isoform.data.tokens import Tokens, load_tokens
+from isoform.data.tokens import TokenStore, load_tokens
 from isoform.experiment import classify
 from isoform.machine import choose_machine
 from isoform.model.config import Linear, Lookup, Pooled
@@ -53,7 +53,7 @@ def images(count: int, seed: int = 0) -> list[dict]:
 
 
 def recipe(**fields) -> Recipe:
-    """The built-in one, smaller, and with room for a class piece."""
+    """The built-in one, smaller, and with room for a class token."""
     start, grid = load_recipe("digits"), Grid(rows=5, columns=4)
     assert start.model.encoder is not None
     encoder = replace(start.model.encoder, num_layers=2, position=grid)
@@ -65,28 +65,28 @@ def recipe(**fields) -> Recipe:
 
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from([1, 2, 4]), st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 3]), st.booleans())
-def test_an_image_comes_back_and_patches_lie_row_by_row(size, rows, columns, channels, class_piece):
+def test_an_image_comes_back_and_patches_lie_row_by_row(size, rows, columns, channels, class_token):
     config = Patches(
         size=size,
         height=size * rows,
         width=size * columns,
         channels=channels,
         maximum=255.0,
-        class_piece=class_piece,
+        class_token=class_token,
     )
-    codec, first = PatchCodec(config), int(class_piece)
+    codec, first = PatchCodec(config), int(class_token)
     image = np.random.default_rng(0).integers(0, 256, codec.shape)
     check_encodings(codec, [{"image": image}, {"image": image, "label": 9}])
     encoding = codec.encode({"image": image})
     assert np.allclose(codec.decode(encoding), image, atol=1e-4)
     assert encoding.ids.tolist() == [0] * first + [-1] * (rows * columns)
-    assert encoding.features is not None and encoding.places is not None
+    assert encoding.features is not None and encoding.positions is not None
     assert np.abs(encoding.features).max() <= 1
-    for patch, (row, column) in zip(encoding.features[first:], encoding.places[first:], strict=True):
+    for patch, (row, column) in zip(encoding.features[first:], encoding.positions[first:], strict=True):
         row, column = (row - first) * size, column * size
         square = image[row : row + size, column : column + size].reshape(-1)
         assert np.allclose((patch + 1) / 2 * 255, square, atol=1e-4)
-    assert len({tuple(place) for place in encoding.places.tolist()}) == len(encoding)
+    assert len({tuple(place) for place in encoding.positions.tolist()}) == len(encoding)
 
 
 def test_whole_numbers_come_back_to_the_bit():
@@ -98,7 +98,7 @@ def test_saved_and_loaded_is_the_same_and_fingerprints_differ(tmp_path):
     CODEC.save(tmp_path)
     again = load_codec(tmp_path)
     assert isinstance(again, PatchCodec) and again.config == CODEC.config and again.fingerprint == CODEC.fingerprint
-    others = [Patches(), Patches(size=4), Patches(class_piece=False), Patches(maximum=255.0)]
+    others = [Patches(), Patches(size=4), Patches(class_token=False), Patches(maximum=255.0)]
     assert len({build_codec(config, []).fingerprint for config in others}) == 4
     (tmp_path / "codec.json").write_text(json.dumps({"kind": "patches", "size": 3}))
     with pytest.raises(ValueError, match="is damaged"):
@@ -113,16 +113,16 @@ def test_features_places_and_labels_lie_beside_the_ids():
     tokens = load_tokens(records, CODEC, cache=True)  # what isn't text isn't kept
     loader = build_loader(Data(rows="packed"), tokens, CLASSIFY, context_length=17 * 4, seed=0)
     batch = loader.rows(0, loader.rows_per_epoch)
-    pieces = batch.inputs
-    assert pieces.features is not None and pieces.features.shape == (8, 68, 4)
-    assert pieces.coordinates.place is not None and pieces.coordinates.place.shape == (8, 68, 2)
+    inputs = batch.inputs
+    assert inputs.features is not None and inputs.features.shape == (8, 68, 4)
+    assert inputs.coordinates.position is not None and inputs.coordinates.position.shape == (8, 68, 2)
     assert batch.loss_weights.sum() == loader.weight(0, 8) == 30
     found = []
     for r in range(8):
-        for s in range(int(pieces.coordinates.segment[r].max()) + 1):
-            at = pieces.coordinates.segment[r] == s
-            image = CODEC.decode(replace(CODEC.encode(records[0]), features=pieces.features[r][at].numpy()))
-            assert torch.equal(pieces.coordinates.place[r][at], torch.from_numpy(tokens.encoding(0).places))
+        for s in range(int(inputs.coordinates.document[r].max()) + 1):
+            at = inputs.coordinates.document[r] == s
+            image = CODEC.decode(replace(CODEC.encode(records[0]), features=inputs.features[r][at].numpy()))
+            assert torch.equal(inputs.coordinates.position[r][at], torch.from_numpy(tokens.encoding(0).positions))
             assert batch.loss_weights[r][at].tolist() == [1] + [0] * 16
             found.append((image.astype(int).tolist(), int(batch.targets[r][at][0])))
     assert sorted(found) == sorted((record["image"].tolist(), record["label"]) for record in records)
@@ -175,7 +175,7 @@ def test_the_model_is_filled_from_the_codec():
     model = with_sizes(recipe(), CODEC).model
     assert isinstance(model.stem, Linear) and isinstance(model.head, Pooled)
     assert (model.vocab_size, model.stem.num_features, model.stem.num_ids, model.head.num_outputs) == (1, 4, 1, 10)
-    patches = PatchCodec(Patches(size=4, class_piece=False))
+    patches = PatchCodec(Patches(size=4, class_token=False))
     model = with_sizes(recipe(), patches).model
     assert (model.vocab_size, model.stem.num_features, model.stem.num_ids) == (1, 16, 0)
     Transformer(model)
@@ -230,7 +230,7 @@ class Without(Codec):
         (lambda: CODEC.encode({"image": np.full((8, 8), np.nan)}), "nan"),
         (lambda: CODEC.encode({"image": np.zeros((8, 8)), "label": 10}), "label 10 is not among 0 .. 9"),
         (lambda: CODEC.encode({"image": np.zeros((8, 8)), "label": 0.5}), "label 0.5 is not"),
-        (lambda: CODEC.decode(CODEC.encode(images(1)[0]).cut(0, 3)), "17 pieces of 4 features"),
+        (lambda: CODEC.decode(CODEC.encode(images(1)[0]).cut(0, 3)), "17 tokens of 4 features"),
         (lambda: Patches(size=3), "size=3 doesn't divide an image of 8 x 8"),
         (lambda: Patches(maximum=0.0), "must be positive"),
         (lambda: load_tokens([{"image": np.zeros((2, 2))}] * 2, CODEC), "record 0: an image of shape"),
@@ -248,11 +248,11 @@ class Without(Codec):
         ),
         (
             lambda: with_sizes(recipe(stem=Linear(num_features=5)), CODEC),
-            "reads 5 features per piece, the codec gives 4",
+            "reads 5 features per token, the codec gives 4",
         ),
         (lambda: with_sizes(recipe(head=Pooled(num_outputs=4)), CODEC), "num_outputs=4 can't tell 10 answers"),
         (lambda: recipe(head=Pooled(embed=True)), "for each document, but this one is for each embedding"),
-        (lambda: with_sizes(gridded(Grid(rows=4, columns=4)), CODEC), "grid of 4 x 4 places .* has 5 x 4 places"),
+        (lambda: with_sizes(gridded(Grid(rows=4, columns=4)), CODEC), "grid of 4 x 4 positions .* has 5 x 4 positions"),
         (lambda: replace(recipe(), objective=Causal()), "for each vocabulary"),
         (
             lambda: replace(load_recipe("reverse-decoder"), objective=Classification()),
@@ -275,7 +275,7 @@ def gridded(position: Grid | Rotary) -> Recipe:
 
 def stream() -> None:
     tokens = load_tokens(images(3), CODEC)
-    assert isinstance(tokens, Tokens)
+    assert isinstance(tokens, TokenStore)
     build_loader(Data(rows="stream"), tokens, build_view(Causal()), context_length=16, seed=0)
 
 

@@ -1,4 +1,4 @@
-"""Experts and mixture of depths: against loops over pieces, and what routing promises."""
+"""Experts and mixture of depths: against loops over tokens, and what routing promises."""
 
 import math
 from dataclasses import replace
@@ -48,7 +48,7 @@ def drawn(rows=3, length=7, seed=1) -> Tensor:
 
 
 def expert_output(module, x: Tensor, expert: int) -> Tensor:
-    """What one expert makes of one piece (D)."""
+    """What one expert makes of one token (D)."""
     hidden, activation = module.experts.first[expert] @ x, ACTIVATIONS[module.experts.activation]
     if module.experts.width:
         gate, up = hidden.view(-1, 2, module.experts.width).unbind(1)
@@ -59,7 +59,7 @@ def expert_output(module, x: Tensor, expert: int) -> Tensor:
 
 
 def looped(module, x: Tensor, present: Tensor | None = None) -> Tensor:
-    """The same, piece by piece and expert by expert, in the words of the papers."""
+    """The same, token by token and expert by expert, in the words of the papers."""
     config, rows = module.config, []
     here = torch.ones(x.shape[:2], dtype=torch.bool) if present is None else present
     for row, exists in zip(x, here, strict=True):
@@ -91,7 +91,7 @@ def gradients(out: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("is_padded", [False, True])
 @pytest.mark.parametrize("router", ROUTERS)
-def test_experts_equal_a_loop_over_pieces(router, is_padded):
+def test_experts_equal_a_loop_over_tokens(router, is_padded):
     module, x = built(router=ROUTERS[router]), drawn()
     present = torch.rand(x.shape[:2]) > 0.3 if is_padded else None
     ours, theirs = module(x, present), looped(module, x, present)
@@ -128,7 +128,7 @@ def test_gradients_by_finite_differences(expert):
     assert torch.autograd.gradcheck(call, (x, *module.parameters()))
 
 
-def test_an_expert_without_pieces_gets_a_zero_gradient():
+def test_an_expert_without_tokens_gets_a_zero_gradient():
     module, x = built(router=TokenChoice(num_active=1)), drawn()
     with torch.no_grad():
         module.router.weight.zero_()  # all tie, so that one expert is chosen by all
@@ -137,7 +137,7 @@ def test_an_expert_without_pieces_gets_a_zero_gradient():
     assert chosen.sum() == 1 and not module.experts.gate_up.grad[~chosen].any()
 
 
-def test_no_piece_at_all():
+def test_no_token_at_all():
     for router in (TokenChoice(capacity_factor=1.0, z_loss=1.0, balance_loss=1.0), ExpertChoice()):
         module, x, auxiliary = built(router=router), drawn(), Auxiliary()
         out = module(x, torch.zeros(x.shape[:2], dtype=torch.bool), auxiliary)
@@ -158,7 +158,7 @@ def test_padding_takes_no_part(router):
     assert not module(other, present)[0, 4:].any()
 
 
-def test_capacity_takes_the_first_pieces_and_counts_the_others():
+def test_capacity_takes_the_first_tokens_and_counts_the_others():
     router = TokenChoice(num_active=2, capacity_factor=0.5)
     module, x, auxiliary = built(router=router), drawn(2, 10), Auxiliary()
     out = module(x, None, auxiliary)
@@ -178,7 +178,7 @@ def test_capacity_takes_the_first_pieces_and_counts_the_others():
             torch.testing.assert_close(out[row, i], expected)
     assert int(auxiliary.counts["experts_dropped"]) == dropped > 0
     (grad,) = torch.autograd.grad(out[:, 4].sum(), x)
-    assert not grad[:, 5:].any(), "a piece's result depends on later ones"
+    assert not grad[:, 5:].any(), "a token's result depends on later ones"
     module.eval()
     torch.testing.assert_close(module(x), looped(module, x))  # in evaluation nothing is dropped
 
@@ -302,7 +302,7 @@ def test_the_chosen_are_the_best_of_each_row_in_their_order():
     kept = [row[chosen].tolist() for row, chosen in zip(subset.indices, subset.is_chosen, strict=True)]
     assert kept == [[1, 3], [0, 4, 5]]
     coordinates = subset.coordinates(plain(1, 6))
-    assert (coordinates.segment == -1).tolist() == (~subset.is_chosen).tolist()
+    assert (coordinates.document == -1).tolist() == (~subset.is_chosen).tolist()
     assert torch.equal(coordinates.index, subset.indices) and coordinates.start is None
     torch.testing.assert_close(subset.weights, scores.gather(1, subset.indices).sigmoid())
 

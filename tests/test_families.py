@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from families import LENGTH, VOCAB, all_peers, make
-from isoform.batch import Pieces, plain_coordinates
+from isoform.batch import Tokens, plain_coordinates
 from isoform.checkpoint.families.canonical import canonical
 from isoform.checkpoint.huggingface import family_of, read_folder, write_folder
 from isoform.checkpoint.tensors import state_of
@@ -60,10 +60,10 @@ def inputs(name: str):
     return {"input_ids": ids(1)}, (ids(1),), {}
 
 
-def featured(features: torch.Tensor, first: int = -1) -> Pieces:
+def featured(features: torch.Tensor, first: int = -1) -> Tokens:
     kinds = torch.full(features.shape[:2], -1)
     kinds[:, 0] = first
-    return Pieces(kinds, plain_coordinates(*features.shape[:2]), features=features)
+    return Tokens(kinds, plain_coordinates(*features.shape[:2]), features=features)
 
 
 def our_logits(model: Transformer, name: str, **more) -> torch.Tensor:
@@ -89,8 +89,8 @@ def test_cached_logits_are_equal(name, root):
     memory = ours.encode(keywords["source"]) if keywords else None
     cache, at = ours.build_cache(2), 0
     for size in (5, 1, 9, *[1] * 15):
-        pieces = Pieces(text[:, at : at + size], plain_coordinates(2, size, start=at))
-        got = ours.logits(ours.decode(pieces, memory=memory, cache=cache))
+        tokens = Tokens(text[:, at : at + size], plain_coordinates(2, size, start=at))
+        got = ours.logits(ours.decode(tokens, memory=memory, cache=cache))
         assert (got - expected[:, at : at + size]).abs().max() < LIMIT
         at += size
     assert at == LENGTH
@@ -109,13 +109,13 @@ def test_padding_makes_no_difference(name, root):
     else:
         is_real[1, 22:] = 0
         index = torch.arange(LENGTH).expand(2, -1)
-    pieces = Pieces(ids(1), Coordinates(is_real - 1, index))
+    tokens = Tokens(ids(1), Coordinates(is_real - 1, index))
     if form == "pair":
         expected = theirs(input_ids=ids(1), attention_mask=is_real, decoder_input_ids=ids(2)).logits
-        got, is_real = ours(ids(2), source=pieces), torch.ones_like(is_real)
+        got, is_real = ours(ids(2), source=tokens), torch.ones_like(is_real)
     else:
         expected = theirs(input_ids=ids(1), attention_mask=is_real).logits if form == "encoder" else expected
-        got = ours(pieces)
+        got = ours(tokens)
     assert ((got - expected)[is_real.bool()]).abs().max() < LIMIT
 
 

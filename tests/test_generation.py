@@ -18,7 +18,7 @@ from isoform.objectives.config import Causal, Prefix, Seq2seq
 from isoform.objectives.views import build_view
 from models import VOCAB, build, config, pair
 
-LETTERS = CharacterCodec("abcdefghijk")  # 11 letters and two special pieces: VOCAB
+LETTERS = CharacterCodec("abcdefghijk")  # 11 letters and two special tokens: VOCAB
 
 
 def ids_of(model, prompt, sampling, mask=None):
@@ -36,18 +36,18 @@ def test_greedy_generation_is_the_argmax_of_the_whole_text(stem, position):
     model = build(config(stem=stem, position=position))
     text = [1, 4, 2]
     (made,) = ids_of(model, Prompt(np.array(text)), Sampling(max_tokens=9, temperature=0))
-    for piece in made.tolist():
-        assert piece == int(model(torch.tensor([text]))[0, -1].argmax())
-        text.append(piece)
+    for token in made.tolist():
+        assert token == int(model(torch.tensor([text]))[0, -1].argmax())
+        text.append(token)
 
 
 def test_a_text_longer_than_the_context_goes_on_from_its_last_half():
     model, text = build(config()), [3, 1]
     (made,) = ids_of(model, Prompt(np.array(text)), Sampling(max_tokens=40, temperature=0))
     window = list(text)
-    for piece in made.tolist():
-        assert piece == int(model(torch.tensor([window]))[0, -1].argmax())
-        window.append(piece)
+    for token in made.tolist():
+        assert token == int(model(torch.tensor([window]))[0, -1].argmax())
+        window.append(token)
         if len(window) > 12:
             window = window[-6:]
     long_prompt = Prompt(np.arange(40) % VOCAB)
@@ -94,16 +94,16 @@ def test_temperature_sharpens_and_zero_is_greedy():
     assert step.tokens.tolist() == [1]
 
 
-def test_repetition_penalty_makes_seen_pieces_less_likely_once():
+def test_repetition_penalty_makes_seen_tokens_less_likely_once():
     logits = torch.tensor([[2.0, -2.0, 1.0]])
     penalized = penalize(logits, torch.tensor([[0, 1, 1]]), 2.0)
     assert penalized.tolist() == [[1.0, -4.0, 1.0]]
 
 
-def written(monkeypatch, codec, pieces, stop=(), max_tokens=100):
+def written(monkeypatch, codec, tokens, stop=(), max_tokens=100):
     def scripted(model, prompts, sampler, *, mask=None):
-        for piece in pieces[: sampler.max_tokens]:
-            yield Step(torch.tensor([piece]), None, [(0, piece)]), None
+        for token in tokens[: sampler.max_tokens]:
+            yield Step(torch.tensor([token]), None, [(0, token)]), None
 
     monkeypatch.setattr("isoform.generation.streaming.decode_loop", scripted)
     *events, end = generate(None, codec, Prompt(np.array([0])), Sampling(stop=stop, max_tokens=max_tokens))
@@ -113,10 +113,10 @@ def written(monkeypatch, codec, pieces, stop=(), max_tokens=100):
 
 
 def test_stop_strings_end_the_text_before_them_and_never_leak(monkeypatch):
-    pieces = LETTERS.encode_text("abcabdefg").tolist()
-    _, end = written(monkeypatch, LETTERS, pieces, stop=("abd", "fg"))
-    assert (end.text, end.reason, end.num_pieces) == ("abc", "stop", 6)
-    _, end = written(monkeypatch, LETTERS, pieces, stop=("zz", "k"))
+    tokens = LETTERS.encode_text("abcabdefg").tolist()
+    _, end = written(monkeypatch, LETTERS, tokens, stop=("abd", "fg"))
+    assert (end.text, end.reason, end.num_tokens) == ("abc", "stop", 6)
+    _, end = written(monkeypatch, LETTERS, tokens, stop=("zz", "k"))
     assert (end.text, end.reason) == ("abcabdefg", "length")
     _, end = written(monkeypatch, LETTERS, LETTERS.encode_text("abab").tolist(), stop=("abc",))
     assert (end.text, end.reason) == ("abab", "length")  # what was held back comes out at the end
@@ -126,7 +126,7 @@ def test_end_of_text_ends_and_half_characters_wait(monkeypatch):
     codec = ByteCodec()
     events, end = written(monkeypatch, codec, [*"é€".encode(), codec.end_of_text, 65])
     assert [text for _, text in events] == ["é", "€"]
-    assert (end.reason, end.num_pieces) == ("end", 6)
+    assert (end.reason, end.num_tokens) == ("end", 6)
     _, end = written(monkeypatch, codec, list("€".encode()[:2]))
     assert end.text == "\ufffd"
 
@@ -144,7 +144,7 @@ def test_prompts_of_the_three_forms():
 
 @pytest.mark.parametrize("objective", [Causal(), Prefix(), Seq2seq()], ids=lambda o: type(o).__name__)
 def test_what_is_generated_is_what_was_trained_on(objective):
-    """The first piece generated from a source has the distribution the view's Example would have."""
+    """The first token generated from a source has the distribution the view's Example would have."""
     view = build_view(objective)
     model = build(pair(config()) if isinstance(objective, Seq2seq) else config())
     record = LETTERS.encode({"source": "abcd", "target": "k"})
@@ -166,10 +166,10 @@ def test_tokens_are_scored_as_the_model_expected_them():
     for at, step in enumerate(steps[1:]):
         assert step.probability == pytest.approx(float(logits[at, ids[at + 1]].exp()), rel=1e-4)
         assert step.alternatives[0][1] == pytest.approx(float(logits[at].max().exp()), rel=1e-4)
-        assert (step.rank == 1) == (step.alternatives[0][0] == step.piece)
+        assert (step.rank == 1) == (step.alternatives[0][0] == step.token)
     assert steps[0].probability is None
     long = score_tokens(model, ids)
-    assert [step.piece for step in long] == ids.tolist()
+    assert [step.token for step in long] == ids.tolist()
     window = model(torch.as_tensor(ids[None, 6:18]))[0].softmax(-1)
     assert long[17].probability == pytest.approx(float(window[10, ids[17]]), rel=1e-4)
 

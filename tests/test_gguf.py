@@ -306,7 +306,7 @@ def tiny_tensors() -> dict[str, np.ndarray]:
 
 
 def letters() -> list[str]:
-    """The pieces of one byte."""
+    """The tokens of one byte."""
     return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
@@ -347,7 +347,7 @@ def test_texts_are_cut_as_the_name_says(pre, parts, tmp_path):
     assert codec.decode(codec.encode_text(text)) == text
 
 
-def test_pieces_without_a_use_are_left_out_and_plain_ones_added(tmp_path):
+def test_tokens_without_a_use_are_left_out_and_plain_ones_added(tmp_path):
     tokens = [*letters(), "ab", "<|endoftext|>", "<tool>", "[PAD259]"]
     kinds = {"tokenizer.ggml.token_type": [1] * 257 + [3, 4, 5], "tokenizer.ggml.add_bos_token": True}
     model = read_gguf(with_tokenizer(tmp_path / "a.gguf", tokens, ["a b"], "llama-bpe", kinds))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from isoform.batch import Encoding, Example, Pieces, collate, plain_coordinates
+from isoform.batch import Encoding, Example, Tokens, collate, plain_coordinates
 from isoform.codecs.text import ByteCodec
 from isoform.generation.answers import beam_search, sample
 from isoform.generation.config import Beam, Sampling
@@ -65,8 +65,8 @@ def test_without_the_four_differences_it_is_a_decoder(name):
     # A source that is read in both directions makes it the prefix language model instead.
     coordinates = plain_coordinates(2, 16)
     given = (torch.arange(16) < 7).expand(2, 16)
-    pieces = Pieces(torch.cat([source, target], 1), replace(coordinates, prefix=given, start=None))
-    expected = alone(pieces, Prefix() | Causal())
+    tokens = Tokens(torch.cat([source, target], 1), replace(coordinates, prefix=given, start=None))
+    expected = alone(tokens, Prefix() | Causal())
     assert (both(target, source=source) - expected[:, 7:]).abs().max() < 1e-5
 
 
@@ -79,7 +79,7 @@ def test_cached_packed_and_padded_are_the_same(name, step):
     expected, memory = model(target, source=source), model.encode(source)
     cache, at = model.build_cache(2), 0
     for size in (3, 1, 2, 1, 1):
-        part = Pieces(target[:, at : at + size], plain_coordinates(2, size, start=at))
+        part = Tokens(target[:, at : at + size], plain_coordinates(2, size, start=at))
         got = model.logits(model.decode(part, memory=memory, cache=cache))
         assert (got - expected[:, at : at + size]).abs().max() < 1e-5, at
         at += size
@@ -103,9 +103,9 @@ def test_writing_goes_on_as_the_whole_text_says(step):
     prompt = Prompt(np.array([2]), source=source)
     ((greedy,),) = sample(model, [prompt], Sampling(max_tokens=8, temperature=0), end=None)
     text = [2]
-    for piece in greedy.ids.tolist():
-        assert piece == int(model(torch.tensor([text]), source=torch.tensor(source[None]))[0, -1].argmax())
-        text.append(piece)
+    for token in greedy.ids.tolist():
+        assert token == int(model(torch.tensor([text]), source=torch.tensor(source[None]))[0, -1].argmax())
+        text.append(token)
     prompts = [prompt, Prompt(np.array([2]), source=source[:2])]
     together = beam_search(model, prompts, Beam(size=3, max_tokens=6, num_best=2), end=0)
     for one, found in zip(prompts, together, strict=True):
@@ -214,7 +214,7 @@ def test_a_conversation_is_read_again_until_the_last_difference_is_gone():
     counted = {name: turns_of(step(form), is_causal=False) for name, step in STEPS.items()}
     for turns in counted.values():
         assert [turn.read for turn in turns] == [5, 5, 5]
-        assert [turn.read_again for turn in turns] == [0, 12, 24], "all of it, since the new pieces are seen by the old"
+        assert [turn.read_again for turn in turns] == [0, 12, 24], "all of it, since the new tokens are seen by the old"
     causal = {name: turns_of(step(form), is_causal=True) for name, step in STEPS.items()}
     for name, turns in causal.items():
         again = [0, 0, 0] if name == "layerwise" else [0, 7, 7]
@@ -230,7 +230,7 @@ def test_prompts_and_sources_of_different_lengths_in_one_batch_are_each_alone():
     model = build(replace(pair(FORMS["plain"]), decoder=replace(FORMS["plain"].decoder, cross="joint")))
     texts, sources = [ids(n, 1, 1) for n in (2, 5)], [ids(n, 2, 1) for n in (3, 6)]
 
-    def rows(parts: list[torch.Tensor]) -> Pieces:
+    def rows(parts: list[torch.Tensor]) -> Tokens:
         none = np.zeros(0, np.int64)
         examples = [[Example(Encoding(p[0].numpy()), none, none.astype(np.float32))] for p in parts]
         return collate(examples, max(p.shape[1] for p in parts)).inputs

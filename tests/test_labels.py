@@ -72,7 +72,7 @@ def test_a_model_learns_which_letter_a_text_begins_with(model, tmp_path):
     assert main(["evaluate", str(run.folder), "--path", other]) == 65
 
 
-def test_tags_are_learned_and_stand_at_the_first_piece_of_each_word(tmp_path):
+def test_tags_are_learned_and_stand_at_the_first_token_of_each_word(tmp_path):
     rng, records = np.random.default_rng(1), []
     for _ in range(1500):
         tokens = [str(rng.choice(["the", "a", "dog", "cat", "runs", "naïve"])) for _ in range(rng.integers(1, 5))]
@@ -232,7 +232,7 @@ def test_heads_that_do_not_go_with_an_objective_are_named(objective, model, said
         recipe("x", objective, model)
 
 
-def test_a_head_that_speaks_for_each_piece_reads_it_alone():
+def test_a_head_that_speaks_for_each_token_reads_it_alone():
     torch.manual_seed(0)
     head, hidden = PooledHead(Pooled(over="each", num_outputs=3), 8), torch.randn(2, 5, 8)
     torch.testing.assert_close(head(hidden)[1, 3], head(hidden[1:, 3:4])[0, 0])

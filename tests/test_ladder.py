@@ -41,7 +41,7 @@ def test_the_budget_is_spent_and_the_decades_are_covered(budget, seeds):
         assert rung.tokens == rung.recipe.training.steps * rung.recipe.training.global_batch_tokens
 
 
-def test_pieces_per_parameter_are_near_what_was_asked():
+def test_tokens_per_parameter_are_near_what_was_asked():
     rungs = plan_ladder(RECIPE, Ladder(budget=1e15, decades=2.5, design=FixedRatio(sizes=10, tokens_per_parameter=40)))
     ratios = [rung.tokens / rung.parameters for rung in rungs]
     assert all(10 < ratio < 160 for ratio in ratios)
@@ -50,7 +50,7 @@ def test_pieces_per_parameter_are_near_what_was_asked():
     assert sizes == sorted(sizes) and len(set(sizes)) >= 4
 
 
-def test_groups_of_equal_compute_trade_size_for_pieces():
+def test_groups_of_equal_compute_trade_size_for_tokens():
     rungs = plan_ladder(RECIPE, Ladder(budget=3e14, decades=1.0, design=IsoFlop(groups=3, sizes=4, spread=40)))
     for group in range(3):
         there = [rung for rung in rungs if rung.group == group]

@@ -98,7 +98,7 @@ def test_repeats_are_worth_less_and_less_and_nothing_is_lost_without_them():
     small, seen = 1e6, 1e8 * np.arange(1.0, 200)
     losses = MUENNIGHOFF.loss(small, seen, 1e8)
     assert (np.diff(losses) < 0).all() and (losses >= BESIROGLU.loss(small, seen) - 1e-12).all()
-    # However often: U (1 + R*) pieces' worth (Muennighoff et al. 2023, section 3).
+    # However often: U (1 + R*) tokens' worth (Muennighoff et al. 2023, section 3).
     assert MUENNIGHOFF.loss(small, 1e14, 1e8) == pytest.approx(BESIROGLU.loss(small, 1e8 * 16.39))
 
 

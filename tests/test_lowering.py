@@ -55,12 +55,12 @@ def short_chunks(monkeypatch):
 
 
 def coordinates(kind: str, length: int, num_rows: int = 2) -> Coordinates:
-    """Rows of this kind, with places on a grid seven wide; the first third of each segment is given."""
+    """Rows of this kind, with positions on a grid seven wide; the first third of each document is given."""
     plain = plain_coordinates(num_rows, length)
-    place = torch.stack([plain.index // 7, plain.index % 7], -1)
+    position = torch.stack([plain.index // 7, plain.index % 7], -1)
     if kind == "plain":
-        return replace(plain, place=place)
-    segment, index = plain.segment.clone(), plain.index.clone()
+        return replace(plain, position=place)
+    document, index = plain.document.clone(), plain.index.clone()
     for row in range(num_rows):
         cuts = {
             "packed": [0, length // 3 + row, 2 * length // 3, length],
@@ -68,11 +68,11 @@ def coordinates(kind: str, length: int, num_rows: int = 2) -> Coordinates:
             "padded right": [0, length - 2 - 3 * row],
             "empty": [0, length] if row == 0 else [0],
         }[kind]
-        segment[row] = -1
+        document[row] = -1
         for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
-            segment[row, start:stop] = number
+            document[row, start:stop] = number
             index[row, start:stop] = torch.arange(stop - start)
-    return Coordinates(segment, index, index < length // 3, place, is_ordered=True)
+    return Coordinates(document, index, index < length // 3, place, is_ordered=True)
 
 
 def drawn(length: int, heads: tuple[int, int] = (4, 4), num_rows: int = 2, **options) -> list[torch.Tensor]:
@@ -189,7 +189,7 @@ def test_a_query_without_keys_gives_zeros_and_no_gradient(kernel):
     for mask in (Causal(), Window(3)):
         q, k, v = drawn(43)
         out = attend(q, k, v, lower(mask, at, at, kernel=kernel), kernel=kernel)
-        empty = at.segment < 0
+        empty = at.document < 0
         assert empty.any()
         lost = out.transpose(1, 2)[empty]
         assert (lost == 0).all()

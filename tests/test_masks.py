@@ -1,4 +1,4 @@
-"""Masks against their definitions, written out as loops; segments; what a mask reaches."""
+"""Masks against their definitions, written out as loops; documents; what a mask reaches."""
 
 import math
 
@@ -36,9 +36,9 @@ def test_fixed_sparse_is_that_of_the_paper(stride, summary):
 
 def test_local_2d_sees_a_rectangle_of_an_image():
     height, width = 4, 5
-    place = torch.tensor([(r, c) for r in range(height) for c in range(width)]).unsqueeze(0)
+    position = torch.tensor([(r, c) for r in range(height) for c in range(width)]).unsqueeze(0)
     plain = plain_coordinates(1, height * width)
-    at = Coordinates(plain.segment, plain.index, place=place)
+    at = Coordinates(plain.document, plain.index, position=place)
     for i, keys in enumerate(seen(Local2D(1, 2), at)):
         near = [(r, c) for r in range(height) for c in range(width)]
         assert keys == {n for n, (r, c) in enumerate(near) if abs(r - i // width) <= 1 and abs(c - i % width) <= 2}
@@ -62,17 +62,17 @@ def test_local_2d_sees_a_rectangle_of_an_image():
 )
 def test_masks_and_their_combinations(mask, allows):
     plain = plain_coordinates(1, LENGTH)
-    at = Coordinates(plain.segment, plain.index, plain.index < 6)
+    at = Coordinates(plain.document, plain.index, plain.index < 6)
     for i, keys in enumerate(seen(mask, at)):
         assert keys == {j for j in range(LENGTH) if allows(i, j)}
 
 
 @pytest.mark.parametrize("mask", [Full(), Causal() | Full(), Prefix() | Causal(), Strided(2) | Window(9, 9)], ids=str)
-def test_no_or_opens_a_door_between_segments(mask):
-    segment = torch.tensor([[0] * 5 + [1] * 6 + [-1] * 2 + [2] * 4])
+def test_no_or_opens_a_door_between_documents(mask):
+    document = torch.tensor([[0] * 5 + [1] * 6 + [-1] * 2 + [2] * 4])
     index = torch.tensor([[*range(5), *range(6), 0, 1, *range(4)]])
-    edges = attended(mask, *[Coordinates(segment, index, index < 2)] * 2)[0]
-    same = (segment[0][:, None] == segment[0]) & (segment[0] >= 0)
+    edges = attended(mask, *[Coordinates(document, index, index < 2)] * 2)[0]
+    same = (document[0][:, None] == document[0]) & (document[0] >= 0)
     assert not (edges & ~same).any()
     assert edges[same].any()
 
@@ -116,7 +116,7 @@ def test_what_a_mask_reaches(mask, far, near):
         (lambda: Strided(0), "stride=0"),
         (lambda: FixedSparse(4, 5), "summary=5"),
         (lambda: Local2D(0, -1), "columns=-1"),
-        (lambda: seen(Local2D(1, 1)), "places"),
+        (lambda: seen(Local2D(1, 1)), "positions"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(make, words):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from isoform.batch import Pieces
+from isoform.batch import Tokens
 from isoform.experiment import train
 from isoform.machine import choose_machine
 from isoform.mask import Causal, Coordinates
@@ -56,18 +56,18 @@ def test_states_forget_half_within_1_to_256_tokens_at_first():
     torch.testing.assert_close(half_lives, torch.logspace(0, 8, 16, base=2), rtol=1e-3, atol=1e-3)
 
 
-SEGMENTS = torch.tensor([[-1, 0, 0, 0, -1, 0, 1, 1, -1, 2], [0, 0, 1, 1, 1, 1, 1, 1, 1, -1], [-1] * 3 + [0] * 7])
+DOCUMENTS = torch.tensor([[-1, 0, 0, 0, -1, 0, 1, 1, -1, 2], [0, 0, 1, 1, 1, 1, 1, 1, 1, -1], [-1] * 3 + [0] * 7])
 
 
 def test_documents_are_taken_apart_and_put_together():
-    index = torch.zeros_like(SEGMENTS)
-    documents, x = Documents(Coordinates(SEGMENTS, index)), torch.randn(3, 10, 4)
+    index = torch.zeros_like(DOCUMENTS)
+    documents, x = Documents(Coordinates(DOCUMENTS, index)), torch.randn(3, 10, 4)
     rows = documents.apart(x)
     assert documents.lengths.tolist() == [4, 2, 1, 2, 7, 7] and rows.shape == (6, 7, 4)
     torch.testing.assert_close(rows[0, :4], x[0, [1, 2, 3, 5]])
-    torch.testing.assert_close(documents.together(rows), x * (SEGMENTS >= 0).unsqueeze(-1))
+    torch.testing.assert_close(documents.together(rows), x * (DOCUMENTS >= 0).unsqueeze(-1))
     assert documents.begins.nonzero().tolist() == [[0, 1], [0, 6], [0, 9], [1, 0], [1, 2], [2, 3]]
-    going_on = Documents(Coordinates(SEGMENTS, index), torch.tensor([0, 1, -1]))
+    going_on = Documents(Coordinates(DOCUMENTS, index), torch.tensor([0, 1, -1]))
     assert going_on.begins.nonzero().tolist() == [[0, 6], [0, 9], [1, 0], [1, 2], [2, 3]]
 
 
@@ -75,22 +75,22 @@ def test_documents_are_taken_apart_and_put_together():
 @pytest.mark.parametrize("sizes", [[10], [1] * 10, [3, 3, 4], [4, 1, 1, 4]], ids=str)
 def test_packed_rows_with_gaps_through_a_cache_are_each_document_alone(name, sizes):
     model, text = build(FORMS[name]), ids(3, 10)
-    index = torch.zeros_like(SEGMENTS)
-    for row, segment in enumerate(SEGMENTS):
+    index = torch.zeros_like(DOCUMENTS)
+    for row, numbers in enumerate(DOCUMENTS):
         for document in range(3):
-            at = segment == document
+            at = numbers == document
             index[row, at] = torch.arange(int(at.sum()))
     cache, start, parts = model.build_cache(3), 0, []
     for size in sizes:
         columns = slice(start, start + size)
-        at = Coordinates(SEGMENTS[:, columns], index[:, columns])
-        parts.append(model.decode(Pieces(text[:, columns], at), Causal(), cache=cache))
+        at = Coordinates(DOCUMENTS[:, columns], index[:, columns])
+        parts.append(model.decode(Tokens(text[:, columns], at), Causal(), cache=cache))
         start += size
     together = torch.cat(parts, 1)
-    for row, segment in enumerate(SEGMENTS):
-        for document in segment.unique():
+    for row, numbers in enumerate(DOCUMENTS):
+        for document in numbers.unique():
             if document >= 0:
-                at = segment == document
+                at = numbers == document
                 alone = model.decode(text[row, at].unsqueeze(0))
                 torch.testing.assert_close(together[row, at], alone[0], rtol=1e-4, atol=1e-5)
 
@@ -101,7 +101,7 @@ def test_rows_of_a_cache_can_be_chosen_anew():
     model.decode(text, cache=cache)
     cache.select(rows, None)
     more = ids(3, 1)
-    after = model.decode(Pieces(more, cache.next_coordinates()), cache=cache)
+    after = model.decode(Tokens(more, cache.next_coordinates()), cache=cache)
     torch.testing.assert_close(after, model.decode(torch.cat([text[rows], more], 1))[:, -1:], rtol=1e-4, atol=1e-5)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from isoform.batch import Encoding, Example, Pieces, collate, plain_coordinates, plain_pieces
+from isoform.batch import Encoding, Example, Tokens, collate, plain_coordinates, plain_tokens
 from isoform.mask import Causal, Full, Prefix, Window, attended
 from isoform.model.activations import activation_numbers
 from isoform.model.config import BlockConfig, Initialization, ModelConfig, StackConfig
@@ -24,7 +24,7 @@ def ids(rows: int = 2, length: int = 12, seed: int = 1) -> torch.Tensor:
 
 
 def input_gradients(model: Transformer, text: torch.Tensor, at: int, mask=None) -> torch.Tensor:
-    """How much the logits at one place depend on each input piece, by the gradient of its embedding."""
+    """How much the logits at one place depend on each input token, by the gradient of its embedding."""
     seen = []
     hook = model.stem.embedding.register_forward_hook(lambda m, i, out: seen.append(out.requires_grad_()) or out)
     logits = model(text, mask)
@@ -67,9 +67,9 @@ def test_cached_equals_uncached(form):
     for cuts in ([12], [1] * 12, [5, 1, 1, 5]):
         cache, at, parts = model.build_cache(2), 0, []
         for size in cuts:
-            piece = text[:, at : at + size]
-            pieces = Pieces(piece, plain_coordinates(2, size, start=at), text[:, max(0, at - 3) : at] if at else None)
-            parts.append(model.logits(model.decode(pieces, cache=cache)))
+            token = text[:, at : at + size]
+            tokens = Tokens(token, plain_coordinates(2, size, start=at), text[:, max(0, at - 3) : at] if at else None)
+            parts.append(model.logits(model.decode(tokens, cache=cache)))
             at += size
         torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-5, atol=2e-5)
 
@@ -79,7 +79,7 @@ def test_cached_equals_uncached_with_a_memory():
     whole = model(text, source=source)
     memory, cache = model.encode(source), model.build_cache(2)
     parts = [
-        model.logits(model.decode(Pieces(text[:, t : t + 1], plain_coordinates(2, 1, start=t)), None, memory, cache))
+        model.logits(model.decode(Tokens(text[:, t : t + 1], plain_coordinates(2, 1, start=t)), None, memory, cache))
         for t in range(12)
     ]
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-5, atol=2e-5)
@@ -144,7 +144,7 @@ def test_a_query_without_keys_gives_zeros_and_no_gradient():
     assert all(t.grad.isfinite().all() for t in (q, k, v))
 
 
-def test_no_or_opens_a_door_between_segments():
+def test_no_or_opens_a_door_between_documents():
     coordinates = collate([[example(3, 1, 2), example(3, 2, 2)]], 8).inputs.coordinates
     seen = attended(Causal() | Full() | Prefix(), coordinates, coordinates)[0]
     assert not seen[:3, 3:].any() and not seen[3:6, :3].any() and not seen[6:].any() and not seen[:, 6:].any()
@@ -213,7 +213,7 @@ def test_initialization_gives_a_uniform_guess(preset):
 def test_zero_output_projections_leave_the_stream_alone():
     model = Transformer(config(initialization=Initialization(output="zero"), final_norm=False))
     text = ids()
-    torch.testing.assert_close(model.decode(text), model.stem(plain_pieces(text)))
+    torch.testing.assert_close(model.decode(text), model.stem(plain_tokens(text)))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Objectives that hide pieces or spans: what is hidden, that it can be put back, and that models learn it."""
+"""Objectives that hide tokens or spans: what is hidden, that it can be put back, and that models learn it."""
 
 import json
 from dataclasses import replace
@@ -11,7 +11,7 @@ from isoform import experiment, preparation
 from isoform.batch import Encoding, Example
 from isoform.cli import main
 from isoform.codecs.bpe import train_bpe
-from isoform.codecs.codec import MASK, check_codec, mode_piece, span_piece
+from isoform.codecs.codec import MASK, check_codec, mode_token, span_token
 from isoform.codecs.registry import load_codec
 from isoform.codecs.text import ByteCodec, CharacterCodec
 from isoform.data.packing import cut_records
@@ -32,7 +32,7 @@ from isoform.objectives.config import (
     Seq2seq,
     SpanCorruption,
 )
-from isoform.objectives.corruption import Denoising, special_pieces
+from isoform.objectives.corruption import Denoising, special_tokens
 from isoform.objectives.views import View, build_view, check_view
 from isoform.recipe import Recipe, changed, load_recipe, recipe_from_dict, recipe_of
 
@@ -43,7 +43,7 @@ HIDING += [DenoiserMixture(), DenoiserMixture(causal=True)]
 
 
 def codec_for(objective):
-    return ByteCodec().with_special(special_pieces(objective))
+    return ByteCodec().with_special(special_tokens(objective))
 
 
 def text_of(length: int) -> Encoding:
@@ -103,19 +103,19 @@ def test_a_view_that_shows_the_answer_is_caught():
 def test_masking_hides_as_many_as_it_says_and_marks_exactly_those():
     objective = Masked()
     codec, encoding = codec_for(objective), text_of(1001)
-    view, fates, places = build_view(objective, codec), np.zeros(3), []
+    view, fates, positions = build_view(objective, codec), np.zeros(3), []
     for seed in range(60):
         example = view.example(encoding, np.random.default_rng(seed))
         chosen = example.loss_weights > 0
-        assert chosen.sum() == 150 and not chosen[-1]  # of 1,000 pieces and an end of text
+        assert chosen.sum() == 150 and not chosen[-1]  # of 1,000 tokens and an end of text
         assert np.array_equal(example.targets, encoding.ids)
         assert np.array_equal(example.inputs.ids[~chosen], encoding.ids[~chosen])
         seen = example.inputs.ids[chosen]
-        hidden, same = seen == codec.special_piece(MASK), seen == encoding.ids[chosen]
+        hidden, same = seen == codec.special_token(MASK), seen == encoding.ids[chosen]
         fates += [hidden.sum(), (~hidden & ~same).sum(), same.sum()]
         assert not set(seen[~hidden].tolist()) & set(codec.special)
         places.append(np.flatnonzero(chosen))
-    # 80 % hidden, 10 % random (1/256 of which are the same by chance), 10 % as they were; all places alike.
+    # 80 % hidden, 10 % random (1/256 of which are the same by chance), 10 % as they were; all positions alike.
     assert np.abs(fates / fates.sum() - [0.8, 0.1, 0.1]).max() < 0.012
     assert np.histogram(np.concatenate(places), 10, (0, 1000))[0].std() < 60
 
@@ -128,21 +128,21 @@ def test_whole_words_are_hidden_whole():
         encoding, hidden = codec.encode({"text": text}), 0
         for seed in range(8):
             example = build_view(objective, codec).example(encoding, np.random.default_rng(seed))
-            pieces = [codec.decode([i]) if codec is not bpe else codec.piece_text(i) for i in encoding.ids[:-1]]
+            tokens = [codec.decode([i]) if codec is not bpe else codec.token_text(i) for i in encoding.ids[:-1]]
             chosen = example.loss_weights[:-1] > 0
             hidden += chosen.sum()
-            for i in range(1, len(pieces)):
+            for i in range(1, len(tokens)):
                 if codec.joins[0][encoding.ids[i]] and codec.joins[1][encoding.ids[i - 1]]:
-                    assert chosen[i] == chosen[i - 1], (pieces[i - 1], pieces[i])
-        assert 0.2 < hidden / 8 / len(pieces) < 0.4
+                    assert chosen[i] == chosen[i - 1], (tokens[i - 1], tokens[i])
+        assert 0.2 < hidden / 8 / len(tokens) < 0.4
 
 
 @pytest.mark.parametrize("objective", [o for o in HIDING if not isinstance(o, Masked)], ids=str)
 def test_what_is_left_and_what_is_left_out_are_the_text(objective):
     codec = codec_for(objective)
     leave_out = Denoising(objective, codec)
-    spans = {codec.special_piece(span_piece(i)): i for i in range(objective.num_special)}
-    modes = {codec.special_piece(mode_piece(d.mode)) for d in UL2} if isinstance(objective, DenoiserMixture) else set()
+    spans = {codec.special_token(span_token(i)): i for i in range(objective.num_special)}
+    modes = {codec.special_token(mode_token(d.mode)) for d in UL2} if isinstance(objective, DenoiserMixture) else set()
     for length in (3, 20, 300):
         encoding, longest = text_of(length), 0
         for seed in range(40):
@@ -151,9 +151,9 @@ def test_what_is_left_and_what_is_left_out_are_the_text(objective):
             assert pair.ids[pair.prefix - 1] == codec.separator and target[-1] == codec.end_of_text
             assert (source[0] in modes) == bool(modes)
             left_out, number = {}, None
-            for piece in target[:-1]:
-                number = spans.get(piece, number)
-                left_out.setdefault(number, []).extend([] if piece in spans else [piece])
+            for token in target[:-1]:
+                number = spans.get(token, number)
+                left_out.setdefault(number, []).extend([] if token in spans else [token])
             assert list(left_out) == list(range(len(left_out))) and all(left_out.values())
             whole = [x for p in source if p not in modes for x in (left_out[spans[p]] if p in spans else [p])]
             assert whole == encoding.ids[:-1].tolist()
@@ -165,7 +165,7 @@ def test_what_is_left_and_what_is_left_out_are_the_text(objective):
 
 def test_spans_are_as_many_and_as_long_as_t5s():
     leave_out = Denoising(SpanCorruption(), codec_for(SpanCorruption()))
-    # 512 pieces: 77 left out in 26 spans; with their 26 special pieces and the end 104 of target (T5: 114 of 568).
+    # 512 tokens: 77 left out in 26 spans; with their 26 special tokens and the end 104 of target (T5: 114 of 568).
     assert leave_out.lengths(512) == (512 - 77 + 26 + 1, 77 + 26 + 1)
     few = Denoising(SpanCorruption(num_special=5), codec_for(SpanCorruption(num_special=5)))
     assert few.lengths(512) == (512 - 77 + 5 + 1, 77 + 5 + 1)
@@ -178,18 +178,18 @@ def test_denoisers_are_drawn_by_their_weights():
     mixture = DenoiserMixture(denoisers=(Denoiser(mode="A", rate=0.1, span=2), Denoiser(mode="B", rate=0.1, weight=3)))
     codec = codec_for(mixture)
     first = [Denoising(mixture, codec)(text_of(50), np.random.default_rng(s)).ids[0] for s in range(400)]
-    assert 0.69 < np.mean(np.array(first) == codec.special_piece(mode_piece("B"))) < 0.81
+    assert 0.69 < np.mean(np.array(first) == codec.special_token(mode_token("B"))) < 0.81
 
 
 def test_texts_that_cannot_be_corrupted_are_named():
     leave_out = Denoising(SpanCorruption(), codec_for(SpanCorruption()))
-    with pytest.raises(ValueError, match="1 pieces has no span"):
+    with pytest.raises(ValueError, match="1 tokens has no span"):
         leave_out(text_of(2), np.random.default_rng(0))
-    assert leave_out.lengths(2) == (0, 0) and leave_out.total(2) == 0, "a piece and the end are no row"
+    assert leave_out.lengths(2) == (0, 0) and leave_out.total(2) == 0, "a token and the end are no row"
     assert min(leave_out.lengths(3)) > 0 and len(leave_out(text_of(3), np.random.default_rng(0)))
     with pytest.raises(ValueError, match="plain texts"):
         leave_out(replace(text_of(20), prefix=4), np.random.default_rng(0))
-    with pytest.raises(ValueError, match=r"no special piece <\|mask\|>"):
+    with pytest.raises(ValueError, match=r"no special token <\|mask\|>"):
         build_view(Masked(), ByteCodec())
 
 
@@ -198,20 +198,20 @@ def test_texts_that_cannot_be_corrupted_are_named():
     [ByteCodec(), CharacterCodec("abc \n"), train_bpe(["a b c ab ab"], 258)],
     ids=lambda codec: type(codec).__name__,
 )
-def test_special_pieces_come_after_all_others_and_stay(codec, tmp_path):
-    more = codec.with_special([MASK, span_piece(0)])
-    assert more.vocab_size == codec.vocab_size + 2 and more.special_piece(MASK) == codec.vocab_size
-    assert more.with_special([span_piece(0), MASK]) is more and codec.with_special([]) is codec
+def test_special_tokens_come_after_all_others_and_stay(codec, tmp_path):
+    more = codec.with_special([MASK, span_token(0)])
+    assert more.vocab_size == codec.vocab_size + 2 and more.special_token(MASK) == codec.vocab_size
+    assert more.with_special([span_token(0), MASK]) is more and codec.with_special([]) is codec
     assert more.encode_text("a b").tolist() == codec.encode_text("a b").tolist()
     assert more.fingerprint != codec.fingerprint
     more.save(tmp_path)
     back = load_codec(tmp_path)
     assert back.fingerprint == more.fingerprint and back.special == more.special
     check_codec(more, ["a b c", ""])
-    assert more.decode([more.special_piece(MASK)]) == "" and more.piece_text(more.special_piece(MASK)) == MASK
+    assert more.decode([more.special_token(MASK)]) == "" and more.token_text(more.special_token(MASK)) == MASK
 
 
-def test_long_texts_are_cut_without_a_piece_in_two_parts():
+def test_long_texts_are_cut_without_a_token_in_two_parts():
     leave_out = Denoising(SpanCorruption(), codec_for(SpanCorruption()))
     samples = cut_records(
         np.array([1000, 1, 130]), np.zeros(3, int), lambda n, prefix: leave_out.lengths(n)[::-1], (64, 100), overlap=0

@@ -134,13 +134,13 @@ class StandIn:
 
 
 def stand_ins(arms: dict, recipes: dict, rows: list) -> Iterator[StandIn]:
-    """Each arm with what is known of its data: their hashes from its published runs, and from ids.json how many pieces
+    """Each arm with what is known of its data: their hashes from its published runs, and from ids.json how many tokens
     the codec has, the labels, and the FLOPs of a step."""
     for arm, recipe in recipes.items():
-        pieces, labels, flops_per_step = arms[arm]
+        tokens, labels, flops_per_step = arms[arm]
         if labels:
             recipe = replace(recipe, objective=replace(recipe.objective, labels=tuple(labels)))
-        codec = NumberCodec(pieces)
+        codec = NumberCodec(tokens)
         sources = next(row["data"] for row in rows if row["arm"] == arm)
         split = SimpleNamespace(sources=[SimpleNamespace(**source) for source in sources])
         yield StandIn(with_sizes(recipe, codec), split, codec, flops_per_step)

@@ -33,7 +33,7 @@ DIM = 16
 
 
 def score(scheme: RotaryPosition, i, j, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    at_i, at_j = (scheme.at(Coordinates(torch.zeros(1, 1), torch.zeros(1, 1), place=torch.tensor(p))) for p in (i, j))
+    at_i, at_j = (scheme.at(Coordinates(torch.zeros(1, 1), torch.zeros(1, 1), position=torch.tensor(p))) for p in (i, j))
     return (at_i(q) * at_j(k)).sum()
 
 
@@ -156,10 +156,10 @@ def test_a_grid_is_a_row_and_a_column():
     with torch.no_grad():
         for table in scheme.parameters():
             table.normal_()
-    place = torch.tensor([[[2, 1], [0, 3]]])
-    x = scheme.embed(torch.zeros(1, 2, 5), Coordinates(torch.zeros(1, 2), torch.zeros(1, 2), place=place))
+    position = torch.tensor([[[2, 1], [0, 3]]])
+    x = scheme.embed(torch.zeros(1, 2, 5), Coordinates(torch.zeros(1, 2), torch.zeros(1, 2), position=place))
     torch.testing.assert_close(x[0, 0], scheme.row_table[2] + scheme.column_table[1])
-    with pytest.raises(ValueError, match="places of 2 numbers, but the pieces have only an index"):
+    with pytest.raises(ValueError, match="positions of 2 numbers, but the tokens have only an index"):
         scheme.embed(torch.zeros(1, 2, 5), plain_coordinates(1, 2))
 
 
@@ -179,5 +179,5 @@ def test_what_blocks_share_they_must_agree_on(config, words):
 
 def test_schemes_of_one_axis_go_by_the_index_where_places_have_two():
     scheme = build_position(ALiBi(), model_dim=8, num_heads={4}, rotated_dims={2}, context_length=9)
-    two = Coordinates(torch.zeros(1, 3), torch.arange(3).view(1, 3), place=torch.zeros(1, 3, 2, dtype=torch.long))
+    two = Coordinates(torch.zeros(1, 3), torch.arange(3).view(1, 3), position=torch.zeros(1, 3, 2, dtype=torch.long))
     assert torch.equal(scheme.bias(two, two), scheme.bias(plain_coordinates(1, 3), plain_coordinates(1, 3)))

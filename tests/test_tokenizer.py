@@ -1,4 +1,4 @@
-"""Tokenizers of others: the same ids as by themselves, their special pieces, their bytes, and back from disk."""
+"""Tokenizers of others: the same ids as by themselves, their special tokens, their bytes, and back from disk."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def unigram() -> Tokenizer:
 
 
 def marked_pairs() -> Tokenizer:
-    """As Llama 2's: byte pairs over marked spaces, with bytes for what has no piece."""
+    """As Llama 2's: byte pairs over marked spaces, with bytes for what has no token."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Sequence(
@@ -68,7 +68,7 @@ def test_ids_and_texts_are_the_tokenizers_own(kind, tmp_path):
         expected = theirs.encode(text, add_special_tokens=False).ids
         assert codec.encode_text(text).tolist() == expected
         assert codec.decode(expected) == theirs.decode(expected)
-        spaced = codec.piece_bytes[codec.encode_text(text)].sum()
+        spaced = codec.token_bytes[codec.encode_text(text)].sum()
         if kind != "wordpiece":  # which lowers letters and adds spaces around signs
             assert codec.decode(codec.encode_text(text)) == text and spaced == len(text.encode()) + 1
     check_encodings(codec, [{"text": t} for t in TEXTS[:2]] + [{"source": "The fox", "target": "a dog"}])
@@ -77,17 +77,17 @@ def test_ids_and_texts_are_the_tokenizers_own(kind, tmp_path):
     assert again.fingerprint == codec.fingerprint and again.special == codec.special
 
 
-def test_special_pieces_are_found_by_the_names_that_others_give_them():
+def test_special_tokens_are_found_by_the_names_that_others_give_them():
     codec = TokenizerCodec(wordpiece())
     ids = codec.encode({"text": "The fox"}).ids.tolist()
     assert [codec.special[i] for i in (ids[0], ids[-1])] == ["[CLS]", "[SEP]"]
-    assert codec.special[codec.special_piece(MASK)] == "[MASK]" and codec.with_special([MASK]) is codec
+    assert codec.special[codec.special_token(MASK)] == "[MASK]" and codec.with_special([MASK]) is codec
     check_view(build_view(Masked(rate=0.5, whole_words=True), codec), [codec.encode({"text": TEXTS[0]})])
     begins, ends = codec.joins
-    ing = [i for i, t in enumerate(map(codec.piece_text, range(codec.vocab_size))) if t and not t.startswith(" ")]
+    ing = [i for i, t in enumerate(map(codec.token_text, range(codec.vocab_size))) if t and not t.startswith(" ")]
     assert begins[ing].any() and ends.any()
     other = TokenizerCodec(unigram())
-    assert other.begin_of_text is None and other.special[other.special_piece("<|span_0|>")] == "<extra_id_0>"
+    assert other.begin_of_text is None and other.special[other.special_token("<|span_0|>")] == "<extra_id_0>"
     more = other.with_special(["<|span_0|>", "<|span_1|>"])
     assert more.vocab_size == other.vocab_size + 1
     llama = TokenizerCodec(marked_pairs())
@@ -95,7 +95,7 @@ def test_special_pieces_are_found_by_the_names_that_others_give_them():
     assert llama.special[int(prompt.ids[0])] == "<s>" and llama.decode(llama.encode_text("日")) == "日"
 
 
-def test_words_keep_their_tags_behind_a_first_piece():
+def test_words_keep_their_tags_behind_a_first_token():
     codec = TokenizerCodec(wordpiece())
     encoding = codec.encode({"tokens": ["The", "fox", "jumps"], "tags": [2, 0, 1]})
     marked = np.flatnonzero(encoding.tags >= 0)
@@ -110,7 +110,7 @@ def test_what_is_no_tokenizer_is_named(tmp_path):
     with pytest.raises(ValueError, match="can't be read"):
         read_tokenizer(tmp_path / "y.json")
     bare = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
-    with pytest.raises(ValueError, match="no special piece for the end"):
+    with pytest.raises(ValueError, match="no special token for the end"):
         TokenizerCodec(bare)
     train_bpe(TEXTS, 300).save(tmp_path)
     assert isinstance(read_tokenizer(tmp_path / "tokenizer.json"), BPECodec)

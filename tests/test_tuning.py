@@ -136,7 +136,7 @@ def test_a_run_with_adapters_goes_on_to_the_same_bits_and_is_loaded_merged(text,
     assert numbers["num_trained_parameters"] < 0.2 * numbers["num_parameters"]
 
 
-def test_more_pieces_and_a_new_head_begin_anew():
+def test_more_tokens_and_a_new_head_begin_anew():
     small, large = build(config(vocab_size=13)), build(config(vocab_size=17), seed=1)
     new = large.stem.embedding.weight[13:].clone()
     take(large, small)

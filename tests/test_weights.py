@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 import weights
-from isoform.batch import Pieces, plain_coordinates, plain_pieces
+from isoform.batch import Tokens, plain_coordinates, plain_tokens
 from isoform.checkpoint.huggingface import read_folder, write_folder
 from isoform.generation.answers import sample
 from isoform.generation.config import Sampling
@@ -89,8 +89,8 @@ def test_minilm_puts_sentences_where_the_reference_does():
     with torch.no_grad():
         hidden = BertModel.from_pretrained(folder).eval()(input_ids=ids, attention_mask=real).last_hidden_state
         reference = torch.nn.functional.normalize((hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True))
-        pieces = Pieces(ids, Coordinates(real - 1, torch.arange(ids.shape[1]).expand_as(ids)))
-        ours = read_folder(Path(folder))(pieces)[:, 0]
+        tokens = Tokens(ids, Coordinates(real - 1, torch.arange(ids.shape[1]).expand_as(ids)))
+        ours = read_folder(Path(folder))(tokens)[:, 0]
     assert (ours * reference).sum(-1).min() >= 0.9999
     similar = ours @ ours.T
     assert similar[0, 1] > similar[0, 2] + 0.2 and similar[0, 1] > similar[0, 3]
@@ -110,23 +110,23 @@ def test_whisper_writes_down_what_was_said():
     model = read_folder(folder)
     assert num_parameters(model.config) == 37_760_256
     frames = torch.from_numpy(weights.log_mel(weights.speech())).T.reshape(1, 1500, 160)
-    source = Pieces(torch.full((1, 1500), -1), plain_coordinates(1, 1500), features=frames)
-    said, cache, pieces = [], model.build_cache(1), plain_pieces(torch.tensor([[50257, 50362]]))
+    source = Tokens(torch.full((1, 1500), -1), plain_coordinates(1, 1500), features=frames)
+    said, cache, tokens = [], model.build_cache(1), plain_tokens(torch.tensor([[50257, 50362]]))
     with torch.no_grad():
         memory = model.encode(source)
         while len(said) < 60:
-            logits = model.logits(model.decode(pieces, memory=memory, cache=cache))[0, -1]
+            logits = model.logits(model.decode(tokens, memory=memory, cache=cache))[0, -1]
             said.append(int(logits.argmax()))
             if said[-1] == 50256:
                 break
-            pieces = Pieces(torch.tensor([said[-1:]]), cache.next_coordinates())
+            tokens = Tokens(torch.tensor([said[-1:]]), cache.next_coordinates())
     text = Tokenizer.from_file(str(folder / "tokenizer.json")).decode(said)
     assert text.strip() == (
         "And so my fellow Americans ask not what your country can do for you, ask what you can do for your country."
     )
 
 
-@pytest.mark.filterwarnings("default:.*pieces are written as their numbers")
+@pytest.mark.filterwarnings("default:.*tokens are written as their numbers")
 def test_every_verb_takes_a_folder(tmp_path, capsys):
     from isoform.cli import main
 

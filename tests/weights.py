@@ -67,13 +67,13 @@ def stories260k(folder: Path) -> Path | None:
 def stories260k_text(ids: Sequence[int]) -> str:
     """The text of ids of stories260k, by its sentencepiece vocabulary."""
     data = present(in_data("tinystories260k/tok512.bin"), "tok512.bin").read_bytes()
-    pieces, at = [], 4  # the longest piece's length comes first
+    tokens, at = [], 4  # the longest token's length comes first
     while at < len(data):
         (length,) = struct.unpack_from("<i", data, at + 4)  # after a float, the score
-        pieces.append(data[at + 8 : at + 8 + length])
+        tokens.append(data[at + 8 : at + 8 + length])
         at += 8 + length
     raw = {f"<0x{b:02X}>".encode(): bytes([b]) for b in range(256)}
-    shown = b"".join(raw.get(pieces[i], pieces[i]) for i in ids if i > 2)  # unknown, begin, end
+    shown = b"".join(raw.get(tokens[i], tokens[i]) for i in ids if i > 2)  # unknown, begin, end
     return shown.decode("utf-8", errors="replace").removeprefix(" ")
 
 

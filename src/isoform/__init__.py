@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from isoform.batch import Batch as Batch
     from isoform.batch import Encoding as Encoding
     from isoform.batch import Example as Example
-    from isoform.batch import Pieces as Pieces
+    from isoform.batch import Tokens as Tokens
     from isoform.codecs.registry import build_codec as build_codec
     from isoform.experiment import generate as generate
     from isoform.experiment import train as train
@@ -54,7 +54,7 @@ _WHERE = {
     "Local2D": "isoform.mask",
     "Mask": "isoform.mask",
     "ModelConfig": "isoform.model.config",
-    "Pieces": "isoform.batch",
+    "Tokens": "isoform.batch",
     "Points": "isoform.scaling.laws",
     "Prefix": "isoform.mask",
     "Recipe": "isoform.recipe",

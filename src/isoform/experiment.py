@@ -40,7 +40,7 @@ from isoform.codecs.codec import TextCodec, as_text
 from isoform.codecs.registry import load_codec
 from isoform.config import ConfigError, differences, from_dict, load_toml
 from isoform.data.sources import Record
-from isoform.evaluation.evaluate import evaluate_held_out
+from isoform.evaluation.evaluate import evaluate_validation
 from isoform.files import write_bytes, write_text
 from isoform.generation.config import Sampling
 from isoform.generation.decode import build_prompt
@@ -328,8 +328,8 @@ class _Session:
             flops = self.prepared.flops_per_step / self.prepared.tokens_per_step
             line["utilisation"] = line["tokens_per_second"] * flops / self.peak_flops
             loss = f"loss {line['loss']:.3f}"
-            if self.prepared.bytes_per_piece is not None:
-                line["bits_per_byte"] = line["loss"] / math.log(2) / self.prepared.bytes_per_piece
+            if self.prepared.bytes_per_token is not None:
+                line["bits_per_byte"] = line["loss"] / math.log(2) / self.prepared.bytes_per_token
                 loss += f"  {line['bits_per_byte']:.3f} bits/byte"
             held = f"  held out {self.validation['validation_loss']:.3f}" if self.validation else ""
             self.bar.update(
@@ -341,7 +341,7 @@ class _Session:
     def validate(self) -> dict[str, float]:
         """Loss over the whole held-out split."""
         records = self.prepared.split.validation
-        score = evaluate_held_out(self.model, self.recipe, self.prepared.codec, records, self.machine)
+        score = evaluate_validation(self.model, self.recipe, self.prepared.codec, records, self.machine)
         self.validation = {
             "validation_loss": score.loss,
             **({} if score.accuracy is None else {"validation_accuracy": score.accuracy}),

@@ -6,6 +6,11 @@ the first studies were made, so that what was run before is found again.
 
 FIELDS: dict[str, dict[str, str]] = {
     "block_config": {"mixer": "attention"},
+    "lookup": {"num_token_types": "num_kinds"},
+    "masked": {"mask_rate": "hidden"},
+    "patches": {"class_token": "class_piece"},
+    "pooled": {"dense": "hidden"},
+    "stack_config": {"memory_layers": "reads"},
 }
 """By kind of a table: what a field of today was called."""
 

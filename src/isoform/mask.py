@@ -1,6 +1,6 @@
 """Who may attend to whom, as data: a Mask is a frozen expression, evaluated on Coordinates.
 
-One predicate, `allowed_pair`, is the whole rule: both pieces belong to the same segment and the mask allows
+One predicate, `allowed_pair`, is the whole rule: both tokens belong to the same document and the mask allows
 the pair; `attended` is that for all pairs. Kernels get shortcuts of it and are tested against it. Nothing here needs
 torch to be imported.
 """
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:
-    """Where each piece stands: integer tensors of shape (B, T), or anything that broadcasts.
+    """Where each token stands: integer tensors of shape (B, T), or anything that broadcasts.
 
-    segment: which packed document, -1 for an empty slot; index: order within the segment; prefix: whether the
-    piece is given rather than predicted (None: none is); place: what the position scheme sees, (B, T) or (B, T, P)
-    for places of P numbers (None: the index).
+    document: which packed document, -1 for an empty slot; index: order within the document; prefix: whether the
+    token is given rather than predicted (None: none is); position: what the position scheme sees, (B, T) or (B, T, P)
+    for positions of P numbers (None: the index).
 
-    Three promises let kernels take shortcuts without looking at values. `start`: plain rows, that is one segment,
-    indices start, start + 1, ... and no prefix. `span`: one segment, no prefix, and indices of which none is less
-    than the first number or greater than the second, in any order: the slots of a ring. `is_ordered`: the pieces of a
-    segment lie side by side, their indices growing by one.
+    Three promises let kernels take shortcuts without looking at values. `start`: plain rows, that is one document,
+    indices start, start + 1, ... and no prefix. `span`: one document, no prefix, and indices of which none is less
+    than the first number or greater than the second, in any order: the slots of a ring. `is_ordered`: the tokens of a
+    document lie side by side, their indices growing by one.
     """
 
-    segment: Tensor
+    document: Tensor
     index: Tensor
     prefix: Tensor | None = None
-    place: Tensor | None = None
+    position: Tensor | None = None
     start: int | None = None
     is_ordered: bool = False
     span: tuple[int, int] | None = None
@@ -44,9 +44,9 @@ class Coordinates:
             object.__setattr__(self, "is_ordered", True)
 
     @property
-    def places(self) -> Tensor:
+    def positions(self) -> Tensor:
         """What a position scheme of one axis sees: the index where there is no place, or one of several numbers."""
-        return self.index if self.place is None or self.place.dim() > self.index.dim() else self.place
+        return self.index if self.position is None or self.position.dim() > self.index.dim() else self.position
 
     @property
     def bounds(self) -> tuple[int, int] | None:
@@ -56,24 +56,24 @@ class Coordinates:
     def map(self, f: Callable[[Tensor], Tensor]) -> Coordinates:
         """The same coordinates with every tensor passed through f; whether they are plain is forgotten."""
         prefix = None if self.prefix is None else f(self.prefix)
-        place = None if self.place is None else f(self.place)
+        position = None if self.position is None else f(self.position)
         axes = None if self.axes is None else tuple(map(f, self.axes))
-        return Coordinates(f(self.segment), f(self.index), prefix, place, axes=axes)
+        return Coordinates(f(self.document), f(self.index), prefix, position, axes=axes)
 
     def along(self, axis: int) -> Tensor:
-        """One of the numbers of places that have several. Raises ValueError where there are none."""
+        """One of the numbers of positions that have several. Raises ValueError where there are none."""
         if self.axes is not None:
             return self.axes[axis]
-        if self.place is None:
-            raise ValueError("pieces with places (row, column) are needed, but these have only an index")
-        return self.place[..., axis]
+        if self.position is None:
+            raise ValueError("tokens with positions (row, column) are needed, but these have only an index")
+        return self.position[..., axis]
 
     def apart(self) -> Coordinates:
-        """The same with `axes` in the stead of places that have several numbers."""
-        if self.place is None or self.place.dim() == self.index.dim():
+        """The same with `axes` in the stead of positions that have several numbers."""
+        if self.position is None or self.position.dim() == self.index.dim():
             return self
-        axes = tuple(number.contiguous() for number in self.place.unbind(-1))
-        return Coordinates(self.segment, self.index, self.prefix, axes=axes)
+        axes = tuple(number.contiguous() for number in self.position.unbind(-1))
+        return Coordinates(self.document, self.index, self.prefix, axes=axes)
 
 
 class Mask(ABC):
@@ -92,7 +92,7 @@ class Mask(ABC):
 
 @dataclass(frozen=True)
 class Full(Mask):
-    """Every piece sees every piece of its segment: an encoder."""
+    """Every token sees every token of its document: an encoder."""
 
     def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         return True
@@ -100,7 +100,7 @@ class Full(Mask):
 
 @dataclass(frozen=True)
 class Causal(Mask):
-    """A piece sees itself and what came before: a decoder."""
+    """A token sees itself and what came before: a decoder."""
 
     def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         return key.index <= query.index
@@ -108,7 +108,7 @@ class Causal(Mask):
 
 @dataclass(frozen=True)
 class Prefix(Mask):
-    """The pieces given beforehand are seen by all; `Prefix() | Causal()` makes a prefix language model."""
+    """The tokens given beforehand are seen by all; `Prefix() | Causal()` makes a prefix language model."""
 
     def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         return False if key.prefix is None else key.prefix
@@ -116,7 +116,7 @@ class Prefix(Mask):
 
 @dataclass(frozen=True)
 class Window(Mask):
-    """At most `before` pieces back and `after` pieces ahead, counted by index; the piece itself is seen."""
+    """At most `before` tokens back and `after` tokens ahead, counted by index; the token itself is seen."""
 
     before: int
     after: int = 0
@@ -132,7 +132,7 @@ class Window(Mask):
 
 @dataclass(frozen=True)
 class Strided(Mask):
-    """The last `stride` pieces, and every stride-th one before them (Child et al. 2019, strided)."""
+    """The last `stride` tokens, and every stride-th one before them (Child et al. 2019, strided)."""
 
     stride: int
 
@@ -147,7 +147,7 @@ class Strided(Mask):
 
 @dataclass(frozen=True)
 class FixedSparse(Mask):
-    """The piece's own run of `stride` pieces, and the last `summary` pieces of every run (Child et al. 2019, fixed)."""
+    """The token's own run of `stride` tokens, and the last `summary` tokens of every run (Child et al. 2019, fixed)."""
 
     stride: int
     summary: int = 1
@@ -163,7 +163,7 @@ class FixedSparse(Mask):
 
 @dataclass(frozen=True)
 class Local2D(Mask):
-    """Pieces at most so many rows and columns away, by two-dimensional places (Parmar et al. 2018)."""
+    """Tokens at most so many rows and columns away, by two-dimensional positions (Parmar et al. 2018)."""
 
     rows: int
     columns: int
@@ -201,12 +201,12 @@ class Either(Mask):
 
 
 def allowed_pair(mask: Mask, query: Coordinates, key: Coordinates) -> Tensor:
-    """The predicate itself, elementwise after broadcasting: the same segment, and the mask allows it.
+    """The predicate itself, elementwise after broadcasting: the same document, and the mask allows it.
 
-    Segments are compared here, outside the expression, so that no `|` can open a door between documents
+    Documents are compared here, outside the expression, so that no `|` can open a door between documents
     and nothing attends to an empty slot.
     """
-    return (query.segment >= 0) & (query.segment == key.segment) & mask.allows(query, key)
+    return (query.document >= 0) & (query.document == key.document) & mask.allows(query, key)
 
 
 def attended(mask: Mask, query: Coordinates, key: Coordinates) -> Tensor:

@@ -119,7 +119,7 @@ class ReproduceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions:
-    """Look at training rows: every piece above what it should say, and who may attend to whom."""
+    """Look at training rows: every token above what it should say, and who may attend to whom."""
 
     recipe: Annotated[Recipe, Inline] = Recipe()
     examples: int = 1
@@ -127,7 +127,7 @@ class InspectOptions:
     first: int = 0
     """The number of the first: row 0 is where training begins."""
     columns: int = 32
-    """So many pieces of each mask are drawn; 0: none."""
+    """So many tokens of each mask are drawn; 0: none."""
     output: Annotated[Output, Inline] = Output()
 
 
@@ -150,9 +150,9 @@ class GenerateOptions:
     length_penalty: float = 1.0
     """A text's score in that search is its log probability over its length to this power."""
     probabilities: bool = False
-    """Walk prompt and continuation piece by piece: probability, rank, entropy, alternatives."""
+    """Walk prompt and continuation token by token: probability, rank, entropy, alternatives."""
     attention: str = ""
-    """A PNG file for a picture of how the pieces of an answer attend to those of its source, layer by layer."""
+    """A PNG file for a picture of how the tokens of an answer attend to those of its source, layer by layer."""
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
 

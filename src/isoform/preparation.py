@@ -16,14 +16,14 @@ from isoform.data.config import Data
 from isoform.data.labels import label_names, numbered
 from isoform.data.loader import Loader, MixtureLoader, build_loader
 from isoform.data.sources import Record, Split, first_part, load_source
-from isoform.data.tokens import Tokens, load_tokens
+from isoform.data.tokens import TokenStore, load_tokens
 from isoform.model.baseline_config import Model
 from isoform.model.config import Convolution, Head, Linear, Lookup, ModelConfig, Pooled, Stem
 from isoform.model.cost import Shape, training_flops
 from isoform.model.parts import Grid
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Corruption, Distillation, Objective, WithClasses, requirements_of
-from isoform.objectives.corruption import special_pieces
+from isoform.objectives.corruption import special_tokens
 from isoform.objectives.task import NO_TEACHER, Task, build_task, scored_fraction
 from isoform.objectives.views import View
 from isoform.recipe import Recipe
@@ -39,7 +39,7 @@ class Prepared:
     codec: Codec
     view: View
     loader: Loader
-    bytes_per_piece: float | None
+    bytes_per_token: float | None
     """Of the training text; None if it isn't text that is predicted."""
     teacher: Transformer | None = None
 
@@ -79,7 +79,7 @@ def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
     if codec is None:
         codec = load(recipe.start).codec if recipe.start else build_codec(recipe.codec, _texts(recipe, split))
     if isinstance(codec, TextCodec):
-        codec = codec.with_special(special_pieces(recipe.objective))
+        codec = codec.with_special(special_tokens(recipe.objective))
     recipe = with_sizes(recipe, codec)
     view = view_of(recipe, codec)
     tokens = [tokens_of(recipe, first_part(part.train, recipe.data.fraction), codec) for part in parts]
@@ -96,11 +96,11 @@ def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
         for part in tokens
     ]
     loader = _mixed(recipe, loaders)
-    bytes_per_piece = None
+    bytes_per_token = None
     if isinstance(codec, TextCodec) and view.is_text:
-        bytes_per_piece = float(codec.piece_bytes[tokens[0].ids[: 2**20]].mean())
+        bytes_per_token = float(codec.token_bytes[tokens[0].ids[: 2**20]].mean())
     teacher = _teacher(recipe.objective, codec) if isinstance(recipe.objective, Distillation) else None
-    return Prepared(recipe, split, codec, view, loader, bytes_per_piece, teacher)
+    return Prepared(recipe, split, codec, view, loader, bytes_per_token, teacher)
 
 
 def load_records(data: Data) -> tuple[Sequence[Split], Split]:
@@ -125,7 +125,7 @@ def _mixed(recipe: Recipe, loaders: Sequence[Loader]) -> Loader:
 
 
 def _teacher(objective: Distillation, codec: Codec) -> Transformer:
-    """The model of a teacher. Raises ValueError for one that speaks in other pieces."""
+    """The model of a teacher. Raises ValueError for one that speaks in other tokens."""
     if not objective.teacher:
         raise ValueError(NO_TEACHER)
     teacher = load(objective.teacher)
@@ -145,8 +145,8 @@ def _with_labels(recipe: Recipe, split: Split) -> Recipe:
     return replace(recipe, objective=replace(objective, labels=label_names(split.train, key)))
 
 
-def tokens_of(recipe: Recipe, records: Sequence[Record], codec: Codec) -> Tokens:
-    """The pieces of records, their labels as numbers."""
+def tokens_of(recipe: Recipe, records: Sequence[Record], codec: Codec) -> TokenStore:
+    """The tokens of records, their labels as numbers."""
     objective, key = recipe.objective, requirements_of(recipe.objective).names
     if key is not None and isinstance(objective, WithClasses) and objective.labels:
         records = numbered(records, objective.labels, key)
@@ -175,10 +175,10 @@ def with_sizes(recipe: Recipe, codec: Codec) -> Recipe:
     sized = _with_widths(recipe.model, recipe.objective, codec)
     stated = sized.vocab_size
     if stated and stated < codec.vocab_size and recipe.start:
-        stated = codec.vocab_size  # its special pieces are added to those of the model that it begins with
+        stated = codec.vocab_size  # its special tokens are added to those of the model that it begins with
     if stated and stated < codec.vocab_size:
         raise ValueError(
-            f"model.vocab_size={stated} is smaller than the codec's {codec.vocab_size} pieces; "
+            f"model.vocab_size={stated} is smaller than the codec's {codec.vocab_size} tokens; "
             f"leave it out to take the codec's"
         )
     return replace(recipe, model=replace(sized, vocab_size=stated or max(1, codec.vocab_size)))
@@ -211,7 +211,7 @@ def _sized_stem(stem: Stem, codec: Codec) -> Stem:
     read = stem.num_features * (stem.stride if isinstance(stem, Convolution) else 1)
     if read != codec.num_features:
         raise ValueError(
-            f"the stem reads {read} features per piece, the codec gives {codec.num_features}; "
+            f"the stem reads {read} features per token, the codec gives {codec.num_features}; "
             f"leave model.stem.num_features out"
         )
     return stem
@@ -231,9 +231,9 @@ def _sized_head(head: Head, objective: Objective, codec: Codec) -> Head:
 
 
 def _check_grid(sizes: tuple[int, ...], codec: Codec) -> None:
-    if len(codec.num_places) != len(sizes) or any(n < m for n, m in zip(sizes, codec.num_places, strict=True)):
-        needs = " x ".join(map(str, codec.num_places)) or "no"
+    if len(codec.num_positions) != len(sizes) or any(n < m for n, m in zip(sizes, codec.num_positions, strict=True)):
+        needs = " x ".join(map(str, codec.num_positions)) or "no"
         raise ValueError(
-            f"a position grid of {' x '.join(map(str, sizes))} places with a codec that has {needs} places on a grid; "
+            f"a position grid of {' x '.join(map(str, sizes))} positions with a codec that has {needs} positions on a grid; "
             f"set rows and columns of the position to that, or another position"
         )

@@ -50,7 +50,7 @@ class Recipe:
     start: str = ""
     """A run directory, Hugging Face folder or GGUF file (or package:NAME/PATH of one) whose parameters and codec
     training begins with; model.preset = "start" takes its model, too. The model must be the same, but for dropout,
-    further special pieces and a head that gives something else, which begin anew; or have experts where that one has a
+    further special tokens and a head that gives something else, which begin anew; or have experts where that one has a
     feed-forward, which are then copies of it."""
     sample_prompt: str = "\n"
     """What samples during training continue."""
@@ -81,7 +81,7 @@ class Recipe:
 
     @property
     def source_length(self) -> int | None:
-        """The most pieces of a source; None where there is no encoder of its own."""
+        """The most tokens of a source; None where there is no encoder of its own."""
         model = self.model
         if not isinstance(model, ModelConfig) or model.encoder is None or model.decoder is None:
             return None
@@ -136,7 +136,7 @@ def _check_baseline(model: Baseline, objective: Objective) -> None:
     if not isinstance(objective, Causal):
         raise ValueError(
             f"objective {type(objective).__name__} with model.kind={kind_of(type(model))!r}: baselines only predict "
-            f"every next piece; set objective.kind to causal, or model.kind to model_config"
+            f"every next token; set objective.kind to causal, or model.kind to model_config"
         )
 
 

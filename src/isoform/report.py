@@ -77,7 +77,7 @@ def loss_curves(metrics: Sequence[dict]) -> str:
     floor = min(loss for _, loss in training + held_out)
     start = training[min(len(training) - 1, max(1, len(training) // 20))][1]
     axes.set_ylim(floor * 0.95, max(start, held_out[0][1]) * 1.05)
-    axes.set_xlabel("pieces seen")
+    axes.set_xlabel("tokens seen")
     axes.set_ylabel("loss per target")
     axes.xaxis.set_major_formatter(lambda value, _: count(value))
     axes.legend(frameon=False)
@@ -91,7 +91,7 @@ def _lead(summary: dict) -> str:
     elif per_byte is None:
         reached = f"Held-out loss {loss:.4f} nats per answer, {summary['validation_accuracy']:.2%} of the answers right"
     else:
-        reached = f"Held-out loss {loss:.4f} nats per piece, {per_byte:.4f} bits per byte"
+        reached = f"Held-out loss {loss:.4f} nats per token, {per_byte:.4f} bits per byte"
     expected = summary["expected_loss"]
     return f"{reached}{'' if expected is None else f' (expected {expected:.4f})'}."
 
@@ -108,7 +108,7 @@ def _rows(summary: dict) -> list[tuple[str, str, str]]:
             f"{summary['num_parameters']:,}",
             f"{summary['num_active_parameters']:,} active, counted",
         ),
-        ("Steps, pieces", f"{summary['steps']:,}, {count(summary['tokens'])}", ""),
+        ("Steps, tokens", f"{summary['steps']:,}, {count(summary['tokens'])}", ""),
         ("Training compute", f"{count(summary['flops'])}FLOP", "counted: 3 x forward, attention in full"),
         (
             "Training time",
@@ -116,7 +116,7 @@ def _rows(summary: dict) -> list[tuple[str, str, str]]:
             "measured, without validation, samples, saving",
         ),
         ("Whole process", duration(summary["wall_seconds"]), "measured"),
-        ("Throughput", f"{count(summary['tokens_per_second'])} pieces/s", "measured"),
+        ("Throughput", f"{count(summary['tokens_per_second'])} tokens/s", "measured"),
         (
             "Utilisation",
             f"{summary['utilisation']:.1%}",

@@ -201,13 +201,13 @@ def _load_gguf(path: Path) -> Trained:
 
 
 def _codec_of(folder: Path | None, path: Path, vocab_size: int = 0) -> Codec:
-    """The tokenizer of a folder; without one that can be read pieces are spoken of by their numbers."""
+    """The tokenizer of a folder; without one that can be read tokens are spoken of by their numbers."""
     try:
         if folder is None or not (folder / TOKENIZER_FILE).exists():
             raise ValueError("there is no tokenizer.json")
         return load_codec(folder)
     except ValueError as error:
-        warnings.warn(f"{path}: {error}; pieces are written as their numbers", stacklevel=3)
+        warnings.warn(f"{path}: {error}; tokens are written as their numbers", stacklevel=3)
         return NumberCodec(vocab_size or int(read_json(path / CONFIG)["vocab_size"]))
 
 

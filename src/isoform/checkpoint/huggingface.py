@@ -260,7 +260,7 @@ def exportable(config: Model) -> str | None:
 def write_folder(model: Transformer, folder: Path, extra: Mapping[str, object] | None = None) -> str:
     """Write config.json and safetensors that transformers reads; gives the class that does.
 
-    extra: further fields for config.json, such as the ids of special pieces. Raises ValueError naming the fields that
+    extra: further fields for config.json, such as the ids of special tokens. Raises ValueError naming the fields that
     no family has words for.
     """
     family, written = family_of(model.config)

@@ -229,7 +229,7 @@ def _tensor_header(stem: str, tensors: Mapping[str, Tensor]) -> dict[str, dict]:
 
 
 def _tensor_chunks(header: dict[str, dict], tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """A safetensors file piece by piece: its own writer would hold several copies of all of them."""
+    """A safetensors file token by token: its own writer would hold several copies of all of them."""
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text

@@ -28,7 +28,7 @@ class BPECodec(TextCodec):
     """Byte-level byte pairs, by a `tokenizers.Tokenizer`, which it takes over.
 
     Its own vocabulary is kept as it is, so that weights of others fit: a tokenizer without a separator
-    uses end-of-text for it, and a text with a byte that has no piece can't be encoded. Raises ValueError for tokenizers
+    uses end-of-text for it, and a text with a byte that has no token can't be encoded. Raises ValueError for tokenizers
     that aren't byte-level or don't give the text back.
     """
 
@@ -44,20 +44,20 @@ class BPECodec(TextCodec):
         special = {i: token.content for i, token in added.items() if token.special}
         end = next((name for name in ENDS if vocab.get(name) in special), None)
         if end is None:
-            raise ValueError(f"the tokenizer has no special piece for the end of a text; add one of {', '.join(ENDS)}")
+            raise ValueError(f"the tokenizer has no special token for the end of a text; add one of {', '.join(ENDS)}")
         missing = [b for b, letter in enumerate(LETTERS) if letter not in vocab]
         if any(chr(b).isprintable() for b in missing if b < 128):
             raise ValueError(
-                f"the tokenizer is not byte-level: it has no piece for {len(missing)} of 256 bytes "
+                f"the tokenizer is not byte-level: it has no token for {len(missing)} of 256 bytes "
                 f"(the first is {missing[0]}); use one trained with the ByteLevel alphabet"
             )
         self._missing = bytes(missing)  # of rare bytes some tokenizers have none
-        pieces = [b""] * (max(vocab.values()) + 1)
+        tokens = [b""] * (max(vocab.values()) + 1)
         for token, i in vocab.items():
             if i not in special:
-                pieces[i] = token.encode() if i in added else _bytes_of(token)
+                tokens[i] = token.encode() if i in added else _bytes_of(token)
         separator = vocab[SEPARATOR] if vocab.get(SEPARATOR) in special else vocab[end]
-        super().__init__(pieces, special=special, end_of_text=vocab[end], separator=separator)
+        super().__init__(tokens, special=special, end_of_text=vocab[end], separator=separator)
         self._can_cut = (
             isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel)
             and tokenizer.pre_tokenizer.use_regex
@@ -95,7 +95,7 @@ class BPECodec(TextCodec):
     def encode_text(self, text: str) -> np.ndarray:
         data = utf8(text)
         if self._missing and (lost := {*data} & {*self._missing}):
-            raise ValueError(f"the tokenizer has no piece for the byte {min(lost)}, which is in the text; remove it")
+            raise ValueError(f"the tokenizer has no token for the byte {min(lost)}, which is in the text; remove it")
         if len(text) <= CHUNK or not self._can_cut:
             return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, self.dtype)
         parts, chunks = [], _chunks(text)
@@ -106,13 +106,13 @@ class BPECodec(TextCodec):
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BPECodec:
-    """Learn byte pairs that occur at least twice; the last two of vocab_size pieces are the special ones.
+    """Learn byte pairs that occur at least twice; the last two of vocab_size tokens are the special ones.
 
     Raises ValueError for a vocabulary without room for all bytes; warns if the texts have too few pairs.
     """
     if vocab_size < 258:
         raise ValueError(
-            f"codec.vocab_size={vocab_size} has no room for 256 bytes and 2 special pieces; set 258 or more"
+            f"codec.vocab_size={vocab_size} has no room for 256 bytes and 2 special tokens; set 258 or more"
         )
     tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
@@ -125,38 +125,38 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BPECodec:
     tokenizer.add_special_tokens([END_OF_TEXT, SEPARATOR])
     codec = BPECodec(tokenizer)
     if codec.vocab_size < vocab_size:
-        warnings.warn(f"the training text gave only {codec.vocab_size} of {vocab_size} pieces", stacklevel=2)
+        warnings.warn(f"the training text gave only {codec.vocab_size} of {vocab_size} tokens", stacklevel=2)
     return codec
 
 
 def bpe_from_tiktoken(path: str | Path) -> BPECodec:
     """The tokenizer of a .tiktoken file, lines of base64 bytes and rank, cut by GPT-2's pattern.
 
-    A rank says when a piece was merged, not from what; that is recovered by running byte-pair encoding on
+    A rank says when a token was merged, not from what; that is recovered by running byte-pair encoding on
     its bytes with lower ranks only. end-of-text takes the first free id (GPT-2: 50256). Raises ValueError
     for a malformed file, and for large vocabularies (cl100k, o200k), whose pattern is another.
     """
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(read_text(Path(path)).splitlines(), 1):
         try:
-            piece, rank = line.split()
-            ranks[base64.b64decode(piece, validate=True)] = int(rank)
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error):
             raise ValueError(
                 f"{path}, line {number}: {line[:40]!r} is not base64 and a rank; get the file again"
             ) from None
     if len(ranks) > 60_000:
-        raise ValueError(f"{path} has {len(ranks)} pieces and so isn't cut by GPT-2's pattern; give its tokenizer.json")
+        raise ValueError(f"{path} has {len(ranks)} tokens and so isn't cut by GPT-2's pattern; give its tokenizer.json")
     if not all(bytes([b]) in ranks for b in range(256)):
-        raise ValueError(f"{path} has not all 256 bytes among its pieces; get the file again")
+        raise ValueError(f"{path} has not all 256 bytes among its tokens; get the file again")
     merges = []
-    for piece, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        if len(piece) > 1:
-            parts = _merge(piece, ranks, below=rank)
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        if len(token) > 1:
+            parts = _merge(token, ranks, below=rank)
             if len(parts) != 2:
-                raise ValueError(f"{path}: the piece {piece!r} is not a merge of two earlier ones; get the file again")
+                raise ValueError(f"{path}: the token {token!r} is not a merge of two earlier ones; get the file again")
             merges.append((_letters_of(parts[0]), _letters_of(parts[1])))
-    vocab = {_letters_of(piece): rank for piece, rank in ranks.items()}
+    vocab = {_letters_of(token): rank for token, rank in ranks.items()}
     taken = set(ranks.values())
     vocab[END_OF_TEXT] = next(i for i in itertools.count() if i not in taken)
     tokenizer = _byte_level(models.BPE(vocab=vocab, merges=merges))
@@ -187,7 +187,7 @@ def read_text(path: Path) -> str:
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """Pieces of a text of about CHUNK characters, cut before a line feed that something visible follows.
+    """Tokens of a text of about CHUNK characters, cut before a line feed that something visible follows.
 
     GPT-2's pattern never joins such a line feed with its neighbours, so the ids don't change. Python's \\S is
     narrower than the pattern's, which is the safe side.
@@ -200,9 +200,9 @@ def _chunks(text: str) -> Iterator[str]:
         begin = end
 
 
-def _merge(piece: bytes, ranks: dict[bytes, int], *, below: int) -> list[bytes]:
-    """Byte-pair encoding of one piece with the merges of ranks < below."""
-    parts = [piece[i : i + 1] for i in range(len(piece))]
+def _merge(token: bytes, ranks: dict[bytes, int], *, below: int) -> list[bytes]:
+    """Byte-pair encoding of one token with the merges of ranks < below."""
+    parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 1:
         pairs = [ranks.get(a + b, below) for a, b in itertools.pairwise(parts)]
         best = min(pairs)
@@ -231,14 +231,14 @@ LETTERS = _letters()
 BYTES = {letter: b for b, letter in enumerate(LETTERS)}
 
 
-def _letters_of(piece: bytes) -> str:
-    return "".join(LETTERS[b] for b in piece)
+def _letters_of(token: bytes) -> str:
+    return "".join(LETTERS[b] for b in token)
 
 
 def _bytes_of(token: str) -> bytes:
     unknown = [c for c in token if c not in BYTES]
     if unknown:
         raise ValueError(
-            f"the tokenizer's piece {token!r} is not made of bytes; only byte-level tokenizers can be read"
+            f"the tokenizer's token {token!r} is not made of bytes; only byte-level tokenizers can be read"
         )
     return bytes(BYTES[c] for c in token)

@@ -1,6 +1,6 @@
 """What a codec is: records become Encodings. Codecs for text also make text of ids again.
 
-Those hold one table, the UTF-8 bytes of each piece, from which decoding, streaming, printing and counting
+Those hold one table, the UTF-8 bytes of each token, from which decoding, streaming, printing and counting
 bytes follow; a new one adds how text becomes ids and how it is written down.
 """
 
@@ -25,18 +25,18 @@ MASK = "<|mask|>"
 FILE = "codec.json"
 
 
-def span_piece(number: int) -> str:
-    """The name of the special piece that stands for the number-th span left out of a text (T5's sentinels)."""
+def span_token(number: int) -> str:
+    """The name of the special token that stands for the number-th span left out of a text (T5's sentinels)."""
     return f"<|span_{number}|>"
 
 
-def mode_piece(mode: str) -> str:
-    """The name of the special piece that says which denoiser a text went through (UL2's modes)."""
+def mode_token(mode: str) -> str:
+    """The name of the special token that says which denoiser a text went through (UL2's modes)."""
     return f"<|mode_{mode}|>"
 
 
 def _names(name: str) -> tuple[str, ...]:
-    """Ours for a special piece, and what other tokenizers call it."""
+    """Ours for a special token, and what other tokenizers call it."""
     if name == MASK:
         return MASK, "[MASK]", "<mask>"
     if name.startswith("<|span_"):
@@ -45,21 +45,21 @@ def _names(name: str) -> tuple[str, ...]:
 
 
 class Codec(ABC):
-    """Records to pieces: with ids, with rows of features (id -1), or both."""
+    """Records to tokens: with ids, with rows of features (id -1), or both."""
 
     is_costly: ClassVar[bool] = False
     """Whether encoding takes so long that its result should be kept on disk."""
     num_features: int = 0
-    """Numbers of a piece that has no id."""
-    num_places: tuple[int, ...] = ()
-    """How many places there are along each axis; empty: pieces stand at their index."""
+    """Numbers of a token that has no id."""
+    num_positions: tuple[int, ...] = ()
+    """How many positions there are along each axis; empty: tokens stand at their index."""
     num_classes: int = 0
     """Records have labels 0 .. num_classes - 1; 0: they have none."""
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """How many ids there are, special pieces included."""
+        """How many ids there are, special tokens included."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -69,11 +69,11 @@ class Codec(ABC):
 
     @abstractmethod
     def definition(self) -> dict[str, object]:
-        """All that decides which pieces a record gets, as JSON values."""
+        """All that decides which tokens a record gets, as JSON values."""
 
     @abstractmethod
     def encode(self, record: Mapping[str, Any]) -> Encoding:
-        """The pieces of a record. Raises ValueError for one that this codec can't read."""
+        """The tokens of a record. Raises ValueError for one that this codec can't read."""
 
     def save(self, folder: str | Path) -> None:
         """Write codec.json into an existing folder; `load_codec` reads it."""
@@ -82,28 +82,28 @@ class Codec(ABC):
 
 
 class TextCodec(Codec):
-    """Text to pieces and back.
+    """Text to tokens and back.
 
     end_of_text closes every record; separator stands between source and target (a tokenizer that was read
-    from a file and has none uses end_of_text). Special pieces have no bytes and never come out of a text:
+    from a file and has none uses end_of_text). Special tokens have no bytes and never come out of a text:
     what looks like one is encoded as ordinary text.
     """
 
     begin_of_text: int | None = None
-    """What every record begins with, where a tokenizer has such a piece."""
+    """What every record begins with, where a tokenizer has such a token."""
 
     def __init__(
-        self, pieces: Sequence[bytes], *, special: Mapping[int, str], end_of_text: int, separator: int
+        self, tokens: Sequence[bytes], *, special: Mapping[int, str], end_of_text: int, separator: int
     ) -> None:
         self.special = dict(special)
         self.end_of_text, self.separator = end_of_text, separator
-        self._pieces = tuple(pieces)
+        self._tokens = tuple(tokens)
         self._ends = np.array([end_of_text, separator], self.dtype)
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are, special pieces included."""
-        return len(self._pieces)
+        """How many ids there are, special tokens included."""
+        return len(self._tokens)
 
     @property
     def dtype(self) -> np.dtype:
@@ -111,18 +111,18 @@ class TextCodec(Codec):
         return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
     @cached_property
-    def piece_bytes(self) -> np.ndarray:
-        """UTF-8 bytes of every piece (V,) int64, 0 for special ones: the denominator of bits per byte."""
-        return np.fromiter(map(len, self._pieces), np.int64, self.vocab_size)
+    def token_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of every token (V,) int64, 0 for special ones: the denominator of bits per byte."""
+        return np.fromiter(map(len, self._tokens), np.int64, self.vocab_size)
 
     @abstractmethod
     def encode_text(self, text: str) -> np.ndarray:
-        """Ids (T,) of a text, without special pieces. Raises ValueError for what has no piece."""
+        """Ids (T,) of a text, without special tokens. Raises ValueError for what has no token."""
 
     def encode(self, record: Mapping[str, Any]) -> Encoding:
         """A record {"text"} to text + end-of-text, or {"source", "target"} to source + separator + target +
         end-of-text with the prefix up to the separator, or {"tokens"} to the words with spaces between them, the first
-        piece of each with its tag, if there are {"tags"}. A {"label"} is kept. Raises ValueError for other records."""
+        token of each with its tag, if there are {"tags"}. A {"label"} is kept. Raises ValueError for other records."""
         if "text" in record:
             ids = np.concatenate([self.encode_start(record["text"]), self._ends[:1]])
             return Encoding(ids, label=record.get("label"))
@@ -137,7 +137,7 @@ class TextCodec(Codec):
         )
 
     def encode_start(self, text: str) -> np.ndarray:
-        """Ids of a text after the piece that records begin with, if there is one."""
+        """Ids of a text after the token that records begin with, if there is one."""
         ids = self.encode_text(text)
         return ids if self.begin_of_text is None else np.concatenate([[self.begin_of_text], ids]).astype(self.dtype)
 
@@ -155,54 +155,54 @@ class TextCodec(Codec):
         return Encoding(ids, tags=marks)
 
     def decode(self, ids: np.ndarray | Sequence[int], *, show_special: bool = False) -> str:
-        """Ids to text; what is no UTF-8 becomes U+FFFD, special pieces vanish unless they are to be shown.
+        """Ids to text; what is no UTF-8 becomes U+FFFD, special tokens vanish unless they are to be shown.
 
         Raises ValueError for an id outside the vocabulary.
         """
-        table = self._shown if show_special else self._pieces
+        table = self._shown if show_special else self._tokens
         return b"".join(map(table.__getitem__, self._checked(ids).tolist())).decode("utf-8", "replace")
 
-    def special_piece(self, name: str) -> int:
-        """The id of a special piece, by our name for it. Raises ValueError where the codec has none."""
+    def special_token(self, name: str) -> int:
+        """The id of a special token, by our name for it. Raises ValueError where the codec has none."""
         by_name = {text: i for i, text in self.special.items()}
         for known in _names(name):
             if known in by_name:
                 return by_name[known]
-        raise ValueError(f"the codec has no special piece {name}, which this objective needs")
+        raise ValueError(f"the codec has no special token {name}, which this objective needs")
 
     def with_special(self, names: Sequence[str]) -> TextCodec:
-        """The same codec with those of the special pieces that it lacks, after all its others."""
+        """The same codec with those of the special tokens that it lacks, after all its others."""
         there = set(self.special.values())
         missing = [name for name in names if not there & {*_names(name)}]
         return self._with_special(missing) if missing else self
 
     @abstractmethod
     def _with_special(self, names: Sequence[str]) -> TextCodec:
-        """The same codec with new special pieces, in this order, after all its others."""
+        """The same codec with new special tokens, in this order, after all its others."""
 
     @cached_property
     def joins(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of every piece (V,) whether it begins, and whether it ends, with a letter, a digit or a byte of one beyond
-        ASCII: a piece goes on with a word if it begins and the one before it ends so."""
+        """Of every token (V,) whether it begins, and whether it ends, with a letter, a digit or a byte of one beyond
+        ASCII: a token goes on with a word if it begins and the one before it ends so."""
 
         def is_inside(byte: int) -> bool:
             return byte >= 128 or chr(byte).isalnum()
 
-        begins = np.array([bool(b) and is_inside(b[0]) for b in self._pieces])
-        return begins, np.array([bool(b) and is_inside(b[-1]) for b in self._pieces])
+        begins = np.array([bool(b) and is_inside(b[0]) for b in self._tokens])
+        return begins, np.array([bool(b) and is_inside(b[-1]) for b in self._tokens])
 
     def stream_decoder(self) -> StreamDecoder:
-        """Decodes a text while its pieces arrive."""
-        return StreamDecoder(self._pieces)
+        """Decodes a text while its tokens arrive."""
+        return StreamDecoder(self._tokens)
 
-    def piece_text(self, piece: int) -> str:
-        """A printable form of one piece: what can't be printed is escaped."""
-        text = self._shown[piece].decode("utf-8", "backslashreplace")
+    def token_text(self, token: int) -> str:
+        """A printable form of one token: what can't be printed is escaped."""
+        text = self._shown[token].decode("utf-8", "backslashreplace")
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
     @cached_property
     def _shown(self) -> tuple[bytes, ...]:
-        return tuple(self.special[i].encode() if i in self.special else b for i, b in enumerate(self._pieces))
+        return tuple(self.special[i].encode() if i in self.special else b for i, b in enumerate(self._tokens))
 
     def _checked(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
         array = np.asarray(ids, np.int64)
@@ -215,13 +215,13 @@ class TextCodec(Codec):
 class StreamDecoder:
     """Emits only whole characters: the bytes of a character that is not complete yet are held back."""
 
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        self._pieces = pieces
+    def __init__(self, tokens: Sequence[bytes]) -> None:
+        self._tokens = tokens
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, piece: int) -> str:
-        """The text that one more piece completes, perhaps none."""
-        return self._decoder.decode(self._pieces[piece])
+    def push(self, token: int) -> str:
+        """The text that one more token completes, perhaps none."""
+        return self._decoder.decode(self._tokens[token])
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a torn character."""
@@ -260,26 +260,26 @@ def check_encodings(codec: Codec, records: Iterable[Mapping[str, Any]]) -> None:
         assert (encoding.features is None) == (codec.num_features == 0)
         if encoding.features is not None:
             assert encoding.features.shape == (length, codec.num_features) and encoding.features.dtype == np.float32
-            assert not encoding.features[ids >= 0].any(), "a piece has an id and features"
-        assert encoding.kinds is None or encoding.kinds.shape == (length,)
-        assert (encoding.places is None) == (not codec.num_places)
-        if encoding.places is not None:
-            assert encoding.places.shape == (length, len(codec.num_places))
-            assert ((encoding.places >= 0) & (encoding.places < codec.num_places)).all()
+            assert not encoding.features[ids >= 0].any(), "a token has an id and features"
+        assert encoding.token_types is None or encoding.token_types.shape == (length,)
+        assert (encoding.positions is None) == (not codec.num_positions)
+        if encoding.positions is not None:
+            assert encoding.positions.shape == (length, len(codec.num_positions))
+            assert ((encoding.positions >= 0) & (encoding.positions < codec.num_positions)).all()
         assert encoding.label is None or 0 <= encoding.label < codec.num_classes
 
 
 def check_codec(codec: TextCodec, texts: Iterable[str]) -> None:
     """The contract of a codec for text, on texts it should be able to encode; AssertionError where it is broken."""
-    assert codec.piece_bytes.shape == (codec.vocab_size,)
+    assert codec.token_bytes.shape == (codec.vocab_size,)
     assert {codec.end_of_text, codec.separator} <= set(codec.special)
-    assert not codec.piece_bytes[list(codec.special)].any()
+    assert not codec.token_bytes[list(codec.special)].any()
     for text in texts:
         ids = codec.encode_text(text)
         assert ids.dtype == codec.dtype and ids.ndim == 1
-        assert not np.isin(ids, list(codec.special)).any(), "a text gave a special piece"
+        assert not np.isin(ids, list(codec.special)).any(), "a text gave a special token"
         assert codec.decode(ids) == text, "decoding didn't undo encoding"
-        assert codec.piece_bytes[ids].sum() == len(text.encode()), "the pieces don't have the text's bytes"
+        assert codec.token_bytes[ids].sum() == len(text.encode()), "the tokens don't have the text's bytes"
         stream = codec.stream_decoder()
         parts = [stream.push(i) for i in ids.tolist()]
         assert "".join([*parts, stream.flush()]) == text, "streaming gave another text"

@@ -1,11 +1,11 @@
-"""Which codec turns records into pieces. Torch-free."""
+"""Which codec turns records into tokens. Torch-free."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Characters:
-    """One piece per character; the alphabet is what the text contains."""
+    """One token per character; the alphabet is what the text contains."""
 
     alphabet: str = ""
     """The characters, in order of their ids; empty: learned from the text, held-out part included."""
@@ -13,7 +13,7 @@ class Characters:
 
 @dataclass(frozen=True, kw_only=True)
 class Bytes:
-    """One piece per UTF-8 byte: nothing is ever unknown."""
+    """One token per UTF-8 byte: nothing is ever unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class BPE:
     """Byte-level byte-pair encoding (Sennrich et al. 2016), learned from the training text or read in."""
 
     vocab_size: int = 2048
-    """How many pieces to learn, the two special ones included; a file's are taken as they are."""
+    """How many tokens to learn, the two special ones included; a file's are taken as they are."""
     path: str = ""
     """A byte-level tokenizer.json, or a .tiktoken file of ranks with GPT-2's pattern; empty: learned from
     the training text."""
@@ -37,7 +37,7 @@ class Tokenizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Patches:
-    """An image cut into squares, row by row, each of which is one piece (Dosovitskiy et al. 2021)."""
+    """An image cut into squares, row by row, each of which is one token (Dosovitskiy et al. 2021)."""
 
     size: int = 2
     """Pixels along a side of a square."""
@@ -50,8 +50,8 @@ class Patches:
     """The greatest value of a number, the least being 0: features are scaled to -1 .. 1."""
     num_classes: int = 10
     """Labels are 0 .. num_classes - 1."""
-    class_piece: bool = True
-    """Whether a piece without pixels comes first, to speak for the image."""
+    class_token: bool = True
+    """Whether a token without pixels comes first, to speak for the image."""
 
     def __post_init__(self) -> None:
         if min(self.size, self.height, self.width, self.channels, self.num_classes) < 1 or not self.maximum > 0:

@@ -1,6 +1,6 @@
-"""Images as patches: squares of pixels, row by row, each one piece of features (ViT, Dosovitskiy et al. 2021).
+"""Images as patches: squares of pixels, row by row, each one token of features (ViT, Dosovitskiy et al. 2021).
 
-A class piece, the only one with an id, may come first. Places are (row, column); with a class piece the
+A class token, the only one with an id, may come first. Places are (row, column); with a class token the
 squares' rows count from 1, so that it stands apart in row 0.
 """
 
@@ -25,16 +25,16 @@ class PatchCodec(Codec):
     def __init__(self, config: Patches) -> None:
         self.config, self.num_classes = config, config.num_classes
         self.num_features = config.size**2 * config.channels
-        first = int(config.class_piece)
+        first = int(config.class_token)
         rows, columns = config.height // config.size, config.width // config.size
-        self.num_places = first + rows, columns
-        places = np.stack(np.meshgrid(np.arange(rows) + first, np.arange(columns), indexing="ij"), -1).reshape(-1, 2)
-        self._places = np.concatenate([np.zeros((first, 2), np.int64), places])
+        self.num_positions = first + rows, columns
+        positions = np.stack(np.meshgrid(np.arange(rows) + first, np.arange(columns), indexing="ij"), -1).reshape(-1, 2)
+        self._positions = np.concatenate([np.zeros((first, 2), np.int64), positions])
         self._ids = np.concatenate([np.zeros(first, np.int64), np.full(rows * columns, -1)])
 
     @property
     def vocab_size(self) -> int:
-        return int(self.config.class_piece)
+        return int(self.config.class_token)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,20 +62,20 @@ class PatchCodec(Codec):
             )
         if label is not None and not (int(label) == label and 0 <= label < config.num_classes):
             raise ValueError(f"the label {label} is not among 0 .. {config.num_classes - 1}; set codec.num_classes")
-        size, first = config.size, int(config.class_piece)
+        size, first = config.size, int(config.class_token)
         grid = image.reshape(config.height // size, size, config.width // size, size, config.channels)
         features = np.zeros((len(self._ids), self.num_features), np.float32)
         features[first:] = grid.swapaxes(1, 2).reshape(-1, self.num_features) / config.maximum * 2 - 1
-        return Encoding(self._ids, features=features, places=self._places, label=None if label is None else int(label))
+        return Encoding(self._ids, features=features, positions=self._positions, label=None if label is None else int(label))
 
     def decode(self, encoding: Encoding) -> np.ndarray:
-        """The image (height, width) or (height, width, channels), float32. Raises ValueError for other pieces."""
+        """The image (height, width) or (height, width, channels), float32. Raises ValueError for other tokens."""
         if encoding.features is None or encoding.features.shape != (len(self._ids), self.num_features):
             raise ValueError(
-                f"an image has {len(self._ids)} pieces of {self.num_features} features; decode a whole one"
+                f"an image has {len(self._ids)} tokens of {self.num_features} features; decode a whole one"
             )
-        size, (rows, columns) = self.config.size, (self.config.height // self.config.size, self.num_places[1])
-        grid = encoding.features[int(self.config.class_piece) :].reshape(rows, columns, size, size, -1)
+        size, (rows, columns) = self.config.size, (self.config.height // self.config.size, self.num_positions[1])
+        grid = encoding.features[int(self.config.class_token) :].reshape(rows, columns, size, size, -1)
         return ((grid.swapaxes(1, 2) + 1) / 2 * self.config.maximum).reshape(self.shape)
 
 

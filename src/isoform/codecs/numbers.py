@@ -1,4 +1,4 @@
-"""Pieces written as their numbers, for a vocabulary whose words aren't known."""
+"""Tokens written as their numbers, for a vocabulary whose words aren't known."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from isoform.codecs.codec import TextCodec
 
 
 class NumberCodec(TextCodec):
-    """ " 12 7" for the pieces 12 and 7: a model whose tokenizer is missing can still be asked.
+    """ " 12 7" for the tokens 12 and 7: a model whose tokenizer is missing can still be asked.
 
-    Which piece ends a text isn't known, so none is added, and what is generated ends by its length.
+    Which token ends a text isn't known, so none is added, and what is generated ends by its length.
     """
 
     def __init__(self, vocab_size: int) -> None:
-        pieces = [f" {i}".encode() for i in range(vocab_size)]
-        super().__init__(pieces, special={}, end_of_text=vocab_size, separator=vocab_size)
+        tokens = [f" {i}".encode() for i in range(vocab_size)]
+        super().__init__(tokens, special={}, end_of_text=vocab_size, separator=vocab_size)
 
     @property
     def dtype(self) -> np.dtype:
-        """Wide enough for the number that stands for no piece, too."""
+        """Wide enough for the number that stands for no token, too."""
         return np.dtype(np.uint32)
 
     def definition(self) -> dict[str, object]:
         return {"kind": "numbers", "vocab_size": self.vocab_size}
 
     def _with_special(self, names: Sequence[str]) -> NumberCodec:
-        raise ValueError(f"without a tokenizer there are no special pieces, such as {names[0]}; bring it")
+        raise ValueError(f"without a tokenizer there are no special tokens, such as {names[0]}; bring it")
 
     def encode(self, record: Mapping[str, object]) -> Encoding:
         return Encoding(self.encode_text(str(record.get("text", ""))))
@@ -38,7 +38,7 @@ class NumberCodec(TextCodec):
         try:
             ids = np.array([int(word) for word in text.split()], np.int64)
         except ValueError:
-            raise ValueError(f"without a tokenizer a text is numbers of pieces such as '5 17', not {text!r}") from None
+            raise ValueError(f"without a tokenizer a text is numbers of tokens such as '5 17', not {text!r}") from None
         if not len(ids):
-            raise ValueError("without a tokenizer there is no empty text; give the number of a piece")
+            raise ValueError("without a tokenizer there is no empty text; give the number of a token")
         return self._checked(ids).astype(self.dtype)

@@ -30,7 +30,7 @@ def build_codec(config: CodecConfig, texts: Iterable[str]) -> Codec:
             codec = bpe_from_tiktoken(config.path) if config.path.endswith(".tiktoken") else read_bpe(config.path)
             if config.vocab_size not in (BPE().vocab_size, codec.vocab_size):
                 warnings.warn(
-                    f"codec.vocab_size={config.vocab_size} is ignored: path has {codec.vocab_size} pieces",
+                    f"codec.vocab_size={config.vocab_size} is ignored: path has {codec.vocab_size} tokens",
                     stacklevel=2,
                 )
             return codec

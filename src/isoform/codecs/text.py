@@ -14,7 +14,7 @@ from isoform.codecs.codec import END_OF_TEXT, SEPARATOR, TextCodec, utf8
 
 
 class CharacterCodec(TextCodec):
-    """One piece per character: the alphabet's, in its order, then end-of-text, separator and what is `extra`."""
+    """One token per character: the alphabet's, in its order, then end-of-text, separator and what is `extra`."""
 
     def __init__(self, alphabet: str, extra: Sequence[str] = ()) -> None:
         if not alphabet:
@@ -59,7 +59,7 @@ class CharacterCodec(TextCodec):
 
 
 class ByteCodec(TextCodec):
-    """One piece per UTF-8 byte, then end-of-text, separator and what is `extra`."""
+    """One token per UTF-8 byte, then end-of-text, separator and what is `extra`."""
 
     def __init__(self, extra: Sequence[str] = ()) -> None:
         self.extra = tuple(extra)
@@ -81,7 +81,7 @@ class ByteCodec(TextCodec):
 
 
 def _stated(extra: Sequence[str]) -> dict[str, object]:
-    """Special pieces as part of a definition; what a codec without any is called stays as it was."""
+    """Special tokens as part of a definition; what a codec without any is called stays as it was."""
     return {"special": list(extra)} if extra else {}
 
 

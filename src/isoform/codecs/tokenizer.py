@@ -26,8 +26,8 @@ BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 class TokenizerCodec(TextCodec):
     """A `tokenizers.Tokenizer`, which it takes over, with its own vocabulary as it is.
 
-    A text begins with the tokenizer's piece for that, if it has one ([CLS], <s>), and ends with that for the end
-    ([SEP], </s>). Raises ValueError for a tokenizer without a special piece for the end.
+    A text begins with the tokenizer's token for that, if it has one ([CLS], <s>), and ends with that for the end
+    ([SEP], </s>). Raises ValueError for a tokenizer without a special token for the end.
     """
 
     is_costly = True
@@ -44,15 +44,15 @@ class TokenizerCodec(TextCodec):
         by_name = {name: i for i, name in special.items()}
         end = next((name for name in ("[SEP]", *ENDS) if name in by_name), None)
         if end is None:
-            raise ValueError(f"the tokenizer has no special piece for the end of a text; add one of {', '.join(ENDS)}")
+            raise ValueError(f"the tokenizer has no special token for the end of a text; add one of {', '.join(ENDS)}")
         begin = next((name for name in BEGINS if name in by_name), None)
         marks_inside = getattr(tokenizer.model, "continuing_subword_prefix", None)
-        pieces = [b""] * (max(vocab.values()) + 1)
+        tokens = [b""] * (max(vocab.values()) + 1)
         for token, i in vocab.items():
             if i not in special:
-                pieces[i] = token.encode() if i in added else _bytes_of(token, marks_inside)
+                tokens[i] = token.encode() if i in added else _bytes_of(token, marks_inside)
         separator = by_name.get(SEPARATOR, by_name[end])
-        super().__init__(pieces, special=special, end_of_text=by_name[end], separator=separator)
+        super().__init__(tokens, special=special, end_of_text=by_name[end], separator=separator)
         self.begin_of_text = None if begin is None else by_name[begin]
 
     def definition(self) -> dict[str, object]:
@@ -80,7 +80,7 @@ class TokenizerCodec(TextCodec):
 
 
 def _bytes_of(token: str, marks_inside: str | None) -> bytes:
-    """What a piece adds to a text."""
+    """What a token adds to a text."""
     if found := BYTE.fullmatch(token):
         return bytes([int(found[1], 16)])
     if marks_inside is not None:

@@ -81,7 +81,7 @@ def estimate(options: EstimateOptions, terminal: Terminal, name: str) -> Result:
 
 
 def _estimate_model(recipe: Recipe, published: str | None, machine: Machine, terminal: Terminal, name: str) -> Result:
-    """What one row of full context costs to train on, to read, and to continue by one piece; on which roof each is."""
+    """What one row of full context costs to train on, to read, and to continue by one token; on which roof each is."""
     model, peaks = as_transformer(recipe.model), measured_peaks(machine)
     length = model.context_length
     decoder = model if isinstance(model, ModelConfig) and model.decoder is not None else None
@@ -95,11 +95,11 @@ def _estimate_model(recipe: Recipe, published: str | None, machine: Machine, ter
         "reading": (forward, 2 * parameters + 2 * activation_numbers(model, shape)),
     }
     if decoder is not None:
-        work["one more piece"] = decode_flops(decoder, length), decode_bytes(decoder, length, bytes_per_number=2)
+        work["one more token"] = decode_flops(decoder, length), decode_bytes(decoder, length, bytes_per_number=2)
     terminal.say(f"parameters      {parameters:,}  (counted{'' if published is None else f'; published: {published}'})")
     if active != parameters:
-        terminal.say(f"  active        {active:,} for each piece  (counted)")
-    terminal.say(f"row             {length:,} pieces" + (f", {source:,} of source" if source else ""))
+        terminal.say(f"  active        {active:,} for each token  (counted)")
+    terminal.say(f"row             {length:,} tokens" + (f", {source:,} of source" if source else ""))
     for what, size in memory.items():
         terminal.say(f"  {what:<14}{count(size)}B  (counted, float32)")
     cache = 0 if decoder is None else full_cache_bytes(decoder, bytes_per_number=2)

@@ -61,7 +61,7 @@ def _say_summary(run: Run, summary: dict, terminal: Terminal, *, writes: bool) -
     expected = summary["expected_loss"]
     beside = "" if expected is None else f"   expected {expected:.3f}"
     per_byte, is_text = summary["bits_per_byte"], summary["bits_per_byte"] is not None
-    terminal.say(f"held-out loss  {summary['validation_loss']:.4f} nats per {'piece' if is_text else 'answer'}{beside}")
+    terminal.say(f"held-out loss  {summary['validation_loss']:.4f} nats per {'token' if is_text else 'answer'}{beside}")
     reached = (
         f"{per_byte:.4f} bits per byte"
         if is_text
@@ -92,7 +92,7 @@ def inspect(options: InspectOptions, terminal: Terminal, name: str) -> Result:
     rows = list(read_rows(prepared, options.examples, options.first))
     terminal.say(
         f"{name}: {kind_of(type(prepared.recipe.objective))}, {prepared.loader.rows_per_epoch:,} rows of "
-        f"{prepared.recipe.model.context_length} pieces an epoch"
+        f"{prepared.recipe.model.context_length} tokens an epoch"
     )
     for number, row in enumerate(rows, options.first):
         terminal.say(f"\nrow {number}: ", end="")

@@ -13,7 +13,7 @@ import numpy as np
 from isoform.codecs.codec import as_text
 from isoform.commands.verb import Result, chosen_machine
 from isoform.data.sources import Record, load_source
-from isoform.evaluation.evaluate import evaluate_held_out
+from isoform.evaluation.evaluate import evaluate_validation
 from isoform.evaluation.translation import answer_lines, translate
 from isoform.files import write_text
 from isoform.generation.answers import beam_search
@@ -111,7 +111,7 @@ def _search(
     codec = as_text(trained.codec)
     (found,) = beam_search(trained.transformer, [prompt], _beam(options), end=codec.end_of_text, mask=view.inputs_mask)
     samples = [
-        {"text": codec.decode(one.ids), "num_pieces": len(one.ids), "score": one.score, "log_p": one.log_probability}
+        {"text": codec.decode(one.ids), "num_tokens": len(one.ids), "score": one.score, "log_p": one.log_probability}
         for one in found
     ]
     start = "" if trained.answers_source else text
@@ -124,15 +124,15 @@ def _search(
 
 
 def _draw_attention(path: str, trained: Trained, prompt: Prompt, text: str, terminal: Terminal) -> None:
-    """A picture of what each piece of an answer, and its end, asked the source."""
+    """A picture of what each token of an answer, and its end, asked the source."""
     codec = as_text(trained.codec)
     assert prompt.source is not None
     said = codec.encode_text(text)
     mask = trained.view.inputs_mask
     read = np.concatenate([prompt.ids, said])
     weights = cross_attention(trained.transformer, prompt.source, read, mask, prompt.source_mask)
-    rows, columns = ([*map(codec.piece_text, ids.tolist())] for ids in (said, prompt.source))
-    Path(path).write_bytes(draw_attention(weights, [*rows, codec.piece_text(codec.end_of_text)], columns))
+    rows, columns = ([*map(codec.token_text, ids.tolist())] for ids in (said, prompt.source))
+    Path(path).write_bytes(draw_attention(weights, [*rows, codec.token_text(codec.end_of_text)], columns))
     terminal.say(f"attention      {path}")
 
 
@@ -143,19 +143,19 @@ def _score(trained: Trained, text: str, terminal: Terminal) -> list[dict]:
     codec = as_text(trained.codec)
     expectations = score_tokens(model, codec.encode_text(text))
 
-    def show(piece: int) -> str:
-        return codec.piece_text(piece).replace(" ", "␣")
+    def show(token: int) -> str:
+        return codec.token_text(token).replace(" ", "␣")
 
-    terminal.say(f"{'piece':<12}{'probability':>12}{'rank':>7}{'entropy':>9}  alternatives")
+    terminal.say(f"{'token':<12}{'probability':>12}{'rank':>7}{'entropy':>9}  alternatives")
     lines = []
     for e in expectations:
-        alternatives = [(show(piece), probability) for piece, probability in e.alternatives]
+        alternatives = [(show(token), probability) for token, probability in e.alternatives]
         if e.probability is None:
-            terminal.say(f"{show(e.piece):<12}{'given':>12}")
+            terminal.say(f"{show(e.token):<12}{'given':>12}")
         else:
-            others = "  ".join(f"{piece} {probability:.1%}" for piece, probability in alternatives)
-            terminal.say(f"{show(e.piece):<12}{e.probability:>12.2%}{e.rank:>7}{e.entropy:>9.2f}  {others}")
-        lines.append({**asdict(e), "piece": show(e.piece), "alternatives": alternatives})
+            others = "  ".join(f"{token} {probability:.1%}" for token, probability in alternatives)
+            terminal.say(f"{show(e.token):<12}{e.probability:>12.2%}{e.rank:>7}{e.entropy:>9.2f}  {others}")
+        lines.append({**asdict(e), "token": show(e.token), "alternatives": alternatives})
     return lines
 
 
@@ -172,7 +172,7 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
             raise ValueError(f"{path} was trained elsewhere and has no held-out text of its own; name one with --path")
         split = load_source(options.path, options.path) if options.path else load_records(data)[1]
         held_out, recipe = split.validation, trained.recipe
-        score = evaluate_held_out(trained.model, recipe, trained.codec, held_out, machine, limit=options.limit)
+        score = evaluate_validation(trained.model, recipe, trained.codec, held_out, machine, limit=options.limit)
         results.append({"run": path, "step": trained.step, **asdict(score)})
         if "translation" in options.tasks:
             results[-1]["translation"] = _translate(options, trained, held_out, path, terminal)

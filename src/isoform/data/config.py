@@ -48,7 +48,7 @@ class Data:
     """Of a mixture's sources without a weight: above 1 small ones come more often than their size says (T5, Raffel et
     al. 2020, section 3.5.2)."""
     rows: Literal["stream", "split", "packed", "bucketed"] = "stream"
-    """stream: all documents end to end, cut every context_length pieces; split: the same, but documents don't see each
+    """stream: all documents end to end, cut every context_length tokens; split: the same, but documents don't see each
     other; packed: whole documents side by side that don't see each other, best fit; bucketed: documents of like length
     below each other, filled up to the longest."""
     fraction: float = 1.0

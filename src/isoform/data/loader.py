@@ -14,12 +14,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from isoform.batch import Batch, Example, Pieces, collate, joined, plain_coordinates
+from isoform.batch import Batch, Example, Tokens, collate, joined, plain_coordinates
 from isoform.codecs.codec import Codec, TextCodec
 from isoform.data.config import Data
 from isoform.data.order import epoch_order, generator, grouped_order, locate, stream_offset
 from isoform.data.packing import Samples, cut_records, plan_buckets, plan_rows
-from isoform.data.tokens import Tokens
+from isoform.data.tokens import TokenStore
 from isoform.mask import Causal, Coordinates
 from isoform.objectives.views import View
 
@@ -31,7 +31,7 @@ class Loader(ABC):
     dropped: int = 0
     """Records left out because they fit no row."""
     shapes: Mapping[tuple[int, int, int], int]
-    """How many rows of an epoch go through the model as so many texts, of so many pieces, with sources of so many."""
+    """How many rows of an epoch go through the model as so many texts, of so many tokens, with sources of so many."""
 
     @abstractmethod
     def rows(self, first: int, count: int) -> Batch:
@@ -44,10 +44,10 @@ class Loader(ABC):
 
 
 class StreamLoader(Loader):
-    """All records end to end, cut every T pieces; every piece predicts the next, so the view is not asked.
+    """All records end to end, cut every T tokens; every token predicts the next, so the view is not asked.
 
     Row r of epoch e holds ids[o + p T : o + (p + 1) T + 1], p the epoch's permutation of the rows and o its
-    offset, 0 .. T - 1. The pieces that don't fill a row at the two ends are other ones in each epoch.
+    offset, 0 .. T - 1. The tokens that don't fill a row at the two ends are other ones in each epoch.
 
     begins: where documents begin that don't see each other (absent: they do).
     """
@@ -55,7 +55,7 @@ class StreamLoader(Loader):
     def __init__(self, ids: np.ndarray, context_length: int, seed: int, begins: np.ndarray | None = None) -> None:
         if len(ids) <= context_length:
             raise ValueError(
-                f"{len(ids)} pieces are too few for one row of context_length={context_length} and its "
+                f"{len(ids)} tokens are too few for one row of context_length={context_length} and its "
                 f"last target; set model.context_length={max(1, len(ids) - 1)} or less, or give a longer text"
             )
         self.ids, self.context_length, self.seed, self.begins = ids, context_length, seed, begins
@@ -96,7 +96,7 @@ class RecordLoader(Loader):
 
     plan: Sequence[tuple[int, ...]]
 
-    def __init__(self, tokens: Tokens, view: View, context_length: int, source_length: int, seed: int) -> None:
+    def __init__(self, tokens: TokenStore, view: View, context_length: int, source_length: int, seed: int) -> None:
         self.tokens, self.view, self.seed = tokens, view, seed
         self.samples = _cut(tokens, view, context_length, source_length)
         self.dropped = self.samples.dropped
@@ -118,7 +118,7 @@ class RecordLoader(Loader):
 class PackedLoader(RecordLoader):
     """Records side by side in a row, which don't see each other."""
 
-    def __init__(self, tokens: Tokens, view: View, context_length: int, source_length: int, seed: int) -> None:
+    def __init__(self, tokens: TokenStore, view: View, context_length: int, source_length: int, seed: int) -> None:
         super().__init__(tokens, view, context_length, source_length, seed)
         self.plan = plan_rows(self.samples.lengths, (context_length, source_length), seed)
         self.rows_per_epoch = len(self.plan)
@@ -134,13 +134,13 @@ class PackedLoader(RecordLoader):
 
 class BucketedLoader(RecordLoader):
     """Records of like length below each other, filled up to the longest: a row of this loader is as many of them as
-    together have context_length pieces, and so many rows of a Batch.
+    together have context_length tokens, and so many rows of a Batch.
 
     together: how many rows make a step; these are of like length, too.
     """
 
     def __init__(
-        self, tokens: Tokens, view: View, context_length: int, source_length: int, seed: int, together: int = 1
+        self, tokens: TokenStore, view: View, context_length: int, source_length: int, seed: int, together: int = 1
     ) -> None:
         super().__init__(tokens, view, context_length, source_length, seed)
         self.plan = plan_buckets(self.samples.lengths, (context_length, source_length), seed, together)
@@ -201,7 +201,7 @@ class MixtureLoader(Loader):
 
 def build_loader(
     config: Data,
-    tokens: Tokens,
+    tokens: TokenStore,
     view: View,
     *,
     context_length: int,
@@ -233,7 +233,7 @@ def build_loader(
 
 def validation_batches(
     config: Data,
-    tokens: Tokens,
+    tokens: TokenStore,
     codec: Codec,
     view: View,
     *,
@@ -244,7 +244,7 @@ def validation_batches(
     """A whole split once, in batches of up to batch_rows, each with the UTF-8 bytes of its targets, 0 if those aren't
     text.
 
-    stream: non-overlapping windows of context_length, so that each piece but the first is a target once; the
+    stream: non-overlapping windows of context_length, so that each token but the first is a target once; the
     last window is filled up with weight 0; split: each but the first of its document. packed and bucketed: each sample
     once, in packed rows, planned and viewed with seed 0.
     """
@@ -258,13 +258,13 @@ def validation_batches(
     for batch in batches:
         num_bytes = 0
         if isinstance(codec, TextCodec) and view.is_text:
-            num_bytes = int(codec.piece_bytes[batch.targets[batch.loss_weights > 0].numpy()].sum())
+            num_bytes = int(codec.token_bytes[batch.targets[batch.loss_weights > 0].numpy()].sum())
         yield batch, num_bytes
 
 
 def _windows(ids: np.ndarray, length: int, batch_rows: int, begins: np.ndarray | None) -> Iterator[Batch]:
     if len(ids) < 2:
-        raise ValueError(f"the held-out text has {len(ids)} pieces; it needs 2 to have one to predict")
+        raise ValueError(f"the held-out text has {len(ids)} tokens; it needs 2 to have one to predict")
     num_windows = -(-(len(ids) - 1) // length)
     for first in range(0, num_windows, batch_rows):
         starts = np.arange(first, min(first + batch_rows, num_windows)) * length
@@ -274,7 +274,7 @@ def _windows(ids: np.ndarray, length: int, batch_rows: int, begins: np.ndarray |
 
 
 def _packed_once(
-    tokens: Tokens, view: View, context_length: int, source_length: int, batch_rows: int
+    tokens: TokenStore, view: View, context_length: int, source_length: int, batch_rows: int
 ) -> Iterator[Batch]:
     samples = _cut(tokens, view, context_length, source_length)
     plan = plan_rows(samples.lengths, (context_length, source_length), seed=0)
@@ -284,32 +284,32 @@ def _packed_once(
 
 
 def _shifted(block: np.ndarray, weights: np.ndarray) -> Batch:
-    """Rows of T + 1 ids to a Batch in which every piece predicts the next."""
+    """Rows of T + 1 ids to a Batch in which every token predicts the next."""
     inputs = torch.from_numpy(block[:, :-1].astype(np.int64))
     targets = torch.from_numpy(block[:, 1:].astype(np.int64))
-    pieces = Pieces(inputs, plain_coordinates(*inputs.shape))
-    return Batch(pieces, targets, torch.from_numpy(weights))
+    tokens = Tokens(inputs, plain_coordinates(*inputs.shape))
+    return Batch(tokens, targets, torch.from_numpy(weights))
 
 
 def _same_document(at: np.ndarray, begins: np.ndarray) -> np.ndarray:
-    """Whether the piece after each of rows (B, T + 1) of places belongs to the same document (B, T)."""
+    """Whether the token after each of rows (B, T + 1) of positions belongs to the same document (B, T)."""
     document = np.searchsorted(begins, at, side="right")
     return document[:, 1:] == document[:, :-1]
 
 
 def _apart(batch: Batch, at: np.ndarray, begins: np.ndarray) -> Batch:
-    """Rows of a stream, at places (B, T + 1), whose documents are segments: the first piece of each is no target."""
+    """Rows of a stream, at positions (B, T + 1), whose documents don't see each other: the first token of each is no target."""
     weights = batch.loss_weights * torch.from_numpy(_same_document(at, begins))
     document = np.searchsorted(begins, at[:, :-1], side="right") - 1
-    segment = document - document[:, :1]
-    if not segment.any():
+    in_row = document - document[:, :1]
+    if not in_row.any():
         return replace(batch, loss_weights=weights)
     index = at[:, :-1] - np.maximum(begins[document], at[:, :1])
-    coordinates = Coordinates(torch.from_numpy(segment), torch.from_numpy(index), is_ordered=True)
+    coordinates = Coordinates(torch.from_numpy(in_row), torch.from_numpy(index), is_ordered=True)
     return replace(batch, inputs=replace(batch.inputs, coordinates=coordinates), loss_weights=weights)
 
 
-def _cut(tokens: Tokens, view: View, context_length: int, source_length: int) -> Samples:
+def _cut(tokens: TokenStore, view: View, context_length: int, source_length: int) -> Samples:
     """What rows are made of. Warns about records that are left out; ValueError where that are all."""
     budgets = context_length, source_length
     samples = cut_records(
@@ -325,14 +325,14 @@ def _cut(tokens: Tokens, view: View, context_length: int, source_length: int) ->
         first = tokens.where(samples.first_dropped)
         warnings.warn(
             f"{samples.dropped} of {len(tokens)} records {what}; they are left out with their {samples.num_lost:,} "
-            f"pieces ({100 * samples.num_lost / len(tokens.ids):.2g} %), the first being {first}. Raise "
+            f"tokens ({100 * samples.num_lost / len(tokens.ids):.2g} %), the first being {first}. Raise "
             f"model.context_length to keep them",
             stacklevel=4,
         )
     return samples
 
 
-def _example(tokens: Tokens, samples: Samples, view: View, sample: int, seed: int, epoch: int) -> Example:
+def _example(tokens: TokenStore, samples: Samples, view: View, sample: int, seed: int, epoch: int) -> Example:
     encoding = tokens.encoding(int(samples.records[sample]), int(samples.starts[sample]), int(samples.stops[sample]))
     return view.example(encoding, generator(seed, epoch, "view", sample))
 
@@ -341,7 +341,7 @@ def _weight(examples: list[Example]) -> float:
     return float(sum(example.loss_weights.sum(dtype=np.float64) for example in examples))
 
 
-def _check_stream(tokens: Tokens, view: View) -> None:
+def _check_stream(tokens: TokenStore, view: View) -> None:
     is_plain = view.inputs_mask == Causal() and view.is_text and not view.length(2, 1)[1]
     if not is_plain or tokens.prefixes.any() or tokens.features is not None:
         raise ValueError("data.rows: stream and split are for the objective causal and plain texts; set it to packed")

@@ -19,11 +19,11 @@ BLOCK = 2048  # samples packed together: more fill rows better, fewer mix them b
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What is packed: pieces start .. stop of a record, and how many of the row's budgets they need.
+    """What is packed: tokens start .. stop of a record, and how many of the row's budgets they need.
 
     records, starts, stops (n,); lengths (n, 2), for the inputs and for the source; dropped: how many records
     were left out because they don't fit a row or have nothing to predict, first_dropped: the first of them; num_lost:
-    how many pieces those had, and the ends of records that are too short by themselves.
+    how many tokens those had, and the ends of records that are too short by themselves.
     """
 
     records: np.ndarray
@@ -52,10 +52,10 @@ def cut_records(
     can_cut: bool = True,
     overlap: int = 1,
 ) -> Samples:
-    """Records (n,) of so many pieces and so long a prefix to samples that fit the budgets (inputs, source).
+    """Records (n,) of so many tokens and so long a prefix to samples that fit the budgets (inputs, source).
 
     measure(length, prefix): what a record needs of the two. A record without a prefix that is too long is cut into
-    parts that have `overlap` pieces in common, so that each of its targets is kept once, if it can be; one with a
+    parts that have `overlap` tokens in common, so that each of its targets is kept once, if it can be; one with a
     prefix is dropped.
     """
     longest = _longest(measure, budgets)
@@ -89,7 +89,7 @@ def cut_records(
 
 
 def _longest(measure: Callable[[int, int], tuple[int, int]], budgets: tuple[int, int]) -> int:
-    """The most pieces without a prefix that fit; an Example has at most one piece less than its Encoding, or shares
+    """The most tokens without a prefix that fit; an Example has at most one token less than its Encoding, or shares
     it between both budgets."""
     for length in range(sum(budgets) + 1, 0, -1):
         needs = measure(length, 0)

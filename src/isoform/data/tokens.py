@@ -1,4 +1,4 @@
-"""Records as pieces, end to end, with the length and the prefix of each: in memory, or memory-mapped from disk.
+"""Records as tokens, end to end, with the length and the prefix of each: in memory, or memory-mapped from disk.
 
 Only ids are kept on disk, since only text is costly to encode. What is there is found by what decides it, the
 codec's fingerprint and the records' hash, so it is never stale; what doesn't have the hash its index names is
@@ -28,16 +28,16 @@ LARGE = 32 * 2**20  # characters from which any text is kept on disk, to be mapp
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens:
-    """ids (N,), features (N, F), kinds (N,), places (N, P) of all records in order; lengths and prefixes (n,) of each,
-    in pieces; labels, one a record; tags (N,); records: what they were made from."""
+class TokenStore:
+    """ids (N,), features (N, F), token_types (N,), positions (N, P) of all records in order; lengths and prefixes (n,) of each,
+    in tokens; labels, one a record; tags (N,); records: what they were made from."""
 
     ids: np.ndarray
     lengths: np.ndarray
     prefixes: np.ndarray
     features: np.ndarray | None = None
-    kinds: np.ndarray | None = None
-    places: np.ndarray | None = None
+    token_types: np.ndarray | None = None
+    positions: np.ndarray | None = None
     labels: Sequence[int | float | None] | None = None
     tags: np.ndarray | None = None
     records: Sequence[Record] = ()
@@ -55,17 +55,17 @@ class Tokens:
         return where(self.records[record], record) if self.records else f"record {record}"
 
     def encoding(self, record: int, start: int = 0, stop: int | None = None) -> Encoding:
-        """A record, or some of its pieces; the prefix only of those that begin with it."""
+        """A record, or some of its tokens; the prefix only of those that begin with it."""
         begin, length = int(self.starts[record]), int(self.lengths[record])
         part = slice(begin + start, begin + (length if stop is None else stop))
-        columns = (self.features, self.kinds, self.places, self.tags)
-        features, kinds, places, tags = (None if column is None else column[part] for column in columns)
+        columns = (self.features, self.token_types, self.positions, self.tags)
+        features, token_types, positions, tags = (None if column is None else column[part] for column in columns)
         label = None if self.labels is None else self.labels[record]
         prefix = int(self.prefixes[record]) if start == 0 else 0
-        return Encoding(self.ids[part], prefix, features, kinds, places, label, tags)
+        return Encoding(self.ids[part], prefix, features, token_types, positions, label, tags)
 
 
-def load_tokens(records: Sequence[Record], codec: Codec, *, cache: bool | None = None) -> Tokens:
+def load_tokens(records: Sequence[Record], codec: Codec, *, cache: bool | None = None) -> TokenStore:
     """The ids of records under a codec.
 
     cache: whether to keep them in the user's cache folder, if they are text; absent: if the codec is costly or the
@@ -92,7 +92,7 @@ def load_tokens(records: Sequence[Record], codec: Codec, *, cache: bool | None =
     return replace(tokens, labels=_labels(records), records=records)
 
 
-def _encode(records: Sequence[Record], codec: Codec) -> Tokens:
+def _encode(records: Sequence[Record], codec: Codec) -> TokenStore:
     encodings = []
     for number, record in enumerate(records):
         try:
@@ -105,9 +105,9 @@ def _encode(records: Sequence[Record], codec: Codec) -> Tokens:
     lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
     prefixes = np.fromiter((e.prefix for e in encodings), np.int64, len(encodings))
     ids = encodings[0].ids if len(encodings) == 1 else np.concatenate([e.ids for e in encodings])
-    columns = ("features", "kinds", "places", "tags")
+    columns = ("features", "token_types", "positions", "tags")
     joined = {name: _joined([getattr(e, name) for e in encodings]) for name in columns}
-    return Tokens(ids, lengths, prefixes, **joined, labels=_labels(records), records=records)
+    return TokenStore(ids, lengths, prefixes, **joined, labels=_labels(records), records=records)
 
 
 def _labels(records: Sequence[Record]) -> list[int | float | None] | None:
@@ -121,7 +121,7 @@ def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
     there = [part for part in parts if part is not None]
     if there and len(there) < len(parts):
         raise ValueError(
-            f"{len(there)} of {len(parts)} records have features, kinds or places where the others have none; "
+            f"{len(there)} of {len(parts)} records have features, token_types or positions where the others have none; "
             f"the codec must give them to all"
         )
     return np.concatenate(there) if there else None
@@ -169,7 +169,7 @@ class _Shard:
     def index(self) -> Path:
         return self.folder / f"{self.key}.json"
 
-    def read(self) -> Tokens | None:
+    def read(self) -> TokenStore | None:
         """What is there if it is whole, None otherwise."""
         try:
             index = json.loads(self.index.read_text(encoding="utf-8"))
@@ -178,9 +178,9 @@ class _Shard:
             ids, records = (np.asarray(np.load(path, mmap_mode="r")) for path in self.files)
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return Tokens(ids, records[0], records[1])
+        return TokenStore(ids, records[0], records[1])
 
-    def write(self, tokens: Tokens, origin: dict[str, str]) -> None:
+    def write(self, tokens: TokenStore, origin: dict[str, str]) -> None:
         """Each file comes into place whole, so that a reader or another writer at the same time is safe."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path, array in zip(self.files, (tokens.ids, np.stack([tokens.lengths, tokens.prefixes])), strict=True):
@@ -190,7 +190,7 @@ class _Shard:
             "format": FORMAT,
             **origin,
             "num_records": len(tokens),
-            "num_pieces": len(tokens.ids),
+            "num_tokens": len(tokens.ids),
             "sha256": [_hash_of_file(path) for path in self.files],
         }
         write_text(self.index, json.dumps(index, indent=1))

@@ -26,7 +26,7 @@ from isoform.run import view_of
 class Score:
     """loss: nats per target, or of numbers the mean squared error; bits_per_byte: over the bytes of the targets (None
     if they have none); accuracy: how often the most probable answer is right (None of numbers); exact: of how many
-    segments every piece is, which is what greedy decoding gets right (None where it wasn't asked for)."""
+    documents every token is, which is what greedy decoding gets right (None where it wasn't asked for)."""
 
     loss: float
     bits_per_byte: float | None
@@ -42,7 +42,7 @@ def evaluate(
     batches: Iterable[tuple[Batch, int]],
     machine: Machine,
     *,
-    by_segment: bool = False,
+    by_document: bool = False,
 ) -> Score:
     """Cross-entropy of every target of a split once; `batches` come with the bytes of their targets.
 
@@ -50,43 +50,43 @@ def evaluate(
     """
     model.eval()
     nats = correct = torch.zeros((), dtype=torch.float64)
-    weight, num_bytes, exact, num_segments, is_number = 0.0, 0, 0, 0, False
+    weight, num_bytes, exact, num_documents, is_number = 0.0, 0, 0, 0, False
     for batch, batch_bytes in batches:
         batch = batch.to(machine.device)
         with torch.autocast(machine.device.type, machine.dtype, enabled=machine.uses_autocast):
-            logits, targets, weights = task.scored(model, batch, dense=by_segment)
+            logits, targets, weights = task.scored(model, batch, dense=by_document)
         nats = nats + (target_losses(logits, targets) * weights).sum().double().cpu()
         is_number = is_number or targets.is_floating_point()
         is_right = logits.argmax(-1) == targets
         correct = correct + (is_right * weights).sum().double().cpu()
         weight += float(weights.sum())
         num_bytes += batch_bytes
-        if by_segment:
-            right, there = _whole_segments(is_right, batch)
-            exact, num_segments = exact + right, num_segments + there
+        if by_document:
+            right, there = _whole_documents(is_right, batch)
+            exact, num_documents = exact + right, num_documents + there
     if weight == 0:
-        raise ValueError("there is nothing to evaluate: the text has no piece to predict; give a longer one")
+        raise ValueError("there is nothing to evaluate: the text has no token to predict; give a longer one")
     total = float(nats)
     return Score(
         total / weight,
         total / math.log(2) / num_bytes if num_bytes else None,
         None if is_number else float(correct) / weight,
-        exact / num_segments if num_segments else None,
+        exact / num_documents if num_documents else None,
         round(weight),
     )
 
 
-def _whole_segments(is_right: Tensor, batch: Batch) -> tuple[int, int]:
-    """How many segments have every counted piece right, and how many there are."""
-    segment, counts = batch.inputs.coordinates.segment, batch.loss_weights > 0
-    rows = torch.arange(len(segment), device=segment.device).unsqueeze(1) * (int(segment.max()) + 1)
-    key = (rows + segment)[counts]
+def _whole_documents(is_right: Tensor, batch: Batch) -> tuple[int, int]:
+    """How many documents have every counted token right, and how many there are."""
+    document, counts = batch.inputs.coordinates.document, batch.loss_weights > 0
+    rows = torch.arange(len(document), device=document.device).unsqueeze(1) * (int(document.max()) + 1)
+    key = (rows + document)[counts]
     wrong = torch.zeros(int(key.max()) + 1, device=key.device).index_add_(0, key, (~is_right[counts]).float())
     present = key.unique()
     return int((wrong[present] == 0).sum()), len(present)
 
 
-def evaluate_held_out(
+def evaluate_validation(
     model: Network,
     recipe: Recipe,
     codec: Codec,
@@ -108,7 +108,7 @@ def evaluate_held_out(
     )
     rows = iter(batches) if not limit else _first_rows(batches, limit)
     task = build_task(recipe.objective, view)
-    return evaluate(model, task, rows, machine, by_segment=recipe.data.keeps_records and not view.is_whole)
+    return evaluate(model, task, rows, machine, by_document=recipe.data.keeps_records and not view.is_whole)
 
 
 def _first_rows(batches: Iterable[tuple[Batch, int]], limit: int) -> Iterator[tuple[Batch, int]]:

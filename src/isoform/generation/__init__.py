@@ -1,1 +1,1 @@
-"""Generation: from logits to pieces, one at a time, with a cache."""
+"""Generation: from logits to tokens, one at a time, with a cache."""

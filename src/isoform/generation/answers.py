@@ -23,7 +23,7 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """The best `num_best` texts after each prompt, the best first.
 
-    end: the piece that ends a text; mask: the decoder's (absent: causal). Raises ValueError for a source or a prefix
+    end: the token that ends a text; mask: the decoder's (absent: causal). Raises ValueError for a source or a prefix
     that doesn't fit the context.
     """
     search = BeamSearch(beam, len(prompts), end=end, device=model.device)
@@ -43,7 +43,7 @@ def sample(
 ) -> list[list[Hypothesis]]:
     """num_samples texts after each prompt, drawn. The rest as beam_search; `stop` is not looked for.
 
-    end: None: no piece ends a text; numbers: of the prompts (absent: 0, 1, …); a prompt's number and a sample's decide
+    end: None: no token ends a text; numbers: of the prompts (absent: 0, 1, …); a prompt's number and a sample's decide
     its random numbers, so that what is drawn doesn't depend on what else is asked at once.
     """
     sampler = Sampler(sampling, range(len(prompts)) if numbers is None else numbers, end=end)
@@ -67,11 +67,11 @@ def answer(
     *,
     view: View,
     is_pair: bool,
-    pieces_at_once: int = 4096,
+    tokens_at_once: int = 4096,
 ) -> list[list[tuple[str, float]]]:
     """The answers to each text, a source or the beginning of what goes on, with their scores; many at once.
 
-    Texts of like length share a batch of so many pieces, so that little of it is empty. Raises ValueError, with the
+    Texts of like length share a batch of so many tokens, so that little of it is empty. Raises ValueError, with the
     number of the text, for one that doesn't fit.
     """
     prompts = [build_prompt(codec, text, is_pair=is_pair, view=view) for text in texts]
@@ -82,7 +82,7 @@ def answer(
     answers: list[list[tuple[str, float]]] = [[] for _ in texts]
     order = sorted(range(len(texts)), key=lambda i: lengths[i])
     while order:
-        size = max(1, pieces_at_once // (width * lengths[order[-1]]))
+        size = max(1, tokens_at_once // (width * lengths[order[-1]]))
         numbers, order = order[-size:], order[:-size]
         batch = [prompts[i] for i in numbers]
         if isinstance(how, Beam):

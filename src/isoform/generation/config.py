@@ -1,4 +1,4 @@
-"""How the next piece is chosen. Torch-free."""
+"""How the next token is chosen. Torch-free."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +16,7 @@ class Beam:
     """When a search ends: `size` texts are finished; none of those that go on would be better if it ended now; or, if
     it were as long as it may become."""
     max_tokens: int = 200
-    """The most pieces of a text."""
+    """The most tokens of a text."""
     num_best: int = 1
     """How many texts are told of, the best first."""
 
@@ -33,17 +33,17 @@ class Sampling:
     """Choices are made in this order: repetition penalty, temperature, top_k, top_p, min_p."""
 
     max_tokens: int = 500
-    """The most pieces to generate."""
+    """The most tokens to generate."""
     temperature: float = 1.0
-    """Divides the logits; 0 always takes the most probable piece."""
+    """Divides the logits; 0 always takes the most probable token."""
     top_k: int = 0
-    """Only the k most probable pieces; 0: all."""
+    """Only the k most probable tokens; 0: all."""
     top_p: float = 1.0
-    """Only the most probable pieces that together reach this probability (Holtzman et al. 2020)."""
+    """Only the most probable tokens that together reach this probability (Holtzman et al. 2020)."""
     min_p: float = 0.0
-    """Only pieces at least this fraction as probable as the most probable one (Nguyen et al. 2024)."""
+    """Only tokens at least this fraction as probable as the most probable one (Nguyen et al. 2024)."""
     repetition_penalty: float = 1.0
-    """Pieces already in the text have positive logits divided, negative ones multiplied by this (CTRL, 2019)."""
+    """Tokens already in the text have positive logits divided, negative ones multiplied by this (CTRL, 2019)."""
     seed: int = 0
     stop: tuple[str, ...] = ()
     """Generation ends before the first of these strings."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isoform.batch import Encoding, Example, Pieces, collate
+from isoform.batch import Encoding, Example, Tokens, collate
 from isoform.codecs.codec import TextCodec
 from isoform.generation.strategy import DecodingStrategy, Step
 from isoform.mask import Mask
@@ -37,7 +37,7 @@ class Prompt:
 def build_prompt(codec: TextCodec, text: str, *, is_pair: bool, view: View) -> Prompt:
     """A text to continue, or, for a model of pairs, the source whose target is wanted.
 
-    An empty text starts after an end-of-text piece, where documents begin.
+    An empty text starts after an end-of-text token, where documents begin.
     """
     ids = codec.encode_start(text)
     if not is_pair:
@@ -60,7 +60,7 @@ def check_lengths(model: Transformer, prompts: Sequence[Prompt]) -> None:
             assert stack is not None
             if length > (limit := config.length(stack)):
                 raise ValueError(
-                    f"text {number} has {length} pieces, which don't fit context_length={limit}; shorten it"
+                    f"text {number} has {length} tokens, which don't fit context_length={limit}; shorten it"
                 )
 
 
@@ -144,8 +144,8 @@ class _Batch:
         if self.cache.length - self.cache.num_before == self.limit:
             return self.read()
         before = self.texts[:, -1 - self.model.stem.looks_back : -1]
-        pieces = Pieces(tokens.unsqueeze(1), self.cache.next_coordinates(), before)
-        return self.model.decode(pieces, self.mask, self.memory, self.cache)
+        inputs = Tokens(tokens.unsqueeze(1), self.cache.next_coordinates(), before)
+        return self.model.decode(inputs, self.mask, self.memory, self.cache)
 
 
 def window_length(length: int, prompt_length: int, limit: int) -> int:
@@ -167,7 +167,7 @@ def _encode_sources(model: Transformer, prompts: Sequence[Prompt]) -> Memory | N
     return model.encode(_lay([Encoding(source) for source in sources], model.device), prompts[0].source_mask)
 
 
-def _lay(encodings: Sequence[Encoding], device: torch.device) -> Pieces:
+def _lay(encodings: Sequence[Encoding], device: torch.device) -> Tokens:
     """Rows of one Encoding each, filled up with empty slots on the right."""
     none = np.zeros(0, np.int64)
     rows = [[Example(e, none, none.astype(np.float32))] for e in encodings]

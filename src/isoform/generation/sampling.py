@@ -17,15 +17,15 @@ BLOCK = 64
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make the pieces `seen` (B, S) less likely in logits (B, V) (Keskar et al. 2019, section 4.1)."""
+    """Make the tokens `seen` (B, S) less likely in logits (B, V) (Keskar et al. 2019, section 4.1)."""
     scores = logits.gather(1, seen)
     return logits.scatter(1, seen, torch.where(scores > 0, scores / penalty, scores * penalty))
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities (B, V) of the next piece after temperature and cut-offs; temperature must not be 0.
+    """Probabilities (B, V) of the next token after temperature and cut-offs; temperature must not be 0.
 
-    At least the most probable piece always stays.
+    At least the most probable token always stays.
     """
     logits = logits.float() / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:

@@ -12,10 +12,10 @@ from isoform.model.transformer import Transformer
 
 @dataclass(frozen=True)
 class Expectation:
-    """What the model expected at one piece: its probability (None for the first, which nothing precedes), its
-    rank (1 is the most probable), the entropy in bits, and the most probable pieces with probabilities."""
+    """What the model expected at one token: its probability (None for the first, which nothing precedes), its
+    rank (1 is the most probable), the entropy in bits, and the most probable tokens with probabilities."""
 
-    piece: int
+    token: int
     probability: float | None
     rank: int | None
     entropy: float | None
@@ -24,9 +24,9 @@ class Expectation:
 
 @torch.inference_mode()
 def score_tokens(model: Transformer, ids: np.ndarray, *, num_alternatives: int = 5) -> list[Expectation]:
-    """What the model expected at each piece of a text (T,), given those before it.
+    """What the model expected at each token of a text (T,), given those before it.
 
-    Texts longer than the context are read in windows that overlap by half, so that each piece but the first
+    Texts longer than the context are read in windows that overlap by half, so that each token but the first
     half context's has at least half a context before it.
     """
     model.eval()
@@ -38,13 +38,13 @@ def score_tokens(model: Transformer, ids: np.ndarray, *, num_alternatives: int =
         window = text[begin : begin + limit]
         log_probabilities = model(window.unsqueeze(0))[0].float().log_softmax(-1)
         for at in range(len(steps) - 1 - begin, min(len(window), len(text) - begin - 1)):
-            row, piece = log_probabilities[at], int(text[begin + at + 1])
+            row, token = log_probabilities[at], int(text[begin + at + 1])
             top = row.topk(min(num_alternatives, len(row)))
             steps.append(
                 Expectation(
-                    piece,
-                    float(row[piece].exp()),
-                    int((row > row[piece]).sum()) + 1,
+                    token,
+                    float(row[token].exp()),
+                    int((row > row[token]).sum()) + 1,
                     float(-(row.exp() * row).nan_to_num().sum() / np.log(2)),
                     list(zip(top.indices.tolist(), top.values.exp().tolist(), strict=True)),
                 )

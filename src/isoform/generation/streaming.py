@@ -15,28 +15,28 @@ from isoform.model.transformer import Transformer
 
 @dataclass(frozen=True)
 class Generation:
-    """A generated text, without the prompt; reason: `length`, `end` (end-of-text piece) or `stop` (string)."""
+    """A generated text, without the prompt; reason: `length`, `end` (end-of-text token) or `stop` (string)."""
 
     text: str
-    num_pieces: int
+    num_tokens: int
     reason: str
 
 
 class _Text:
-    """One text as its pieces arrive: gives what can no longer become part of a stop string."""
+    """One text as its tokens arrive: gives what can no longer become part of a stop string."""
 
     def __init__(self, codec: TextCodec, stop: Sequence[str]) -> None:
         self.codec, self.stop, self.decoder = codec, stop, codec.stream_decoder()
-        self.text, self.num_given, self.num_pieces, self.reason = "", 0, 0, ""
+        self.text, self.num_given, self.num_tokens, self.reason = "", 0, 0, ""
 
-    def push(self, piece: int) -> str:
-        """What can be given now that this piece has come; a text that has ended takes no more."""
+    def push(self, token: int) -> str:
+        """What can be given now that this token has come; a text that has ended takes no more."""
         if self.reason:
             return ""
-        self.num_pieces += 1
-        if piece == self.codec.end_of_text:
+        self.num_tokens += 1
+        if token == self.codec.end_of_text:
             return self.finish("end")
-        self.text += self.decoder.push(piece)
+        self.text += self.decoder.push(token)
         starts = [self.text.find(string, max(0, self.num_given - len(string))) for string in self.stop]
         if begun := [start for start in starts if start >= 0]:
             self.text, self.reason = self.text[: min(begun)], "stop"
@@ -76,4 +76,4 @@ def generate(
         if rest := text.finish("length"):
             yield number, rest
     for text in texts:
-        yield Generation(text.text, text.num_pieces, text.reason)
+        yield Generation(text.text, text.num_tokens, text.reason)

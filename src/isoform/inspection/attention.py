@@ -23,7 +23,7 @@ def cross_attention(
     mask: Mask | None = None,
     source_mask: Mask | None = None,
 ) -> Tensor:
-    """How each piece that the decoder reads, inputs (T,), asks the pieces of a source (S,): (layers, heads, T, S).
+    """How each token that the decoder reads, inputs (T,), asks the tokens of a source (S,): (layers, heads, T, S).
 
     mask: the decoder's (absent: causal); source_mask: the encoder's (absent: full). Raises ValueError for a model
     without cross-attention of its own.

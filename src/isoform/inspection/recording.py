@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from isoform.batch import Pieces, plain_pieces
+from isoform.batch import Tokens, plain_tokens
 from isoform.config import nearest
 from isoform.mask import Mask
 from isoform.model.auxiliary import Auxiliary
@@ -25,7 +25,7 @@ LIMIT = 2**30
 @torch.inference_mode()
 def record(
     model: Transformer,
-    pieces: Tensor,
+    tokens: Tensor,
     *names: str,
     mask: Mask | None = None,
     source: Tensor | None = None,
@@ -38,7 +38,7 @@ def record(
     The model's output is what it is without. Raises ValueError for a name that no tensor has, with the nearest, and
     before anything is run where the tensors would take more than `limit` bytes.
     """
-    shapes = recordable(model.config, tuple(pieces.shape), None if source is None else tuple(source.shape))
+    shapes = recordable(model.config, tuple(tokens.shape), None if source is None else tuple(source.shape))
     for name in names:
         if not any(fnmatchcase(one, name) for one in shapes):
             near = nearest(name, shapes)
@@ -52,7 +52,7 @@ def record(
         )
     recorder = recorder_of(names)
     model.eval()
-    model.hidden(pieces, mask, source, source_mask, Auxiliary(recorder=recorder))
+    model.hidden(tokens, mask, source, source_mask, Auxiliary(recorder=recorder))
     return recorder.tensors
 
 
@@ -63,15 +63,15 @@ def recordable(
     computed: the model is run without memory for its numbers."""
     with torch.device("meta"):
         model = Transformer(_plain(config)).eval().to("meta")  # tables of positions are made on the CPU
-        pieces, source = (None if s is None else _pieces(s) for s in (shape, source_shape))
-    assert pieces is not None
+        tokens, source = (None if s is None else _tokens(s) for s in (shape, source_shape))
+    assert tokens is not None
     recorder = recorder_of(["*"])
-    model.hidden(pieces, None, source, None, Auxiliary(recorder=recorder))
+    model.hidden(tokens, None, source, None, Auxiliary(recorder=recorder))
     return {name: tuple(tensor.shape) for name, tensor in recorder.tensors.items()}
 
 
-def _pieces(shape: tuple[int, ...]) -> Pieces:
-    return plain_pieces(torch.zeros(shape, dtype=torch.long))
+def _tokens(shape: tuple[int, ...]) -> Tokens:
+    return plain_tokens(torch.zeros(shape, dtype=torch.long))
 
 
 def _plain(config: ModelConfig) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""Training rows as a model sees them: every piece above what it should say, and who may attend to whom."""
+"""Training rows as a model sees them: every token above what it should say, and who may attend to whom."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from isoform.batch import Pieces
+from isoform.batch import Tokens
 from isoform.codecs.codec import Codec, TextCodec
 from isoform.mask import Mask, attended
 from isoform.preparation import Prepared
@@ -20,20 +20,20 @@ SEEN, UNSEEN = "█", "·"
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """What one stack reads in a row: its pieces, written out; which of them belong together; which are given."""
+    """What one stack reads in a row: its tokens, written out; which of them belong together; which are given."""
 
-    pieces: Sequence[str]
-    segments: np.ndarray
+    tokens: Sequence[str]
+    documents: np.ndarray
     """(T,), -1 where the row is empty."""
     given: np.ndarray
-    """(T,), whether each piece is part of a prefix."""
+    """(T,), whether each token is part of a prefix."""
     mask: np.ndarray
-    """(T, T), whether a piece (line) may attend to another (column)."""
+    """(T, T), whether a token (line) may attend to another (column)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One row: what is read, what is to be said at each piece (None: nothing), and what an encoder reads beside it."""
+    """One row: what is read, what is to be said at each token (None: nothing), and what an encoder reads beside it."""
 
     inputs: Side
     targets: Sequence[str | None]
@@ -41,12 +41,12 @@ class Row:
     source: Side | None
 
     def to_json(self) -> dict[str, Any]:
-        """The row as JSON values; a mask is a line of 1 and 0 for each piece."""
+        """The row as JSON values; a mask is a line of 1 and 0 for each token."""
         sides = {"inputs": self.inputs, **({} if self.source is None else {"source": self.source})}
         told: dict[str, Any] = {
             name: {
-                "pieces": list(side.pieces),
-                "segments": side.segments.tolist(),
+                "tokens": list(side.tokens),
+                "documents": side.documents.tolist(),
                 "given": side.given.tolist(),
                 "mask": ["".join("01"[int(seen)] for seen in line) for line in side.mask],
             }
@@ -67,39 +67,39 @@ def read_rows(prepared: Prepared, count: int, first: int = 0) -> Iterator[Row]:
         yield Row(_side(codec, batch.inputs, view.inputs_mask), targets, weights, source)
 
 
-def _side(codec: Codec, pieces: Pieces, mask: Mask) -> Side:
-    at = pieces.coordinates
+def _side(codec: Codec, tokens: Tokens, mask: Mask) -> Side:
+    at = tokens.coordinates
 
     def column(tensor: Tensor) -> np.ndarray:
-        return tensor.expand(1, pieces.ids.shape[1])[0].numpy()
+        return tensor.expand(1, tokens.ids.shape[1])[0].numpy()
 
-    segments = column(at.segment)
-    given = np.zeros(len(segments), bool) if at.prefix is None else column(at.prefix)
-    names = [EMPTY if s < 0 else _piece(codec, i) for i, s in zip(pieces.ids[0].tolist(), segments, strict=True)]
-    return Side(names, segments, given, attended(mask, at, at)[0].numpy())
+    documents = column(at.document)
+    given = np.zeros(len(documents), bool) if at.prefix is None else column(at.prefix)
+    names = [EMPTY if s < 0 else _token(codec, i) for i, s in zip(tokens.ids[0].tolist(), documents, strict=True)]
+    return Side(names, documents, given, attended(mask, at, at)[0].numpy())
 
 
-def _piece(codec: Codec, piece: int) -> str:
-    """A piece in few signs; one that is made of numbers is a box."""
+def _token(codec: Codec, token: int) -> str:
+    """A token in few signs; one that is made of numbers is a box."""
     if isinstance(codec, TextCodec):
-        return codec.piece_text(piece).replace(" ", "␣")
-    return "▪" if piece < 0 else str(piece)
+        return codec.token_text(token).replace(" ", "␣")
+    return "▪" if token < 0 else str(token)
 
 
 def _target(codec: Codec, target: int, *, whole: bool) -> str:
-    return str(target) if whole else _piece(codec, target)
+    return str(target) if whole else _token(codec, target)
 
 
 def to_lines(row: Row, paint: Callable[[str, str], str], *, width: int = 100, columns: int = 32) -> Iterator[str]:
-    """A row for a person: pieces with their targets below, then the masks of its first `columns` pieces.
+    """A row for a person: tokens with their targets below, then the masks of its first `columns` tokens.
 
     paint(text, style) colours: `input`, `given`, `target`, `ignored`.
     """
     counted = sum(target is not None for target in row.targets)
-    empty = int((row.inputs.segments < 0).sum())
-    segments = int(row.inputs.segments.max()) + 1
+    empty = int((row.inputs.documents < 0).sum())
+    documents = int(row.inputs.documents.max()) + 1
     yield (
-        f"{len(row.targets)} pieces, {segments} segment{'' if segments == 1 else 's'}, {counted} to be said"
+        f"{len(row.targets)} tokens, {documents} document{'' if documents == 1 else 's'}, {counted} to be said"
         f"{f', {empty} empty' if empty else ''}"
     )
     if row.source is not None:
@@ -108,29 +108,29 @@ def to_lines(row: Row, paint: Callable[[str, str], str], *, width: int = 100, co
     if columns:
         for name, side in (("source", row.source), ("inputs", row.inputs)):
             if side is not None:
-                yield f"who sees whom in the {name} (a line for each piece, a column for each that it may attend to)"
+                yield f"who sees whom in the {name} (a line for each token, a column for each that it may attend to)"
                 yield from _drawn(side, paint, columns)
 
 
 def _written(
     name: str, side: Side, targets: Sequence[str | None] | None, paint: Callable[[str, str], str], width: int
 ) -> Iterator[str]:
-    """Pieces, and below each what it should say, in lines of at most `width` signs."""
+    """Tokens, and below each what it should say, in lines of at most `width` signs."""
     from rich.cells import cell_len
 
-    end = int((side.segments >= 0).sum())
+    end = int((side.documents >= 0).sum())
     below = [""] * end if targets is None else [IGNORED if t is None else t for t in targets[:end]]
     upper, lower, used, before = [], [], 0, 0
     for i in range(end):
-        wide = max(cell_len(side.pieces[i]), cell_len(below[i]))
-        mark = "│" if side.segments[i] != before else " "
-        before = side.segments[i]
+        wide = max(cell_len(side.tokens[i]), cell_len(below[i]))
+        mark = "│" if side.documents[i] != before else " "
+        before = side.documents[i]
         if used and used + wide + 1 > width - 9:
             yield from _pair(name, upper, lower, targets is not None)
             upper, lower, used, name = [], [], 0, ""
         used += wide + 1
         style = "given" if side.given[i] else "input"
-        upper.append(mark + paint(side.pieces[i], style) + " " * (wide - cell_len(side.pieces[i])))
+        upper.append(mark + paint(side.tokens[i], style) + " " * (wide - cell_len(side.tokens[i])))
         style = "ignored" if targets is None or targets[i] is None else "target"
         lower.append(mark + paint(below[i], style) + " " * (wide - cell_len(below[i])))
     yield from _pair(name, upper, lower, targets is not None)
@@ -143,8 +143,8 @@ def _pair(name: str, upper: Sequence[str], lower: Sequence[str], has_targets: bo
 
 
 def _drawn(side: Side, paint: Callable[[str, str], str], columns: int) -> Iterator[str]:
-    shown = min(columns, len(side.pieces))
+    shown = min(columns, len(side.tokens))
     for i in range(shown):
         line = "".join(SEEN if seen else UNSEEN for seen in side.mask[i, :shown])
-        more = " …" if shown < len(side.pieces) else ""
-        yield f"{'':<8}{paint(line, 'input')}{more}  {side.pieces[i]}"
+        more = " …" if shown < len(side.tokens) else ""
+        yield f"{'':<8}{paint(line, 'input')}{more}  {side.tokens[i]}"

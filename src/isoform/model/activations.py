@@ -74,7 +74,7 @@ def _block_activations(config: ModelConfig, stack: StackConfig, block: BlockConf
 
 
 def _mixer_activations(config: ModelConfig, stack: StackConfig, mixer: Mixer) -> int:
-    """Numbers kept per piece between what enters a mixer and what leaves it."""
+    """Numbers kept per token between what enters a mixer and what leaves it."""
     d = config.model_dim
     match mixer:
         case Attention():
@@ -84,7 +84,7 @@ def _mixer_activations(config: ModelConfig, stack: StackConfig, mixer: Mixer) ->
             return kept + (kv if mixer.value_shortcut else 0)
         case LSTM():  # the 15 of each feature that oneDNN keeps, and out; other kernels keep half
             return 16 * d
-        case CausalConvolution(kernel_size=size):  # the pieces under the kernel side by side
+        case CausalConvolution(kernel_size=size):  # the tokens under the kernel side by side
             return size * d
         case LinearRecurrence():  # the product, a, c, h, and the gate before and after
             return 9 * config.state_dim(mixer)
@@ -108,7 +108,7 @@ def _inner_activations(config: ModelConfig, feedforward: FeedForward | None) -> 
 
 
 def _ngram_activations(config: NGramMlp) -> int:
-    """Numbers kept per piece: the embeddings of the bag, and each feed-forward."""
+    """Numbers kept per token: the embeddings of the bag, and each feed-forward."""
     d, n = config.model_dim, config.num_layers
     head = (4 if config.head.softcap else 3) * config.vocab_size
     return 3 * d + d + (d + 2 * config.inner_dim) * n + (d * n if config.dropout else 0) + head

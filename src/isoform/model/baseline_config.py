@@ -22,9 +22,9 @@ class _Baseline:
     model_dim: int = 128
     num_layers: int = 4
     context_length: int = 128
-    """The most pieces seen at once, and the length of training rows."""
+    """The most tokens seen at once, and the length of training rows."""
     vocab_size: int = 0
-    """Pieces; 0: as many as the codec has."""
+    """Tokens; 0: as many as the codec has."""
     stem: Lookup = Lookup(norm=RMSNorm(scale=False))
     head: Vocabulary = Vocabulary()
     dropout: float = 0.0
@@ -67,10 +67,10 @@ class CausalConvolution(_Baseline):
     """
 
     kernel_size: int = 5
-    """Pieces under a kernel."""
+    """Tokens under a kernel."""
     dilation_growth: int = 3
     receptive_field: int | None = None
-    """How many pieces an output sees at least, its own included; absent: context_length."""
+    """How many tokens an output sees at least, its own included; absent: context_length."""
     feedforward_dim: int | None = None
     """Inner width of each block's feed-forward; absent: 4 x model_dim."""
 
@@ -88,7 +88,7 @@ class CausalConvolution(_Baseline):
             seen = 1 + (self.kernel_size - 1) * sum(cycle[: self.num_layers])
             raise ValueError(
                 f"num_layers={self.num_layers} with kernel_size={self.kernel_size} and "
-                f"dilation_growth={self.dilation_growth} see {seen} pieces, not the {wanted} of "
+                f"dilation_growth={self.dilation_growth} see {seen} tokens, not the {wanted} of "
                 f"{'context_length' if self.receptive_field is None else 'receptive_field'}; set "
                 f"num_layers={len(cycle)} or more, a larger kernel_size or dilation_growth, or receptive_field={seen}"
             )
@@ -126,20 +126,20 @@ class CausalConvolution(_Baseline):
 
 @dataclass(frozen=True, kw_only=True)
 class NGramMlp(_Baseline):
-    """The vectors of the last pieces and of the n-grams that end in them, added up, and a feed-forward network over the
+    """The vectors of the last tokens and of the n-grams that end in them, added up, and a feed-forward network over the
     sum (after Bengio et al. 2003, and fastText's bags, Joulin et al. 2016). Which n-grams, `stem` says."""
 
     num_layers: int = 6
     stem: Lookup = Lookup(ngrams=(2, 3, 4), norm=RMSNorm(scale=False))
     bag: int = 16
-    """How many pieces are in the sum: the newest and those before it, each weighted by distance and feature."""
+    """How many tokens are in the sum: the newest and those before it, each weighted by distance and feature."""
     feedforward_dim: int | None = None
     """Inner width of each block's feed-forward; absent: 4 x model_dim."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bag < 1:
-            raise ValueError(f"bag={self.bag} must be at least 1: the newest piece is always in it")
+            raise ValueError(f"bag={self.bag} must be at least 1: the newest token is always in it")
         _check_width(self.feedforward_dim)
 
     @property

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isoform.batch import Pieces, plain_pieces
+from isoform.batch import Tokens, plain_tokens
 from isoform.mask import Causal, Coordinates, Mask
 from isoform.model.auxiliary import Auxiliary
 from isoform.model.baseline_config import NORM, Model, NGramMlp, as_transformer
@@ -30,14 +30,14 @@ from isoform.model.transformer import Transformer
 
 
 def shifted(x: Tensor, reaches: Sequence[int]) -> list[Tensor]:
-    """The rows (B, T, D) moved so many places to the right, each with zeros before it."""
+    """The rows (B, T, D) moved so many positions to the right, each with zeros before it."""
     most, length = max(reaches), x.shape[1]
     padded = functional.pad(x, (0, 0, most, 0))
     return [padded[:, most - by : most - by + length] for by in reaches]
 
 
 class Bag(Component):
-    """Each place's sum of the vectors of the last pieces, weighted by distance and feature."""
+    """Each place's sum of the vectors of the last tokens, weighted by distance and feature."""
 
     roles = (("", Role.TABLE),)
 
@@ -54,7 +54,7 @@ class Bag(Component):
         return summed
 
     def reset_parameters(self) -> None:
-        """The newest piece weighs most, at first."""
+        """The newest token weighs most, at first."""
         nn.init.zeros_(self.weight).add_(0.8 ** torch.arange(len(self.weight), device=self.weight.device).unsqueeze(1))
 
 
@@ -103,7 +103,7 @@ class NGramModel(Network[NGramMlp]):
     def __init__(self, config: NGramMlp) -> None:
         super().__init__()
         if config.vocab_size < 1:
-            raise ValueError(f"vocab_size={config.vocab_size}: set it to the number of pieces of the codec")
+            raise ValueError(f"vocab_size={config.vocab_size}: set it to the number of tokens of the codec")
         self.config = config
         self.stem = LookupStem(config.stem, config.vocab_size, config.model_dim)
         self.core = Core(config)
@@ -122,7 +122,7 @@ class NGramModel(Network[NGramMlp]):
                 case Role.GAIN:
                     nn.init.ones_(parameter)
                 case Role.EMBEDDING if self.config.head.tied:
-                    nn.init.normal_(parameter, std=0.02)  # or it would begin by saying the same piece again
+                    nn.init.normal_(parameter, std=0.02)  # or it would begin by saying the same token again
                 case _:
                     nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
         for module in self.modules():
@@ -131,9 +131,9 @@ class NGramModel(Network[NGramMlp]):
 
     def hidden(
         self,
-        pieces: Pieces | Tensor,
+        tokens: Tokens | Tensor,
         mask: Mask | None = None,
-        source: Pieces | Tensor | None = None,
+        source: Tokens | Tensor | None = None,
         source_mask: Mask | None = None,
         auxiliary: Auxiliary | None = None,
     ) -> Tensor:
@@ -142,16 +142,16 @@ class NGramModel(Network[NGramMlp]):
         Raises ValueError for a mask that isn't causal, for a source, and for rows that are too long or go on from
         others.
         """
-        pieces = plain_pieces(pieces) if isinstance(pieces, Tensor) else pieces
-        coordinates, length = pieces.coordinates, pieces.ids.shape[1]
+        tokens = plain_tokens(tokens) if isinstance(tokens, Tensor) else tokens
+        coordinates, length = tokens.coordinates, tokens.ids.shape[1]
         if source is not None or mask not in (None, Causal()):
             raise ValueError(f"a baseline reads forwards and has no encoder, but was given the mask {mask}; use causal")
         if coordinates.start or length > self.config.context_length:
             raise ValueError(
-                f"pieces {coordinates.start or 0} .. {(coordinates.start or 0) + length - 1} don't fit a baseline of "
+                f"tokens {coordinates.start or 0} .. {(coordinates.start or 0) + length - 1} don't fit a baseline of "
                 f"context_length={self.config.context_length}, which reads rows from their start; shorten the input"
             )
-        x = self.stem(pieces)
+        x = self.stem(tokens)
         if self.config.dropout and self.training:
             x = dropout(x, self.config.dropout)
         documents = Documents(coordinates)

@@ -42,29 +42,29 @@ from isoform.model.recording import Recorder
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """An encoder's output (B, S, D), where its pieces stand, and the keys and values of each of its blocks, where a
-    decoder reads those. In a search it has fewer rows than the pieces, each read by so many that lie side by side."""
+    """An encoder's output (B, S, D), where its tokens stand, and the keys and values of each of its blocks, where a
+    decoder reads those. In a search it has fewer rows than the tokens, each read by so many that lie side by side."""
 
     hidden: Tensor
     coordinates: Coordinates
     layers: tuple[KeysValues, ...] = ()
 
-    def before(self, pieces: Coordinates) -> Coordinates:
-        """Where the decoder's pieces (B, T) stand when they come after the encoder's of the same segment: their indices
-        shifted by those. Raises ValueError for pieces with places of their own, which can't be shifted."""
+    def before(self, tokens: Coordinates) -> Coordinates:
+        """Where the decoder's tokens (B, T) stand when they come after the encoder's of the same document: their indices
+        shifted by those. Raises ValueError for tokens with positions of their own, which can't be shifted."""
         there = self.coordinates
-        if there.start == 0 and pieces.start == 0:
+        if there.start == 0 and tokens.start == 0:
             shift = there.index.shape[1]
-            return replace(pieces, index=pieces.index + shift, start=shift)
-        if pieces.place is not None or there.place is not None:
-            raise ValueError("cross='joint' is for pieces that stand at their index; set cross to separate")
-        segment = there.segment.repeat_interleave(max(1, len(pieces.segment) // len(there.segment)), 0)
-        same = (pieces.segment.unsqueeze(2) == segment.unsqueeze(1)) & (segment >= 0).unsqueeze(1)
+            return replace(tokens, index=tokens.index + shift, start=shift)
+        if tokens.position is not None or there.position is not None:
+            raise ValueError("cross='joint' is for tokens that stand at their index; set cross to separate")
+        document = there.document.repeat_interleave(max(1, len(tokens.document) // len(there.document)), 0)
+        same = (tokens.document.unsqueeze(2) == document.unsqueeze(1)) & (document >= 0).unsqueeze(1)
         shift = same.sum(2)
-        return replace(pieces, index=pieces.index + shift, start=None)
+        return replace(tokens, index=tokens.index + shift, start=None)
 
-    def joined(self, pieces: Coordinates) -> Coordinates:
-        """Where the encoder's pieces and those after them stand, (B, S + T)."""
+    def joined(self, tokens: Coordinates) -> Coordinates:
+        """Where the encoder's tokens and those after them stand, (B, S + T)."""
         there = self.coordinates
 
         def both(one: Tensor, other: Tensor) -> Tensor:
@@ -72,17 +72,17 @@ class Memory:
             return torch.cat([t.expand(rows, *t.shape[1:]) for t in (one, other)], 1)
 
         def given(one: Coordinates) -> Tensor:
-            return torch.zeros_like(one.segment, dtype=torch.bool) if one.prefix is None else one.prefix
+            return torch.zeros_like(one.document, dtype=torch.bool) if one.prefix is None else one.prefix
 
-        prefix = None if pieces.prefix is None and there.prefix is None else both(given(there), given(pieces))
-        is_plain = there.start == 0 and pieces.start == there.index.shape[1]
-        segment, index = both(there.segment, pieces.segment), both(there.index, pieces.index)
-        return Coordinates(segment, index, prefix, start=0 if is_plain else None)
+        prefix = None if tokens.prefix is None and there.prefix is None else both(given(there), given(tokens))
+        is_plain = there.start == 0 and tokens.start == there.index.shape[1]
+        document, index = both(there.document, tokens.document), both(there.index, tokens.index)
+        return Coordinates(document, index, prefix, start=0 if is_plain else None)
 
 
 @dataclass(eq=False)
 class Pass:
-    """What the blocks of a stack share during one pass through it; what depends on mask and places is made once."""
+    """What the blocks of a stack share during one pass through it; what depends on mask and positions is made once."""
 
     x0: Tensor
     coordinates: Coordinates
@@ -93,7 +93,7 @@ class Pass:
     first_values: Tensor | None = None
     kernel: str = "auto"
     keys: Coordinates | None = None
-    """Where the keys stand without a cache, if there are more than the pieces themselves."""
+    """Where the keys stand without a cache, if there are more than the tokens themselves."""
     recorder: Recorder | None = None
     documents: Documents | None = None
     """Which tokens belong together, for recurrences."""
@@ -101,7 +101,7 @@ class Pass:
     turns: dict[int | tuple[int, str], Turn] = field(default_factory=dict)
 
     def edges(self, block: BlockConfig, scheme: Scheme, layer: int) -> Edges:
-        """Who may attend to whom in a block, and what places say about it."""
+        """Who may attend to whom in a block, and what positions say about it."""
         own = self.coordinates if self.keys is None else self.keys
         keys = own if self.cache is None else self.cache.keys(layer)
         pattern = block.attention.pattern
@@ -118,7 +118,7 @@ class Pass:
 
     @cached_property
     def memory_edges(self) -> Edges:
-        """Who may ask the memory: every piece of the same segment. Rows that share a row of it ask side by side."""
+        """Who may ask the memory: every token of the same document. Rows that share a row of it ask side by side."""
         assert self.memory is not None
         asking, there, rows = self.coordinates, self.memory.coordinates, len(self.memory.hidden)
         if rows < len(asking.index) and None in (asking.start, there.start):
@@ -126,7 +126,7 @@ class Pass:
         return Edges(lower(Full(), asking, there, kernel=self.kernel))
 
     def memory_turn(self, scheme: Scheme) -> Turn:
-        """How a scheme turns the keys (B, S, K, H) of the memory's pieces."""
+        """How a scheme turns the keys (B, S, K, H) of the memory's tokens."""
         assert self.memory is not None
         if (known := (id(scheme), "memory")) not in self.turns:
             self.turns[known] = scheme.at(self.memory.coordinates)
@@ -134,11 +134,11 @@ class Pass:
 
     @property
     def present(self) -> Tensor | None:
-        """Which slots hold a piece (B, T); None: all."""
-        return None if self.coordinates.start is not None else self.coordinates.segment >= 0
+        """Which slots hold a token (B, T); None: all."""
+        return None if self.coordinates.start is not None else self.coordinates.document >= 0
 
     def within(self, subset: Subset) -> Pass:
-        """The same for some of the pieces."""
+        """The same for some of the tokens."""
         return replace(
             self,
             x0=subset.gather(self.x0),
@@ -236,7 +236,7 @@ class Block(Component):
         return subset.scatter_back(x, inside, self.through(inside, shared.within(subset), scheme, layer))
 
     def through(self, x: Tensor, shared: Pass, scheme: Scheme, layer: int) -> Tensor:
-        """The pieces (B, T, D) that go through."""
+        """The tokens (B, T, D) that go through."""
         if self.x0_mix is not None:
             x = self.x0_mix[0] * x + self.x0_mix[1] * shared.x0
         if self.feedforward is None or self.feedforward_norm is None:
@@ -286,7 +286,7 @@ class Block(Component):
         return y
 
     def context(self, attention: MultiHeadAttention, shared: Pass, scheme: Scheme, layer: int) -> KeysValues:
-        """Keys and values (B, K, S, H) of the encoder's pieces, to be attended to jointly with the block's own."""
+        """Keys and values (B, K, S, H) of the encoder's tokens, to be attended to jointly with the block's own."""
         memory = shared.memory
         assert memory is not None
         if memory.layers:
@@ -332,7 +332,7 @@ def _own_positions(layers: list[BlockConfig], model: ModelConfig, stack: StackCo
         if own is not None:
             known = own, model.rotated_dim(block.mixer, own)
             if known not in rotary:
-                rotary[known] = RotaryPosition(*known, model.num_places(stack))
+                rotary[known] = RotaryPosition(*known, model.num_positions(stack))
             schemes.append(rotary[known])
         else:
             shaw = stack.position if isinstance(stack.position, Shaw) else None

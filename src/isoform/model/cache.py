@@ -3,7 +3,7 @@
 Attention keeps keys and values, a recurrence a state of fixed size. The coordinates of slots are stored beside keys
 and values, so that which slots a query may see is the mask's business as everywhere; while the rows stay plain, the
 kernels keep their shortcuts. A layer that looks back at
-most `before` pieces keeps the newest before + 1 of each row in a ring. Layers that keep the same number of pieces
+most `before` tokens keeps the newest before + 1 of each row in a ring. Layers that keep the same number of tokens
 share one set of coordinates, so that a step of generation does its bookkeeping once for all of them.
 """
 
@@ -30,7 +30,7 @@ class Slots(ABC):
 
     @abstractmethod
     def extend(self, new: Coordinates) -> None:
-        """Take in where the newest pieces (B, T) stand. Raises ValueError when there is no room."""
+        """Take in where the newest tokens (B, T) stand. Raises ValueError when there is no room."""
 
     slots: Coordinates
     """Of all slots, filled or not (B, size)."""
@@ -39,7 +39,7 @@ class Slots(ABC):
 
     @abstractmethod
     def store(self, kept: Tensor, new: Tensor) -> Tensor:
-        """Lay `new` (B, K, T, H) into the buffer `kept` (B, K, size, H); gives what the newest pieces may look at."""
+        """Lay `new` (B, K, T, H) into the buffer `kept` (B, K, size, H); gives what the newest tokens may look at."""
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows (R,), which may repeat."""
@@ -47,20 +47,20 @@ class Slots(ABC):
 
 
 class AllSlots(Slots):
-    """Every piece is kept: slots filled from left to right."""
+    """Every token is kept: slots filled from left to right."""
 
     def __init__(self, num_rows: int, size: int, device: torch.device) -> None:
-        segment = torch.zeros(num_rows, size, dtype=torch.long, device=device)
+        document = torch.zeros(num_rows, size, dtype=torch.long, device=device)
         index = torch.arange(size, device=device).expand(num_rows, size).contiguous()
-        self.slots = Coordinates(segment, index, start=0)
+        self.slots = Coordinates(document, index, start=0)
         self.size, self.start, self.num_filled = size, 0, 0
 
     def extend(self, new: Coordinates) -> None:
         start, end = self.num_filled, self.num_filled + new.index.shape[1]
         if end > self.size:
-            raise ValueError(f"the cache has {self.size} slots but {end} pieces came; make it larger")
+            raise ValueError(f"the cache has {self.size} slots but {end} tokens came; make it larger")
         is_plain = self.slots.start is not None and new.start == start
-        if not is_plain or new.place is not None:
+        if not is_plain or new.position is not None:
             self.slots = _written(self.slots, slice(start, end), new, is_plain)
         self.start, self.num_filled = start, end
         self.keys = _cut(self.slots, slice(0, end), start=self.slots.start)
@@ -71,29 +71,29 @@ class AllSlots(Slots):
 
 
 class RingSlots(Slots):
-    """The newest `size` pieces of each row are kept.
+    """The newest `size` tokens of each row are kept.
 
-    Columns fill from left to right; then a piece that comes alone overwrites the oldest column. Pieces that come
-    together see what was kept and each other; after that the columns are laid anew, the oldest first. The pieces of a
-    row must come in the order of their index. Empty slots (segment -1) don't crowd out pieces: when columns are laid
-    anew, they are taken to be older than any piece.
+    Columns fill from left to right; then a token that comes alone overwrites the oldest column. Tokens that come
+    together see what was kept and each other; after that the columns are laid anew, the oldest first. The tokens of a
+    row must come in the order of their index. Empty slots (document -1) don't crowd out tokens: when columns are laid
+    anew, they are taken to be older than any token.
     """
 
     def __init__(self, num_rows: int, size: int, device: torch.device) -> None:
-        segment = torch.zeros(num_rows, size, dtype=torch.long, device=device)
-        self.slots = Coordinates(segment, torch.zeros_like(segment), start=0)
+        document = torch.zeros(num_rows, size, dtype=torch.long, device=device)
+        self.slots = Coordinates(document, torch.zeros_like(document), start=0)
         self.size = size
         self.num_filled = 0  # columns in use
-        self.num_seen = 0  # pieces that came, so that plain rows go on at this index
+        self.num_seen = 0  # tokens that came, so that plain rows go on at this index
         self.oldest = 0  # the column that is overwritten next, once all are in use
-        self.column: int | None = None  # where the newest piece went; None: the columns were laid anew
+        self.column: int | None = None  # where the newest token went; None: the columns were laid anew
         self.earlier: list[slice] = []  # before they were: the columns in use, the oldest first
         self.order: Tensor | None = None  # and which of those and the new ones stayed (B, num_filled); None: the last
 
     def extend(self, new: Coordinates) -> None:
         is_plain = self.slots.start is not None and new.start == self.num_seen
         self.num_seen += new.index.shape[1]
-        if new.index.shape[1] == 1 and (is_plain or bool((new.segment >= 0).all())):
+        if new.index.shape[1] == 1 and (is_plain or bool((new.document >= 0).all())):
             self._overwrite(new, is_plain)
         else:
             self._lay_anew(new, is_plain)
@@ -121,7 +121,7 @@ class RingSlots(Slots):
             self.order = None
             stays = self.keys.map(lambda t: t[:, -self.num_filled :])
         else:
-            order = (self.keys.segment >= 0).int().sort(dim=1, stable=True).indices[:, -self.num_filled :]
+            order = (self.keys.document >= 0).int().sort(dim=1, stable=True).indices[:, -self.num_filled :]
             stays = self.keys.map(lambda t: _taken(t, order, 1))
             self.order = order.unsqueeze(1)
         self.slots = _written(self.slots, slice(0, self.num_filled), stays, is_plain)
@@ -197,13 +197,13 @@ class KeyValueState(LayerState):
             self.memory = self.memory[0].index_select(0, memory_rows), self.memory[1].index_select(0, memory_rows)
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Lay in the newest keys and values (B, K, T, H), after `Cache.extend`; gives those that the newest pieces may
+        """Lay in the newest keys and values (B, K, T, H), after `Cache.extend`; gives those that the newest tokens may
         look at, as views where that is possible. They stand at `Cache.keys`."""
         return self.slots.store(self.key, key), self.slots.store(self.value, value)
 
 
 class Cache:
-    """The cache of a whole decoder: what each layer keeps of the pieces that came, and where they stand."""
+    """The cache of a whole decoder: what each layer keeps of the tokens that came, and where they stand."""
 
     def __init__(
         self,
@@ -218,8 +218,8 @@ class Cache:
         self.capacity = capacity
         self.length = 0
         self.num_before = 0
-        """Of these, pieces of an encoder that are attended to jointly."""
-        self._shift: Tensor | None = None  # (B, 1): by how much the newest pieces stand further on, after those
+        """Of these, tokens of an encoder that are attended to jointly."""
+        self._shift: Tensor | None = None  # (B, 1): by how much the newest tokens stand further on, after those
         self._shared: dict[int, Slots] = {}
         self.layers: list[LayerState] = [self._build(shape, num_rows, device, dtype) for shape in shapes]
         index = torch.arange(capacity + 1, device=device).expand(num_rows, capacity + 1)
@@ -261,8 +261,8 @@ class Cache:
     def newest_document(self) -> Tensor:
         """Of which document the newest token of each row is (B,), -1 where none came."""
         if self._newest is not None:
-            return self._newest.segment[:, 0]
-        return torch.full_like(self._ahead.segment[:, 0], 0 if self.length else -1)
+            return self._newest.document[:, 0]
+        return torch.full_like(self._ahead.document[:, 0], 0 if self.length else -1)
 
     def select(self, rows: Tensor, memory_rows: Tensor | None) -> None:
         """Go on with these rows (R,), which may repeat: beams that went on, or rows that are not done yet.
@@ -282,7 +282,7 @@ class Cache:
             self._shift = self._shift.index_select(0, rows)
 
     def next_coordinates(self) -> Coordinates:
-        """Where a piece stands that follows the newest one in each row, (B, 1)."""
+        """Where a token stands that follows the newest one in each row, (B, 1)."""
         if self._newest is None:
             start = self.length - self.num_before
             if start <= self.capacity:
@@ -290,15 +290,15 @@ class Cache:
             index = torch.full_like(self._ahead.index[:, :1], start)
             return Coordinates(torch.zeros_like(index), index, start=start)
         index = self._newest.index + 1
-        return Coordinates(self._newest.segment, index if self._shift is None else index - self._shift)
+        return Coordinates(self._newest.document, index if self._shift is None else index - self._shift)
 
     def come_after(self, shift: Tensor, num_before: int) -> None:
-        """Pieces of an encoder come first, so many columns; those after them stand by `shift` (B, T) further on than
+        """Tokens of an encoder come first, so many columns; those after them stand by `shift` (B, T) further on than
         they are told to."""
         self.num_before, self._shift = num_before, shift.amax(1, keepdim=True)
 
     def extend(self, coordinates: Coordinates, layer: int | None = None) -> None:
-        """Take in where the newest pieces (B, T) stand, before any layer's `append`; `layer`: for one alone that
+        """Take in where the newest tokens (B, T) stand, before any layer's `append`; `layer`: for one alone that
         is told by itself.
 
         Raises ValueError when there is no room.
@@ -313,17 +313,17 @@ class Cache:
         self.length += coordinates.index.shape[1]
 
     def _followed(self, new: Coordinates) -> Coordinates:
-        """The newest piece of each row (B, 1), given those that came now; rows of empty slots keep the one they had."""
+        """The newest token of each row (B, 1), given those that came now; rows of empty slots keep the one they had."""
         old = self._newest
         if old is None:
             at = slice(self.length, self.length + 1)
-            old = Coordinates(self._ahead.segment[:, at], self._ahead.index[:, at] - 1)
-        is_piece = new.segment >= 0
-        places = torch.arange(1, new.index.shape[1] + 1, device=is_piece.device)
-        last = (is_piece * places).argmax(1, keepdim=True)
-        has_new = is_piece.any(1, keepdim=True)
-        segment = torch.where(has_new, new.segment.gather(1, last), old.segment)
-        return Coordinates(segment, torch.where(has_new, new.index.gather(1, last), old.index))
+            old = Coordinates(self._ahead.document[:, at], self._ahead.index[:, at] - 1)
+        is_token = new.document >= 0
+        positions = torch.arange(1, new.index.shape[1] + 1, device=is_token.device)
+        last = (is_token * positions).argmax(1, keepdim=True)
+        has_new = is_token.any(1, keepdim=True)
+        document = torch.where(has_new, new.document.gather(1, last), old.document)
+        return Coordinates(document, torch.where(has_new, new.index.gather(1, last), old.index))
 
 
 def _rows(coordinates: Coordinates, rows: Tensor) -> Coordinates:
@@ -336,57 +336,57 @@ def _rows(coordinates: Coordinates, rows: Tensor) -> Coordinates:
 
 def _cut(slots: Coordinates, columns: slice, **promises) -> Coordinates:
     prefix = None if slots.prefix is None else slots.prefix[:, columns]
-    place = None if slots.place is None else slots.place[:, columns]
-    return Coordinates(slots.segment[:, columns], slots.index[:, columns], prefix, place, **promises)
+    position = None if slots.position is None else slots.position[:, columns]
+    return Coordinates(slots.document[:, columns], slots.index[:, columns], prefix, position, **promises)
 
 
 def _written(slots: Coordinates, columns: slice, new: Coordinates, is_plain: bool) -> Coordinates:
-    """The slots with `new` in some columns, in place; plain rows are of segment 0, which the slots are made with."""
+    """The slots with `new` in some columns, in place; plain rows are of document 0, which the slots are made with."""
     slots.index[:, columns] = new.index
     if not is_plain:
-        slots.segment[:, columns] = new.segment
-    prefix, place = _alike(slots, new)
+        slots.document[:, columns] = new.document
+    prefix, position = _alike(slots, new)
     if prefix is not None:
         prefix[:, columns] = _prefix(new)
-    if place is not None:
-        place[:, columns] = _place(new, place)
-    return replace(slots, prefix=prefix, place=place, start=slots.start if is_plain else None, is_ordered=False)
+    if position is not None:
+        position[:, columns] = _position(new, position)
+    return replace(slots, prefix=prefix, position=position, start=slots.start if is_plain else None, is_ordered=False)
 
 
 def _alike(slots: Coordinates, new: Coordinates) -> tuple[Tensor | None, Tensor | None]:
-    """Prefix and places of the slots, made up where only the new pieces have them."""
+    """Prefix and positions of the slots, made up where only the new tokens have them."""
     prefix = _prefix(slots) if slots.prefix is not None or new.prefix is not None else None
-    place = slots.place
-    if place is None and new.place is not None:
-        place = _place(slots, new.place).clone()
-    return prefix, place
+    position = slots.position
+    if position is None and new.position is not None:
+        position = _position(slots, new.position).clone()
+    return prefix, position
 
 
 def _prefix(coordinates: Coordinates) -> Tensor:
     there = coordinates.prefix
-    return torch.zeros_like(coordinates.segment, dtype=torch.bool) if there is None else there
+    return torch.zeros_like(coordinates.document, dtype=torch.bool) if there is None else there
 
 
-def _place(coordinates: Coordinates, like: Tensor) -> Tensor:
-    """Places of as many numbers as these have; pieces without places stand at their index on every axis."""
-    if coordinates.place is not None:
-        return coordinates.place
+def _position(coordinates: Coordinates, like: Tensor) -> Tensor:
+    """Places of as many numbers as these have; tokens without positions stand at their index on every axis."""
+    if coordinates.position is not None:
+        return coordinates.position
     index = coordinates.index
     return index if like.dim() == 2 else index.unsqueeze(-1).expand(*index.shape, like.shape[-1])
 
 
 def _joined(slots: Coordinates, earlier: Sequence[slice], new: Coordinates, start: int | None) -> Coordinates:
-    """Some columns of the slots, and the new pieces after them."""
+    """Some columns of the slots, and the new tokens after them."""
 
     def joined(kept: Tensor, new: Tensor) -> Tensor:
         return torch.cat([*(kept[:, columns] for columns in earlier), new.expand(len(kept), *new.shape[1:])], 1)
 
-    prefix, place = _alike(slots, new)
+    prefix, position = _alike(slots, new)
     return Coordinates(
-        joined(slots.segment, new.segment),
+        joined(slots.document, new.document),
         joined(slots.index, new.index),
         None if prefix is None else joined(prefix, _prefix(new)),
-        None if place is None else joined(place, _place(new, place)),
+        None if position is None else joined(position, _position(new, position)),
         start=start,
     )
 

@@ -39,7 +39,7 @@ class BlockConfig:
     parallel: Literal["none", "own_norms", "one_norm"] = "none"
     """Attention and feed-forward beside each other: with a norm each (GPT-NeoX) or one for both (GPT-J, PaLM)."""
     depth: Depth | None = None
-    """Let only some pieces through this block."""
+    """Let only some tokens through this block."""
     x0_shortcut: bool = False
     """Mix the embeddings into the block's input, with learned weights."""
 
@@ -75,7 +75,7 @@ class StackConfig:
     """How often the pile is gone through, with the same parameters (Universal Transformer, Dehghani et al. 2019)."""
     position: Position | None = Rotary()
     context_length: int | None = None
-    """The most pieces this stack sees at once; absent: the model's."""
+    """The most tokens this stack sees at once; absent: the model's."""
     input_norm: Norm | None = None
     """Normalise what enters the first block, positions included (BERT)."""
     first_norm: bool = True
@@ -84,7 +84,7 @@ class StackConfig:
     """Normalise what leaves the stack, as the first block's norm does (post-norm stacks go without)."""
     cross: Literal["none", "separate", "joint"] = "none"
     """How a decoder attends to an encoder. separate: in each block once more, with parameters of its own; joint: to the
-    encoder's pieces and its own at once, as if they had come before it."""
+    encoder's tokens and its own at once, as if they had come before it."""
     reads: Literal["last", "layerwise"] = "last"
     """What is attended to. last: the encoder's output, by keys and values that the decoder makes of it; layerwise: in
     each block the keys and values of the encoder's block of the same number."""
@@ -93,10 +93,10 @@ class StackConfig:
     exit_loss: float = 0.3
     """Weight of the exits' mean loss beside that of the last block."""
     ahead: int = 0
-    """So many heads, each a block that reads what the last one wrote, say the pieces after the next one, in training
+    """So many heads, each a block that reads what the last one wrote, say the tokens after the next one, in training
     alone (Gloeckle et al. 2024, section 2)."""
     ahead_loss: float = 0.3
-    """Weight of those heads' mean loss beside that of the next piece."""
+    """Weight of those heads' mean loss beside that of the next token."""
 
     def __post_init__(self) -> None:
         if self.reads == "layerwise" and self.cross != "joint":
@@ -116,18 +116,18 @@ class StackConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Lookup:
-    """A vector per piece."""
+    """A vector per token."""
 
     scale: bool = False
     """Multiply embeddings by sqrt(model_dim) (2017)."""
     norm: Norm | None = None
     """Normalise the embeddings."""
-    num_kinds: int = 0
-    """Also look up the piece's kind, in a table of so many rows (BERT's token types)."""
+    num_token_types: int = 0
+    """Also look up the token's kind, in a table of so many rows (BERT's token types)."""
     previous: bool = False
-    """Also look up the piece before, in a table of its own."""
+    """Also look up the token before, in a table of its own."""
     ngrams: tuple[int, ...] = ()
-    """Also look up the last n pieces, for each n >= 2 named here, each in a table of its own."""
+    """Also look up the last n tokens, for each n >= 2 named here, each in a table of its own."""
     ngram_rows: int = 16384
     """Most rows of such a table; where there are more n-grams they share rows by a hash (Svenstrup et al. 2017)."""
 
@@ -138,13 +138,13 @@ class Lookup:
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """Feature rows through one matrix: patches, frames, measurements; pieces with an id are looked up instead."""
+    """Feature rows through one matrix: patches, frames, measurements; tokens with an id are looked up instead."""
 
     num_features: int = 0
-    """Numbers per piece; 0: as many as the codec gives."""
+    """Numbers per token; 0: as many as the codec gives."""
     bias: bool = True
     num_ids: int = 0
-    """Learned vectors for pieces that have an id instead of features, such as a class piece; 0: as many as the codec
+    """Learned vectors for tokens that have an id instead of features, such as a class token; 0: as many as the codec
     has."""
 
 
@@ -152,7 +152,7 @@ class Linear:
 class Convolution:
     """Feature rows through two convolutions over time with GELUs, the second with a stride (Whisper).
 
-    A piece holds the `stride` frames that become it, side by side.
+    A token holds the `stride` frames that become it, side by side.
     """
 
     num_features: int = 80
@@ -171,7 +171,7 @@ Stem = Lookup | Linear | Convolution
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """A score per piece of the vocabulary."""
+    """A score per token of the vocabulary."""
 
     tied: bool = False
     """Use the embedding's table (Press and Wolf 2017)."""
@@ -195,10 +195,10 @@ class MaskedVocabulary:
 
 @dataclass(frozen=True, kw_only=True)
 class Pooled:
-    """One answer for a whole segment, given at each of its pieces: scores of classes, numbers, or a vector."""
+    """One answer for a whole document, given at each of its tokens: scores of classes, numbers, or a vector."""
 
     over: Literal["first", "mean", "last", "each"] = "first"
-    """The hidden state that speaks for a segment: its first piece's, the mean, or its last piece's; or each for itself
+    """The hidden state that speaks for a document: its first token's, the mean, or its last token's; or each for itself
     (tags)."""
     num_outputs: int = 0
     """Classes or numbers; 0: as many classes as the codec has, or with `embed` none, the vector itself."""
@@ -248,9 +248,9 @@ class ModelConfig:
 
     model_dim: int = 128
     context_length: int = 128
-    """The most pieces a stack sees at once, and the length of training rows."""
+    """The most tokens a stack sees at once, and the length of training rows."""
     vocab_size: int = 0
-    """Pieces; 0: as many as the codec has."""
+    """Tokens; 0: as many as the codec has."""
     encoder: StackConfig | None = None
     decoder: StackConfig | None = StackConfig()
     stem: Stem = Lookup()
@@ -274,7 +274,7 @@ class ModelConfig:
         if self.encoder is not None and self.encoder.cross != "none":
             raise ValueError(f"encoder.cross={self.encoder.cross!r}: only a decoder attends to an encoder")
         if self.encoder is not None and self.encoder.ahead:
-            raise ValueError("encoder.ahead: only a decoder says what comes after the next piece")
+            raise ValueError("encoder.ahead: only a decoder says what comes after the next token")
         if self.encoder is not None and self.decoder is not None:
             self._check_pair(self.encoder, self.decoder)
         elif self.share_stacks:
@@ -323,7 +323,7 @@ class ModelConfig:
             )
 
     def _keys(self, stack: StackConfig) -> list[tuple[int, int]]:
-        """Of each block that a piece goes through: how many heads keys have, and how wide they are."""
+        """Of each block that a token goes through: how many heads keys have, and how wide they are."""
         blocks = self.layers(stack) * stack.loops
         return [(b.attention.num_kv_heads or b.attention.num_heads, self.head_dim(b.attention)) for b in blocks]
 
@@ -383,11 +383,11 @@ class ModelConfig:
         return [stack.blocks[i % len(stack.blocks)] for i in range(stack.num_layers)]
 
     def length(self, stack: StackConfig) -> int:
-        """The most pieces a stack takes in at once."""
+        """The most tokens a stack takes in at once."""
         return stack.context_length or self.context_length
 
-    def num_places(self, stack: StackConfig) -> int:
-        """Where the pieces of a stack may stand: after those of the encoder, if both are attended to jointly."""
+    def num_positions(self, stack: StackConfig) -> int:
+        """Where the tokens of a stack may stand: after those of the encoder, if both are attended to jointly."""
         if self.encoder is None or self.decoder is None or self.decoder.cross != "joint":
             return self.length(stack)
         is_alone = stack is self.encoder and not self.share_stacks

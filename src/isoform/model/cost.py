@@ -51,9 +51,9 @@ from isoform.model.parts import (
 
 @dataclass(frozen=True)
 class Shape:
-    """What goes through a model at once: rows of `length` pieces, and `source_length` into the encoder.
+    """What goes through a model at once: rows of `length` tokens, and `source_length` into the encoder.
 
-    scored: of the places so many are scored by the head.
+    scored: of the positions so many are scored by the head.
     """
 
     num_rows: int
@@ -74,7 +74,7 @@ def num_parameters(config: Model) -> int:
 
 
 def num_active_parameters(config: Model) -> int:
-    """Parameters that one piece goes through: of experts only those that it is sent to."""
+    """Parameters that one token goes through: of experts only those that it is sent to."""
     config = as_transformer(config)
     if not isinstance(config, ModelConfig):
         return num_parameters(config)
@@ -128,7 +128,7 @@ def training_flops(config: Model, shape: Shape) -> int:
 
 
 def _ahead_flops(config: Model, shape: Shape) -> int:
-    """FLOPs of what says the pieces after the next one, which only training asks for."""
+    """FLOPs of what says the tokens after the next one, which only training asks for."""
     config = as_transformer(config)
     if not isinstance(config, ModelConfig) or config.decoder is None or not config.decoder.ahead:
         return 0
@@ -138,13 +138,13 @@ def _ahead_flops(config: Model, shape: Shape) -> int:
 
 
 def key_value_bytes(config: ModelConfig, stack: StackConfig, *, bytes_per_number: int = 4) -> int:
-    """Bytes of the keys and values of one piece in all layers of a stack that have some, each of its loops counted."""
+    """Bytes of the keys and values of one token in all layers of a stack that have some, each of its loops counted."""
     attentions = [block.mixer for block in config.layers(stack) * stack.loops if isinstance(block.mixer, Attention)]
     return sum(2 * widths(config, attention)[1] for attention in attentions) * bytes_per_number
 
 
 def cache_bytes(config: ModelConfig, *, bytes_per_number: int = 4) -> int:
-    """Bytes of the key/value cache per piece of one row of the decoder, as long as no window is full; a recurrence's
+    """Bytes of the key/value cache per token of one row of the decoder, as long as no window is full; a recurrence's
     state doesn't grow."""
     return 0 if config.decoder is None else key_value_bytes(config, config.decoder, bytes_per_number=bytes_per_number)
 
@@ -157,7 +157,7 @@ def full_cache_bytes(config: ModelConfig, *, bytes_per_number: int = 4) -> int:
 
 
 def _key_values(config: ModelConfig) -> list[tuple[int, int]]:
-    """Of each layer of the decoder with attention: numbers per piece, and pieces that it keeps at most."""
+    """Of each layer of the decoder with attention: numbers per token, and tokens that it keeps at most."""
     if config.decoder is None:
         return []
     length = config.length(config.decoder)
@@ -166,7 +166,7 @@ def _key_values(config: ModelConfig) -> list[tuple[int, int]]:
 
 
 def _reach(attention: Attention, length: int) -> int:
-    """The most pieces that a query looks at."""
+    """The most tokens that a query looks at."""
     return attention.pattern.before + 1 if isinstance(attention.pattern, Window) else length
 
 
@@ -190,7 +190,7 @@ def _state(config: ModelConfig, mixer: Mixer) -> int:
 
 
 def decode_flops(config: ModelConfig, past: int) -> int:
-    """FLOPs of one more piece after `past` pieces of one row; windowed layers look at their window."""
+    """FLOPs of one more token after `past` tokens of one row; windowed layers look at their window."""
     assert config.decoder is not None, "only a decoder decodes"
     flops, length = float(_head_flops(config)), config.length(config.decoder)
     for block in _decoder_layers(config):
@@ -205,7 +205,7 @@ def decode_flops(config: ModelConfig, past: int) -> int:
 
 
 def decode_bytes(config: ModelConfig, past: int, *, bytes_per_number: int = 4) -> int:
-    """Bytes read for one more piece of one row: the parameters it goes through, and what the cache holds."""
+    """Bytes read for one more token of one row: the parameters it goes through, and what the cache holds."""
     is_tied = not isinstance(config.head, Pooled) and config.head.tied
     tables = 0 if is_tied else config.vocab_size * config.model_dim
     cache = sum(numbers * min(past, kept) for numbers, kept in _key_values(config)) + _state_numbers(config)
@@ -234,7 +234,7 @@ def _stem_parameters(config: ModelConfig | NGramMlp, stem: Stem) -> int:
     match stem:
         case Lookup():
             looking_back = (v + 1) * stem.previous + sum(min((v + 1) ** n, stem.ngram_rows) for n in stem.ngrams)
-            return (v + looking_back + stem.num_kinds) * d + _norm(stem.norm, d)
+            return (v + looking_back + stem.num_token_types) * d + _norm(stem.norm, d)
         case Linear():
             return (stem.num_features + stem.bias + stem.num_ids) * d
         case Convolution():
@@ -244,7 +244,7 @@ def _stem_parameters(config: ModelConfig | NGramMlp, stem: Stem) -> int:
 
 
 def _stem_flops(config: ModelConfig, stem: Stem) -> int:
-    """FLOPs per piece."""
+    """FLOPs per token."""
     d = config.model_dim
     match stem:
         case Lookup():
@@ -276,7 +276,7 @@ def _vocabulary_parameters(config: ModelConfig | NGramMlp, head: Vocabulary) -> 
 
 
 def _head_flops(config: ModelConfig) -> int:
-    """FLOPs per piece."""
+    """FLOPs per token."""
     d, head = config.model_dim, config.head
     match head:
         case Vocabulary():
@@ -415,7 +415,7 @@ def _stack_flops(config: ModelConfig, stack: StackConfig, rows: int, length: int
 def _attention_flops(
     config: ModelConfig, stack: StackConfig, attention: Attention, rows: int, length: float, source: int
 ) -> float:
-    """Of what isn't done to each piece by itself: pairs, and an encoder's output."""
+    """Of what isn't done to each token by itself: pairs, and an encoder's output."""
     d, (query, kv) = config.model_dim, widths(config, attention)
     per_pair = 2 * query
     flops = 2 * rows * length * length * per_pair

@@ -1,4 +1,4 @@
-"""Mixture of depths: of each row only some pieces go through a block, the others stay as they are (Raposo et al. 2024).
+"""Mixture of depths: of each row only some tokens go through a block, the others stay as they are (Raposo et al. 2024).
 
 A block's wiring, for x (B, T, D) at `coordinates`, with `present` (B, T) or None:
 
@@ -8,11 +8,11 @@ A block's wiring, for x (B, T, D) at `coordinates`, with `present` (B, T) or Non
     y = block(inside, at = subset.coordinates(coordinates), present = subset.is_chosen)
     x = subset.scatter_back(x, inside, y)
 
-Attention is among the chosen: their own coordinates (segment -1 where a slot is empty) are queries and keys alike, so
-that mask, segments and places mean what they mean elsewhere, and whatever else the block reads piece by piece (the
+Attention is among the chosen: their own coordinates (document -1 where a slot is empty) are queries and keys alike, so
+that mask, documents and positions mean what they mean elsewhere, and whatever else the block reads token by token (the
 embeddings of an x0 shortcut, the first block's values) goes through `gather` too. `predict` keeps all T slots, so a
-cache takes the block's keys with `subset.coordinates(coordinates)`: a piece that didn't go through has segment -1
-there, which no query sees. A block whose subset has no piece may be left out.
+cache takes the block's keys with `subset.coordinates(coordinates)`: a token that didn't go through has document -1
+there, which no query sees. A block whose subset has no token may be left out.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from isoform.model.parts import Depth
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """The pieces of each row that go through: C slots, in the order of the row.
+    """The tokens of each row that go through: C slots, in the order of the row.
 
-    indices: the piece in each slot (B, C), ascending, None: every piece has its own slot; is_chosen: whether the slot
-    counts (B, C); weights: what the block adds to a piece is multiplied by (B, C).
+    indices: the token in each slot (B, C), ascending, None: every token has its own slot; is_chosen: whether the slot
+    counts (B, C); weights: what the block adds to a token is multiplied by (B, C).
     """
 
     indices: Tensor | None
@@ -42,7 +42,7 @@ class Subset:
     weights: Tensor
 
     def gather(self, x: Tensor) -> Tensor:
-        """What belongs to each slot (B, C, ..) of what belongs to each piece (B, T, ..)."""
+        """What belongs to each slot (B, C, ..) of what belongs to each token (B, T, ..)."""
         if self.indices is None:
             return x
         if x.shape[0] != len(self.indices):
@@ -51,14 +51,14 @@ class Subset:
         return x.gather(1, indices.expand(*self.indices.shape, *x.shape[2:]))
 
     def coordinates(self, coordinates: Coordinates) -> Coordinates:
-        """Where the slots stand (B, C); empty ones are in no segment."""
+        """Where the slots stand (B, C); empty ones are in no document."""
         rows = len(self.is_chosen)
         inside = coordinates.map(lambda t: self.gather(t.expand(rows, *t.shape[1:])))
-        return replace(inside, segment=inside.segment.masked_fill(~self.is_chosen, -1))
+        return replace(inside, document=inside.document.masked_fill(~self.is_chosen, -1))
 
     def scatter_back(self, x: Tensor, inside: Tensor, y: Tensor) -> Tensor:
         """The stream (B, T, D) after a block made y (B, C, D) of inside = gather(x): x + weight (y - inside) where a
-        piece was chosen (Raposo et al. 2024, eq. 1, f being what the block adds), x elsewhere."""
+        token was chosen (Raposo et al. 2024, eq. 1, f being what the block adds), x elsewhere."""
         added = (y - inside) * self.weights.unsqueeze(-1).to(y.dtype)
         added = added.masked_fill(~self.is_chosen.unsqueeze(-1), 0)
         if self.indices is None:
@@ -67,9 +67,9 @@ class Subset:
 
 
 def choose(scores: Tensor, present: Tensor | None, share: float) -> Subset:
-    """The ceil(share x pieces) pieces of each row that score highest, in their order; weights are sigmoids.
+    """The ceil(share x tokens) tokens of each row that score highest, in their order; weights are sigmoids.
 
-    scores (B, T); present (B, T): which slots hold a piece, absent: all. The paper multiplies by the score itself,
+    scores (B, T); present (B, T): which slots hold a token, absent: all. The paper multiplies by the score itself,
     which at first is next to nothing; the sigmoid chooses alike and starts from a half.
     """
     if present is None:
@@ -81,7 +81,7 @@ def choose(scores: Tensor, present: Tensor | None, share: float) -> Subset:
 
 
 class DepthRouter(nn.Module):
-    """Scores pieces and, if asked, learns to foresee from the piece alone whether it will be among the chosen."""
+    """Scores tokens and, if asked, learns to foresee from the token alone whether it will be among the chosen."""
 
     def __init__(self, config: Depth, model_dim: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class DepthRouter(nn.Module):
         self.predictor = Router(model_dim, 1) if config.predictor else None
 
     def choose(self, x: Tensor, present: Tensor | None = None, auxiliary: Auxiliary | None = None) -> Subset:
-        """The pieces of x (B, T, D) that go through, by their rank in the row: it looks at the future."""
+        """The tokens of x (B, T, D) that go through, by their rank in the row: it looks at the future."""
         subset = choose(self.router(x).squeeze(-1), present, self.config.share)
         if auxiliary is not None:
             auxiliary.add(self, losses=self._losses(x, subset, present))

@@ -1,4 +1,4 @@
-"""Stems turn pieces into vectors, heads turn vectors into what is asked of them."""
+"""Stems turn tokens into vectors, heads turn vectors into what is asked of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isoform.batch import Pieces
+from isoform.batch import Tokens
 from isoform.mask import Coordinates
 from isoform.model.component import Component, Role
 from isoform.model.config import Convolution, Head, Linear, Lookup, MaskedVocabulary, Pooled, Stem, Vocabulary
@@ -18,7 +18,7 @@ from isoform.model.norm import build_norm
 
 
 class LookupStem(Component):
-    """A vector per piece, optionally plus those of its kind, of the piece before, and of the n-grams that end in it."""
+    """A vector per token, optionally plus those of its kind, of the token before, and of the n-grams that end in it."""
 
     roles = (
         ("", Role.EMBEDDING),
@@ -31,41 +31,41 @@ class LookupStem(Component):
         self.embedding = nn.Embedding(vocab_size, model_dim)
         self.multiplier = math.sqrt(model_dim) if config.scale else 1.0
         self.norm = None if config.norm is None else build_norm(config.norm, model_dim)
-        self.kinds = nn.Embedding(config.num_kinds, model_dim) if config.num_kinds else None
+        self.token_types = nn.Embedding(config.num_token_types, model_dim) if config.num_token_types else None
         self.vocab_size, self.orders = vocab_size, config.ngrams
         self.previous = nn.Embedding(vocab_size + 1, model_dim) if config.previous else None
         self.num_rows = [min((vocab_size + 1) ** n, config.ngram_rows) for n in config.ngrams]
         self.ngrams = nn.ModuleList(nn.Embedding(rows, model_dim) for rows in self.num_rows)
         self.looks_back = max((n - 1 for n in config.ngrams), default=int(config.previous))
 
-    def forward(self, pieces: Pieces) -> Tensor:
-        """Pieces (B, T) to (B, T, D)."""
-        x = self.embedding(pieces.ids)
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Tokens (B, T) to (B, T, D)."""
+        x = self.embedding(tokens.ids)
         if self.multiplier != 1.0:
             x = x * self.multiplier
-        if self.kinds is not None:
-            x = x + (self.kinds.weight[0] if pieces.kinds is None else self.kinds(pieces.kinds))
+        if self.token_types is not None:
+            x = x + (self.token_types.weight[0] if tokens.token_types is None else self.token_types(tokens.token_types))
         if self.looks_back:
-            before = self.before(pieces)
+            before = self.before(tokens)
             if self.previous is not None:
                 x = x + self.previous(before[0])
             for order, num_rows, table in zip(self.orders, self.num_rows, self.ngrams, strict=True):
-                x = x + table(self.ngram_ids(pieces.ids, before[: order - 1], num_rows))
+                x = x + table(self.ngram_ids(tokens.ids, before[: order - 1], num_rows))
         return x if self.norm is None else self.norm(x)
 
-    def before(self, pieces: Pieces) -> list[Tensor]:
-        """The ids (B, T) one, two, … places before each piece; vocab_size where the segment doesn't reach back."""
-        num_rows, length = pieces.ids.shape
-        none = pieces.ids.new_full((num_rows, self.looks_back), self.vocab_size)
-        row = torch.cat([none, pieces.ids] if pieces.before is None else [none, pieces.before, pieces.ids], 1)
+    def before(self, tokens: Tokens) -> list[Tensor]:
+        """The ids (B, T) one, two, … positions before each token; vocab_size where the document doesn't reach back."""
+        num_rows, length = tokens.ids.shape
+        none = tokens.ids.new_full((num_rows, self.looks_back), self.vocab_size)
+        row = torch.cat([none, tokens.ids] if tokens.before is None else [none, tokens.before, tokens.ids], 1)
         shifted = (row[:, -length - back : row.shape[1] - back] for back in range(1, self.looks_back + 1))
-        if pieces.coordinates.start is not None and pieces.before is None:
+        if tokens.coordinates.start is not None and tokens.before is None:
             return list(shifted)
-        index = pieces.coordinates.index
+        index = tokens.coordinates.index
         return [torch.where(index < back, self.vocab_size, ids) for back, ids in enumerate(shifted, 1)]
 
     def ngram_ids(self, ids: Tensor, before: list[Tensor], num_rows: int) -> Tensor:
-        """Which row of a table of num_rows each n-gram (a piece and those before it) has (B, T)."""
+        """Which row of a table of num_rows each n-gram (a token and those before it) has (B, T)."""
         base, key = self.vocab_size + 1, ids
         for back, other in enumerate(before, 1):
             key = key + other * base**back
@@ -77,7 +77,7 @@ HASH, PRIME = 1_000_003, 2**31 - 1
 
 
 class LinearStem(Component):
-    """Feature rows through one matrix; pieces that have an id get a learned vector instead."""
+    """Feature rows through one matrix; tokens that have an id get a learned vector instead."""
 
     roles = (("", Role.EMBEDDING),)
     looks_back = 0
@@ -87,13 +87,13 @@ class LinearStem(Component):
         self.projection = nn.Linear(config.num_features, model_dim, bias=config.bias)
         self.embedding = nn.Embedding(config.num_ids, model_dim) if config.num_ids else None
 
-    def forward(self, pieces: Pieces) -> Tensor:
-        """Pieces with features (B, T, F) to (B, T, D)."""
-        x = self.projection(features_of(pieces, self.projection.in_features))
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Tokens with features (B, T, F) to (B, T, D)."""
+        x = self.projection(features_of(tokens, self.projection.in_features))
         if self.embedding is None:
             return x
-        has_id = (pieces.ids >= 0).unsqueeze(-1)
-        return torch.where(has_id, self.embedding(pieces.ids.clamp(min=0)), x)
+        has_id = (tokens.ids >= 0).unsqueeze(-1)
+        return torch.where(has_id, self.embedding(tokens.ids.clamp(min=0)), x)
 
 
 class ConvolutionStem(Component):
@@ -109,21 +109,21 @@ class ConvolutionStem(Component):
         self.first = nn.Conv1d(f, model_dim, width, padding=around)
         self.second = nn.Conv1d(model_dim, model_dim, width, padding=around, stride=config.stride)
 
-    def forward(self, pieces: Pieces) -> Tensor:
-        """Pieces with `stride` frames each, (B, T, stride x F), to (B, T, D). Raises ValueError for packed rows."""
-        frames = features_of(pieces, self.stride * self.first.in_channels)
-        if pieces.coordinates.start != 0:
-            raise ValueError("a convolution over time needs rows of one segment from index 0 on; don't pack them")
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Tokens with `stride` frames each, (B, T, stride x F), to (B, T, D). Raises ValueError for packed rows."""
+        frames = features_of(tokens, self.stride * self.first.in_channels)
+        if tokens.coordinates.start != 0:
+            raise ValueError("a convolution over time needs rows of one document from index 0 on; don't pack them")
         frames = frames.reshape(len(frames), -1, self.first.in_channels).mT
         return functional.gelu(self.second(functional.gelu(self.first(frames)))).mT
 
 
-def features_of(pieces: Pieces, num_features: int) -> Tensor:
+def features_of(tokens: Tokens, num_features: int) -> Tensor:
     """The features (B, T, F). Raises ValueError where there are none or another number of them."""
-    features = pieces.features
+    features = tokens.features
     if features is None or features.shape[-1] != num_features:
         there = "none" if features is None else f"{features.shape[-1]}"
-        raise ValueError(f"the stem reads {num_features} features per piece, but the pieces have {there}")
+        raise ValueError(f"the stem reads {num_features} features per token, but the tokens have {there}")
     return features
 
 
@@ -132,7 +132,7 @@ def build_stem(config: Stem, vocab_size: int, model_dim: int) -> LookupStem | Li
     match config:
         case Lookup():
             if vocab_size < 1:
-                raise ValueError(f"vocab_size={vocab_size}: set it to the number of pieces of the codec")
+                raise ValueError(f"vocab_size={vocab_size}: set it to the number of tokens of the codec")
             return LookupStem(config, vocab_size, model_dim)
         case Convolution():
             return ConvolutionStem(config, model_dim)
@@ -145,7 +145,7 @@ def build_stem(config: Stem, vocab_size: int, model_dim: int) -> LookupStem | Li
 
 
 class VocabularyHead(Component):
-    """A score per piece of the vocabulary; tied heads borrow the embedding's table."""
+    """A score per token of the vocabulary; tied heads borrow the embedding's table."""
 
     roles = (("", Role.HEAD),)
 
@@ -164,7 +164,7 @@ class VocabularyHead(Component):
 
 
 class MaskedVocabularyHead(Component):
-    """Dense, activation and norm, then a score per piece of the vocabulary (BERT, Devlin et al. 2019)."""
+    """Dense, activation and norm, then a score per token of the vocabulary (BERT, Devlin et al. 2019)."""
 
     roles = (("", Role.HEAD),)
 
@@ -195,7 +195,7 @@ def table_of(embedding: nn.Embedding) -> nn.Parameter:
 
 
 class PooledHead(Component):
-    """One answer per segment, given at each of its pieces."""
+    """One answer per document, given at each of its tokens."""
 
     roles = (("", Role.HEAD),)
 
@@ -208,23 +208,23 @@ class PooledHead(Component):
         self.output = None if config.embed else nn.Linear(model_dim, config.num_outputs, bias=config.bias)
 
     def forward(self, hidden: Tensor, coordinates: Coordinates | None = None) -> Tensor:
-        """hidden (B, T, D) at these coordinates (absent: a segment a row) to (B, T, C), the same all over a segment."""
+        """hidden (B, T, D) at these coordinates (absent: a document a row) to (B, T, C), the same all over a document."""
         pooled = hidden if self.over == "each" else self.pool(hidden, coordinates)
         if self.dense is not None:
             pooled = torch.tanh(self.dense(pooled))
         return functional.normalize(pooled, dim=-1) if self.output is None else self.output(pooled)
 
     def pool(self, hidden: Tensor, coordinates: Coordinates | None) -> Tensor:
-        """What speaks for the segment of each piece, (B, T, D)."""
+        """What speaks for the document of each token, (B, T, D)."""
         if coordinates is None or coordinates.start is not None:
             first, last = hidden[:, :1], hidden[:, -1:]
             return {"first": first, "last": last, "mean": hidden.mean(1, keepdim=True)}[self.over].expand_as(hidden)
-        segment = coordinates.segment
-        same = (segment.unsqueeze(2) == segment.unsqueeze(1)) & (segment >= 0).unsqueeze(2)
+        document = coordinates.document
+        same = (document.unsqueeze(2) == document.unsqueeze(1)) & (document >= 0).unsqueeze(2)
         if self.over == "mean":
             return same.to(hidden.dtype) @ hidden / same.sum(-1, keepdim=True).clamp(min=1)
         order = same.int()
-        at = order.argmax(-1) if self.over == "first" else segment.shape[1] - 1 - order.flip(-1).argmax(-1)
+        at = order.argmax(-1) if self.over == "first" else document.shape[1] - 1 - order.flip(-1).argmax(-1)
         return hidden.gather(1, at.unsqueeze(-1).expand_as(hidden))
 
 

@@ -163,7 +163,7 @@ BERT = ModelConfig(
         final_norm=False,
     ),
     decoder=None,
-    stem=Lookup(num_kinds=2),
+    stem=Lookup(num_token_types=2),
     head=MaskedVocabulary(norm=LayerNorm(epsilon=1e-12)),
     dropout=0.1,
 )
@@ -187,7 +187,7 @@ MINILM = ModelConfig(
         final_norm=False,
     ),
     decoder=None,
-    stem=Lookup(num_kinds=2),
+    stem=Lookup(num_token_types=2),
     head=Pooled(over="mean", embed=True),
 )
 

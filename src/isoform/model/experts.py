@@ -1,6 +1,6 @@
-"""Experts: several feed-forwards, of which a router picks some for each piece (Shazeer et al. 2017).
+"""Experts: several feed-forwards, of which a router picks some for each token (Shazeer et al. 2017).
 
-Pairs of a piece and an expert are sorted by expert, so that each expert works on rows that lie side by side and
+Pairs of a token and an expert are sorted by expert, so that each expert works on rows that lie side by side and
 on no others. What routing costs and counts is reported to an Auxiliary that is passed in.
 """
 
@@ -42,15 +42,15 @@ def update_load_biases(loads: Mapping[nn.Module, Tensor]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Which expert works on which pieces: M pairs, sorted by expert and, within one, by piece.
+    """Which expert works on which tokens: M pairs, sorted by expert and, within one, by token.
 
-    rows: the piece of each pair (M); sizes: pairs of each expert; by_piece: the pairs sorted by piece (M); starts:
-    where each piece's pairs begin in that (P).
+    rows: the token of each pair (M); sizes: pairs of each expert; by_token: the pairs sorted by token (M); starts:
+    where each token's pairs begin in that (P).
     """
 
     rows: Tensor
     sizes: list[int]
-    by_piece: Tensor
+    by_token: Tensor
     starts: Tensor
 
     @property
@@ -64,15 +64,15 @@ class Plan:
         return spans
 
 
-def build_plan(rows: Tensor, sizes: Tensor, num_pieces: int) -> Plan:
+def build_plan(rows: Tensor, sizes: Tensor, num_tokens: int) -> Plan:
     """The plan of pairs that are sorted by expert; sizes (E) says how many each expert has."""
-    by_piece = torch.argsort(rows, stable=True)
-    counts = torch.bincount(rows, minlength=num_pieces)
-    return Plan(rows, sizes.tolist(), by_piece, counts.cumsum(0) - counts)
+    by_token = torch.argsort(rows, stable=True)
+    counts = torch.bincount(rows, minlength=num_tokens)
+    return Plan(rows, sizes.tolist(), by_token, counts.cumsum(0) - counts)
 
 
 class _Experts(Function):
-    """Gather, each expert's products, sum per piece. Kept are x and the experts' first products, and without a gate,
+    """Gather, each expert's products, sum per token. Kept are x and the experts' first products, and without a gate,
     where they would cost as much as the rest, the activations."""
 
     @staticmethod
@@ -121,7 +121,7 @@ class _Experts(Function):
             grad_hidden = grad_hidden.to(x.dtype)
             _product(grad_hidden.mT, x.index_select(0, rows), grad_up[expert])
             _product(grad_hidden, up[expert], grad_pairs[begin:end])
-        return _sum_by_piece(grad_pairs, plan), grad_weights, grad_up, grad_down, None, None, None, None
+        return _sum_by_token(grad_pairs, plan), grad_weights, grad_up, grad_down, None, None, None, None
 
 
 def _work(x, weights, up, down, plan, activation, width, kept=None) -> Tensor:
@@ -135,7 +135,7 @@ def _work(x, weights, up, down, plan, activation, width, kept=None) -> Tensor:
         if kept is not None:
             kept.extend((hidden,) if width else (hidden, inner))
         _product((inner * weights[begin:end, None]).to(x.dtype), down[expert].mT, pairs[begin:end])
-    return _sum_by_piece(pairs, plan)
+    return _sum_by_token(pairs, plan)
 
 
 def _inner(hidden: Tensor, activation: Activation, width: int) -> Tensor:
@@ -158,11 +158,11 @@ def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
         out.copy_(a @ b)
 
 
-def _sum_by_piece(pairs: Tensor, plan: Plan) -> Tensor:
-    """Pairs (M, D) to the sums of each piece's (P, D), always added in the order of the experts."""
+def _sum_by_token(pairs: Tensor, plan: Plan) -> Tensor:
+    """Pairs (M, D) to the sums of each token's (P, D), always added in the order of the experts."""
     if not len(pairs):
         return pairs.new_zeros(len(plan.starts), pairs.shape[1])
-    return torch.embedding_bag(pairs, plan.by_piece, plan.starts, False, 0)[0]
+    return torch.embedding_bag(pairs, plan.by_token, plan.starts, False, 0)[0]
 
 
 class ExpertStack(Component):
@@ -189,11 +189,11 @@ class ExpertStack(Component):
 
     @property
     def first(self) -> nn.Parameter:
-        """What reads the pieces."""
+        """What reads the tokens."""
         return self.gate_up if self.width else self.up
 
     def work_on_one(self, x: Tensor, weights: Tensor, experts: list[int]) -> Tensor:
-        """One piece (1, D) through its experts, weighted by weights (k), without a backward pass."""
+        """One token (1, D) through its experts, weighted by weights (k), without a backward pass."""
         dtype = x.dtype if self.product_dtype == torch.float32 else self.product_dtype
         (up, down), read, out = self._rounded_to(dtype), x.to(dtype), torch.zeros_like(x)
         for expert, weight in zip(experts, weights.tolist(), strict=True):
@@ -203,7 +203,7 @@ class ExpertStack(Component):
 
     @torch.compiler.disable
     def work(self, x: Tensor, weights: Tensor, plan: Plan) -> Tensor:
-        """Pieces (P, D) to the sums over their experts (P, D), weighted by weights (M); zeros without an expert."""
+        """Tokens (P, D) to the sums over their experts (P, D), weighted by weights (M); zeros without an expert."""
         if x.device.type != "cpu" or torch.is_autocast_enabled(x.device.type):
             return self.work_plainly(x, weights, plan)
         how = plan, self.activation, self.width
@@ -255,7 +255,7 @@ class Router(nn.Linear, Component):
 
 
 class Routed(nn.Module):
-    """What both kinds of routing share: a router, experts, and a feed-forward that every piece goes through."""
+    """What both kinds of routing share: a router, experts, and a feed-forward that every token goes through."""
 
     def __init__(self, config: Experts, model_dim: int, feedforward_dim: int) -> None:
         super().__init__()
@@ -267,15 +267,15 @@ class Routed(nn.Module):
 
 
 class TokenChoiceFeedForward(Routed):
-    """Each piece goes to its num_active best experts (Shazeer et al. 2017; Fedus et al. 2022; Mixtral, 2024).
+    """Each token goes to its num_active best experts (Shazeer et al. 2017; Fedus et al. 2022; Mixtral, 2024).
 
     The weights are softmax or sigmoid scores of the chosen, over their sum if `normalize` (Mixtral's softmax over
     the chosen logits is that of `softmax`), times `scale`. With a bias_rate a bias per expert is added to the
     scores where experts are chosen, and nowhere else (Wang et al. 2024); `balance` moves it.
 
-    A capacity holds in training alone: an expert takes ceil(capacity_factor x num_active x pieces / E) pieces of a
-    row, the first ones, so that a piece's result depends on its past alone; in evaluation all are taken, so that
-    reading at once and reading piece by piece, which could not know how many an expert had, give the same.
+    A capacity holds in training alone: an expert takes ceil(capacity_factor x num_active x tokens / E) tokens of a
+    row, the first ones, so that a token's result depends on its past alone; in evaluation all are taken, so that
+    reading at once and reading token by token, which could not know how many an expert had, give the same.
     """
 
     load_bias: Tensor | None
@@ -286,7 +286,7 @@ class TokenChoiceFeedForward(Routed):
         self.register_buffer("load_bias", torch.zeros(config.num_experts) if router.bias_rate else None)
 
     def forward(self, x: Tensor, present: Tensor | None = None, auxiliary: Auxiliary | None = None) -> Tensor:
-        """(B, T, D) to (B, T, D); present (B, T): which slots hold a piece, absent: all. Other slots give zeros,
+        """(B, T, D) to (B, T, D); present (B, T): which slots hold a token, absent: all. Other slots give zeros,
         but for shared experts, and count nowhere."""
         config, flat = self.config, x.reshape(-1, x.shape[-1])
         logits = self.router(flat)
@@ -324,23 +324,23 @@ class TokenChoiceFeedForward(Routed):
         return self.experts.work(flat, weights.flatten()[order], plan)
 
     def _fits(self, chosen: Tensor, present: Tensor | None, factor: float) -> Tensor:
-        """Which choices (B, T, k) find room, in the order of a row's pieces."""
+        """Which choices (B, T, k) find room, in the order of a row's tokens."""
         num_experts = self.num_experts
         wants = functional.one_hot(chosen, num_experts).sum(-2)
         if present is not None:
             wants = wants * present.unsqueeze(-1)
         before = (wants.cumsum(1) - wants).gather(-1, chosen)
-        num_pieces = chosen.new_full((len(chosen),), chosen.shape[1]) if present is None else present.sum(-1)
+        num_tokens = chosen.new_full((len(chosen),), chosen.shape[1]) if present is None else present.sum(-1)
         share = factor * chosen.shape[-1] / num_experts
-        return before < quota(num_pieces, share).view(-1, 1, 1)
+        return before < quota(num_tokens, share).view(-1, 1, 1)
 
     def _report(
         self, auxiliary: Auxiliary, logits: Tensor, scores: Tensor, chosen: Tensor, present: Tensor | None
     ) -> None:
-        """Losses and load over the pieces that are present, before any is refused.
+        """Losses and load over the tokens that are present, before any is refused.
 
         balance: E sum_i f_i P_i (Fedus et al. 2022, eq. 4), f_i expert i's share of all choices and P_i its mean
-        score, as a share of the piece's scores: 1 when even, for any num_active, by which Mixtral's code multiplies
+        score, as a share of the token's scores: 1 when even, for any num_active, by which Mixtral's code multiplies
         it. z: mean log(Z)^2 (Zoph et al. 2022, eq. 5).
         """
         config, losses = self.config, {}
@@ -362,20 +362,20 @@ class TokenChoiceFeedForward(Routed):
             self.load_bias += self.config.bias_rate * torch.sign(load.mean() - load).to(self.load_bias)
 
 
-def quota(num_pieces: Tensor, share: float) -> Tensor:
-    """share x pieces, rounded up unless it is rounding itself that lifts it above a whole number."""
-    return torch.ceil(num_pieces * share - 1e-3).long()
+def quota(num_tokens: Tensor, share: float) -> Tensor:
+    """share x tokens, rounded up unless it is rounding itself that lifts it above a whole number."""
+    return torch.ceil(num_tokens * share - 1e-3).long()
 
 
 def _mean(values: Tensor, here: Tensor | None) -> Tensor:
-    """Mean (..) of values (P, ..) over the pieces that are here (P, 1)."""
+    """Mean (..) of values (P, ..) over the tokens that are here (P, 1)."""
     return values.mean(0) if here is None else (values * here).sum(0) / here.sum().clamp(min=1)
 
 
 class ExpertChoiceFeedForward(Routed):
-    """Each expert takes its ceil(capacity_factor x pieces / E) best pieces of a row (Zhou et al. 2022).
+    """Each expert takes its ceil(capacity_factor x tokens / E) best tokens of a row (Zhou et al. 2022).
 
-    A piece is weighted by its softmax over the experts; the softmax is the paper's S, and the k best of a column
+    A token is weighted by its softmax over the experts; the softmax is the paper's S, and the k best of a column
     are its G. One that no expert takes gets zero, so that only the residual stream keeps it.
     """
 
@@ -384,7 +384,7 @@ class ExpertChoiceFeedForward(Routed):
         self.config = router
 
     def forward(self, x: Tensor, present: Tensor | None = None, auxiliary: Auxiliary | None = None) -> Tensor:
-        """(B, T, D) to (B, T, D); present (B, T): which slots hold a piece, absent: all."""
+        """(B, T, D) to (B, T, D); present (B, T): which slots hold a token, absent: all."""
         scores = self.router(x).softmax(-1)
         out = self._routed(x, scores, present, auxiliary)
         return out if self.shared is None else out + self.shared(x)
@@ -400,13 +400,13 @@ class ExpertChoiceFeedForward(Routed):
         is_taken = torch.arange(picks.shape[-1], device=x.device) < takes.unsqueeze(-1)
         is_taken = is_taken & here.unsqueeze(0).expand(self.num_experts, -1, -1).gather(-1, picks)
         first = torch.arange(rows, device=x.device).view(1, -1, 1) * length
-        pieces = (picks + first)[is_taken]
+        tokens = (picks + first)[is_taken]
         experts = torch.arange(self.num_experts, device=x.device).view(-1, 1, 1).expand_as(picks)[is_taken]
-        plan = build_plan(pieces, is_taken.sum((1, 2)), rows * length)
+        plan = build_plan(tokens, is_taken.sum((1, 2)), rows * length)
         if auxiliary is not None:
-            missed = here.flatten().index_fill(0, pieces, False).sum()
+            missed = here.flatten().index_fill(0, tokens, False).sum()
             auxiliary.add(self, counts={"experts_missed": missed})
-        weights = scores.flatten(0, 1)[pieces, experts]
+        weights = scores.flatten(0, 1)[tokens, experts]
         return self.experts.work(x.reshape(-1, x.shape[-1]), weights, plan).view_as(x)
 
 

@@ -1,4 +1,4 @@
-"""The feed-forward network: the computation each piece does on its own, between rounds of attention."""
+"""The feed-forward network: the computation each token does on its own, between rounds of attention."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from isoform.model.transformer import Transformer
 
 @torch.no_grad()
 def upcycle(model: Transformer, num_experts: int, num_active: int = 2, *, seed: int = 0) -> Transformer:
-    """Each feed-forward copied into so many experts, of which a new router picks num_active for a piece (Komatsuzaki
-    et al. 2023, "Sparse Upcycling"). The weights of a piece's experts sum to 1, so it hears what it heard before.
+    """Each feed-forward copied into so many experts, of which a new router picks num_active for a token (Komatsuzaki
+    et al. 2023, "Sparse Upcycling"). The weights of a token's experts sum to 1, so it hears what it heard before.
 
     Raises ValueError for feed-forwards that are experts already or have biases.
     """
@@ -47,7 +47,7 @@ def upcycle(model: Transformer, num_experts: int, num_active: int = 2, *, seed: 
 @torch.no_grad()
 def take(target: Transformer, source: Transformer) -> None:
     """Give a model another one's parameters; where it has experts and the other one feed-forward, each is a copy; more
-    pieces than the other one has are new, as are learned places beyond its context, and a head that gives something
+    tokens than the other one has are new, as are learned positions beyond its context, and a head that gives something
     else.
 
     Raises ValueError naming the fields that differ; dropout, initialization and the context's length may.
@@ -78,7 +78,7 @@ def take(target: Transformer, source: Transformer) -> None:
             state |= {f"{name}.feedforward.{part}": tensor for part, tensor in copies.items()}
     own = target.state_dict()
     for name, tensor in state.items():
-        if name in own and len(tensor) != len(own[name]):  # new pieces and places keep what they were made with
+        if name in own and len(tensor) != len(own[name]):  # new tokens and positions keep what they were made with
             shared = min(len(tensor), len(own[name]))
             own[name][:shared] = tensor[:shared]
             state[name] = own[name]
@@ -89,7 +89,7 @@ def take(target: Transformer, source: Transformer) -> None:
 
 
 def _gives(head: Head) -> tuple:
-    """What a head is for: scores of pieces, of so many classes, or a vector."""
+    """What a head is for: scores of tokens, of so many classes, or a vector."""
     return (type(head), head.num_outputs, head.embed) if isinstance(head, Pooled) else (type(head),)
 
 

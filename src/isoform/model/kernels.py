@@ -202,7 +202,7 @@ class _ShortAttention(Function):
 
 
 def short_causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of q, k, v (B, N, T, H) to (B, N, T, H), for rows of at most SHORT pieces on a CPU."""
+    """Causal attention of q, k, v (B, N, T, H) to (B, N, T, H), for rows of at most SHORT tokens on a CPU."""
     length = q.shape[2]
     hidden = q.new_full((1, length, length), -math.inf).triu_(1)
     return _ShortAttention.apply(q, k, v, hidden)

@@ -1,7 +1,7 @@
 """From a mask to a kernel: how the one predicate becomes booleans, a band or a shortcut, and the softmax over it.
 
 `lower` looks at mask and coordinates once for all blocks that share them; `attend` takes what it gives. A mask that
-holds every query to the pieces near it becomes a band: chunks of queries against the keys around them, so that time
+holds every query to the tokens near it becomes a band: chunks of queries against the keys around them, so that time
 and memory grow with the length and not with its square (Beltagy et al. 2020, section 3.1).
 """
 
@@ -24,7 +24,7 @@ from isoform.model.kernels import is_short, short_causal_attention
 
 CAUSAL, ALL = "causal", "all"
 CHUNK = 128
-"""Queries of a band that share their keys. At 8192 pieces and a window of 256, 64 is as fast and 256 a tenth slower."""
+"""Queries of a band that share their keys. At 8192 tokens and a window of 256, 64 is as fast and 256 a tenth slower."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ Allowed = Tensor | str | Band | Blocks
 
 @lru_cache
 def reach(mask: Mask) -> tuple[float, float] | None:
-    """How many pieces back and ahead, by index, a query can see at most; None where neither has a bound."""
+    """How many tokens back and ahead, by index, a query can see at most; None where neither has a bound."""
     before, after = _reach(mask)
     return None if before == after == math.inf else (before, after)
 
@@ -88,10 +88,10 @@ def _reach(mask: Mask) -> tuple[float, float]:
 
 @lru_cache
 def interval(mask: Mask) -> tuple[float, float] | None:
-    """Of plain rows: (before, after) if a query sees exactly the pieces up to so many back and ahead; None if not.
+    """Of plain rows: (before, after) if a query sees exactly the tokens up to so many back and ahead; None if not.
 
-    All masks below see the piece itself, or nothing at all (a prefix that plain rows don't have, -inf), so that what
-    is common to two of them, or in either, is in one piece again.
+    All masks below see the token itself, or nothing at all (a prefix that plain rows don't have, -inf), so that what
+    is common to two of them, or in either, is an interval again.
     """
     match mask:
         case Full():
@@ -174,12 +174,12 @@ def _plain_band(at: Coordinates, before: int, after: int) -> Band:
 
 def _band(mask: Mask, at: Coordinates, before: int, after: int) -> Band:
     """The predicate on the slots around each chunk of queries."""
-    num_rows, length = max(len(at.index), len(at.segment)), at.index.shape[-1]
+    num_rows, length = max(len(at.index), len(at.document)), at.index.shape[-1]
     width = CHUNK + before + after
 
     def chunked(columns: Tensor, is_inside: Tensor) -> Coordinates:
         inside = at.map(lambda t: t.expand(num_rows, *t.shape[1:])[:, columns].flatten(0, 1))
-        return replace(inside, segment=inside.segment.masked_fill(~is_inside.repeat(num_rows, 1), -1))
+        return replace(inside, document=inside.document.masked_fill(~is_inside.repeat(num_rows, 1), -1))
 
     edges = attended(mask, chunked(*_columns(at, CHUNK, 0)), chunked(*_columns(at, width, -before)))
     edges = edges.view(num_rows, -1, CHUNK, width)
@@ -213,7 +213,7 @@ ABILITIES: dict[str, frozenset[str]] = {
     "sdpa": frozenset({"bias", "relative", "dropout", "gradients"}),
     "flex": frozenset({"bias", "relative", "gradients"}),
 }
-"""What each kernel can do beyond queries, keys and values: add a bias to the scores that depends on places (`bias`) or
+"""What each kernel can do beyond queries, keys and values: add a bias to the scores that depends on positions (`bias`) or
 on the query too (`relative`), mix vectors along the edges into the values (`values`), drop weights out, give them."""
 
 

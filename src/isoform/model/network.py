@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from isoform.batch import Pieces
+from isoform.batch import Tokens
 from isoform.mask import Coordinates, Mask
 from isoform.model.auxiliary import Auxiliary
 from isoform.model.baseline_config import Model
@@ -28,9 +28,9 @@ class Network(Component, ABC, Generic[ConfigT]):
     @abstractmethod
     def hidden(
         self,
-        pieces: Pieces | Tensor,
+        tokens: Tokens | Tensor,
         mask: Mask | None = None,
-        source: Pieces | Tensor | None = None,
+        source: Tokens | Tensor | None = None,
         source_mask: Mask | None = None,
         auxiliary: Auxiliary | None = None,
     ) -> Tensor:
@@ -45,15 +45,15 @@ class Network(Component, ABC, Generic[ConfigT]):
 
     def forward(
         self,
-        pieces: Pieces | Tensor,
+        tokens: Tokens | Tensor,
         mask: Mask | None = None,
-        source: Pieces | Tensor | None = None,
+        source: Tokens | Tensor | None = None,
         source_mask: Mask | None = None,
         auxiliary: Auxiliary | None = None,
     ) -> Tensor:
         """Scores (B, T, V): `logits(hidden(...))`, for convenience."""
-        coordinates = None if isinstance(pieces, Tensor) else pieces.coordinates
-        return self.logits(self.hidden(pieces, mask, source, source_mask, auxiliary), coordinates)
+        coordinates = None if isinstance(tokens, Tensor) else tokens.coordinates
+        return self.logits(self.hidden(tokens, mask, source, source_mask, auxiliary), coordinates)
 
     @property
     def device(self) -> torch.device:

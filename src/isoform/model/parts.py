@@ -13,12 +13,12 @@ from isoform.mask import FixedSparse, Local2D, Strided, Window
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """A vector per place, added to the embeddings; places end at the stack's context_length."""
+    """A vector per place, added to the embeddings; positions end at the stack's context_length."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A learned vector per row and one per column, added to the embeddings of pieces with two-dimensional places."""
+    """A learned vector per row and one per column, added to the embeddings of tokens with two-dimensional positions."""
 
     rows: int = 8
     columns: int = 8
@@ -249,13 +249,13 @@ class Gated:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenChoice:
-    """Each piece goes to the experts that score highest for it; none is dropped unless there is a capacity."""
+    """Each token goes to the experts that score highest for it; none is dropped unless there is a capacity."""
 
     num_active: int = 2
-    """Experts per piece."""
+    """Experts per token."""
     score: Literal["softmax", "sigmoid"] = "softmax"
     normalize: bool = True
-    """Whether the weights of a piece's experts sum to 1."""
+    """Whether the weights of a token's experts sum to 1."""
     scale: float = 1.0
     """What the weights are multiplied by after that."""
     balance_loss: float = 0.0
@@ -265,16 +265,16 @@ class TokenChoice:
     bias_rate: float = 0.0
     """How fast a bias per expert, which only decides who is chosen, moves against the load (Wang et al. 2024)."""
     capacity_factor: float | None = None
-    """An expert takes at most this times its even share of a row's pieces, the first ones; absent: all of them."""
+    """An expert takes at most this times its even share of a row's tokens, the first ones; absent: all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertChoice:
-    """Each expert takes the pieces of a row that score highest for it (Zhou et al. 2022): it looks at the future,
+    """Each expert takes the tokens of a row that score highest for it (Zhou et al. 2022): it looks at the future,
     so it is for encoders."""
 
     capacity_factor: float = 2.0
-    """Experts per piece, on average."""
+    """Experts per token, on average."""
 
 
 Router = TokenChoice | ExpertChoice
@@ -282,14 +282,14 @@ Router = TokenChoice | ExpertChoice
 
 @dataclass(frozen=True, kw_only=True)
 class Experts:
-    """Several feed-forwards, of which a router picks some for each piece (Shazeer et al. 2017)."""
+    """Several feed-forwards, of which a router picks some for each token (Shazeer et al. 2017)."""
 
     num_experts: int = 8
     expert: Dense | Gated = Gated()
     """What each expert is; without biases."""
     router: Router = TokenChoice()
     num_shared: int = 0
-    """Experts that every piece goes to, as one feed-forward of so many times the width (DeepSeekMoE, 2024)."""
+    """Experts that every token goes to, as one feed-forward of so many times the width (DeepSeekMoE, 2024)."""
 
     def __post_init__(self) -> None:
         active = self.router.num_active if isinstance(self.router, TokenChoice) else 1
@@ -307,14 +307,14 @@ FeedForward = Dense | Gated | Experts
 
 @dataclass(frozen=True, kw_only=True)
 class Depth:
-    """Mixture of depths: of each row only the pieces that score highest go through the block (Raposo et al. 2024).
+    """Mixture of depths: of each row only the tokens that score highest go through the block (Raposo et al. 2024).
 
-    Which ones they are looks at the future, so a predictor that sees only the piece itself is trained beside it;
+    Which ones they are looks at the future, so a predictor that sees only the token itself is trained beside it;
     without one it is refused under a causal mask, and a decoder's results are those of the predictor.
     """
 
     share: float = 0.125
-    """Share of a row's pieces that go through."""
+    """Share of a row's tokens that go through."""
     predictor: bool = True
     predictor_loss: float = 0.01
     """Weight of the predictor's cross-entropy."""

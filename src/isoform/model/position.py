@@ -1,6 +1,6 @@
 """Position schemes as hooks that the rest calls without asking which scheme it has.
 
-`embed` adds places to the embeddings, `at` turns queries and keys, `bias` adds to the scores by distance, `relative`
+`embed` adds positions to the embeddings, `at` turns queries and keys, `bias` adds to the scores by distance, `relative`
 gives vectors per distance to scores and values. A new scheme is a class with the hooks that it needs.
 """
 
@@ -53,7 +53,7 @@ class Relative:
 
 
 class Scheme(Component):
-    """The hooks of a position scheme; as they stand here places make no difference, and only the mask tells them."""
+    """The hooks of a position scheme; as they stand here positions make no difference, and only the mask tells them."""
 
     roles = (("", Role.TABLE),)
     methods = ("embed", "bias", "relative")
@@ -61,7 +61,7 @@ class Scheme(Component):
     """What a kernel must be able to do for it, beyond queries, keys and values: `bias`, `relative`, `values`."""
 
     def embed(self, x: Tensor, coordinates: Coordinates) -> Tensor:
-        """Embeddings (B, T, D) with their places in them."""
+        """Embeddings (B, T, D) with their positions in them."""
         return x
 
     def at(self, coordinates: Coordinates) -> Turn:
@@ -69,7 +69,7 @@ class Scheme(Component):
         return unturned
 
     def bias(self, query: Coordinates, key: Coordinates) -> Tensor | None:
-        """What is added to the scores (B or 1, N, T, S), from the places alone."""
+        """What is added to the scores (B or 1, N, T, S), from the positions alone."""
         return None
 
     def relative(self, query: Coordinates, key: Coordinates) -> Relative | None:
@@ -88,13 +88,13 @@ class AddedPosition(Scheme):
             self.register_buffer("table", table, persistent=False)
 
     def embed(self, x: Tensor, coordinates: Coordinates) -> Tensor:
-        if coordinates.start is not None and coordinates.place is None:
+        if coordinates.start is not None and coordinates.position is None:
             return x + self.table[coordinates.start : coordinates.start + x.shape[1]]
-        return x + self.table[coordinates.places]
+        return x + self.table[coordinates.positions]
 
 
 class GridPosition(Scheme):
-    """A vector per row and one per column; places are (row, column)."""
+    """A vector per row and one per column; positions are (row, column)."""
 
     def __init__(self, config: Grid, model_dim: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class RotaryPosition(Scheme):
         cos, sin = self.tables(coordinates)  # (.., T, R)
 
         def turn(heads: Tensor) -> Tensor:
-            """(B, T, .., H), each pair of features turned by its piece's angle."""
+            """(B, T, .., H), each pair of features turned by its token's angle."""
             turned_dim, between = self.rotated_dim, [1] * (heads.dim() - 3)
             c, s = (t.to(heads.dtype).view(*t.shape[:-1], *between, turned_dim) for t in (cos, sin))
             turned = heads if heads.shape[-1] == turned_dim else heads[..., :turned_dim]
@@ -137,15 +137,15 @@ class RotaryPosition(Scheme):
         return turn
 
     def tables(self, coordinates: Coordinates) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines (.., T, R) of the places."""
+        """Cosines and signed sines (.., T, R) of the positions."""
         if self.axes > 1:
-            places = _axes(coordinates, self.axes)
-            cos, sin = self.cos[places].flatten(-2), self.sin[places].flatten(-2)
+            positions = _axes(coordinates, self.axes)
+            cos, sin = self.cos[positions].flatten(-2), self.sin[positions].flatten(-2)
             return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-        if coordinates.start is not None and coordinates.place is None:
-            places = slice(coordinates.start, coordinates.start + coordinates.index.shape[-1])
-            return self.cos[places], self.sin[places]
-        return self.cos[coordinates.places], self.sin[coordinates.places]
+        if coordinates.start is not None and coordinates.position is None:
+            positions = slice(coordinates.start, coordinates.start + coordinates.index.shape[-1])
+            return self.cos[positions], self.sin[positions]
+        return self.cos[coordinates.positions], self.sin[coordinates.positions]
 
 
 class ShawPosition(Scheme):
@@ -221,15 +221,15 @@ class ALiBiPosition(Scheme):
 
 def distances(query: Coordinates, key: Coordinates) -> Tensor:
     """Key's place minus query's, (B, T, S)."""
-    return key.places.unsqueeze(1) - query.places.unsqueeze(2)
+    return key.positions.unsqueeze(1) - query.positions.unsqueeze(2)
 
 
 def _axes(coordinates: Coordinates, count: int) -> Tensor:
-    place = coordinates.place
-    if place is None or place.dim() != 3 or place.shape[-1] != count:
-        there = "only an index" if place is None else f"places of shape {tuple(place.shape)}"
-        raise ValueError(f"the position scheme needs places of {count} numbers, but the pieces have {there}")
-    return place
+    position = coordinates.position
+    if position is None or position.dim() != 3 or position.shape[-1] != count:
+        there = "only an index" if position is None else f"positions of shape {tuple(place.shape)}"
+        raise ValueError(f"the position scheme needs positions of {count} numbers, but the tokens have {there}")
+    return position
 
 
 def alibi_slopes(num_heads: int) -> list[float]:

@@ -50,7 +50,7 @@ PRESETS: dict[str, Preset] = {
         BERT,
         2019,
         "Devlin et al., BERT (base)",
-        "the encoder alone, learned positions and kinds, GELU, a head for masked pieces",
+        "the encoder alone, learned positions and kinds, GELU, a head for masked tokens",
         "110M",
     ),
     "gpt2": Preset(
@@ -78,7 +78,7 @@ PRESETS: dict[str, Preset] = {
         None,
     ),
     "vit": Preset(
-        VIT, 2021, "Dosovitskiy et al., ViT (B/16)", "feature rows instead of words, a class piece, pre-norm", "86M"
+        VIT, 2021, "Dosovitskiy et al., ViT (B/16)", "feature rows instead of words, a class token, pre-norm", "86M"
     ),
     "minilm": Preset(
         MINILM,
@@ -112,7 +112,7 @@ PRESETS: dict[str, Preset] = {
         LLAMA3,
         2024,
         "Grattafiori et al., Llama 3.1 (8B)",
-        "grouped queries, a base of 500,000 and slow pairs slowed for 128k places",
+        "grouped queries, a base of 500,000 and slow pairs slowed for 128k positions",
         "8.0B",
     ),
     "modernbert": Preset(

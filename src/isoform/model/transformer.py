@@ -14,7 +14,7 @@ from typing import assert_never
 import torch
 from torch import Tensor, nn
 
-from isoform.batch import Pieces, plain_pieces
+from isoform.batch import Tokens, plain_tokens
 from isoform.mask import Causal, Coordinates, Full, Mask
 from isoform.model.auxiliary import Auxiliary
 from isoform.model.block import Block, Memory, Pass, _own_positions
@@ -42,7 +42,7 @@ from isoform.model.recording import Recorder, recorder_of
 
 
 class Ahead(nn.Module):
-    """Blocks beside each other that read what a stack's last block wrote and say pieces further on."""
+    """Blocks beside each other that read what a stack's last block wrote and say tokens further on."""
 
     def __init__(self, blocks: Iterable[Block]) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Stack(nn.Module):
         self.config, layers = config, model.layers(config)
         attentions = [block.mixer for block in layers if isinstance(block.mixer, Attention)]
         sharing = [attention for attention in attentions if attention.position is None] or attentions
-        self.context_length, num_places = model.length(config), model.num_places(config)
+        self.context_length, num_positions = model.length(config), model.num_positions(config)
         rotary = config.position if isinstance(config.position, Rotary) else Rotary()
         is_read = bool(attentions) or isinstance(config.position, Learned | Grid | Sinusoidal)
         self.position = build_position(
@@ -67,7 +67,7 @@ class Stack(nn.Module):
             model_dim=model.model_dim,
             num_heads={attention.num_heads for attention in sharing},
             rotated_dims={model.rotated_dim(attention, rotary) for attention in sharing},
-            context_length=num_places,
+            context_length=num_positions,
         )
         self.has_recurrence = len(attentions) < len(layers)
         self.input_norm = None if config.input_norm is None else build_norm(config.input_norm, model.model_dim)
@@ -89,7 +89,7 @@ class Stack(nn.Module):
         auxiliary: Auxiliary | None = None,
         recorder: Recorder | None = None,
     ) -> Tensor:
-        """Embeddings (B, T, D) of pieces at these coordinates to hidden states (B, T, D)."""
+        """Embeddings (B, T, D) of tokens at these coordinates to hidden states (B, T, D)."""
         keys = None
         if memory is not None and self.config.cross == "joint":
             own, coordinates = coordinates, memory.before(coordinates)
@@ -145,7 +145,7 @@ class Stack(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        """Blocks that a piece goes through."""
+        """Blocks that a token goes through."""
         return len(self.blocks) * self.config.loops
 
     def finished(self, x: Tensor) -> Tensor:
@@ -212,29 +212,29 @@ class Transformer(Network[ModelConfig]):
             if isinstance(module, LSTMMixer | RecurrenceMixer):
                 module.reset_parameters()
 
-    def encode(self, pieces: Pieces | Tensor, mask: Mask | None = None, auxiliary: Auxiliary | None = None) -> Memory:
-        """What the encoder makes of pieces (B, S); everything sees everything unless a mask says otherwise."""
+    def encode(self, tokens: Tokens | Tensor, mask: Mask | None = None, auxiliary: Auxiliary | None = None) -> Memory:
+        """What the encoder makes of tokens (B, S); everything sees everything unless a mask says otherwise."""
         stack, decoder = self.decoder if self.config.share_stacks else self.encoder, self.config.decoder
         if stack is None or self.config.encoder is None:
             raise ValueError("this model has no encoder; set model.encoder, or use decode")
-        pieces = self._checked(pieces, self.config.length(self.config.encoder))
-        x = (self.stem if self.encoder_stem is None else self.encoder_stem)(pieces)
+        tokens = self._checked(tokens, self.config.length(self.config.encoder))
+        x = (self.stem if self.encoder_stem is None else self.encoder_stem)(tokens)
         mask, asked = Full() if mask is None else mask, None if auxiliary is None else auxiliary.recorder
         if decoder is None or decoder.reads == "last":
             recorder = None if asked is None else asked.within("encoder")
             return Memory(
-                stack(x, pieces.coordinates, mask, auxiliary=auxiliary, recorder=recorder), pieces.coordinates
+                stack(x, tokens.coordinates, mask, auxiliary=auxiliary, recorder=recorder), tokens.coordinates
             )
         needed = recorder_of(["encoder.blocks.*.mixer.keys", "encoder.blocks.*.mixer.values"])
         recorder = needed.beside(asked)
-        hidden = stack(x, pieces.coordinates, mask, auxiliary=auxiliary, recorder=recorder.within("encoder"))
+        hidden = stack(x, tokens.coordinates, mask, auxiliary=auxiliary, recorder=recorder.within("encoder"))
         recorder.give(asked)
         layers = zip(recorder.ending("mixer", "keys"), recorder.ending("mixer", "values"), strict=True)
-        return Memory(hidden, pieces.coordinates, tuple(layers))
+        return Memory(hidden, tokens.coordinates, tuple(layers))
 
     def decode(
         self,
-        pieces: Pieces | Tensor,
+        tokens: Tokens | Tensor,
         mask: Mask | None = None,
         memory: Memory | None = None,
         cache: Cache | None = None,
@@ -242,42 +242,42 @@ class Transformer(Network[ModelConfig]):
     ) -> Tensor:
         """Hidden states (B, T, D) of the decoder; causal unless a mask says otherwise.
 
-        Raises ValueError for a missing or an unexpected memory, and for pieces beyond context_length.
+        Raises ValueError for a missing or an unexpected memory, and for tokens beyond context_length.
         """
         decoder = self._decoder()
         if (memory is None) != (decoder.config.cross == "none"):
             wants = "no memory" if decoder.config.cross == "none" else "the encoder's memory"
             raise ValueError(f"decoder.cross={decoder.config.cross!r} wants {wants}")
-        pieces = self._checked(pieces, decoder.context_length)
+        tokens = self._checked(tokens, decoder.context_length)
         mask = Causal() if mask is None else mask
         recorder = None if auxiliary is None or auxiliary.recorder is None else auxiliary.recorder.within("decoder")
-        return decoder(self.stem(pieces), pieces.coordinates, mask, memory, cache, auxiliary, recorder)
+        return decoder(self.stem(tokens), tokens.coordinates, mask, memory, cache, auxiliary, recorder)
 
     def logits(self, hidden: Tensor, coordinates: Coordinates | None = None) -> Tensor:
         return self.head(hidden, coordinates)
 
     def hidden(
         self,
-        pieces: Pieces | Tensor,
+        tokens: Tokens | Tensor,
         mask: Mask | None = None,
-        source: Pieces | Tensor | None = None,
+        source: Tokens | Tensor | None = None,
         source_mask: Mask | None = None,
         auxiliary: Auxiliary | None = None,
     ) -> Tensor:
         if self.decoder is None:
-            return self.encode(pieces, mask, auxiliary).hidden
+            return self.encode(tokens, mask, auxiliary).hidden
         memory = None if source is None else self.encode(source, source_mask, auxiliary)
-        return self.decode(pieces, mask, memory, auxiliary=auxiliary)
+        return self.decode(tokens, mask, memory, auxiliary=auxiliary)
 
     def build_cache(self, num_rows: int, capacity: int | None = None) -> Cache:
         """An empty cache for the decoder, of `capacity` slots (absent: context_length); with joint attention it has
-        room for the encoder's pieces beside them."""
+        room for the encoder's tokens beside them."""
         decoder, config = self._decoder(), self.config
         stack = decoder.config
         return Cache(
             [block.cache_shape for block in decoder.blocks if isinstance(block, Block)] * stack.loops,
             num_rows=num_rows,
-            capacity=(capacity or config.length(stack)) + config.num_places(stack) - config.length(stack),
+            capacity=(capacity or config.length(stack)) + config.num_positions(stack) - config.length(stack),
             device=self.device,
             dtype=next(self.parameters()).dtype,
         )
@@ -337,14 +337,14 @@ class Transformer(Network[ModelConfig]):
             raise ValueError("this model has no decoder; set model.decoder, or use encode")
         return self.decoder
 
-    def _checked(self, pieces: Pieces | Tensor, context_length: int) -> Pieces:
-        """As Pieces. Raises ValueError for those that stand beyond the context."""
-        if isinstance(pieces, Tensor):
-            pieces = plain_pieces(pieces)
-        start, length = pieces.coordinates.start or 0, pieces.ids.shape[1]
+    def _checked(self, tokens: Tokens | Tensor, context_length: int) -> Tokens:
+        """As Tokens. Raises ValueError for those that stand beyond the context."""
+        if isinstance(tokens, Tensor):
+            tokens = plain_tokens(tokens)
+        start, length = tokens.coordinates.start or 0, tokens.ids.shape[1]
         if start + length > context_length:
             raise ValueError(
-                f"pieces {start} .. {start + length - 1} don't fit context_length={context_length}; "
+                f"tokens {start} .. {start + length - 1} don't fit context_length={context_length}; "
                 f"shorten the input or train with a longer context"
             )
-        return pieces
+        return tokens

@@ -8,7 +8,7 @@ from isoform.model.config import Form
 
 @dataclass(frozen=True, kw_only=True)
 class Causal:
-    """Predict every next piece (after the given prefix, where a record has one) from those before it."""
+    """Predict every next token (after the given prefix, where a record has one) from those before it."""
 
     z_loss: float = 0.0
     """Weight of log(Z)^2, which keeps the logits' normaliser near 1 (PaLM, 2022)."""
@@ -46,7 +46,7 @@ class Classification:
 
 @dataclass(frozen=True, kw_only=True)
 class Tagging:
-    """Say the tag of each word of a text, at the word's first piece."""
+    """Say the tag of each word of a text, at the word's first token."""
 
     labels: tuple[str, ...] = ()
     """The names of the tags, in the order of their scores; empty: those of the training records."""
@@ -76,16 +76,16 @@ def _check_spans(span: float, num_special: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Masked:
-    """Say which pieces of a text, read in both directions, were hidden (BERT, Devlin et al. 2019, section 3.1)."""
+    """Say which tokens of a text, read in both directions, were hidden (BERT, Devlin et al. 2019, section 3.1)."""
 
     rate: float = 0.15
-    """Of all pieces so many are to be predicted."""
+    """Of all tokens so many are to be predicted."""
     hidden: float = 0.8
-    """Of those so many are replaced by the mask piece …"""
+    """Of those so many are replaced by the mask token …"""
     random: float = 0.1
-    """… and so many by a random piece; the rest stay as they are."""
+    """… and so many by a random token; the rest stay as they are."""
     whole_words: bool = False
-    """Choose words rather than pieces."""
+    """Choose words rather than tokens."""
     z_loss: float = 0.0
     label_smoothing: float = 0.0
 
@@ -99,15 +99,15 @@ class Masked:
 
 @dataclass(frozen=True, kw_only=True)
 class SpanCorruption:
-    """Spans of a text are left out, a special piece in the place of each, and are what is to be said (T5, Raffel et al.
+    """Spans of a text are left out, a special token in the place of each, and are what is to be said (T5, Raffel et al.
     2020, section 3.1.4): by the decoder of an encoder-decoder, or by one stack after the text, as its prefix."""
 
     rate: float = 0.15
-    """Of all pieces so many are left out."""
+    """Of all tokens so many are left out."""
     span: float = 3.0
-    """Mean length of what is left out, in pieces."""
+    """Mean length of what is left out, in tokens."""
     num_special: int = 100
-    """Special pieces to stand for spans: the most spans of a text."""
+    """Special tokens to stand for spans: the most spans of a text."""
     causal: bool = False
     """In one stack: whether the text, too, is seen only by what follows it."""
     z_loss: float = 0.0
@@ -123,9 +123,9 @@ class Denoiser:
     """One of a mixture."""
 
     mode: str
-    """Which special piece stands before the text: R (regular), S (sequential), X (extreme)."""
+    """Which special token stands before the text: R (regular), S (sequential), X (extreme)."""
     rate: float
-    """Of all pieces so many are left out."""
+    """Of all tokens so many are left out."""
     span: float | None = None
     """Their mean length; absent: one span, which ends the text."""
     weight: float = 1.0
@@ -152,7 +152,7 @@ UL2 = (
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserMixture:
-    """Span corruption by one of several denoisers, drawn for each text anew; a special piece before the text says of
+    """Span corruption by one of several denoisers, drawn for each text anew; a special token before the text says of
     which mode it is (UL2, Tay et al. 2022)."""
 
     denoisers: tuple[Denoiser, ...] = UL2
@@ -186,7 +186,7 @@ class Contrastive:
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """Say every next piece as a teacher would (Hinton et al. 2015): causal, or seq2seq for an encoder-decoder."""
+    """Say every next token as a teacher would (Hinton et al. 2015): causal, or seq2seq for an encoder-decoder."""
 
     teacher: str = ""
     """A run directory, Hugging Face folder or GGUF file; it must have the same codec."""

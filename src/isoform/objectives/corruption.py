@@ -1,6 +1,6 @@
-"""What is left out of a text so that a model can say it: single pieces (BERT), spans (T5), mixtures of spans (UL2).
+"""What is left out of a text so that a model can say it: single tokens (BERT), spans (T5), mixtures of spans (UL2).
 
-How much is left out follows from the length alone, which places are drawn: so that rows can be planned before any
+How much is left out follows from the length alone, which positions are drawn: so that rows can be planned before any
 text is read.
 """
 
@@ -9,23 +9,23 @@ from __future__ import annotations
 import numpy as np
 
 from isoform.batch import Encoding, Example
-from isoform.codecs.codec import MASK, TextCodec, mode_piece, span_piece
+from isoform.codecs.codec import MASK, TextCodec, mode_token, span_token
 from isoform.objectives.config import Corruption, Denoiser, DenoiserMixture, Masked, SpanCorruption
 
 SHORTEST = 3
-"""A text of which a piece can be left out and one left: two, and the end."""
+"""A text of which a token can be left out and one left: two, and the end."""
 
 
-def special_pieces(config: object) -> list[str]:
-    """The special pieces that an objective needs, in the order in which a codec gets them."""
+def special_tokens(config: object) -> list[str]:
+    """The special tokens that an objective needs, in the order in which a codec gets them."""
     match config:
         case Masked():
             return [MASK]
         case SpanCorruption(num_special=number):
-            return [span_piece(i) for i in range(number)]
+            return [span_token(i) for i in range(number)]
         case DenoiserMixture(num_special=number, denoisers=denoisers):
-            modes = dict.fromkeys(mode_piece(one.mode) for one in denoisers)
-            return [*(span_piece(i) for i in range(number)), *modes]
+            modes = dict.fromkeys(mode_token(one.mode) for one in denoisers)
+            return [*(span_token(i) for i in range(number)), *modes]
         case _:
             return []
 
@@ -34,13 +34,13 @@ class Masking:
     """BERT's view of a text (Devlin et al. 2019, section 3.1)."""
 
     def __init__(self, config: Masked, codec: TextCodec) -> None:
-        self.config, self.codec, self.mask = config, codec, codec.special_piece(MASK)
+        self.config, self.codec, self.mask = config, codec, codec.special_token(MASK)
         self.is_special = np.zeros(codec.vocab_size, bool)
         self.is_special[list(codec.special)] = True
         self.ordinary = np.flatnonzero(~self.is_special)
 
     def __call__(self, encoding: Encoding, rng: np.random.Generator) -> Example:
-        """A text of which some pieces are hidden, and those as targets; at least one is, special ones never are."""
+        """A text of which some tokens are hidden, and those as targets; at least one is, special ones never are."""
         _check_plain(encoding)
         ids, config = encoding.ids.astype(np.int64), self.config
         chosen = np.zeros(len(ids), bool)
@@ -56,13 +56,13 @@ class Masking:
         return Example(Encoding(inputs), ids, chosen.astype(np.float32))
 
     def _units(self, ids: np.ndarray) -> list[np.ndarray]:
-        """What is chosen together: places of pieces, or those of words, without special ones."""
-        places = np.flatnonzero(~self.is_special[ids])
-        if not self.config.whole_words or not len(places):
-            return list(places[:, None])
+        """What is chosen together: positions of tokens, or those of words, without special ones."""
+        positions = np.flatnonzero(~self.is_special[ids])
+        if not self.config.whole_words or not len(positions):
+            return list(positions[:, None])
         begins, ends = self.codec.joins
-        goes_on = begins[ids[places[1:]]] & ends[ids[places[:-1]]] & (np.diff(places) == 1)
-        return np.split(places, np.flatnonzero(~goes_on) + 1)
+        goes_on = begins[ids[positions[1:]]] & ends[ids[positions[:-1]]] & (np.diff(positions) == 1)
+        return np.split(positions, np.flatnonzero(~goes_on) + 1)
 
 
 class Denoising:
@@ -70,27 +70,27 @@ class Denoising:
 
     def __init__(self, config: Corruption, codec: TextCodec) -> None:
         self.codec = codec
-        self.spans = np.array([codec.special_piece(span_piece(i)) for i in range(config.num_special)])
+        self.spans = np.array([codec.special_token(span_token(i)) for i in range(config.num_special)])
         match config:
             case SpanCorruption(rate=rate, span=span):
                 self.denoisers, self.modes = (Denoiser(mode="any", rate=rate, span=span),), None
             case DenoiserMixture(denoisers=denoisers):
                 self.denoisers = denoisers
-                self.modes = [codec.special_piece(mode_piece(one.mode)) for one in denoisers]
+                self.modes = [codec.special_token(mode_token(one.mode)) for one in denoisers]
         weights = np.array([one.weight for one in self.denoisers])
         self.chances = weights / weights.sum()
 
     def __call__(self, encoding: Encoding, rng: np.random.Generator) -> Encoding:
-        """What was left and a separator, as the prefix; then each span after the piece that stands for it, and the end.
+        """What was left and a separator, as the prefix; then each span after the token that stands for it, and the end.
 
-        As in T5's own code a text begins with a piece that is left and ends with one that is not.
+        As in T5's own code a text begins with a token that is left and ends with one that is not.
         """
         _check_plain(encoding)
         ids, codec = encoding.ids.astype(np.int64), self.codec
         if ids[-1] == codec.end_of_text:
             ids = ids[:-1]
         if len(ids) < 2:
-            raise ValueError(f"a text of {len(ids)} pieces has no span to leave out; give longer ones")
+            raise ValueError(f"a text of {len(ids)} tokens has no span to leave out; give longer ones")
         number = int(rng.choice(len(self.denoisers), p=self.chances))
         left_out, spans = self._amounts(self.denoisers[number], len(ids))
         lengths = np.stack([_parts(len(ids) - left_out, spans, rng), _parts(left_out, spans, rng)], 1)
@@ -103,7 +103,7 @@ class Denoising:
         return Encoding(whole, prefix=len(mode) + len(source) + 1)
 
     def lengths(self, length: int) -> tuple[int, int]:
-        """The most pieces of source and of target that a text of so many, its end among them, gives; 0 for one that is
+        """The most tokens of source and of target that a text of so many, its end among them, gives; 0 for one that is
         too short."""
         if length < SHORTEST:
             return 0, 0
@@ -112,13 +112,13 @@ class Denoising:
         return max(length - out + spans for out, spans in each) + beside, max(out + spans for out, spans in each) + 1
 
     def total(self, length: int) -> int:
-        """The most pieces of both together; 0 for a text that is too short."""
+        """The most tokens of both together; 0 for a text that is too short."""
         if length < SHORTEST:
             return 0
         return length + 2 * max(self._amounts(one, length)[1] for one in self.denoisers) + 2 + (self.modes is not None)
 
     def _amounts(self, denoiser: Denoiser, length: int) -> tuple[int, int]:
-        """How many pieces of a text are left out, and in how many spans."""
+        """How many tokens of a text are left out, and in how many spans."""
         left_out = min(max(1, round(denoiser.rate * length)), length - 1)
         spans = 1 if denoiser.span is None else max(1, round(left_out / denoiser.span))
         return left_out, min(spans, left_out, length - left_out, len(self.spans))

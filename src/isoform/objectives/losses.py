@@ -17,7 +17,7 @@ class Loss:
     weight: the sum of the loss weights.
 
     parts: further sums, detached, that are divided by the weight where they are noted; counts: numbers that are noted
-    as they are; loads: how many pieces chose each expert, by module.
+    as they are; loads: how many tokens chose each expert, by module.
     """
 
     total: Tensor

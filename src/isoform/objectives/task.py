@@ -86,8 +86,8 @@ class Task:
         return _plus(loss, "exit_loss", _stack(model).exit_loss * torch.stack(early).mean())
 
     def _with_ahead(self, loss: Loss, model: Network, batch: Batch, scored: Scored, hidden: list[Tensor]) -> Loss:
-        """The d-th head says the token d places after the next one, in the same document."""
-        document, totals = batch.inputs.coordinates.segment, []
+        """The d-th head says the token d positions after the next one, in the same document."""
+        document, totals = batch.inputs.coordinates.document, []
         for distance, x in enumerate(hidden, 1):
             same = document[:, distance:] == document[:, :-distance]
             logits, weights = model.logits(x[:, :-distance]), scored.weights[:, distance:] * same
@@ -153,7 +153,7 @@ def contrastive_scores(
     assert batch.source is not None
     one = model(batch.inputs, view.inputs_mask, auxiliary=auxiliary)[batch.loss_weights > 0]
     coordinates = batch.source.coordinates
-    is_first = ((coordinates.index == 0) & (coordinates.segment >= 0)).expand(batch.source.ids.shape)
+    is_first = ((coordinates.index == 0) & (coordinates.document >= 0)).expand(batch.source.ids.shape)
     other = model(batch.source, view.source_mask, auxiliary=auxiliary)[is_first]
     return Scored(*contrastive_logits(one, other, temperature))
 

@@ -40,10 +40,10 @@ from isoform.objectives.corruption import Denoising, Masking
 class View:
     """How an objective reads records: the mask of each stack, and Examples with their lengths.
 
-    `example(encoding, rng)` is deterministic for a given generator; `length(n, prefix)` is the most pieces that
-    the Example of an Encoding of n pieces puts into (inputs, source), 0 where it has nothing to predict.
-    is_whole: the target is about a record as a whole, so that it is never cut to fit a row; overlap: how many pieces
-    the parts of a record that is cut have in common; is_text: the targets are the text, each piece of it once, so that
+    `example(encoding, rng)` is deterministic for a given generator; `length(n, prefix)` is the most tokens that
+    the Example of an Encoding of n tokens puts into (inputs, source), 0 where it has nothing to predict.
+    is_whole: the target is about a record as a whole, so that it is never cut to fit a row; overlap: how many tokens
+    the parts of a record that is cut have in common; is_text: the targets are the text, each token of it once, so that
     nats per byte mean something.
     """
 
@@ -56,8 +56,8 @@ class View:
     is_text: bool = True
 
 
-def next_piece(encoding: Encoding, rng: np.random.Generator) -> Example:
-    """Every piece predicts the next; only what follows the prefix counts."""
+def next_token(encoding: Encoding, rng: np.random.Generator) -> Example:
+    """Every token predicts the next; only what follows the prefix counts."""
     targets = encoding.ids[1:]
     is_counted = np.arange(1, len(encoding)) >= encoding.prefix
     if encoding.features is not None:  # only what has an id can be predicted
@@ -65,14 +65,14 @@ def next_piece(encoding: Encoding, rng: np.random.Generator) -> Example:
     return Example(encoding.cut(0, -1), targets, is_counted.astype(np.float32))
 
 
-def next_piece_after_prefix(encoding: Encoding, rng: np.random.Generator) -> Example:
+def next_token_after_prefix(encoding: Encoding, rng: np.random.Generator) -> Example:
     """The same, with the prefix marked so that a mask can open it in both directions."""
-    plain = next_piece(encoding, rng)
+    plain = next_token(encoding, rng)
     return replace(plain, inputs=replace(plain.inputs, prefix=encoding.prefix))
 
 
 def source_to_target(encoding: Encoding, rng: np.random.Generator) -> Example:
-    """The prefix to the encoder; the decoder starts from the prefix's last piece, the separator."""
+    """The prefix to the encoder; the decoder starts from the prefix's last token, the separator."""
     prefix = encoding.prefix
     if prefix < 1:
         raise ValueError("seq2seq needs records with a source and a target; this one has no source")
@@ -82,7 +82,7 @@ def source_to_target(encoding: Encoding, rng: np.random.Generator) -> Example:
 
 
 def label(encoding: Encoding, rng: np.random.Generator) -> Example:
-    """The label, once: at the first piece, since a pooled head says the same all over a segment."""
+    """The label, once: at the first token, since a pooled head says the same all over a document."""
     if encoding.label is None:
         raise ValueError("classification needs records with a label; this one has none")
     targets, weights = np.zeros(len(encoding), np.int64), np.zeros(len(encoding), np.float32)
@@ -100,7 +100,7 @@ def number(encoding: Encoding, rng: np.random.Generator) -> Example:
 
 
 def word_tags(encoding: Encoding, rng: np.random.Generator) -> Example:
-    """The tag of each word, at its first piece."""
+    """The tag of each word, at its first token."""
     if encoding.tags is None:
         raise ValueError("tagging needs records with tokens and tags; this one has none")
     return Example(encoding, np.nan_to_num(encoding.tags).astype(np.int64), _are_there(encoding.tags))
@@ -118,7 +118,7 @@ def _are_there(tags: np.ndarray) -> np.ndarray:
 
 
 def two_readings(encoding: Encoding, rng: np.random.Generator) -> Example:
-    """Source and target apart, each as one text; the pair counts once, at the source's first piece."""
+    """Source and target apart, each as one text; the pair counts once, at the source's first token."""
     prefix = encoding.prefix
     if not 1 < prefix < len(encoding):
         raise ValueError("a contrast needs records with a source and a target; this one has none")
@@ -144,14 +144,14 @@ def build_view(
     """The view of an objective; where one is for several forms, is_encoder_decoder and is_causal (a decoder alone) say
     for which.
 
-    Raises ValueError for an objective that hides pieces and a codec without the special ones that this takes.
+    Raises ValueError for an objective that hides tokens and a codec without the special ones that this takes.
     """
     match config:
         case Causal():
-            return View(CausalMask(), Full(), next_piece, lambda n, prefix: (n - 1, 0))
+            return View(CausalMask(), Full(), next_token, lambda n, prefix: (n - 1, 0))
         case Prefix():
             mask = PrefixMask() | CausalMask()
-            return View(mask, Full(), next_piece_after_prefix, lambda n, prefix: (n - 1, 0))
+            return View(mask, Full(), next_token_after_prefix, lambda n, prefix: (n - 1, 0))
         case Seq2seq(causal=causal):
             mask = CausalMask() if causal else Full()
             return View(CausalMask(), mask, source_to_target, lambda n, prefix: (n - prefix, prefix), overlap=0)
@@ -190,7 +190,7 @@ def check_view(view: View, encodings: Iterable[Encoding], seeds: Iterable[int] =
     """The contract of any view, on Encodings that it should be able to read; AssertionError where it is broken.
 
     A view gives the same Example for the same random numbers, leaves what it reads as it was, stays within the lengths
-    that it states, and doesn't show a piece what that piece should say next.
+    that it states, and doesn't show a token what that token should say next.
     """
     for encoding in encodings:
         before = encoding.ids.copy()
@@ -200,8 +200,8 @@ def check_view(view: View, encodings: Iterable[Encoding], seeds: Iterable[int] =
             assert np.array_equal(encoding.ids, before), "the view changed what it read"
             _check_same(example, again)
             inputs, source = example.inputs, example.source
-            assert len(inputs) == len(example.targets) == len(example.loss_weights), "not one target a piece"
-            assert len(inputs) <= stated[0], f"{len(inputs)} pieces where at most {stated[0]} were stated"
+            assert len(inputs) == len(example.targets) == len(example.loss_weights), "not one target a token"
+            assert len(inputs) <= stated[0], f"{len(inputs)} tokens where at most {stated[0]} were stated"
             assert (0 if source is None else len(source)) <= stated[1], "a longer source than stated"
             weights = example.loss_weights
             assert weights.dtype == np.float32 and np.isfinite(weights).all() and (weights >= 0).all(), (
@@ -224,7 +224,7 @@ def _check_same(one: Example, other: Example) -> None:
 
 
 def _check_unseen(mask: Mask, inputs: Encoding, weights: np.ndarray) -> None:
-    """Of pieces that predict the next: none may attend to it."""
+    """Of tokens that predict the next: none may attend to it."""
     batch = collate([[Example(inputs, inputs.ids, weights)]], len(inputs))
     seen = attended(mask, batch.inputs.coordinates, batch.inputs.coordinates)[0].diagonal(1).numpy()
-    assert not (seen & (weights[:-1] > 0)).any(), "a piece may attend to what it should say"
+    assert not (seen & (weights[:-1] > 0)).any(), "a token may attend to what it should say"

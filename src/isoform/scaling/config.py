@@ -1,4 +1,4 @@
-"""How a study climbs: sizes by one dial, pieces per size, seeds, and how hyper-parameters move along. Torch-free."""
+"""How a study climbs: sizes by one dial, tokens per size, seeds, and how hyper-parameters move along. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class FixedRatio:
-    """Each size sees the same number of pieces per parameter (Hoffmann et al. 2022 found about 20 best)."""
+    """Each size sees the same number of tokens per parameter (Hoffmann et al. 2022 found about 20 best)."""
 
     sizes: int = 8
     tokens_per_parameter: float = 20.0
-    """Parameters as compute counts them: training FLOPs per piece / 6."""
+    """Parameters as compute counts them: training FLOPs per token / 6."""
 
     def __post_init__(self) -> None:
         if self.sizes < 1 or self.tokens_per_parameter <= 0:
@@ -21,7 +21,7 @@ class FixedRatio:
 
 @dataclass(frozen=True, kw_only=True)
 class IsoFlop:
-    """Groups of equal compute, in each of which size is traded against pieces (Hoffmann et al. 2022, section 3.2)."""
+    """Groups of equal compute, in each of which size is traded against tokens (Hoffmann et al. 2022, section 3.2)."""
 
     groups: int = 4
     sizes: int = 5
@@ -29,7 +29,7 @@ class IsoFlop:
     tokens_per_parameter: float = 20.0
     """Of the middle size of a group."""
     spread: float = 30.0
-    """Most pieces per parameter in a group, divided by the fewest."""
+    """Most tokens per parameter in a group, divided by the fewest."""
 
     def __post_init__(self) -> None:
         if self.groups < 1 or self.sizes < 1 or self.tokens_per_parameter <= 0 or self.spread < 1:

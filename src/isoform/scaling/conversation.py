@@ -13,9 +13,9 @@ class ConversationTurn:
     """A question and its answer."""
 
     read: int
-    """Pieces that are read for the first time."""
+    """Tokens that are read for the first time."""
     read_again: int
-    """Pieces that were read in an earlier turn and have to be read again."""
+    """Tokens that were read in an earlier turn and have to be read again."""
     bytes_held: int
     """Keys and values that are held when the answer ends."""
 
@@ -29,7 +29,7 @@ def conversation_turns(
     is_causal: bool,
     bytes_per_number: int = 4,
 ) -> list[ConversationTurn]:
-    """The turns of a conversation whose questions and answers have so many pieces each.
+    """The turns of a conversation whose questions and answers have so many tokens each.
 
     is_causal: whether what is given is seen only by what follows it, so that it need not be read again as it grows. An
     encoder still reads the answers that the decoder wrote, unless both are one stack that is read layer by layer.

@@ -94,7 +94,7 @@ def rows_by_arm(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def to_points(rows: Sequence[Row], num_unique: int | None = None) -> Points:
-    """Finished runs as what laws are fitted to; num_unique: pieces of the text, beyond which they repeat."""
+    """Finished runs as what laws are fitted to; num_unique: tokens of the text, beyond which they repeat."""
     return Points(
         unique_tokens=None if num_unique is None else np.full(len(rows), float(num_unique)),
         parameters=np.array([row.parameters for row in rows]),

@@ -59,7 +59,7 @@ GPU_UTILISATION = 0.4
 def study(rows: Sequence[Row], forecast: float, num_unique: int, workers: int, prices: Mapping[str, float]) -> Findings:
     """What one ladder says: laws, forecast, compute-optimal sizes, what time and money buy.
 
-    forecast: how many times the largest compute to look ahead; num_unique: pieces of the training text; prices: money
+    forecast: how many times the largest compute to look ahead; num_unique: tokens of the training text; prices: money
     per hour, by parts of a device's name or `here`. Raises ValueError for too few runs.
     """
     findings, done = Findings(), finite(rows)
@@ -109,7 +109,7 @@ def _sizes(
     chinchilla = None
     try:
         if float(np.corrcoef(np.log(points.parameters), np.log(points.tokens))[0, 1]) > TOGETHER:
-            raise ValueError("size and pieces rise together in these runs, which --design.kind iso_flop avoids")
+            raise ValueError("size and tokens rise together in these runs, which --design.kind iso_flop avoids")
         chinchilla = fit_chinchilla(points)
     except ValueError as error:
         findings.notes.append(f"Chinchilla's law is not fitted: {error}.")
@@ -121,7 +121,7 @@ def _sizes(
         largest = max(rows, key=lambda row: row.compute)
         n, d = largest.parameters, float(largest.tokens)
         now = float(law.loss(n, d))
-        for what, there in (("twice the pieces", (n, 2 * d)), ("twice the parameters", (2 * n, d))):
+        for what, there in (("twice the tokens", (n, 2 * d)), ("twice the parameters", (2 * n, d))):
             change = interval(chinchilla, lambda law, there=there: float(law.loss(*there) / law.loss(n, d)) - 1)
             findings.values[what.replace(" ", "_")] = change
             findings.notes.append(
@@ -180,8 +180,8 @@ def _budgets(
             said = str(loss) if times <= FAR else "too far to say"
             size = f"{budget:.3g}", f"{best:.3g}", f"{budget / 6 / best.value:.3g}"
             lines.append((device, words, money, *size, said, f"{times:.2g} ×"))
-    how = f"at the ladder's {ratio:.3g} pieces per parameter" if sizes is None else "by Chinchilla's law"
-    head = ("device", "for", "money", "FLOPs", "parameters", "pieces", "loss", "beyond the largest run")
+    how = f"at the ladder's {ratio:.3g} tokens per parameter" if sizes is None else "by Chinchilla's law"
+    head = ("device", "for", "money", "FLOPs", "parameters", "tokens", "loss", "beyond the largest run")
     title = f"What time buys, {how}; GPUs at {GPU_UTILISATION:.0%} of their data sheets"
     findings.tables.append(Table(title, head, tuple(lines)))
 
@@ -193,7 +193,7 @@ def _serving(findings: Findings, law: Chinchilla, largest: Row) -> None:
         served = times * largest.tokens
         n, d = law.inference_optimum(loss, float(served))
         lines.append((f"{served:.3g}", f"{float(n):.3g}", f"{float(d):.3g}", f"{float(d / n):.3g}"))
-    head = ("pieces served", "parameters", "pieces trained on", "pieces per parameter")
+    head = ("tokens served", "parameters", "tokens trained on", "tokens per parameter")
     findings.tables.append(Table(f"Cheapest way to {loss:.4f} nats, serving included", head, tuple(lines)))
 
 
@@ -209,7 +209,7 @@ def _minima(findings: Findings, minima: Minima) -> None:
         )
         for m in minima
     )
-    head = ("FLOPs", "best parameters", "pieces", "pieces per parameter", "loss")
+    head = ("FLOPs", "best parameters", "tokens", "tokens per parameter", "loss")
     findings.tables.append(Table("Best sizes at equal compute", head, lines))
     findings.notes += minima.notes
     if len(minima) >= 2:

@@ -278,12 +278,12 @@ def _require(points: Points, free: int, distinct: np.ndarray, spreads: dict[str,
 def _require_plane(points: Points, free: int, *more: np.ndarray) -> None:
     """The same for laws of N and D, which also have to leave the line between the two."""
     x, y = np.log(points.parameters), np.log(points.tokens)
-    _require(points, free, np.stack([x, y, *more], 1), {"sizes": x, "numbers of pieces": y})
+    _require(points, free, np.stack([x, y, *more], 1), {"sizes": x, "numbers of tokens": y})
     off = np.linalg.svd(np.stack([x - x.mean(), y - y.mean()]), compute_uv=False)[-1] / np.sqrt(len(x))
     if off < 0.1:
         raise ValueError(
-            "size and pieces of the runs rise together, so that the law can't tell them apart: "
-            "2 more, with half and twice the pieces per parameter or beyond, would suffice"
+            "size and tokens of the runs rise together, so that the law can't tell them apart: "
+            "2 more, with half and twice the tokens per parameter or beyond, would suffice"
         )
 
 

@@ -139,7 +139,7 @@ CHINCHILLA_WORDS = (
     ("the floor is at its bound, 0", "the floor is at its bound, the least loss seen"),
     ("the number of parameters has no effect", "scale_n is at its upper bound"),
     (f"alpha is at its bound, {EXPONENTS[0]}", f"alpha is at its bound, {EXPONENTS[1]}"),
-    ("the number of pieces has no effect", "scale_d is at its upper bound"),
+    ("the number of tokens has no effect", "scale_d is at its upper bound"),
     (f"beta is at its bound, {EXPONENTS[0]}", f"beta is at its bound, {EXPONENTS[1]}"),
 )
 CHINCHILLA_LOWER = np.array([0, -9, EXPONENTS[0], -9, EXPONENTS[0]])
@@ -196,7 +196,7 @@ class KaplanForm(Form[Kaplan]):
         self.words = (
             ("the number of parameters has no effect", "critical_n is at its upper bound"),
             (f"alpha_n is at its bound, {low}", f"alpha_n is at its bound, {high}"),
-            ("the number of pieces has no effect", "critical_d is at its upper bound"),
+            ("the number of tokens has no effect", "critical_d is at its upper bound"),
             (f"alpha_d is at its bound, {low}", f"alpha_d is at its bound, {high}"),
         )
         self.lower, self.upper = np.array([-9, low, -9, low]), np.array([1, high, 1, high])

@@ -92,11 +92,11 @@ class Plan:
     @property
     def epochs(self) -> float:
         """How often the longest run sees its text."""
-        return max(rung.tokens for rung in self.rungs) / self.num_pieces
+        return max(rung.tokens for rung in self.rungs) / self.num_tokens
 
     @property
-    def num_pieces(self) -> int:
-        """Pieces of the training text."""
+    def num_tokens(self) -> int:
+        """Tokens of the training text."""
         loader = self.prepared.loader
         return loader.rows_per_epoch * self.prepared.recipe.model.context_length
 
@@ -123,7 +123,7 @@ def plan(recipe: Recipe, ladder: Ladder, machine: Machine, *, workers: int, thre
 def say_plan(planned: Plan, terminal: Terminal) -> None:
     """The plan as a table."""
     terminal.say(
-        f"{'width':>7}{'layers':>7}{'parameters':>12}{'pieces':>11}{'FLOPs':>10}{'steps':>8}{'rate':>9}  seeds"
+        f"{'width':>7}{'layers':>7}{'parameters':>12}{'tokens':>11}{'FLOPs':>10}{'steps':>8}{'rate':>9}  seeds"
     )
     of_size: dict[tuple, list[Rung]] = {}
     for rung in planned.rungs:
@@ -137,7 +137,7 @@ def say_plan(planned: Plan, terminal: Terminal) -> None:
     terminal.say(
         f"{len(planned.rungs)} runs, {count(planned.compute)}FLOP, about {duration(planned.seconds)} here, "
         f"{count(planned.disk_bytes)}B of disk, "
-        f"{planned.epochs:.2g} epochs of {count(planned.num_pieces)} pieces at most"
+        f"{planned.epochs:.2g} epochs of {count(planned.num_tokens)} tokens at most"
     )
 
 
@@ -341,7 +341,7 @@ def climb(
     rows = make_runs(jobs, executor, terminal, {})
     first, *others = plans
     by_arm = rows_by_arm(rows)
-    findings = study(by_arm[first], forecast, plans[first].num_pieces, executor.engine.slots, prices or {})
+    findings = study(by_arm[first], forecast, plans[first].num_tokens, executor.engine.slots, prices or {})
     for other in others:
         compare(findings, by_arm[first], by_arm[other])
     if verify:

@@ -1,7 +1,7 @@
-"""From a budget and a recipe to a list of runs: one dial, the width, sets depth and heads; compute sets the pieces.
+"""From a budget and a recipe to a list of runs: one dial, the width, sets depth and heads; compute sets the tokens.
 
-Parameters are counted as compute counts them, N = training FLOPs per piece / 6, so that C = 6 N D holds exactly, with
-attention, head and routed experts in it (as the FLOPs per piece of DeepSeek 2024).
+Parameters are counted as compute counts them, N = training FLOPs per token / 6, so that C = 6 N D holds exactly, with
+attention, head and routed experts in it (as the FLOPs per token of DeepSeek 2024).
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def as_written(recipe: Recipe, size: OneSize, flops_per_step: float, tokens_per_
 
 
 def after(start: Rung, rung: Rung) -> Rung:
-    """A rung as what goes on from another one, whose compute and pieces count too."""
+    """A rung as what goes on from another one, whose compute and tokens count too."""
     return replace(rung, compute=start.compute + rung.compute, tokens=start.tokens + rung.tokens)
 
 
@@ -130,7 +130,7 @@ def halves(recipe: Recipe, ladder: Ladder, whole: Rung, share: float) -> tuple[R
 
 
 def parameters(recipe: Recipe) -> float:
-    """Parameters as compute counts them: training FLOPs per piece / 6."""
+    """Parameters as compute counts them: training FLOPs per token / 6."""
     length = recipe.model.context_length
     return training_flops(recipe.model, Shape(1, length, recipe.source_length or 0)) / length / 6
 
@@ -144,7 +144,7 @@ def _computes(ladder: Ladder, most: float) -> Sequence[float]:
 
 
 def _ratios(ladder: Ladder) -> Sequence[float]:
-    """Pieces per parameter of a group's runs, the smallest model first."""
+    """Tokens per parameter of a group's runs, the smallest model first."""
     match ladder.design:
         case FixedRatio(tokens_per_parameter=ratio):
             return [ratio]
@@ -179,7 +179,7 @@ def _num_seeds(ladder: Ladder, share: float) -> int:
 
 
 def _shares(ladder: Ladder) -> Iterator[tuple[float, float]]:
-    """Of each run, seeds counted: its compute as a part of the largest run's, and its pieces per parameter."""
+    """Of each run, seeds counted: its compute as a part of the largest run's, and its tokens per parameter."""
     for compute in _computes(ladder, 1.0):
         seeds = _num_seeds(ladder, compute)
         for ratio in _ratios(ladder):

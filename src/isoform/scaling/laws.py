@@ -1,7 +1,7 @@
 """The published laws of how loss falls with size, data and compute, and the runs that they are held against.
 
-Everywhere N is "parameters as compute counts them": the training FLOPs of a piece over six, so that C = 6 N D exactly.
-D is the pieces seen in training, C is in FLOPs, the loss in nats per piece, all of it float64.
+Everywhere N is "parameters as compute counts them": the training FLOPs of a token over six, so that C = 6 N D exactly.
+D is the tokens seen in training, C is in FLOPs, the loss in nats per token, all of it float64.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class Points:
     """Runs to be fitted: arrays of one length n. ValueError for lengths that differ and for what isn't above 0."""
 
     parameters: np.ndarray
-    """N, training FLOPs of a piece over six."""
+    """N, training FLOPs of a token over six."""
     tokens: np.ndarray
-    """D, pieces seen, each epoch counted."""
+    """D, tokens seen, each epoch counted."""
     loss: np.ndarray
-    """Nats per piece."""
+    """Nats per token."""
     unique_tokens: np.ndarray | None = None
-    """U, pieces of the data set; what is seen beyond it are repeats. None: nothing is repeated."""
+    """U, tokens of the data set; what is seen beyond it are repeats. None: nothing is repeated."""
 
     def __post_init__(self) -> None:
         for name in ("parameters", "tokens", "loss", "unique_tokens"):
@@ -75,7 +75,7 @@ class PowerLaw:
     """Nats that no compute takes away."""
 
     def loss(self, compute: Values) -> np.ndarray:
-        """Nats per piece at `compute` FLOPs."""
+        """Nats per token at `compute` FLOPs."""
         return self.floor + (self.scale / np.asarray(compute, np.float64)) ** self.exponent
 
 
@@ -100,7 +100,7 @@ class Chinchilla:
     beta: float
 
     def loss(self, parameters: Values, tokens: Values) -> np.ndarray:
-        """Nats per piece of N parameters after D pieces."""
+        """Nats per token of N parameters after D tokens."""
         n, d = np.asarray(parameters, np.float64), np.asarray(tokens, np.float64)
         return self.floor + self.scale_n * n**-self.alpha + self.scale_d * d**-self.beta
 
@@ -124,7 +124,7 @@ class Chinchilla:
     def inference_optimum(self, target_loss: Values, inference_tokens: Values) -> tuple[np.ndarray, np.ndarray]:
         """N and D that reach `target_loss` nats at the least 6 N D + 2 N D_inference (Sardana et al. 2023).
 
-        `inference_tokens` are the pieces that the model will serve. ValueError for a loss that isn't above the floor.
+        `inference_tokens` are the tokens that the model will serve. ValueError for a loss that isn't above the floor.
         """
         above = np.asarray(target_loss, np.float64) - self.floor
         served = np.asarray(inference_tokens, np.float64)
@@ -157,7 +157,7 @@ class Kaplan:
     alpha_d: float
 
     def loss(self, parameters: Values, tokens: Values) -> np.ndarray:
-        """Nats per piece of N parameters after D pieces."""
+        """Nats per token of N parameters after D tokens."""
         n, d = np.asarray(parameters, np.float64), np.asarray(tokens, np.float64)
         size = self.alpha_n / self.alpha_d * np.log(self.critical_n / n)
         return np.exp(self.alpha_d * np.logaddexp(size, np.log(self.critical_d / d)))
@@ -165,11 +165,11 @@ class Kaplan:
 
 @dataclass(frozen=True)
 class DataConstrained:
-    """Chinchilla's law of what D pieces and N parameters are worth when data repeat (Muennighoff et al. 2023).
+    """Chinchilla's law of what D tokens and N parameters are worth when data repeat (Muennighoff et al. 2023).
 
-    With U pieces in the data set, D pieces seen are worth U_D (1 + r (1 - exp(-R / r))): U_D = min(D, U) are seen for
+    With U tokens in the data set, D tokens seen are worth U_D (1 + r (1 - exp(-R / r))): U_D = min(D, U) are seen for
     the first time, R = D / U_D - 1 times again, and r = `decay_d`. Parameters likewise, where the first ones are
-    those that Chinchilla's law would spend on the U pieces, with `decay_n`.
+    those that Chinchilla's law would spend on the U tokens, with `decay_n`.
     """
 
     floor: float
@@ -188,7 +188,7 @@ class DataConstrained:
         return Chinchilla(self.floor, self.scale_n, self.alpha, self.scale_d, self.beta)
 
     def loss(self, parameters: Values, tokens: Values, unique_tokens: Values = np.inf) -> np.ndarray:
-        """Nats per piece of N parameters after D pieces, drawn from a data set of U."""
+        """Nats per token of N parameters after D tokens, drawn from a data set of U."""
         n, d, u = (np.asarray(x, np.float64) for x in (parameters, tokens, unique_tokens))
         first_d = np.minimum(d, u)
         balance = np.log(self.alpha * self.scale_n / (self.beta * self.scale_d)) / (self.alpha + self.beta)

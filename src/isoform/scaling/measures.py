@@ -15,7 +15,7 @@ from typing import Literal, assert_never
 
 from isoform.config import to_dict
 from isoform.data.sources import load_source
-from isoform.evaluation.evaluate import evaluate_held_out
+from isoform.evaluation.evaluate import evaluate_validation
 from isoform.evaluation.translation import answer_lines, translate
 from isoform.files import write_text
 from isoform.generation.config import Beam
@@ -56,7 +56,7 @@ class Translation:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The share of held-out sources that are answered as they should be, to the letter, by the most probable pieces."""
+    """The share of held-out sources that are answered as they should be, to the letter, by the most probable tokens."""
 
     name: str
     path: str
@@ -65,7 +65,7 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """The loss on held-out records of what another objective asks, in nats per piece."""
+    """The loss on held-out records of what another objective asks, in nats per token."""
 
     name: str
     objective: Objective
@@ -80,13 +80,13 @@ class Conversation:
 
     name: str
     what: Literal["read_again", "bytes_held"]
-    """Pieces that were read before and are read again, the mean of the turns; or bytes of keys and values held when
+    """Tokens that were read before and are read again, the mean of the turns; or bytes of keys and values held when
     the last one ends."""
     turns: int = 20
     asked: int = 32
-    """New pieces of a turn."""
+    """New tokens of a turn."""
     said: int = 32
-    """Pieces of an answer."""
+    """Tokens of an answer."""
     arms: tuple[str, ...] = ()
 
 
@@ -158,7 +158,7 @@ def _value(measure: Measure, folder: Path, machine: Machine) -> tuple[float, str
         case Loss(objective=objective):
             recipe = replace(trained.recipe, objective=objective, data=replace(trained.recipe.data, rows="packed"))
             records = (load_records(recipe.data)[1] if split is None else split).validation
-            values = {which: evaluate_held_out(trained.model, recipe, trained.codec, records, machine).loss}
+            values = {which: evaluate_validation(trained.model, recipe, trained.codec, records, machine).loss}
         case _:
             assert_never(measure)
     write_text(path, json.dumps({"asked": asked, "values": values, "signatures": signatures}) + "\n")

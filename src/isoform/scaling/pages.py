@@ -138,7 +138,7 @@ def cost_tables(rows: Sequence[Row]) -> tuple[list[Table], list[str]]:
         )
         for one in found
     )
-    head = ("arm", "parameters", "active", "FLOPs", "pieces/s", "training", "peak memory", "energy", "loss")
+    head = ("arm", "parameters", "active", "FLOPs", "tokens/s", "training", "peak memory", "energy", "loss")
     if not lines:
         return [], []
     return [Table("Cost of the largest runs, counted and measured", head, lines)], mismatches(found)
@@ -168,11 +168,11 @@ def run_tables(rows: Sequence[Row]) -> list[Table]:
         "width × layers",
         "seed",
         "parameters",
-        "pieces",
+        "tokens",
         "FLOPs",
         "rate",
         "seconds",
-        "pieces/s",
+        "tokens/s",
         "loss",
     )
     tables = [Table("Runs", head, lines)] if lines else []

@@ -76,7 +76,7 @@ def _logarithmic(axes: Axes, label: str) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(label)
-    axes.set_ylabel("held-out loss, nats per piece")
+    axes.set_ylabel("held-out loss, nats per token")
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(LogLocator(subs=(1,) if high / low > 100 else (1, 2, 5)))
     axes.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
@@ -124,7 +124,7 @@ def isoflop(rows: Sequence[Row], minima: Minima) -> bytes:
         axes.plot(minimum.parameters, minimum.loss, "*", color="#1d2430", markersize=9)
     axes.set_xscale("log")
     axes.set_xlabel("parameters, as compute counts them")
-    axes.set_ylabel("held-out loss, nats per piece")
+    axes.set_ylabel("held-out loss, nats per token")
     axes.legend(frameon=False)
     return to_png(figure)
 

@@ -33,7 +33,7 @@ class Design:
     tokens: np.ndarray
     """D."""
     unique_tokens: np.ndarray | None = None
-    """U, pieces of the data set."""
+    """U, tokens of the data set."""
 
     @property
     def compute(self) -> np.ndarray:

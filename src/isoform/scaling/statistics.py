@@ -366,7 +366,7 @@ class Recovery(Statistic):
 
 @dataclass(frozen=True, kw_only=True)
 class Published(Statistic):
-    """The best size, and pieces for it, that the published constants of Chinchilla's law imply.
+    """The best size, and tokens for it, that the published constants of Chinchilla's law imply.
 
     Numbers, for besiroglu and hoffmann: NAME.exponent of the optimal size, NAME.tokens_per_parameter at `compute`.
     """
@@ -385,7 +385,7 @@ class Published(Statistic):
             numbers = exact(law.optimal_exponent), exact(tokens / size)
             findings.values |= dict(zip(_names(name, self.NUMBERS), numbers, strict=True))
             lines.append((name, f"{law.optimal_exponent:.3f}", f"{tokens / size:.1f}", f"{size:.3g}", f"{tokens:.3g}"))
-        head = ("fit", "N ∝ C^", f"pieces per parameter at {self.compute:.3g} FLOPs", "N", "D")
+        head = ("fit", "N ∝ C^", f"tokens per parameter at {self.compute:.3g} FLOPs", "N", "D")
         findings.tables.append(Table("What the constants imply", head, tuple(lines)))
         return findings
 

@@ -59,11 +59,11 @@ class Row:
     width: int
     group: int
     parameters: float
-    """As compute counts them: training FLOPs per piece / 6."""
+    """As compute counts them: training FLOPs per token / 6."""
     tokens: int
     compute: float
     loss: float | None
-    """Held out, nats per piece; None if the run diverged."""
+    """Held out, nats per token; None if the run diverged."""
     reason: str = ""
     """Why there is no loss."""
     learning_rate: float = 0.0

@@ -70,7 +70,7 @@ class Training:
     steps: int = 1000
     """Optimizer steps."""
     global_batch_tokens: int = 4096
-    """Pieces per step, over all rows; a multiple of the context length."""
+    """Tokens per step, over all rows; a multiple of the context length."""
     micro_batch_size: int | None = None
     """Rows per forward pass; absent: all of a step's rows at once. Only dropout's draws depend on it."""
     optimizer: Optimizer = AdamW()

@@ -32,7 +32,7 @@ def _read(fields: Fields, names: set[str]) -> ModelConfig:
             final_norm=False,
         ),
         decoder=None,
-        stem=Lookup(num_kinds=fields.count("type_vocab_size", 2)),
+        stem=Lookup(num_token_types=fields.count("type_vocab_size", 2)),
         head=MaskedVocabulary(activation=activation, norm=norm, tied=tied)
         if is_masked
         else Pooled(over="mean", embed=True),
@@ -54,7 +54,7 @@ def _write(config: ModelConfig) -> dict:
         "intermediate_size": config.feedforward_dim(dense),
         "hidden_act": ACTIVATION_NAMES[dense.activation],
         "layer_norm_eps": of_kind(block.norm, LayerNorm, "norm").epsilon,
-        "type_vocab_size": of_kind(config.stem, Lookup, "stem").num_kinds,
+        "type_vocab_size": of_kind(config.stem, Lookup, "stem").num_token_types,
         "tie_word_embeddings": config.head.tied if isinstance(config.head, MaskedVocabulary) else True,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
@@ -68,7 +68,7 @@ BERT = Family(
     write=_write,
     names={
         "stem.embedding.weight": "bert.embeddings.word_embeddings.weight",
-        "stem.kinds.weight": "bert.embeddings.token_type_embeddings.weight",
+        "stem.token_types.weight": "bert.embeddings.token_type_embeddings.weight",
         "encoder.position.table": "bert.embeddings.position_embeddings.weight",
         "encoder.input_norm.*": "bert.embeddings.LayerNorm.*",
         "encoder.blocks.#.mixer.query_key_value.*": "bert.encoder.layer.#.attention.self.[query|key|value].*",

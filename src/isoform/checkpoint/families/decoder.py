@@ -20,7 +20,7 @@ def read_attention(fields: Fields, **more: Any) -> Attention:
 
 
 def read_window(fields: Fields) -> Window | None:
-    """The window of all layers, which in ours doesn't count the piece itself."""
+    """The window of all layers, which in ours doesn't count the token itself."""
     return None if fields.any("sliding_window") is None else Window(fields.count("sliding_window") - 1)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from isoform.checkpoint.gguf.format import Header, is_count
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-"""Kinds of pieces."""
+"""Kinds of tokens."""
 
 _CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -30,7 +30,7 @@ PRETOKENIZERS: dict[str, dict[str, Any]] = {
     "dbrx": _THREE_DIGITS,
     "qwen2": {"pre_tokenizer": _split(_CASELESS + r"|\p{N}" + _REST), "normalizer": {"type": "NFC"}},
 }
-"""What cuts a text before pieces are merged, by the names that GGUF has for it."""
+"""What cuts a text before tokens are merged, by the names that GGUF has for it."""
 
 
 def read_tokenizer(header: Header, vocab_size: int) -> dict[str, Any] | None:
@@ -68,7 +68,7 @@ def read_tokenizer(header: Header, vocab_size: int) -> dict[str, Any] | None:
 
 
 def _special_id(header: Header, name: str, vocab_size: int) -> int | None:
-    """The id of a special piece. Raises ValueError for one outside the vocabulary."""
+    """The id of a special token. Raises ValueError for one outside the vocabulary."""
     key = f"tokenizer.ggml.{name}_token_id"
     value = header.metadata.get(key)
     if value is not None and not (value == 0 or (is_count(value) and value < vocab_size)):
@@ -79,19 +79,19 @@ def _special_id(header: Header, name: str, vocab_size: int) -> int | None:
 
 
 def _read_vocabulary(header: Header, vocab_size: int) -> tuple[list[str], list[int]]:
-    """The pieces and the kind of each. Raises ValueError where they don't fit each other, or the table."""
+    """The tokens and the kind of each. Raises ValueError where they don't fit each other, or the table."""
     tokens, key = header.values("tokenizer.ggml.tokens", str), "tokenizer.ggml.token_type"
     kinds = header.values(key, int) if key in header.metadata else [NORMAL] * len(tokens)
     if len(kinds) != len(tokens) or len(tokens) > vocab_size or len(set(tokens)) != len(tokens):
         raise ValueError(
-            f"{header.path}: tokenizer.ggml.tokens has {len(tokens):,} pieces, {len(set(tokens)):,} of them different, "
+            f"{header.path}: tokenizer.ggml.tokens has {len(tokens):,} tokens, {len(set(tokens)):,} of them different, "
             f"token_type {len(kinds):,} and the table {vocab_size:,} rows; these don't fit, get the file again"
         )
     return tokens, kinds
 
 
 def _added_tokens(tokens: list[str], kinds: list[int], ends: set[int | None]) -> list[dict[str, Any]]:
-    """The pieces that are looked for in a text before it is cut."""
+    """The tokens that are looked for in a text before it is cut."""
     return [
         {
             "id": i,
@@ -108,7 +108,7 @@ def _added_tokens(tokens: list[str], kinds: list[int], ends: set[int | None]) ->
 
 
 def _beginning(token: str, number: int) -> dict[str, Any]:
-    """What sets a special piece before each text."""
+    """What sets a special token before each text."""
     special = {"SpecialToken": {"id": token, "type_id": 0}}
     first, second = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
     return {

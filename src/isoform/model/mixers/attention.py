@@ -1,6 +1,6 @@
-"""Attention: a round of data-dependent message passing between pieces (Vaswani et al. 2017, section 3.2).
+"""Attention: a round of data-dependent message passing between tokens (Vaswani et al. 2017, section 3.2).
 
-Every piece emits a query, a key and a value; along each allowed edge, a softmax of query-key products says
+Every token emits a query, a key and a value; along each allowed edge, a softmax of query-key products says
 how much of the value flows. The heart is `MultiHeadAttention.forward` and `attend` in lowering.py;
 `examples/message_passing.py` is the same thing as loops over a graph.
 """
@@ -22,12 +22,12 @@ from isoform.model.position import Relative, Turn, unturned
 from isoform.model.recording import Recorder
 
 KeysValues = tuple[Tensor, Tensor]
-"""Of pieces: (B, K, T, H) each."""
+"""Of tokens: (B, K, T, H) each."""
 
 
 @dataclass(frozen=True, eq=False)
 class Edges:
-    """Who may attend to whom in one pass, and what places say about it: `turn` for queries and keys, `bias` for the
+    """Who may attend to whom in one pass, and what positions say about it: `turn` for queries and keys, `bias` for the
     scores, `relative` for vectors along the edges."""
 
     allowed: Allowed = ALL
@@ -57,7 +57,7 @@ class GapBias(Component):
 
 
 class MultiHeadAttention(Component):
-    """Multi-head attention of a piece to its own sequence, or (`cross`) to an encoder's output.
+    """Multi-head attention of a token to its own sequence, or (`cross`) to an encoder's output.
 
     Heads come in groups: one key, one value and the `queries` that ask them, Q of each of the K groups.
     """
@@ -112,7 +112,7 @@ class MultiHeadAttention(Component):
     ) -> tuple[Tensor, Tensor]:
         """x (B, T, D) to (B, T, D), and the values (B, T, K, H) for the blocks above.
 
-        context: keys and values of pieces before these, which are attended to as well.
+        context: keys and values of tokens before these, which are attended to as well.
         """
         heads = self.query_key_value(x).unflatten(-1, (-1, self.queries + 2, self.head_dim))  # (B, T, K, Q + 2, H)
         heads = heads if self.gap_bias is None else self.gap_bias(heads)
@@ -137,7 +137,7 @@ class MultiHeadAttention(Component):
         return self.collect(self.mixed(q, k, v, edges, recorder)), values
 
     def keys_values(self, memory: Tensor, turn: Turn) -> KeysValues:
-        """Keys and values of an encoder's output (B, S, D), as those of pieces of this stack are made."""
+        """Keys and values of an encoder's output (B, S, D), as those of tokens of this stack are made."""
         heads = self.query_key_value.outputs_after(memory, self.queries * self.head_dim)
         k, v = heads.unflatten(-1, (-1, 2, self.head_dim)).unbind(3)
         v = v if self.gap_bias is None else self.gap_bias.of_values(v)
@@ -187,7 +187,7 @@ class MultiHeadAttention(Component):
         return attention_weights(q, k, edges.allowed, scale=self.scale, bias=self.bias(q, edges))
 
     def bias(self, q: Tensor, edges: Edges) -> Tensor | None:
-        """What places add to the scores."""
+        """What positions add to the scores."""
         if edges.relative is None:
             return edges.bias
         return edges.relative.scores(q * (q.shape[-1] ** -0.5 if self.scale is None else self.scale))

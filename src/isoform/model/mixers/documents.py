@@ -32,21 +32,21 @@ class Documents:
     @cached_property
     def is_token(self) -> Tensor:
         """Which slots hold a token (B, T)."""
-        return self.coordinates.segment >= 0
+        return self.coordinates.document >= 0
 
     @cached_property
     def begins(self) -> Tensor:
         """Which tokens begin a document that the state isn't of (B, T)."""
-        segment, is_token = self.coordinates.segment, self.is_token
-        columns = torch.arange(segment.shape[1], device=segment.device)
+        document, is_token = self.coordinates.document, self.is_token
+        columns = torch.arange(document.shape[1], device=document.device)
         newest = torch.where(is_token, columns, -1).cummax(1).values
-        newest = torch.cat([newest.new_full((len(segment), 1), -1), newest[:, :-1]], 1)
-        previous = newest.new_full((len(segment),), -1) if self.previous is None else self.previous
-        before = torch.where(newest < 0, previous.unsqueeze(1), segment.gather(1, newest.clamp(min=0)))
-        return is_token & (segment != before)
+        newest = torch.cat([newest.new_full((len(document), 1), -1), newest[:, :-1]], 1)
+        previous = newest.new_full((len(document),), -1) if self.previous is None else self.previous
+        before = torch.where(newest < 0, previous.unsqueeze(1), document.gather(1, newest.clamp(min=0)))
+        return is_token & (document != before)
 
     @cached_property
-    def _places(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _positions(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token (n) its document's number and its place in that; of each document (M) its row, and there its
         number, 0 for one that goes on."""
         in_row = self.begins.cumsum(1)[self.is_token]
@@ -55,25 +55,25 @@ class Documents:
         )
         keys, number = (row * (self.is_token.shape[1] + 1) + in_row).unique_consecutive(return_inverse=True)
         lengths = torch.bincount(number, minlength=len(keys))
-        place = torch.arange(len(number), device=number.device) - (lengths.cumsum(0) - lengths)[number]
-        return number, place, keys
+        position = torch.arange(len(number), device=number.device) - (lengths.cumsum(0) - lengths)[number]
+        return number, position, keys
 
     @property
     def lengths(self) -> Tensor:
         """Tokens of each document (M,)."""
-        return torch.bincount(self._places[0])
+        return torch.bincount(self._positions[0])
 
     def apart(self, x: Tensor) -> Tensor:
         """Rows x (B, T, D) as one row for each document (M, L, D), zeros after its end."""
-        number, place, keys = self._places
-        rows = x.new_zeros(len(keys), int(place.max()) + 1, x.shape[-1])
-        return rows.index_put((number, place), x[self.is_token])
+        number, position, keys = self._positions
+        rows = x.new_zeros(len(keys), int(position.max()) + 1, x.shape[-1])
+        return rows.index_put((number, position), x[self.is_token])
 
     def together(self, rows: Tensor) -> Tensor:
         """What `apart` took apart (M, L, D), in its rows again (B, T, D); empty slots are zero."""
-        number, place, _ = self._places
+        number, position, _ = self._positions
         out = rows.new_zeros(*self.is_token.shape, rows.shape[-1])
-        return out.index_put((self.is_token,), rows[number, place])
+        return out.index_put((self.is_token,), rows[number, position])
 
     def states(self, state: Tensor) -> Tensor:
         """What each document (M, …) begins with, of the states (B, …) of rows: its own, or zeros."""
@@ -90,5 +90,5 @@ class Documents:
 
     @property
     def _rows_and_numbers(self) -> tuple[Tensor, Tensor]:
-        keys, width = self._places[2], self.is_token.shape[1] + 1
+        keys, width = self._positions[2], self.is_token.shape[1] + 1
         return keys // width, keys % width

@@ -1,4 +1,4 @@
-"""Objectives with more than the next piece in them: pieces further ahead, partners of a batch, a teacher."""
+"""Objectives with more than the next token in them: tokens further ahead, partners of a batch, a teacher."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 import isoform
-from isoform.batch import Batch, Encoding, Example, collate, plain_pieces
+from isoform.batch import Batch, Encoding, Example, collate, plain_tokens
 from isoform.codecs.text import ByteCodec
 from isoform.experiment import train
 from isoform.mask import Causal as CausalMask
@@ -34,7 +34,7 @@ def with_ahead(form: ModelConfig, ahead: int) -> ModelConfig:
 
 def batch_of(length: int = 10, rows: int = 2) -> Batch:
     ids = torch.randint(0, VOCAB, (rows, length + 1), generator=torch.Generator().manual_seed(0))
-    return Batch(plain_pieces(ids[:, :-1]), ids[:, 1:], torch.ones(rows, length))
+    return Batch(plain_tokens(ids[:, :-1]), ids[:, 1:], torch.ones(rows, length))
 
 
 def recipe(objective, model, data, **training):
@@ -56,7 +56,7 @@ def recipe(objective, model, data, **training):
 
 
 @pytest.mark.parametrize("name", ["plain", "grouped", "gpt2", "alternating"])
-def test_heads_further_ahead_say_the_pieces_after_the_next(name):
+def test_heads_further_ahead_say_the_tokens_after_the_next(name):
     model, batch = build(with_ahead(FORMS[name], 2)).train(), batch_of()
     view = build_view(Causal())
     result = build_task(Causal(), view).loss(model, batch)
@@ -76,7 +76,7 @@ def test_heads_further_ahead_say_the_pieces_after_the_next(name):
     assert plain(batch).parts == {}
 
 
-def test_heads_ahead_never_look_into_another_segment_and_cost_what_is_counted():
+def test_heads_ahead_never_look_into_another_document_and_cost_what_is_counted():
     model = build(with_ahead(FORMS["plain"], 3)).train()
     texts = [np.arange(n) % VOCAB for n in (5, 2, 4)]
     rows = [Example(Encoding(t[:-1]), t[1:], np.ones(len(t) - 1, np.float32)) for t in texts]

@@ -184,7 +184,7 @@ LONG = {
     "ngrams": (config(stem=Lookup(previous=True, ngrams=(2, 3), ngram_rows=99)), (2, 7, 12, 20)),
     "separate": (pair(config(position=Rotary())), (2, 7, 12, 20)),
     "joint": (joint(), (2, 2, 2, 2)),
-    "layerwise": (joint(reads="layerwise"), (2, 2, 2, 2)),
+    "layerwise": (joint(memory_layers="layerwise"), (2, 2, 2, 2)),
 }
 """Models with a context of 12, and the lengths of the prompts."""
 

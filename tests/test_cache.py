@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from isoform.batch import plain_coordinates
 from isoform.mask import Causal, Coordinates, Full, Local2D, Mask, Prefix, Strided, Window, attended
 from isoform.model.cache import AllSlots, Cache, KeyValueShape, RingSlots
-from isoform.model.lowering import ALL, CAUSAL, attend, dense_edges, look_back, lower
+from isoform.model.lowering import ALL, CAUSAL, attend, dense_allowed, look_back, lower
 
 LENGTH, ROWS, HEADS, DIM = 23, 2, 2, 4
 
@@ -44,7 +44,7 @@ def check_cached_equals_uncached(masks: list[Mask], at: Coordinates, sizes: list
             assert keys.index.shape[1] == key.shape[2] == value.shape[2]
             edges = lower(mask, query, keys)
             predicted = attended(mask, query, keys).unsqueeze(1)
-            assert torch.equal(dense_edges(edges, q[n, :, :, start:stop], key).expand_as(predicted), predicted)
+            assert torch.equal(dense_allowed(edges, q[n, :, :, start:stop], key).expand_as(predicted), predicted)
             out = attend(q[n, :, :, start:stop], key, value, edges)
             torch.testing.assert_close(out, whole[n][:, :, start:stop])
         start = stop
@@ -70,7 +70,7 @@ def rows(kind: str) -> Coordinates:
     at = plain_coordinates(ROWS, LENGTH)
     position = torch.stack([at.index // 3, at.index % 3], -1)
     if kind == "plain":
-        return replace(at, position=place)
+        return replace(at, position=position)
     document, index = at.document.clone(), at.index.clone()
     if kind == "padded left":
         document[1, :5], index[1] = -1, index[1] - 5
@@ -83,7 +83,7 @@ def rows(kind: str) -> Coordinates:
         for row in range(ROWS):
             is_token = torch.arange(LENGTH) % (2 + row) != 0
             document[row], index[row] = torch.where(is_token, 0, -1), is_token.cumsum(0) - 1
-    return Coordinates(document, index, (index < 3) & (index >= 0) if kind == "prefix" else None, place)
+    return Coordinates(document, index, (index < 3) & (index >= 0) if kind == "prefix" else None, position)
 
 
 @pytest.mark.parametrize("kind", ["plain", "prefix", "padded left", "padded right", "packed", "gaps"])

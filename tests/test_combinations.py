@@ -112,7 +112,7 @@ def coordinates_of(path: str, scheme: str, mask: str) -> Coordinates:
     position = torch.stack([index // 3, index % 3], -1) if needs_places else None
     prefix = index < 2 if mask == "prefix" else None
     is_plain = path != "packed" and prefix is None
-    return Coordinates(document, index, prefix, place, start=0 if is_plain else None, is_ordered=True)
+    return Coordinates(document, index, prefix, position, start=0 if is_plain else None, is_ordered=True)
 
 
 def text() -> torch.Tensor:

@@ -29,7 +29,7 @@ rule = [{ value = "tuned.accuracy", at_least = 0.0 }]
 ladder = { kind = "one_size", seeds = 2 }
 statistic = { kind = "compared" }
 measures = [
-    { kind = "held_out", name = "accuracy", what = "accuracy", arms = ["tuned", "fresh"] },
+    { kind = "validation", name = "accuracy", what = "accuracy", arms = ["tuned", "fresh"] },
     { kind = "loss", name = "prefix", objective = { kind = "prefix" }, path = "text.txt", arms = ["read"] },
 ]
 

@@ -16,7 +16,7 @@ from isoform.model.config import LowRank, Pooled
 from isoform.model.embedding import LinearStem, PooledHead
 from isoform.model.experts import build_experts
 from isoform.model.feedforward import GatedFeedForward
-from isoform.model.mixers.attention import Edges, MultiHeadAttention
+from isoform.model.mixers.attention import AttentionTerms, MultiHeadAttention
 from isoform.model.mixers.documents import Documents
 from isoform.model.mixers.recurrence import RecurrenceMixer
 from isoform.model.parts import Attention, Experts, Gated, TokenChoice
@@ -121,7 +121,7 @@ def test_shards_of_attention_add_up(name):
         for bias in (n for n in whole.state_dict() if n.endswith("bias")):
             nn.init.normal_(whole.get_parameter(bias))
         parts = [shard(whole, MultiHeadAttention(Attention(**half), D, head_dim, cross=cross), i, 2) for i in range(2)]
-        run = (lambda m: m.read(x, memory, Edges())) if cross else (lambda m: m(x, Edges())[0])
+        run = (lambda m: m.read(x, memory, AttentionTerms())) if cross else (lambda m: m(x, AttentionTerms())[0])
         assert [part.num_heads for part in parts] == [fields["num_heads"] // 2] * 2
         torch.testing.assert_close(sum(run(part) for part in parts), run(whole), rtol=1e-5, atol=1e-5)
 

@@ -40,12 +40,12 @@ SEEDS = st.integers(0, 2**64)
 
 
 def numbered(n: int) -> np.ndarray:
-    """A stream in which every token tells its place."""
+    """A stream in which every token tells its position."""
     return np.arange(n, dtype=np.uint32)
 
 
 def texts(*lengths: int) -> TokenStore:
-    """Records of these lengths, prefixes 0, in which every token tells its place."""
+    """Records of these lengths, prefixes 0, in which every token tells its position."""
     return TokenStore(numbered(sum(lengths)), np.array(lengths), np.zeros(len(lengths), np.int64))
 
 
@@ -237,13 +237,13 @@ def test_buckets_hold_each_pair_once_beside_others_of_its_length():
                 source = CODEC.decode(batch.source.ids[r][batch.source.coordinates.document[r] == 0].tolist())
                 assert CODEC.decode(batch.targets[r][there[r]].tolist()) == source[::-1]
                 found[source] += 1
-            places[batch.targets.shape[1]] += batch.targets.numel()
+            positions[batch.targets.shape[1]] += batch.targets.numel()
         assert found == Counter(reverse_record(i, held_out=False)["source"] for i in range(40))
         if n % 2 == 0:
             stated = Counter()
             for (rows, length, _), times in loader.shapes.items():
                 stated[length] += rows * length * times
-            assert places == stated
+            assert positions == stated
     lengths = np.random.default_rng(0).integers(3, 60, (4000, 2))
     plan = plan_buckets(lengths, (128, 100), 0)
     assert sorted(i for row in plan for i in row) == list(range(4000))
@@ -261,7 +261,7 @@ def test_what_rows_cost_is_counted_as_they_come():
     n, per_step = prepared.loader.rows_per_epoch, recipe.rows_per_step
     batches = [b for step in range(n // per_step) for b in global_batch(prepared, step).micro_batches]
     positions = [b.targets.numel() for b in batches]
-    assert np.mean(places) == pytest.approx(prepared.tokens_per_step, rel=0.02)
+    assert np.mean(positions) == pytest.approx(prepared.tokens_per_step, rel=0.02)
     packed = prepare(changed(recipe, {"data": {"rows": "packed"}}))
     assert packed.tokens_per_step == recipe.training.global_batch_tokens
     assert prepared.flops_per_step < packed.flops_per_step, "attention reaches less far"
@@ -585,9 +585,9 @@ def test_sources_of_a_mixture_come_as_often_as_their_weights_say(weights, temper
     block = loader.rows(1000, 50)
     assert torch.equal(block.inputs.ids[7:9], loader.rows(1007, 2).inputs.ids)
     assert loader.weight(1000, 50) == float(block.loss_weights.sum())
-    positions = list(loader.positions(0, 3000))
+    positions = list(loader.places(0, 3000))
     for source in range(3):
-        assert [row for of, row in places if of == source] == list(range(sum(of == source for of, _ in places)))
+        assert [row for of, row in positions if of == source] == list(range(sum(of == source for of, _ in positions)))
     assert len(prepared.split.validation) == 3 and len(prepared.split.sources) == 3
 
 

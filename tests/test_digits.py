@@ -252,7 +252,7 @@ class Without(Codec):
         ),
         (lambda: with_sizes(recipe(head=Pooled(num_outputs=4)), CODEC), "num_outputs=4 can't tell 10 answers"),
         (lambda: recipe(head=Pooled(embed=True)), "for each document, but this one is for each embedding"),
-        (lambda: with_sizes(gridded(Grid(rows=4, columns=4)), CODEC), "grid of 4 x 4 positions .* has 5 x 4 positions"),
+        (lambda: with_sizes(gridded(Grid(rows=4, columns=4)), CODEC), "grid of 4 x 4 .* has 5 x 4 positions"),
         (lambda: replace(recipe(), objective=Causal()), "for each vocabulary"),
         (
             lambda: replace(load_recipe("reverse-decoder"), objective=Classification()),

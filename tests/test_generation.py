@@ -134,11 +134,11 @@ def test_end_of_text_ends_and_half_characters_wait(monkeypatch):
 def test_prompts_of_the_three_forms():
     separator = LETTERS.separator
     causal, prefix, seq2seq = (build_view(objective) for objective in (Causal(), Prefix(), Seq2seq()))
-    assert build_prompt(LETTERS, "", is_pair=False, view=causal).ids.tolist() == [LETTERS.end_of_text]
-    assert build_prompt(LETTERS, "ab", is_pair=False, view=causal).ids.tolist() == [0, 1]
-    given = build_prompt(LETTERS, "ab", is_pair=True, view=prefix)
+    assert build_prompt(LETTERS, "", answers_source=False, view=causal).ids.tolist() == [LETTERS.end_of_text]
+    assert build_prompt(LETTERS, "ab", answers_source=False, view=causal).ids.tolist() == [0, 1]
+    given = build_prompt(LETTERS, "ab", answers_source=True, view=prefix)
     assert (given.ids.tolist(), given.prefix, given.source) == ([0, 1, separator], 3, None)
-    given = build_prompt(LETTERS, "ab", is_pair=True, view=seq2seq)
+    given = build_prompt(LETTERS, "ab", answers_source=True, view=seq2seq)
     assert (given.ids.tolist(), given.source.tolist()) == ([separator], [0, 1, separator])
 
 
@@ -154,7 +154,7 @@ def test_what_is_generated_is_what_was_trained_on(objective):
 
     batch = collate([[example]], len(example.inputs), None if example.source is None else len(example.source))
     expected = int(logits_of(model, view, batch)[0, int(example.loss_weights.argmax())].argmax())
-    prompt = build_prompt(LETTERS, "abcd", is_pair=True, view=view)
+    prompt = build_prompt(LETTERS, "abcd", answers_source=True, view=view)
     assert first_of(model, prompt, view.inputs_mask) == expected
 
 

@@ -62,7 +62,7 @@ def test_blocks_with_biases_grow_deeper_too():
         (lambda: deepen(build(config(block=BlockConfig(norm_placement="post"))), 4), "can't be passed by"),
         (lambda: widen(build(config()), 8), "less than the 64"),
         (lambda: widen(upcycle(build(config()), 4), 100), "before upcycling"),
-        (lambda: build(config(head=replace(config().head))).cut(3), "num_layers=3"),
+        (lambda: build(config(head=replace(config().head))).truncated(3), "num_layers=3"),
     ],
 )
 def test_what_cannot_grow_is_refused_in_words(grow, words):
@@ -72,10 +72,10 @@ def test_what_cannot_grow_is_refused_in_words(grow, words):
 
 def test_cutting_off_the_last_blocks_is_an_early_exit():
     model = build(config(num_layers=4))
-    short = model.cut(2)
+    short = model.truncated(2)
     seen = []
     hook = model.decoder.blocks[1].register_forward_hook(lambda m, i, out: seen.append(out))
     model(text())
     hook.remove()
-    torch.testing.assert_close(short(text()), model.logits(model.decoder.finished(seen[0])), rtol=0, atol=0)
+    torch.testing.assert_close(short(text()), model.logits(model.decoder.normalized(seen[0])), rtol=0, atol=0)
     assert short.decoder.blocks[0] is model.decoder.blocks[0] and short.config.decoder.num_layers == 2

@@ -28,7 +28,7 @@ ALONE += ("shortcuts", "gained projection", "biases", "looped", "alternating", "
 
 def joint(form: ModelConfig, *, shared: bool = False, layerwise: bool = False) -> ModelConfig:
     both = pair(form)
-    stack = replace(both.decoder, cross="joint", reads="layerwise" if layerwise else "last")
+    stack = replace(both.decoder, cross="joint", memory_layers="layerwise" if layerwise else "last")
     return replace(both, decoder=stack, share_stacks=shared)
 
 
@@ -120,7 +120,7 @@ def test_a_causal_source_is_read_so_in_training_and_in_writing():
     (one, other) = [model(target, view.inputs_mask, source, view.source_mask)[0, :1] for view in views]
     assert (one - other).abs().max() > 1e-3
     for view, logits in zip(views, (one, other), strict=True):
-        prompt = build_prompt(ByteCodec(), "abcd", is_pair=True, view=view)
+        prompt = build_prompt(ByteCodec(), "abcd", answers_source=True, view=view)
         assert prompt.source_mask == view.source_mask
         asked = Prompt(target[0, :1].numpy(), source=source[0].numpy(), source_mask=view.source_mask)
         ((first,),) = sample(model, [asked], Sampling(max_tokens=1, temperature=0), end=None)
@@ -165,13 +165,16 @@ def test_gradients_reach_everything():
         (lambda c: replace(c, share_stacks=True, encoder=replace(c.encoder, num_layers=3)), "stated alike"),
         (lambda c: replace(c, share_stacks=True, decoder=replace(c.decoder, ahead=1)), "without exits and ahead"),
         (lambda c: replace(c, share_stacks=True, decoder=replace(c.decoder, exits=(1,))), "without exits and ahead"),
-        (lambda c: replace(c, decoder=replace(c.decoder, reads="layerwise")), "only joint attention"),
+        (lambda c: replace(c, decoder=replace(c.decoder, memory_layers="layerwise")), "only joint attention"),
         (lambda c: replace(c, decoder=None, share_stacks=True), "goes with an encoder and a decoder"),
         (
             lambda c: replace(
-                c, decoder=replace(c.decoder, cross="joint", reads="layerwise", num_layers=1, blocks=c.decoder.blocks)
+                c,
+                decoder=replace(
+                    c.decoder, cross="joint", memory_layers="layerwise", num_layers=1, blocks=c.decoder.blocks
+                ),
             ),
-            "as many blocks",
+            "the same number of blocks",
         ),
         (
             lambda c: replace(
@@ -183,7 +186,7 @@ def test_gradients_reach_everything():
             lambda c: replace(
                 c,
                 encoder=replace(c.encoder, blocks=(BlockConfig(depth=Depth()),)),
-                decoder=replace(c.decoder, cross="joint", reads="layerwise"),
+                decoder=replace(c.decoder, cross="joint", memory_layers="layerwise"),
             ),
             "depth in the encoder",
         ),
@@ -243,5 +246,5 @@ def test_prompts_and_sources_of_different_lengths_in_one_batch_are_each_alone():
             cache = model.build_cache(1)
             cached = model.decode(text, None, model.encode(source), cache)
             torch.testing.assert_close(model.logits(cached)[0], alone, rtol=1e-5, atol=1e-5)
-    at = Memory(torch.zeros(2, 6, 16), rows(sources).coordinates).before(rows(texts).coordinates)
+    at = Memory(torch.zeros(2, 6, 16), rows(sources).coordinates).shift_past(rows(texts).coordinates)
     assert at.index.tolist() == [[3, 4, 0, 0, 0], [6, 7, 8, 9, 10]], "empty slots are shifted by nothing"

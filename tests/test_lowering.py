@@ -22,7 +22,7 @@ from isoform.model.lowering import (
     attend,
     attention_weights,
     check_kernel,
-    dense_edges,
+    dense_allowed,
     lower,
 )
 
@@ -59,7 +59,7 @@ def coordinates(kind: str, length: int, num_rows: int = 2) -> Coordinates:
     plain = plain_coordinates(num_rows, length)
     position = torch.stack([plain.index // 7, plain.index % 7], -1)
     if kind == "plain":
-        return replace(plain, position=place)
+        return replace(plain, position=position)
     document, index = plain.document.clone(), plain.index.clone()
     for row in range(num_rows):
         cuts = {
@@ -72,7 +72,7 @@ def coordinates(kind: str, length: int, num_rows: int = 2) -> Coordinates:
         for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
             document[row, start:stop] = number
             index[row, start:stop] = torch.arange(stop - start)
-    return Coordinates(document, index, index < length // 3, place, is_ordered=True)
+    return Coordinates(document, index, index < length // 3, position, is_ordered=True)
 
 
 def drawn(length: int, heads: tuple[int, int] = (4, 4), num_rows: int = 2, **options) -> list[torch.Tensor]:
@@ -109,7 +109,7 @@ def test_every_kernel_is_the_predicate(mask, rows):
     expected = weights @ v.repeat_interleave(groups, 1)
     for kernel in ("auto", "sdpa", "dense"):
         allowed = lower(mask, at, at, kernel=kernel)
-        assert torch.equal(dense_edges(allowed, q, k).expand_as(edges), edges)
+        assert torch.equal(dense_allowed(allowed, q, k).expand_as(edges), edges)
         assert_same(attend(q, k, v, allowed, kernel=kernel), expected, (q, k, v))
     assert_same(attention_weights(q, k, lower(mask, at, at)), weights, (q, k))
 
@@ -130,7 +130,7 @@ def test_bands_of_any_mask_and_rows_are_the_predicate(data):
     lowering.CHUNK = data.draw(st.integers(1, 9))
     at, (q, k, v) = coordinates(kind, length), drawn(length, (2, 1))
     allowed, edges = lower(mask, at, at), attended(mask, at, at).unsqueeze(1)
-    assert torch.equal(dense_edges(allowed, q, k).expand_as(edges), edges)
+    assert torch.equal(dense_allowed(allowed, q, k).expand_as(edges), edges)
     assert_same(attend(q, k, v, allowed), attend(q, k, v, edges, kernel="dense"), (q, k, v))
 
 
@@ -170,7 +170,7 @@ def test_plain_rows_elsewhere_than_the_keys():
             for first in (0, 8, 42):
                 key = plain_coordinates(1, 43 - first, start=first)
                 q, k = torch.empty(1, 1, stop - start, 8), torch.empty(1, 1, 43 - first, 8)
-                found = dense_edges(lower(mask, query, key), q, k)[0, 0]
+                found = dense_allowed(lower(mask, query, key), q, k)[0, 0]
                 edges = attended(mask, whole, whole)[0, start:stop, first:]
                 assert torch.equal(found.expand_as(edges), edges), (mask, start, stop, first)
 
@@ -265,7 +265,7 @@ def test_flex_is_the_predicate(mask, rows, monkeypatch):
     edges = attended(mask, at, at).unsqueeze(1)
     allowed = lower(mask, at, at, kernel="flex")
     assert isinstance(allowed, Blocks)
-    assert torch.equal(dense_edges(allowed, q, k), edges)
+    assert torch.equal(dense_allowed(allowed, q, k), edges)
     for how in (allowed, edges):
         torch.testing.assert_close(attend(q, k, v, how, kernel="flex"), by_the_predicate(q, k, v, edges))
     found = attend(q, k, v, allowed, bias=bias, kernel="flex")
@@ -276,7 +276,7 @@ def test_flex_with_the_shortcuts(monkeypatch):
     flexed(monkeypatch)
     q, k, v = drawn(43, requires_grad=False)
     for allowed in (ALL, CAUSAL):
-        edges = dense_edges(allowed, q, k)
+        edges = dense_allowed(allowed, q, k)
         torch.testing.assert_close(attend(q, k, v, allowed, kernel="flex"), by_the_predicate(q, k, v, edges))
 
 

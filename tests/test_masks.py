@@ -38,7 +38,7 @@ def test_local_2d_sees_a_rectangle_of_an_image():
     height, width = 4, 5
     position = torch.tensor([(r, c) for r in range(height) for c in range(width)]).unsqueeze(0)
     plain = plain_coordinates(1, height * width)
-    at = Coordinates(plain.document, plain.index, position=place)
+    at = Coordinates(plain.document, plain.index, position=position)
     for i, keys in enumerate(seen(Local2D(1, 2), at)):
         near = [(r, c) for r in range(height) for c in range(width)]
         assert keys == {n for n, (r, c) in enumerate(near) if abs(r - i // width) <= 1 and abs(c - i % width) <= 2}

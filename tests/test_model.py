@@ -156,7 +156,7 @@ def test_rotary_scores_depend_on_distance_only():
     q, k = torch.randn(1, 1, 1, 4), torch.randn(1, 1, 1, 4)
 
     def score(i: int, j: int) -> torch.Tensor:
-        at_i, at_j = (turn.at(plain_coordinates(1, 1, start=s)) for s in (i, j))
+        at_i, at_j = (turn.rotation(plain_coordinates(1, 1, start=s)) for s in (i, j))
         return (at_i(q) * at_j(k)).sum()
 
     torch.testing.assert_close(score(5, 2), score(9, 6))
@@ -177,11 +177,11 @@ def test_costs_are_those_of_the_built_model(form):
     if form == FORMS["lstm"]:
         pytest.skip("torch's counter doesn't know oneDNN's LSTM; test_baselines counts it without")
     for model_config in (form,) if reads_forward(form) else (form, pair(form)):
-        model, is_pair = build(model_config).train(), model_config.encoder is not None
+        model, is_encoder_decoder = build(model_config).train(), model_config.encoder is not None
         assert num_parameters(model_config) == sum(p.numel() for p in model.parameters())
         text = ids(3)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(text, source=ids(3, 8) if is_pair else None).sum().backward()
+            model(text, source=ids(3, 8) if is_encoder_decoder else None).sum().backward()
         counted = training_flops(model_config, Shape(3, 12, 8))
         assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
         assert forward_flops(model_config, Shape(3, 12, 8)) * 3 == counted

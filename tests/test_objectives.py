@@ -58,9 +58,10 @@ def forms(objective):
 @pytest.mark.parametrize("objective", HIDING, ids=str)
 def test_views_that_hide_keep_the_contract(objective):
     codec = codec_for(objective)
-    for is_pair in forms(objective):
+    for is_encoder_decoder in forms(objective):
         check_view(
-            build_view(objective, codec, is_encoder_decoder=is_pair), [text_of(n) for n in (3, 4, 7, 50, 333, 1000)]
+            build_view(objective, codec, is_encoder_decoder=is_encoder_decoder),
+            [text_of(n) for n in (3, 4, 7, 50, 333, 1000)],
         )
 
 
@@ -114,14 +115,14 @@ def test_masking_hides_as_many_as_it_says_and_marks_exactly_those():
         hidden, same = seen == codec.special_token(MASK), seen == encoding.ids[chosen]
         fates += [hidden.sum(), (~hidden & ~same).sum(), same.sum()]
         assert not set(seen[~hidden].tolist()) & set(codec.special)
-        places.append(np.flatnonzero(chosen))
+        positions.append(np.flatnonzero(chosen))
     # 80 % hidden, 10 % random (1/256 of which are the same by chance), 10 % as they were; all positions alike.
     assert np.abs(fates / fates.sum() - [0.8, 0.1, 0.1]).max() < 0.012
-    assert np.histogram(np.concatenate(places), 10, (0, 1000))[0].std() < 60
+    assert np.histogram(np.concatenate(positions), 10, (0, 1000))[0].std() < 60
 
 
 def test_whole_words_are_hidden_whole():
-    objective = Masked(rate=0.3, whole_words=True, hidden=1.0, random=0.0)
+    objective = Masked(rate=0.3, whole_words=True, mask_rate=1.0, random=0.0)
     text = TEXT * 3
     bpe = train_bpe([text], 300).with_special([MASK])
     for codec in (codec_for(objective), bpe, CharacterCodec("".join(sorted(set(text)))).with_special([MASK])):

@@ -96,6 +96,11 @@ def check_end(run: Path, expected: dict) -> None:
     assert len(losses) == expected["step"] + len(expected["losses"])
     summary = json.loads((run / "summary.json").read_text())
     assert summary["validation_loss"] == close(expected["final_loss"])
+    newest = isoform.load(run).model.state_dict()
+    shutil.rmtree(run / "checkpoints")
+    final = isoform.load(run).model.state_dict()  # of a run that an earlier version began
+    assert newest.keys() == final.keys()
+    assert summary["steps"] and all(torch.equal(final[name], tensor) for name, tensor in newest.items())
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -33,7 +33,9 @@ DIM = 16
 
 
 def score(scheme: RotaryPosition, i, j, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    at_i, at_j = (scheme.at(Coordinates(torch.zeros(1, 1), torch.zeros(1, 1), position=torch.tensor(p))) for p in (i, j))
+    at_i, at_j = (
+        scheme.rotation(Coordinates(torch.zeros(1, 1), torch.zeros(1, 1), position=torch.tensor(p))) for p in (i, j)
+    )
     return (at_i(q) * at_j(k)).sum()
 
 
@@ -72,7 +74,7 @@ def test_rotary_in_two_dimensions_depends_on_both_distances_only():
 def test_the_rest_of_a_part_rotary_head_stays_as_it_is():
     scheme = RotaryPosition(Rotary(fraction=0.25), DIM // 4, 50)
     heads = torch.randn(2, 9, 3, DIM)
-    turned = scheme.at(plain_coordinates(2, 9, start=7))(heads)
+    turned = scheme.rotation(plain_coordinates(2, 9, start=7))(heads)
     assert torch.equal(turned[..., DIM // 4 :], heads[..., DIM // 4 :])
     assert (turned[..., : DIM // 4] != heads[..., : DIM // 4]).any()
 
@@ -157,7 +159,7 @@ def test_a_grid_is_a_row_and_a_column():
         for table in scheme.parameters():
             table.normal_()
     position = torch.tensor([[[2, 1], [0, 3]]])
-    x = scheme.embed(torch.zeros(1, 2, 5), Coordinates(torch.zeros(1, 2), torch.zeros(1, 2), position=place))
+    x = scheme.embed(torch.zeros(1, 2, 5), Coordinates(torch.zeros(1, 2), torch.zeros(1, 2), position=position))
     torch.testing.assert_close(x[0, 0], scheme.row_table[2] + scheme.column_table[1])
     with pytest.raises(ValueError, match="positions of 2 numbers, but the tokens have only an index"):
         scheme.embed(torch.zeros(1, 2, 5), plain_coordinates(1, 2))

@@ -27,7 +27,7 @@ def test_recording_everything_changes_no_bit_and_takes_what_was_said(name):
         assert {one: tuple(t.shape) for one, t in tensors.items()} == dict(shapes)
     last = model.decoder.num_layers - 1
     with torch.inference_mode():
-        torch.testing.assert_close(model.logits(model.decoder.finished(tensors[f"decoder.blocks.{last}"])), before)
+        torch.testing.assert_close(model.logits(model.decoder.normalized(tensors[f"decoder.blocks.{last}"])), before)
 
 
 def test_weights_are_those_by_which_values_are_mixed():

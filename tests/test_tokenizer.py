@@ -91,7 +91,7 @@ def test_special_tokens_are_found_by_the_names_that_others_give_them():
     more = other.with_special(["<|span_0|>", "<|span_1|>"])
     assert more.vocab_size == other.vocab_size + 1
     llama = TokenizerCodec(marked_pairs())
-    prompt = build_prompt(llama, "The fox", is_pair=False, view=build_view(Causal()))
+    prompt = build_prompt(llama, "The fox", answers_source=False, view=build_view(Causal()))
     assert llama.special[int(prompt.ids[0])] == "<s>" and llama.decode(llama.encode_text("日")) == "日"
 
 

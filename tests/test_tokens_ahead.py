@@ -14,7 +14,7 @@ from isoform.batch import Batch, Encoding, Example, collate, plain_tokens
 from isoform.codecs.text import ByteCodec
 from isoform.experiment import train
 from isoform.mask import Causal as CausalMask
-from isoform.model.block import Pass
+from isoform.model.block import ForwardContext
 from isoform.model.config import ModelConfig, StackConfig
 from isoform.model.cost import Shape, forward_flops, num_parameters, training_flops
 from isoform.objectives.config import Causal, Contrastive, Distillation, Seq2seq
@@ -66,9 +66,9 @@ def test_heads_further_ahead_say_the_tokens_after_the_next(name):
     model.hidden(batch.inputs)
     # The same by hand: each head's block over the last block's stream, then the vocabulary, with targets k further on.
     at, expected = batch.inputs.coordinates, []
-    shared = Pass(stack.position.embed(model.stem(batch.inputs), at), at, CausalMask())
+    shared = ForwardContext(stack.position.embed(model.stem(batch.inputs), at), at, CausalMask())
     for k, block in enumerate(stack.ahead.blocks, 1):
-        logits = model.logits(stack.finished(block(last[-1], shared, stack.position, 9)))[:, :-k]
+        logits = model.logits(stack.normalized(block(last[-1], shared, stack.position, 9)))[:, :-k]
         expected.append(cross_entropy(logits.flatten(0, 1), batch.targets[:, k:].flatten(), reduction="sum"))
     ahead = 0.5 * torch.stack(expected).mean()
     torch.testing.assert_close(result.parts["ahead_loss"], ahead.detach(), rtol=1e-4, atol=1e-3)

@@ -12,7 +12,7 @@ from isoform.experiment import build_model, train
 from isoform.machine import choose_machine
 from isoform.model.adapters import adapt, adapted, merge, unmerge, without_adapters
 from isoform.model.config import LowRank, Pooled, Vocabulary
-from isoform.model.growth import take
+from isoform.model.growth import load_grown
 from isoform.model.kernels import Linear
 from isoform.model.transformer import Transformer
 from isoform.recipe import recipe_from_dict
@@ -46,13 +46,13 @@ def ids(rows=2, length=9):
 
 
 @pytest.mark.parametrize("form", ["plain", "grouped", "biases", "gated", "shortcuts"])
-@pytest.mark.parametrize("is_pair", [False, True])
-def test_adapters_say_nothing_at_first_and_merge_and_unmerge_exactly(form, is_pair):
+@pytest.mark.parametrize("is_encoder_decoder", [False, True])
+def test_adapters_say_nothing_at_first_and_merge_and_unmerge_exactly(form, is_encoder_decoder):
     torch.manual_seed(1)
-    model = build(pair(FORMS[form]) if is_pair else FORMS[form])
-    source = ids(2, 6) if is_pair else None
+    model = build(pair(FORMS[form]) if is_encoder_decoder else FORMS[form])
+    source = ids(2, 6) if is_encoder_decoder else None
     plain, weights = model(ids(), source=source), {n: p.clone() for n, p in model.state_dict().items()}
-    adapt(model, LowRank(rank=3, targets=("attention", "feedforward", *(("cross",) if is_pair else ()))))
+    adapt(model, LowRank(rank=3, targets=("attention", "feedforward", *(("cross",) if is_encoder_decoder else ()))))
     assert torch.equal(model(ids(), source=source), plain)
     assert {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad} == {"adapter_a", "adapter_b"}
     with torch.no_grad():
@@ -139,18 +139,18 @@ def test_a_run_with_adapters_goes_on_to_the_same_bits_and_is_loaded_merged(text,
 def test_more_tokens_and_a_new_head_begin_anew():
     small, large = build(config(vocab_size=13)), build(config(vocab_size=17), seed=1)
     new = large.stem.embedding.weight[13:].clone()
-    take(large, small)
+    load_grown(large, small)
     assert torch.equal(large.stem.embedding.weight[:13], small.stem.embedding.weight)
     assert torch.equal(large.stem.embedding.weight[13:], new)
     torch.testing.assert_close(large(ids())[..., :13], small(ids()))
     with pytest.raises(ValueError, match="vocab_size"):
-        take(small, large)
+        load_grown(small, large)
     whole = config()
     encoder = replace(whole, encoder=whole.decoder, decoder=None)
     reader = build(replace(encoder, head=Pooled(num_outputs=3)))
     kept = reader.head.state_dict()
     source = build(replace(encoder, head=Vocabulary()), seed=3)
-    take(reader, source)
+    load_grown(reader, source)
     assert all(torch.equal(kept[n], t) for n, t in reader.head.state_dict().items())
     hidden = [m.encode(ids()).hidden for m in (reader, source)]
     assert torch.equal(*hidden) and isinstance(reader, Transformer)

@@ -63,14 +63,14 @@ class Example:
 class Tokens:
     """What a model eats: ids (B, T) and where each token stands.
 
-    before (B, C): the ids to the left of the first column, for stems that look back at a text generated token by
+    left_context (B, C): the ids to the left of the first column, for stems that look back at a text generated token by
     token; None: there are none. features (B, T, F): the numbers of the tokens whose id is -1; token_types (B, T): which
     sort of token each is (None: all 0).
     """
 
     ids: Tensor
     coordinates: Coordinates
-    before: Tensor | None = None
+    left_context: Tensor | None = None
     features: Tensor | None = None
     token_types: Tensor | None = None
 
@@ -82,7 +82,7 @@ class Tokens:
 
         old = self.coordinates
         coordinates = replace(old.map(move), start=old.start, is_ordered=old.is_ordered)
-        others = (None if t is None else move(t) for t in (self.before, self.features, self.token_types))
+        others = (None if t is None else move(t) for t in (self.left_context, self.features, self.token_types))
         return Tokens(move(self.ids), coordinates, *others)
 
 

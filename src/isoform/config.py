@@ -281,6 +281,8 @@ def _read_table(hint: Any, data: Mapping[str, Any], base: Any, where: str, *, me
     cls, kinds = _class(hint, base), _kinds(hint)
     if "kind" in data and (cls is None or "kind" not in _hints(cls)):
         kind = _read(str, data["kind"], _NOTHING, _join(where, "kind"))
+        if kind not in kinds and (today := history.kind_today(kind, kinds)) is not None:
+            _BEFORE.get()[kind], kind = today, today
         if kind not in kinds:
             raise unknown("kind", kind, kinds, where=where)
         cls, data = kinds[kind], {key: data[key] for key in data if key != "kind"}

@@ -50,7 +50,7 @@ from isoform.machine import Energy, Machine, can_compile, choose_machine, descri
 from isoform.model.adapters import adapt
 from isoform.model.baselines import build_module
 from isoform.model.cost import num_active_parameters, num_parameters
-from isoform.model.growth import take
+from isoform.model.growth import load_grown
 from isoform.model.network import Network
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import requirements_of
@@ -80,7 +80,7 @@ def build_model(recipe: Recipe, machine: Machine) -> Network:
 def initialize_from(model: Network, start: Network) -> None:
     """Give a model the parameters of another. Raises ValueError naming what differs between them."""
     if isinstance(model, Transformer) and isinstance(start, Transformer):
-        take(model, start)
+        load_grown(model, start)
     elif differences(model.config, start.config):
         changed = ", ".join(path for path, _, _ in differences(model.config, start.config))
         raise ValueError(f"the model to start from is another one; these fields differ: {changed}")
@@ -141,7 +141,7 @@ def generate(trained: Trained, prompt: str, sampling: Sampling | None = None) ->
     One sample; `generation.streaming.generate` has the rest.
     """
     model, view, codec = trained.transformer, trained.view, as_text(trained.codec)
-    start = build_prompt(codec, prompt, is_pair=trained.answers_source, view=view)
+    start = build_prompt(codec, prompt, answers_source=trained.answers_source, view=view)
     one = replace(sampling or Sampling(), num_samples=1)
     for event in generate_texts(model, codec, start, one, view.inputs_mask):
         if not isinstance(event, Generation):
@@ -359,7 +359,7 @@ class _Session:
             return
         assert isinstance(self.model, Transformer)
         sampling = Sampling(max_tokens=recipe.training.sample_tokens, temperature=0.8, seed=recipe.seed)
-        prompt = build_prompt(prepared.codec, self.prompt, is_pair=prepared.answers_source, view=prepared.view)
+        prompt = build_prompt(prepared.codec, self.prompt, answers_source=prepared.answers_source, view=prepared.view)
         *_, last = generate_texts(self.model, prepared.codec, prompt, sampling, prepared.view.inputs_mask)
         assert isinstance(last, Generation)
         with self.run.samples.open("a", encoding="utf-8") as file:
@@ -386,7 +386,7 @@ class _Session:
         """Write the model by itself, the mean of the last checkpoints if that is asked for, and the summary."""
         if self.recipe.training.average_checkpoints > 1:
             self._average()
-        write_bytes(self.run.weights, save(state_of(self.model)))
+        write_bytes(self.run.weights, save(state_of(self.model), metadata={"layout": str(LAYOUT)}))
         write_text(self.run.summary, json.dumps(self.summary(), indent=1) + "\n")
 
     def _average(self) -> None:

@@ -1,8 +1,12 @@
-"""Names of before: what recipes and checkpoints that were written by earlier versions call things. Data alone.
+"""Names of before: what recipes and checkpoints that were written by earlier versions call things.
 
 Files that say these names are read as if they said today's; the ids of runs are made of the names that they had when
 the first studies were made, so that what was run before is found again.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 FIELDS: dict[str, dict[str, str]] = {
     "block_config": {"mixer": "attention"},
@@ -16,6 +20,7 @@ FIELDS: dict[str, dict[str, str]] = {
 
 KINDS: dict[str, str] = {
     "attention": "attention_config",
+    "validation": "held_out",
 }
 """What a kind of today was called."""
 
@@ -23,6 +28,11 @@ KINDS: dict[str, str] = {
 def field_today(kind: str, name: str) -> str | None:
     """The name that a field has today, where `name` is one of before."""
     return next((today for today, before in FIELDS.get(kind, {}).items() if before == name), None)
+
+
+def kind_today(kind: str, kinds: Iterable[str]) -> str | None:
+    """The kind among these that was called `kind` before."""
+    return next((today for today in kinds if KINDS.get(today) == kind), None)
 
 
 def as_before(content: object) -> object:

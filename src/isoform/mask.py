@@ -45,7 +45,7 @@ class Coordinates:
 
     @property
     def positions(self) -> Tensor:
-        """What a position scheme of one axis sees: the index where there is no place, or one of several numbers."""
+        """What a position scheme of one axis sees: the index where there is no position, or one of several numbers."""
         return self.index if self.position is None or self.position.dim() > self.index.dim() else self.position
 
     @property

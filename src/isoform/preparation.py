@@ -234,6 +234,6 @@ def _check_grid(sizes: tuple[int, ...], codec: Codec) -> None:
     if len(codec.num_positions) != len(sizes) or any(n < m for n, m in zip(sizes, codec.num_positions, strict=True)):
         needs = " x ".join(map(str, codec.num_positions)) or "no"
         raise ValueError(
-            f"a position grid of {' x '.join(map(str, sizes))} positions with a codec that has {needs} positions on a grid; "
-            f"set rows and columns of the position to that, or another position"
+            f"a position grid of {' x '.join(map(str, sizes))} with a codec that has {needs} positions on a grid; set "
+            f"rows and columns of the position to that, or another position"
         )

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 
 from isoform.checkpoint.gguf.model import read_gguf
 from isoform.checkpoint.huggingface import (
@@ -25,7 +24,7 @@ from isoform.checkpoint.huggingface import (
 )
 from isoform.checkpoint.store import Checkpoint, find_checkpoint, load_tensors
 from isoform.checkpoint.tensors import state_of
-from isoform.checkpoint.versions import LAYOUT, upgraded
+from isoform.checkpoint.versions import upgraded
 from isoform.codecs.bpe import TOKENIZER_FILE, BPECodec
 from isoform.codecs.codec import FILE, Codec
 from isoform.codecs.numbers import NumberCodec
@@ -43,7 +42,7 @@ from isoform.model.transformer import Transformer
 from isoform.objectives.views import View, build_view
 from isoform.recipe import Recipe, recipe_of
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -142,8 +141,7 @@ def begin(run: Run, recipe: Recipe, codec: Codec, *, answers_source: bool) -> No
     config = {
         "model_type": "isoform",
         "format": FORMAT,
-        "layout": LAYOUT,
-        "is_pair": answers_source,
+        "answers_source": answers_source,
         "model": {"kind": kind_of(type(recipe.model)), **to_dict(recipe.model)},
     }
     write_text(run.model / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
@@ -264,14 +262,19 @@ def _load_run(run: Run) -> Trained:
         tensors, step = model_tensors(checkpoint, model), checkpoint.step
     elif weights.exists():
         try:
-            tensors, step = upgraded(load_file(weights), config.get("layout", 1), model), recipe.training.steps
+            with safe_open(weights, "pt") as file:
+                layout = int((file.metadata() or {}).get("layout", config.get("layout", 1)))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors, step = upgraded(tensors, layout, model), recipe.training.steps
         except SafetensorError as error:
             raise ValueError(f"{weights} is damaged ({error}); copy it again or train once more") from error
     else:
         raise ValueError(f"{path} has no checkpoint yet; continue it with: isoform train --out {path}")
     load_state(model, tensors)
     without_adapters(model)
-    return Trained(model, load_codec(run.model), recipe, bool(config["is_pair"]), step)
+    return Trained(
+        model, load_codec(run.model), recipe, bool(config.get("answers_source", config.get("is_pair"))), step
+    )
 
 
 def model_tensors(checkpoint: Checkpoint, model: Network) -> dict[str, torch.Tensor]:

@@ -11,17 +11,19 @@ from isoform.model.component import grouped, groups_of
 
 LAYOUT = 3
 """Counts up when parameters are named or laid out otherwise. 1: a block's mixer was `attention`, and an LSTM or a
-convolution was a model of its own. 2: matrices with the same input lay one above the other, not group by group."""
+convolution was a model of its own. 2: matrices with the same input lay one above the other, not group by group, and
+token types were `kinds`."""
 
 RENAMED = (
     (r"(\.blocks\.\d+)\.attention(_norm)?\.", r"\1.mixer\2."),
     (r"^core(\.blocks\.\d+)\.branches\.0\.(lstm|output)\.", r"decoder\1.mixer.\2."),
     (r"^core(\.blocks\.\d+)\.branches\.1\.", r"decoder\1.feedforward."),
+    (r"^(encoder_)?stem\.kinds\.", r"\1stem.token_types."),
 )
 
 
 def name_today(name: str) -> str:
-    """What a parameter that layout 1 called `name` is called."""
+    """What a parameter that an earlier layout called `name` is called."""
     for before, today in RENAMED:
         name = re.sub(before, today, name)
     return name
@@ -30,10 +32,9 @@ def name_today(name: str) -> str:
 def upgraded(tensors: Mapping[str, Tensor], layout: int, model: nn.Module) -> dict[str, Tensor]:
     """A model's tensors of an earlier layout as those of today, which `model` has; also what an optimizer keeps of
     each, whose name goes on after the parameter's."""
-    tensors = {name_today(name): tensor for name, tensor in tensors.items()} if layout < 2 else dict(tensors)
-    if layout >= 3:
-        return tensors
-    groups = groups_of(model)
+    if layout == LAYOUT:
+        return dict(tensors)
+    tensors, groups = {name_today(name): tensor for name, tensor in tensors.items()}, groups_of(model)
     for name, tensor in tensors.items():
         sizes = groups.get(name) or groups.get(name.rpartition(".")[0])
         if sizes is not None and tensor.dim() > 0:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from isoform.batch import Encoding
+from isoform.history import as_before
 
 END_OF_TEXT = "<|endoftext|>"
 SEPARATOR = "<|separator|>"
@@ -64,7 +65,7 @@ class Codec(ABC):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the definition: equal where ids and features mean the same."""
-        text = json.dumps(self.definition(), sort_keys=True)
+        text = json.dumps(as_before(self.definition()), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @abstractmethod

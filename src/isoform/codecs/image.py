@@ -16,7 +16,7 @@ import numpy as np
 from isoform.batch import Encoding
 from isoform.codecs.codec import Codec
 from isoform.codecs.config import Patches
-from isoform.config import kind_of
+from isoform.config import from_dict, kind_of
 
 
 class PatchCodec(Codec):
@@ -66,7 +66,9 @@ class PatchCodec(Codec):
         grid = image.reshape(config.height // size, size, config.width // size, size, config.channels)
         features = np.zeros((len(self._ids), self.num_features), np.float32)
         features[first:] = grid.swapaxes(1, 2).reshape(-1, self.num_features) / config.maximum * 2 - 1
-        return Encoding(self._ids, features=features, positions=self._positions, label=None if label is None else int(label))
+        return Encoding(
+            self._ids, features=features, positions=self._positions, label=None if label is None else int(label)
+        )
 
     def decode(self, encoding: Encoding) -> np.ndarray:
         """The image (height, width) or (height, width, channels), float32. Raises ValueError for other tokens."""
@@ -82,6 +84,6 @@ class PatchCodec(Codec):
 def load_patches(form: Mapping[str, Any], path: Path) -> PatchCodec:
     """The codec of a definition that was read from `path`. Raises ValueError where it is damaged."""
     try:
-        return PatchCodec(Patches(**{key: value for key, value in form.items() if key != "kind"}))
-    except (TypeError, ValueError) as error:
+        return PatchCodec(from_dict(Patches, {key: value for key, value in form.items() if key != "kind"}))
+    except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); copy it again or train once more") from None

@@ -46,7 +46,7 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     if text is None:
         text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
     view, codec = trained.view, as_text(trained.codec)
-    prompt = build_prompt(codec, text, is_pair=trained.answers_source, view=view)
+    prompt = build_prompt(codec, text, answers_source=trained.answers_source, view=view)
     if options.attention and prompt.source is None:
         raise ValueError("--attention draws how an answer attends to its source; this model has no encoder")
     if options.beams:

@@ -298,7 +298,8 @@ def _same_document(at: np.ndarray, begins: np.ndarray) -> np.ndarray:
 
 
 def _apart(batch: Batch, at: np.ndarray, begins: np.ndarray) -> Batch:
-    """Rows of a stream, at positions (B, T + 1), whose documents don't see each other: the first token of each is no target."""
+    """Rows of a stream, at positions (B, T + 1), whose documents don't see each other; no document's first token is a
+    target."""
     weights = batch.loss_weights * torch.from_numpy(_same_document(at, begins))
     document = np.searchsorted(begins, at[:, :-1], side="right") - 1
     in_row = document - document[:, :1]

@@ -29,8 +29,8 @@ LARGE = 32 * 2**20  # characters from which any text is kept on disk, to be mapp
 
 @dataclass(frozen=True, eq=False)
 class TokenStore:
-    """ids (N,), features (N, F), token_types (N,), positions (N, P) of all records in order; lengths and prefixes (n,) of each,
-    in tokens; labels, one a record; tags (N,); records: what they were made from."""
+    """All records as tokens, one after the other: ids (N,), features (N, F), token_types (N,), positions (N, P), tags
+    (N,); lengths and prefixes (n,) of each record, in tokens; labels (n,); records: what they were made from."""
 
     ids: np.ndarray
     lengths: np.ndarray
@@ -121,7 +121,7 @@ def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
     there = [part for part in parts if part is not None]
     if there and len(there) < len(parts):
         raise ValueError(
-            f"{len(there)} of {len(parts)} records have features, token_types or positions where the others have none; "
+            f"{len(there)} of {len(parts)} records have features, token types or positions where the others have none; "
             f"the codec must give them to all"
         )
     return np.concatenate(there) if there else None

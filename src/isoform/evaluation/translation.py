@@ -79,7 +79,7 @@ def translate(
 def answer_lines(trained: Trained, texts: Sequence[str], how: Beam | Sampling) -> list[list[tuple[str, float]]]:
     """Answers to each text, each on one line, with their scores."""
     codec = as_text(trained.codec)
-    found = answer(trained.transformer, codec, texts, how, view=trained.view, is_pair=trained.answers_source)
+    found = answer(trained.transformer, codec, texts, how, view=trained.view, answers_source=trained.answers_source)
     return [[(text.replace("\n", " "), score) for text, score in each] for each in found]
 
 

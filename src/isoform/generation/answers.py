@@ -66,7 +66,7 @@ def answer(
     how: Beam | Sampling,
     *,
     view: View,
-    is_pair: bool,
+    answers_source: bool,
     tokens_at_once: int = 4096,
 ) -> list[list[tuple[str, float]]]:
     """The answers to each text, a source or the beginning of what goes on, with their scores; many at once.
@@ -74,7 +74,7 @@ def answer(
     Texts of like length share a batch of so many tokens, so that little of it is empty. Raises ValueError, with the
     number of the text, for one that doesn't fit.
     """
-    prompts = [build_prompt(codec, text, is_pair=is_pair, view=view) for text in texts]
+    prompts = [build_prompt(codec, text, answers_source=answers_source, view=view) for text in texts]
     lengths = [len(p.ids) if p.source is None else len(p.source) for p in prompts]
     check_lengths(model, prompts)
     width = how.size if isinstance(how, Beam) else how.num_samples

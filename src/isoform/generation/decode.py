@@ -34,13 +34,13 @@ class Prompt:
     source_mask: Mask | None = None
 
 
-def build_prompt(codec: TextCodec, text: str, *, is_pair: bool, view: View) -> Prompt:
+def build_prompt(codec: TextCodec, text: str, *, answers_source: bool, view: View) -> Prompt:
     """A text to continue, or, for a model of pairs, the source whose target is wanted.
 
     An empty text starts after an end-of-text token, where documents begin.
     """
     ids = codec.encode_start(text)
-    if not is_pair:
+    if not answers_source:
         return Prompt(ids if len(ids) else np.array([codec.end_of_text]))
     source = np.append(ids, codec.separator)
     _, source_length = view.length(len(source) + 1, len(source))

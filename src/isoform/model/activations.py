@@ -35,7 +35,7 @@ def activation_numbers(config: Model, shape: Shape) -> int:
     d, config = config.model_dim, as_transformer(config)
     if not isinstance(config, ModelConfig):
         return rows * length * _ngram_activations(config)
-    is_pair = config.form == "encoder_decoder"
+    is_encoder_decoder = config.form == "encoder_decoder"
     match config.head:
         case Vocabulary(softcap=softcap):
             head = (4 if softcap else 3) * config.vocab_size
@@ -45,7 +45,7 @@ def activation_numbers(config: Model, shape: Shape) -> int:
             head = 3 * outputs + d
     kept = rows * length * (3 * d + head)
     for stack in config.stacks:
-        own = source if is_pair and stack is config.encoder else length
+        own = source if is_encoder_decoder and stack is config.encoder else length
         for block in config.layers(stack) * stack.loops:
             kept += rows * own * _block_activations(config, stack, block)
             if stack.cross == "joint":

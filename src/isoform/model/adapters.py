@@ -31,7 +31,7 @@ class AdaptedLinear(Linear):
         self.adapter_a = nn.Parameter(torch.randn(config.rank, columns, **like) * columns**-0.5)
         self.adapter_b = nn.Parameter(torch.zeros(rows, config.rank, **like))
         self.scale = config.alpha / config.rank
-        self.before: Tensor | None = None
+        self.saved_weight: Tensor | None = None
         self.roles = (*self.roles, ("adapter_a", Role.ADAPTER), ("adapter_b", Role.ADAPTER))
         if self.group:
             self.groups = (*self.groups, ("adapter_b", self.group))
@@ -44,12 +44,12 @@ class AdaptedLinear(Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(.., inputs) to (.., outputs)."""
         plain = super().forward(input)
-        return plain if self.before is not None else plain + self._beside(input, self.adapter_b)
+        return plain if self.saved_weight is not None else plain + self._beside(input, self.adapter_b)
 
     def outputs_after(self, input: Tensor, first: int) -> Tensor:
         """(.., inputs) to the outputs (.., fewer) of each group but its first ones."""
         plain = super().outputs_after(input, first)
-        if self.before is not None:
+        if self.saved_weight is not None:
             return plain
         return plain + self._beside(input, self.rest_of_groups(self.adapter_b, first))
 
@@ -93,8 +93,8 @@ def adapted(model: nn.Module) -> Sequence[tuple[str, AdaptedLinear]]:
 def merge(model: nn.Module) -> None:
     """Add the adapters to their matrices, in place; `unmerge` brings back the same bits."""
     for _, module in adapted(model):
-        if module.before is None:
-            module.before = module.weight.clone()
+        if module.saved_weight is None:
+            module.saved_weight = module.weight.clone()
             module.weight += module.change
 
 
@@ -102,9 +102,9 @@ def merge(model: nn.Module) -> None:
 def unmerge(model: nn.Module) -> None:
     """Take the adapters out of their matrices again."""
     for _, module in adapted(model):
-        if module.before is not None:
-            module.weight.copy_(module.before)
-            module.before = None
+        if module.saved_weight is not None:
+            module.weight.copy_(module.saved_weight)
+            module.saved_weight = None
 
 
 @torch.no_grad()

@@ -30,14 +30,14 @@ from isoform.model.transformer import Transformer
 
 
 def shifted(x: Tensor, reaches: Sequence[int]) -> list[Tensor]:
-    """The rows (B, T, D) moved so many positions to the right, each with zeros before it."""
+    """The rows (B, T, D) moved so many columns to the right, each with zeros before it."""
     most, length = max(reaches), x.shape[1]
     padded = functional.pad(x, (0, 0, most, 0))
     return [padded[:, most - by : most - by + length] for by in reaches]
 
 
 class Bag(Component):
-    """Each place's sum of the vectors of the last tokens, weighted by distance and feature."""
+    """Each position's sum of the vectors of the last tokens, weighted by distance and feature."""
 
     roles = (("", Role.TABLE),)
 

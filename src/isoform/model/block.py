@@ -20,7 +20,7 @@ from isoform.model.experts import build_experts
 from isoform.model.feedforward import build_feedforward
 from isoform.model.kernels import dropout
 from isoform.model.lowering import look_back, lower
-from isoform.model.mixers.attention import Edges, KeysValues, MultiHeadAttention
+from isoform.model.mixers.attention import AttentionTerms, KeysValues, MultiHeadAttention
 from isoform.model.mixers.convolution import ConvolutionMixer
 from isoform.model.mixers.documents import Documents
 from isoform.model.mixers.lstm import LSTMMixer
@@ -36,7 +36,7 @@ from isoform.model.parts import (
     Rotary,
     Shaw,
 )
-from isoform.model.position import RotaryPosition, Scheme, ShawPosition, Turn
+from isoform.model.position import RotaryPosition, Rotation, Scheme, ShawPosition
 from isoform.model.recording import Recorder
 
 
@@ -49,9 +49,9 @@ class Memory:
     coordinates: Coordinates
     layers: tuple[KeysValues, ...] = ()
 
-    def before(self, tokens: Coordinates) -> Coordinates:
-        """Where the decoder's tokens (B, T) stand when they come after the encoder's of the same document: their indices
-        shifted by those. Raises ValueError for tokens with positions of their own, which can't be shifted."""
+    def shift_past(self, tokens: Coordinates) -> Coordinates:
+        """The coordinates of the decoder's tokens (B, T), whose indices go on after the encoder's of the same document.
+        Raises ValueError for tokens with positions of their own, which can't be shifted."""
         there = self.coordinates
         if there.start == 0 and tokens.start == 0:
             shift = there.index.shape[1]
@@ -81,7 +81,7 @@ class Memory:
 
 
 @dataclass(eq=False)
-class Pass:
+class ForwardContext:
     """What the blocks of a stack share during one pass through it; what depends on mask and positions is made once."""
 
     x0: Tensor
@@ -97,47 +97,47 @@ class Pass:
     recorder: Recorder | None = None
     documents: Documents | None = None
     """Which tokens belong together, for recurrences."""
-    made: dict[tuple, Edges] = field(default_factory=dict)
-    turns: dict[int | tuple[int, str], Turn] = field(default_factory=dict)
+    made: dict[tuple, AttentionTerms] = field(default_factory=dict)
+    rotations: dict[int | tuple[int, str], Rotation] = field(default_factory=dict)
 
-    def edges(self, block: BlockConfig, scheme: Scheme, layer: int) -> Edges:
+    def terms(self, block: BlockConfig, scheme: Scheme, layer: int) -> AttentionTerms:
         """Who may attend to whom in a block, and what positions say about it."""
         own = self.coordinates if self.keys is None else self.keys
         keys = own if self.cache is None else self.cache.keys(layer)
         pattern = block.attention.pattern
         known = pattern, id(scheme), id(keys)
         if known not in self.made:
-            if id(scheme) not in self.turns:
-                self.turns[id(scheme)] = scheme.at(self.coordinates)
+            if id(scheme) not in self.rotations:
+                self.rotations[id(scheme)] = scheme.rotation(self.coordinates)
             bias, relative = scheme.bias(self.coordinates, keys), scheme.relative(self.coordinates, keys)
             mask = self.mask if pattern is None else self.mask & pattern
             needs_all = bias is not None or relative is not None
             allowed = lower(mask, self.coordinates, keys, wants_bias=needs_all, kernel=self.kernel)
-            self.made[known] = Edges(allowed, self.turns[id(scheme)], bias, relative)
+            self.made[known] = AttentionTerms(allowed, self.rotations[id(scheme)], bias, relative)
         return self.made[known]
 
     @cached_property
-    def memory_edges(self) -> Edges:
+    def memory_terms(self) -> AttentionTerms:
         """Who may ask the memory: every token of the same document. Rows that share a row of it ask side by side."""
         assert self.memory is not None
         asking, there, rows = self.coordinates, self.memory.coordinates, len(self.memory.hidden)
         if rows < len(asking.index) and None in (asking.start, there.start):
             asking = asking.map(lambda t: t.unflatten(0, (rows, -1)).flatten(1, 2))
-        return Edges(lower(Full(), asking, there, kernel=self.kernel))
+        return AttentionTerms(lower(Full(), asking, there, kernel=self.kernel))
 
-    def memory_turn(self, scheme: Scheme) -> Turn:
+    def memory_rotation(self, scheme: Scheme) -> Rotation:
         """How a scheme turns the keys (B, S, K, H) of the memory's tokens."""
         assert self.memory is not None
-        if (known := (id(scheme), "memory")) not in self.turns:
-            self.turns[known] = scheme.at(self.memory.coordinates)
-        return self.turns[known]
+        if (known := (id(scheme), "memory")) not in self.rotations:
+            self.rotations[known] = scheme.rotation(self.memory.coordinates)
+        return self.rotations[known]
 
     @property
     def present(self) -> Tensor | None:
         """Which slots hold a token (B, T); None: all."""
         return None if self.coordinates.start is not None else self.coordinates.document >= 0
 
-    def within(self, subset: Subset) -> Pass:
+    def within(self, subset: Subset) -> ForwardContext:
         """The same for some of the tokens."""
         return replace(
             self,
@@ -146,7 +146,7 @@ class Pass:
             first_values=None if self.first_values is None else subset.gather(self.first_values),
             keys=None,
             made={},
-            turns={},
+            rotations={},
         )
 
 
@@ -222,10 +222,10 @@ class Block(Component):
         self.depth = None if config.depth is None else DepthRouter(config.depth, dim)
         self.is_causal = stack is model.decoder
 
-    def forward(self, x: Tensor, shared: Pass, scheme: Scheme, layer: int) -> Tensor:
+    def forward(self, x: Tensor, shared: ForwardContext, scheme: Scheme, layer: int) -> Tensor:
         """The stream (B, T, D) through this block, the layer-th on its way; `scheme`: the stack's positions."""
         if self.depth is None:
-            return self.through(x, shared, scheme, layer)
+            return self.forward_all(x, shared, scheme, layer)
         if self.is_causal and not self.training:
             subset = self.depth.predict(x, shared.present)
         else:
@@ -233,9 +233,9 @@ class Block(Component):
         inside = subset.gather(x)
         if shared.cache is not None:
             shared.cache.extend(subset.coordinates(shared.coordinates), layer)
-        return subset.scatter_back(x, inside, self.through(inside, shared.within(subset), scheme, layer))
+        return subset.scatter_back(x, inside, self.forward_all(inside, shared.within(subset), scheme, layer))
 
-    def through(self, x: Tensor, shared: Pass, scheme: Scheme, layer: int) -> Tensor:
+    def forward_all(self, x: Tensor, shared: ForwardContext, scheme: Scheme, layer: int) -> Tensor:
         """The tokens (B, T, D) that go through."""
         if self.x0_mix is not None:
             x = self.x0_mix[0] * x + self.x0_mix[1] * shared.x0
@@ -260,14 +260,14 @@ class Block(Component):
         window = None if pattern is None else look_back(pattern)
         return KeyValueShape(self.mixer.num_kv_heads, self.mixer.head_dim, window, is_own=self.depth is not None)
 
-    def mixed(self, y: Tensor, shared: Pass, scheme: Scheme, layer: int) -> Tensor:
+    def mixed(self, y: Tensor, shared: ForwardContext, scheme: Scheme, layer: int) -> Tensor:
         """What the mixer makes of the tokens (B, T, D)."""
         record = None if shared.recorder is None else shared.recorder.within(f"blocks.{layer}.mixer")
         cache, scheme = shared.cache, scheme if self.position is None else self.position
         if isinstance(self.mixer, MultiHeadAttention):
             context = self.context(self.mixer, shared, scheme, layer) if self.is_joint and shared.memory else None
-            edges, state = shared.edges(self.config, scheme, layer), None if cache is None else cache.keys_values(layer)
-            y, values = self.mixer(y, edges, shared.first_values, state, context, record)
+            terms, state = shared.terms(self.config, scheme, layer), None if cache is None else cache.keys_values(layer)
+            y, values = self.mixer(y, terms, shared.first_values, state, context, record)
             if shared.first_values is None:
                 shared.first_values = values
         else:
@@ -277,7 +277,7 @@ class Block(Component):
             shared.recorder.take(f"blocks.{layer}.mixer", lambda: y)
         return y
 
-    def transformed(self, y: Tensor, shared: Pass, layer: int) -> Tensor:
+    def transformed(self, y: Tensor, shared: ForwardContext, layer: int) -> Tensor:
         """What the feed-forward makes of each token (B, T, D)."""
         assert self.feedforward is not None
         y = self.feedforward(y, shared.present, shared.auxiliary) if self.is_routed else self.feedforward(y)
@@ -285,22 +285,22 @@ class Block(Component):
             shared.recorder.take(f"blocks.{layer}.feedforward", lambda: y)
         return y
 
-    def context(self, attention: MultiHeadAttention, shared: Pass, scheme: Scheme, layer: int) -> KeysValues:
+    def context(self, attention: MultiHeadAttention, shared: ForwardContext, scheme: Scheme, layer: int) -> KeysValues:
         """Keys and values (B, K, S, H) of the encoder's tokens, to be attended to jointly with the block's own."""
         memory = shared.memory
         assert memory is not None
         if memory.layers:
             return memory.layers[layer]
-        return attention.keys_values(memory.hidden, shared.memory_turn(scheme))
+        return attention.keys_values(memory.hidden, shared.memory_rotation(scheme))
 
-    def read(self, x: Tensor, shared: Pass, layer: int) -> Tensor:
+    def read(self, x: Tensor, shared: ForwardContext, layer: int) -> Tensor:
         """The stream (B, T, D) with what cross-attention read of the memory (B, S, D), where the block has any."""
         memory, cross = shared.memory, self.cross
         if memory is None or cross is None or self.cross_norm is None:
             return x
         state = None if shared.cache is None else shared.cache.keys_values(layer)
         record = None if shared.recorder is None else shared.recorder.within(f"blocks.{layer}.cross")
-        return self.cross_norm(x, lambda y: cross.read(y, memory.hidden, shared.memory_edges, state, record))
+        return self.cross_norm(x, lambda y: cross.read(y, memory.hidden, shared.memory_terms, state, record))
 
 
 def build_mixer(

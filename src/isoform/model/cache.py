@@ -368,7 +368,7 @@ def _prefix(coordinates: Coordinates) -> Tensor:
 
 
 def _position(coordinates: Coordinates, like: Tensor) -> Tensor:
-    """Places of as many numbers as these have; tokens without positions stand at their index on every axis."""
+    """Positions of as many numbers as these have; tokens without positions stand at their index on every axis."""
     if coordinates.position is not None:
         return coordinates.position
     index = coordinates.index

@@ -85,7 +85,7 @@ class StackConfig:
     cross: Literal["none", "separate", "joint"] = "none"
     """How a decoder attends to an encoder. separate: in each block once more, with parameters of its own; joint: to the
     encoder's tokens and its own at once, as if they had come before it."""
-    reads: Literal["last", "layerwise"] = "last"
+    memory_layers: Literal["last", "layerwise"] = "last"
     """What is attended to. last: the encoder's output, by keys and values that the decoder makes of it; layerwise: in
     each block the keys and values of the encoder's block of the same number."""
     exits: tuple[int, ...] = ()
@@ -99,8 +99,10 @@ class StackConfig:
     """Weight of those heads' mean loss beside that of the next token."""
 
     def __post_init__(self) -> None:
-        if self.reads == "layerwise" and self.cross != "joint":
-            raise ValueError(f"reads='layerwise' with cross={self.cross!r}: only joint attention reads layer by layer")
+        if self.memory_layers == "layerwise" and self.cross != "joint":
+            raise ValueError(
+                f"memory_layers='layerwise' with cross={self.cross!r}: only joint attention reads layer by layer"
+            )
         if self.ahead < 0:
             raise ValueError(f"ahead={self.ahead} must be at least 0")
         if self.num_layers < 1 or not self.blocks or self.loops < 1:
@@ -204,7 +206,7 @@ class Pooled:
     """Classes or numbers; 0: as many classes as the codec has, or with `embed` none, the vector itself."""
     embed: bool = False
     """Give the pooled vector, scaled to length 1, instead of scores (sentence embedding)."""
-    hidden: bool = False
+    dense: bool = False
     """A dense layer with tanh before the scores (BERT's pooler)."""
     bias: bool = True
 
@@ -293,11 +295,13 @@ class ModelConfig:
                 self._check(f"{name}.blocks.{i}", stack, block)
 
     def _check_pair(self, encoder: StackConfig, decoder: StackConfig) -> None:
-        own = replace(encoder, cross=decoder.cross, reads=decoder.reads, context_length=decoder.context_length)
+        own = replace(
+            encoder, cross=decoder.cross, memory_layers=decoder.memory_layers, context_length=decoder.context_length
+        )
         if self.share_stacks and (own != decoder or decoder.exits or decoder.ahead):
             raise ValueError(
                 "share_stacks: encoder and decoder are the same blocks, so that they must be stated alike but for "
-                "cross, reads and context_length, and go without exits and ahead, which would answer for the source"
+                "cross, memory_layers and context_length, without exits and ahead, which would predict the source"
             )
         if self.share_stacks and self.encoder_stem is not None:
             raise ValueError("share_stacks with encoder_stem: stacks that are shared read through one stem")
@@ -307,19 +311,20 @@ class ModelConfig:
             )
         if decoder.cross != "joint":
             return
-        asked = [*self.layers(decoder), *(self.layers(encoder) if decoder.reads == "layerwise" else [])]
+        asked = [*self.layers(decoder), *(self.layers(encoder) if decoder.memory_layers == "layerwise" else [])]
         if any(block.depth is not None for block in asked) or any(b.parallel != "none" for b in self.layers(decoder)):
             raise ValueError(
-                "cross='joint' doesn't go with depth or parallel blocks, nor reads='layerwise' with depth in the "
-                "encoder; set cross to separate"
+                "cross='joint' doesn't go with depth or parallel blocks, nor memory_layers='layerwise' with depth in "
+                "the encoder; set cross to separate"
             )
         if any(not isinstance(block.mixer, Attention) for block in asked):
             raise ValueError(
                 "cross='joint' asks for keys in every block, which only attention has; set cross to separate"
             )
-        if decoder.reads == "layerwise" and self._keys(decoder) != self._keys(encoder):
+        if decoder.memory_layers == "layerwise" and self._keys(decoder) != self._keys(encoder):
             raise ValueError(
-                "reads='layerwise': encoder and decoder need as many blocks, with keys of the same heads and width"
+                "memory_layers='layerwise': encoder and decoder need the same number of blocks, with keys of the same "
+                "heads and width"
             )
 
     def _keys(self, stack: StackConfig) -> list[tuple[int, int]]:

@@ -109,13 +109,13 @@ def forward_flops(config: Model, shape: Shape) -> int:
     config = as_transformer(config)
     if not isinstance(config, ModelConfig):
         return 2 * rows * length * (num_matrix_parameters(config) + config.model_dim * config.vocab_size)
-    is_pair = config.form == "encoder_decoder"
+    is_encoder_decoder = config.form == "encoder_decoder"
     flops = rows * length * (_stem_flops(config, config.stem) + shape.scored * _head_flops(config))
     if config.encoder is not None:
-        flops += _stack_flops(config, config.encoder, rows, source if is_pair else length, 0)
-        if is_pair and config.encoder_stem is not None:
+        flops += _stack_flops(config, config.encoder, rows, source if is_encoder_decoder else length, 0)
+        if is_encoder_decoder and config.encoder_stem is not None:
             flops += rows * source * _stem_flops(config, config.encoder_stem)
-        elif is_pair:
+        elif is_encoder_decoder:
             flops += rows * source * _stem_flops(config, config.stem)
     if config.decoder is not None:
         flops += _stack_flops(config, config.decoder, rows, length, source)
@@ -266,7 +266,7 @@ def _head_parameters(config: ModelConfig) -> int:
             return (0 if head.tied else v * d) + v * head.bias + d * (d + head.dense_bias) + _norm(head.norm, d)
         case Pooled():
             outputs = 0 if head.embed else head.num_outputs
-            return outputs * (d + head.bias) + (d * (d + 1) if head.hidden else 0)
+            return outputs * (d + head.bias) + (d * (d + 1) if head.dense else 0)
         case _:
             assert_never(head)
 
@@ -284,7 +284,7 @@ def _head_flops(config: ModelConfig) -> int:
         case MaskedVocabulary():
             return 2 * d * (config.vocab_size + d)
         case Pooled():
-            return 2 * d * ((0 if head.embed else head.num_outputs) + (d if head.hidden else 0))
+            return 2 * d * ((0 if head.embed else head.num_outputs) + (d if head.dense else 0))
         case _:
             assert_never(head)
 
@@ -425,6 +425,6 @@ def _attention_flops(
         flops += 2 * rows * length * source * per_pair
     if stack.cross == "separate":
         flops += 2 * rows * length * 2 * d * query
-    if stack.cross != "none" and stack.reads == "last":
+    if stack.cross != "none" and stack.memory_layers == "last":
         flops += 2 * rows * source * 2 * d * kv
     return flops

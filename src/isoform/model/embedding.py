@@ -46,20 +46,22 @@ class LookupStem(Component):
         if self.token_types is not None:
             x = x + (self.token_types.weight[0] if tokens.token_types is None else self.token_types(tokens.token_types))
         if self.looks_back:
-            before = self.before(tokens)
+            before = self.left_ids(tokens)
             if self.previous is not None:
                 x = x + self.previous(before[0])
             for order, num_rows, table in zip(self.orders, self.num_rows, self.ngrams, strict=True):
                 x = x + table(self.ngram_ids(tokens.ids, before[: order - 1], num_rows))
         return x if self.norm is None else self.norm(x)
 
-    def before(self, tokens: Tokens) -> list[Tensor]:
+    def left_ids(self, tokens: Tokens) -> list[Tensor]:
         """The ids (B, T) one, two, … positions before each token; vocab_size where the document doesn't reach back."""
         num_rows, length = tokens.ids.shape
         none = tokens.ids.new_full((num_rows, self.looks_back), self.vocab_size)
-        row = torch.cat([none, tokens.ids] if tokens.before is None else [none, tokens.before, tokens.ids], 1)
+        row = torch.cat(
+            [none, tokens.ids] if tokens.left_context is None else [none, tokens.left_context, tokens.ids], 1
+        )
         shifted = (row[:, -length - back : row.shape[1] - back] for back in range(1, self.looks_back + 1))
-        if tokens.coordinates.start is not None and tokens.before is None:
+        if tokens.coordinates.start is not None and tokens.left_context is None:
             return list(shifted)
         index = tokens.coordinates.index
         return [torch.where(index < back, self.vocab_size, ids) for back, ids in enumerate(shifted, 1)]
@@ -204,11 +206,11 @@ class PooledHead(Component):
         if not config.embed and config.num_outputs < 1:
             raise ValueError("head.num_outputs=0: set it to the number of classes, or set head.embed")
         self.over, self.embeds = config.over, config.embed
-        self.dense = nn.Linear(model_dim, model_dim) if config.hidden else None
+        self.dense = nn.Linear(model_dim, model_dim) if config.dense else None
         self.output = None if config.embed else nn.Linear(model_dim, config.num_outputs, bias=config.bias)
 
     def forward(self, hidden: Tensor, coordinates: Coordinates | None = None) -> Tensor:
-        """hidden (B, T, D) at these coordinates (absent: a document a row) to (B, T, C), the same all over a document."""
+        """hidden (B, T, D) at these coordinates (absent: one document a row) to (B, T, C), equal within a document."""
         pooled = hidden if self.over == "each" else self.pool(hidden, coordinates)
         if self.dense is not None:
             pooled = torch.tanh(self.dense(pooled))

@@ -101,26 +101,26 @@ class _Experts(Function):
             below = grad.index_select(0, rows)
             grad_inner = (below @ down[expert]).to(wide)
             if width:
-                hidden = kept[i].to(wide)
-                gate, other = _gate_and_up(hidden, width)
+                pre_activation = kept[i].to(wide)
+                gate, other = _gate_and_up(pre_activation, width)
                 active = ACTIVATIONS[activation](gate)
                 inner = (active * other).flatten(1)
             else:
-                hidden, inner = kept[2 * i].to(wide), kept[2 * i + 1]
-                gate, other, active = hidden, None, inner
+                pre_activation, inner = kept[2 * i].to(wide), kept[2 * i + 1]
+                gate, other, active = pre_activation, None, inner
             grad_weights[begin:end] = torch.linalg.vecdot(grad_inner, inner)
             grad_inner.mul_(weight)
             _product(below.mT, (inner * weight).to(x.dtype), grad_down[expert])
             if other is None:
-                grad_hidden = BACKWARD[activation](grad_inner, gate)
+                grad_pre_activation = BACKWARD[activation](grad_inner, gate)
             else:
-                grad_hidden, grad_inner = torch.empty_like(hidden), grad_inner.view_as(active)
-                grad_gate, grad_other = _gate_and_up(grad_hidden, width)
+                grad_pre_activation, grad_inner = torch.empty_like(pre_activation), grad_inner.view_as(active)
+                grad_gate, grad_other = _gate_and_up(grad_pre_activation, width)
                 torch.mul(grad_inner, active, out=grad_other)
                 grad_gate.copy_(BACKWARD[activation](grad_inner.mul_(other), gate))
-            grad_hidden = grad_hidden.to(x.dtype)
-            _product(grad_hidden.mT, x.index_select(0, rows), grad_up[expert])
-            _product(grad_hidden, up[expert], grad_pairs[begin:end])
+            grad_pre_activation = grad_pre_activation.to(x.dtype)
+            _product(grad_pre_activation.mT, x.index_select(0, rows), grad_up[expert])
+            _product(grad_pre_activation, up[expert], grad_pairs[begin:end])
         return _sum_by_token(grad_pairs, plan), grad_weights, grad_up, grad_down, None, None, None, None
 
 
@@ -130,24 +130,24 @@ def _work(x, weights, up, down, plan, activation, width, kept=None) -> Tensor:
     wide = weights.dtype
     pairs = x.new_empty(len(plan.rows), x.shape[1], dtype=wide)
     for expert, begin, end in plan.spans:
-        hidden = x.index_select(0, plan.rows[begin:end]) @ up[expert].mT
-        inner = _inner(hidden.to(wide), activation, width)
+        pre_activation = x.index_select(0, plan.rows[begin:end]) @ up[expert].mT
+        inner = _inner(pre_activation.to(wide), activation, width)
         if kept is not None:
-            kept.extend((hidden,) if width else (hidden, inner))
+            kept.extend((pre_activation,) if width else (pre_activation, inner))
         _product((inner * weights[begin:end, None]).to(x.dtype), down[expert].mT, pairs[begin:end])
     return _sum_by_token(pairs, plan)
 
 
-def _inner(hidden: Tensor, activation: Activation, width: int) -> Tensor:
+def _inner(pre_activation: Tensor, activation: Activation, width: int) -> Tensor:
     """What the first product (.., F), or that of gate and up (.., 2F) in groups of `width` each, makes (.., F)."""
     if not width:
-        return ACTIVATIONS[activation](hidden)
-    gate, up = _gate_and_up(hidden, width)
+        return ACTIVATIONS[activation](pre_activation)
+    gate, up = _gate_and_up(pre_activation, width)
     return (ACTIVATIONS[activation](gate) * up).flatten(-2)
 
 
-def _gate_and_up(hidden: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    gate, up = hidden.unflatten(-1, (-1, 2, width)).unbind(-2)
+def _gate_and_up(pre_activation: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    gate, up = pre_activation.unflatten(-1, (-1, 2, width)).unbind(-2)
     return gate, up
 
 

@@ -40,12 +40,12 @@ def upcycle(model: Transformer, num_experts: int, num_active: int = 2, *, seed: 
         return replace(block, feedforward=Experts(num_experts=num_experts, expert=inner, router=router))
 
     grown = _fresh(_with_blocks(model.config, block_of), seed)
-    take(grown, model)
+    load_grown(grown, model)
     return grown.train(model.training)
 
 
 @torch.no_grad()
-def take(target: Transformer, source: Transformer) -> None:
+def load_grown(target: Transformer, source: Transformer) -> None:
     """Give a model another one's parameters; where it has experts and the other one feed-forward, each is a copy; more
     tokens than the other one has are new, as are learned positions beyond its context, and a head that gives something
     else.

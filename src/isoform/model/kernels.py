@@ -184,10 +184,10 @@ def dropout(x: Tensor, rate: float) -> Tensor:
 
 class _ShortAttention(Function):
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, additive_mask: Tensor) -> Tensor:
         shape, scale = q.shape, q.shape[-1] ** -0.5
         q, k, v = (t.reshape(-1, *shape[2:]) for t in (q, k, v))
-        weights = torch.baddbmm(hidden, q, k.mT, alpha=scale).softmax(-1)
+        weights = torch.baddbmm(additive_mask, q, k.mT, alpha=scale).softmax(-1)
         ctx.save_for_backward(q, k, v, weights)
         return torch.bmm(weights, v).view(shape)
 
@@ -204,8 +204,8 @@ class _ShortAttention(Function):
 def short_causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention of q, k, v (B, N, T, H) to (B, N, T, H), for rows of at most SHORT tokens on a CPU."""
     length = q.shape[2]
-    hidden = q.new_full((1, length, length), -math.inf).triu_(1)
-    return _ShortAttention.apply(q, k, v, hidden)
+    additive_mask = q.new_full((1, length, length), -math.inf).triu_(1)
+    return _ShortAttention.apply(q, k, v, additive_mask)
 
 
 def is_short(q: Tensor, k: Tensor) -> bool:

@@ -31,15 +31,16 @@ CHUNK = 128
 class Band:
     """A mask that reaches `before` slots back and `after` ahead, on T slots cut into chunks of queries.
 
-    Chunk i asks the slots i chunk - before .. (i + 1) chunk + after - 1. hidden (B or 1, chunks, chunk, chunk + before
-    + after) float32: 0 where a query sees a key, else -inf; has_key (B, 1, T, 1): which queries see any, None: all.
-    Queries that see none are 0 everywhere in `hidden`, as a softmax needs something to normalise over.
+    Chunk i asks the slots i chunk - before .. (i + 1) chunk + after - 1. additive_mask (B or 1, chunks, chunk,
+    chunk + before + after) float32: 0 where a query sees a key, else -inf; has_key (B, 1, T, 1): which queries see
+    any, None: all.
+    Queries that see none are 0 everywhere in `additive_mask`, as a softmax needs something to normalise over.
     """
 
     chunk: int
     before: int
     after: int
-    hidden: Tensor
+    additive_mask: Tensor
     has_key: Tensor | None
 
 
@@ -59,39 +60,39 @@ Allowed = Tensor | str | Band | Blocks
 
 
 @lru_cache
-def reach(mask: Mask) -> tuple[float, float] | None:
+def index_bounds(mask: Mask) -> tuple[float, float] | None:
     """How many tokens back and ahead, by index, a query can see at most; None where neither has a bound."""
-    before, after = _reach(mask)
+    before, after = _bounds(mask)
     return None if before == after == math.inf else (before, after)
 
 
 def look_back(mask: Mask) -> int | None:
     """How many tokens back a query can see at most; None: all."""
-    before, _ = _reach(mask)
+    before, _ = _bounds(mask)
     return None if before == math.inf else int(before)
 
 
-def _reach(mask: Mask) -> tuple[float, float]:
+def _bounds(mask: Mask) -> tuple[float, float]:
     match mask:
         case Causal():
             return math.inf, 0
         case Window(before=before, after=after):
             return before, after
         case Both(left=left, right=right):
-            (b, a), (d, c) = _reach(left), _reach(right)
+            (b, a), (d, c) = _bounds(left), _bounds(right)
             return min(b, d), min(a, c)
         case Either(left=left, right=right):
-            (b, a), (d, c) = _reach(left), _reach(right)
+            (b, a), (d, c) = _bounds(left), _bounds(right)
             return max(b, d), max(a, c)
     return math.inf, math.inf
 
 
 @lru_cache
-def interval(mask: Mask) -> tuple[float, float] | None:
+def exact_window(mask: Mask) -> tuple[float, float] | None:
     """Of plain rows: (before, after) if a query sees exactly the tokens up to so many back and ahead; None if not.
 
     All masks below see the token itself, or nothing at all (a prefix that plain rows don't have, -inf), so that what
-    is common to two of them, or in either, is an interval again.
+    is common to two of them, or in either, is a window again.
     """
     match mask:
         case Full():
@@ -99,9 +100,9 @@ def interval(mask: Mask) -> tuple[float, float] | None:
         case Prefix():
             return -math.inf, -math.inf
         case Causal() | Window():
-            return _reach(mask)
+            return _bounds(mask)
         case Both(left=left, right=right) | Either(left=left, right=right):
-            one, other = interval(left), interval(right)
+            one, other = exact_window(left), exact_window(right)
             if one is None or other is None:
                 return None
             choose = min if isinstance(mask, Both) else max
@@ -118,39 +119,39 @@ def lower(
     """
     if kernel == "flex":
         return _blocks(mask, query, key)
-    near = interval(mask)
-    shortcut = _shortcut(near, query, key)
+    exact = exact_window(mask)
+    shortcut = _shortcut(exact, query, key)
     if shortcut is not None:
         return shortcut
-    is_exact = query.start is not None and near is not None and near[0] >= 0
-    far = near if is_exact else reach(mask)
-    if far is not None and kernel == "auto" and not wants_bias and _is_banded(far, query, key):
-        before, after = int(far[0]), int(far[1])
+    is_exact = query.start is not None and exact is not None and exact[0] >= 0
+    widest = exact if is_exact else index_bounds(mask)
+    if widest is not None and kernel == "auto" and not wants_bias and _is_banded(widest, query, key):
+        before, after = int(widest[0]), int(widest[1])
         return _plain_band(query, before, after) if is_exact else _band(mask, query, before, after)
     return attended(mask, query, key).unsqueeze(1)
 
 
-def _shortcut(near: tuple[float, float] | None, query: Coordinates, key: Coordinates) -> str | None:
+def _shortcut(exact: tuple[float, float] | None, query: Coordinates, key: Coordinates) -> str | None:
     """ALL or CAUSAL, if that is what plain rows see."""
-    if near is None or query.start is None:
+    if exact is None or query.start is None:
         return None
     bounds = key.bounds
     if bounds is None:
         return None
     first, last = query.start, query.start + query.index.shape[-1] - 1
-    is_back, is_ahead = last - bounds[0] <= near[0], bounds[1] - first <= near[1]
+    is_back, is_ahead = last - bounds[0] <= exact[0], bounds[1] - first <= exact[1]
     if is_back and is_ahead:
         return ALL
     same = query.start == key.start and query.index.shape[-1] == key.index.shape[-1]
-    return CAUSAL if is_back and near[1] == 0 and same else None
+    return CAUSAL if is_back and exact[1] == 0 and same else None
 
 
-def _is_banded(far: tuple[float, float], query: Coordinates, key: Coordinates) -> bool:
+def _is_banded(widest: tuple[float, float], query: Coordinates, key: Coordinates) -> bool:
     """Whether slots that are further apart than the mask reaches can't see each other, and that makes most pairs."""
     same = query is key or (query.start is not None and query.start == key.start)
     length = query.index.shape[-1]
     is_square = same and query.is_ordered and length == key.index.shape[-1]
-    return is_square and length >= 2 * (far[0] + far[1] + CHUNK)
+    return is_square and length >= 2 * (widest[0] + widest[1] + CHUNK)
 
 
 def _columns(at: Coordinates, size: int, offset: int) -> tuple[Tensor, Tensor]:
@@ -167,9 +168,9 @@ def _plain_band(at: Coordinates, before: int, after: int) -> Band:
     _, is_inside = _columns(at, width, -before)
     distance = torch.arange(CHUNK, device=is_inside.device).unsqueeze(1) + before
     distance = distance - torch.arange(width, device=is_inside.device)
-    edges = ((distance <= before) & (distance >= -after)) & is_inside.unsqueeze(1)
-    edges[-1] |= ~edges[-1].any(-1, keepdim=True)
-    return Band(CHUNK, before, after, _hidden(edges).unsqueeze(0), None)
+    visible = ((distance <= before) & (distance >= -after)) & is_inside.unsqueeze(1)
+    visible[-1] |= ~visible[-1].any(-1, keepdim=True)
+    return Band(CHUNK, before, after, _additive(visible).unsqueeze(0), None)
 
 
 def _band(mask: Mask, at: Coordinates, before: int, after: int) -> Band:
@@ -181,15 +182,15 @@ def _band(mask: Mask, at: Coordinates, before: int, after: int) -> Band:
         inside = at.map(lambda t: t.expand(num_rows, *t.shape[1:])[:, columns].flatten(0, 1))
         return replace(inside, document=inside.document.masked_fill(~is_inside.repeat(num_rows, 1), -1))
 
-    edges = attended(mask, chunked(*_columns(at, CHUNK, 0)), chunked(*_columns(at, width, -before)))
-    edges = edges.view(num_rows, -1, CHUNK, width)
-    has_key = edges.any(-1, keepdim=True)
-    return Band(CHUNK, before, after, _hidden(edges | ~has_key), has_key.view(num_rows, 1, -1, 1)[:, :, :length])
+    visible = attended(mask, chunked(*_columns(at, CHUNK, 0)), chunked(*_columns(at, width, -before)))
+    visible = visible.view(num_rows, -1, CHUNK, width)
+    has_key = visible.any(-1, keepdim=True)
+    return Band(CHUNK, before, after, _additive(visible | ~has_key), has_key.view(num_rows, 1, -1, 1)[:, :, :length])
 
 
-def _hidden(edges: Tensor) -> Tensor:
+def _additive(visible: Tensor) -> Tensor:
     """What is added to the scores."""
-    return torch.zeros(edges.shape, device=edges.device).masked_fill_(~edges, -math.inf)
+    return torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, -math.inf)
 
 
 def _blocks(mask: Mask, query: Coordinates, key: Coordinates) -> Blocks:
@@ -213,8 +214,8 @@ ABILITIES: dict[str, frozenset[str]] = {
     "sdpa": frozenset({"bias", "relative", "dropout", "gradients"}),
     "flex": frozenset({"bias", "relative", "gradients"}),
 }
-"""What each kernel can do beyond queries, keys and values: add a bias to the scores that depends on positions (`bias`) or
-on the query too (`relative`), mix vectors along the edges into the values (`values`), drop weights out, give them."""
+"""What each kernel can do beyond queries, keys and values: add a bias to the scores that depends on positions (`bias`)
+or on the query too (`relative`), mix relative vectors into the values (`values`), drop weights out, return them."""
 
 
 def check_kernel(kernel: str, *, needs: Collection[str], device: torch.device | str) -> None:
@@ -263,10 +264,10 @@ def attend(
         return scaled_dot_product_attention(
             q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=is_causal, scale=scale, enable_gqa=is_grouped
         )
-    edges = dense_edges(allowed, q, k)
-    has_key = edges.any(-1, keepdim=True)
-    edges = edges | ~has_key  # a row of the softmax needs something to normalise over
-    scores = edges if bias is None else bias.masked_fill(~edges, -math.inf)
+    visible = dense_allowed(allowed, q, k)
+    has_key = visible.any(-1, keepdim=True)
+    visible = visible | ~has_key  # a row of the softmax needs something to normalise over
+    scores = visible if bias is None else bias.masked_fill(~visible, -math.inf)
     out = scaled_dot_product_attention(q, k, v, attn_mask=scores, dropout_p=dropout, scale=scale, enable_gqa=is_grouped)
     return out * has_key
 
@@ -279,9 +280,9 @@ def attention_weights(
     if bias is not None:
         scores = scores + bias
     if not isinstance(allowed, str) or allowed != ALL:
-        edges = dense_edges(allowed, q, k)
-        has_key = edges.any(-1, keepdim=True)
-        return scores.masked_fill(~edges & has_key, -math.inf).softmax(-1) * has_key
+        visible = dense_allowed(allowed, q, k)
+        has_key = visible.any(-1, keepdim=True)
+        return scores.masked_fill(~visible & has_key, -math.inf).softmax(-1) * has_key
     return scores.softmax(-1)
 
 
@@ -291,7 +292,7 @@ def _per_head(kv: Tensor, q: Tensor) -> Tensor:
     return kv if groups == 1 else kv.repeat_interleave(groups, 1)
 
 
-def dense_edges(allowed: Allowed, q: Tensor, k: Tensor) -> Tensor:
+def dense_allowed(allowed: Allowed, q: Tensor, k: Tensor) -> Tensor:
     """What `lower` gave, as booleans (B or 1, 1, T, S), for q (.., T, H) and k (.., S, H)."""
     num_queries, num_keys = q.shape[2], k.shape[2]
     match allowed:
@@ -302,36 +303,38 @@ def dense_edges(allowed: Allowed, q: Tensor, k: Tensor) -> Tensor:
             return mask_mod(row[:, None, None], row[:1], i[:, None], j).unsqueeze(1)
         case Band():
             return _dense_band(allowed, num_queries)
-    edges = torch.ones(1, 1, num_queries, num_keys, dtype=torch.bool, device=q.device)
-    return edges if allowed == ALL else edges.tril(num_keys - num_queries)
+    visible = torch.ones(1, 1, num_queries, num_keys, dtype=torch.bool, device=q.device)
+    return visible if allowed == ALL else visible.tril(num_keys - num_queries)
 
 
 def _dense_band(band: Band, length: int) -> Tensor:
-    rows, num_chunks, chunk, width = band.hidden.shape
+    rows, num_chunks, chunk, width = band.additive_mask.shape
     padded = torch.zeros(rows, num_chunks * chunk, num_chunks * chunk + width - chunk, dtype=torch.bool)
-    padded = padded.to(band.hidden.device)
+    padded = padded.to(band.additive_mask.device)
     for i in range(num_chunks):
         own = slice(i * chunk, (i + 1) * chunk)
-        padded[:, own, own.start : own.start + width] = band.hidden[:, i] == 0
-    edges = padded[:, :length, band.before : band.before + length].unsqueeze(1)
-    return edges if band.has_key is None else edges & band.has_key
+        padded[:, own, own.start : own.start + width] = band.additive_mask[:, i] == 0
+    visible = padded[:, :length, band.before : band.before + length].unsqueeze(1)
+    return visible if band.has_key is None else visible & band.has_key
 
 
 def _attend_band(q: Tensor, k: Tensor, v: Tensor, band: Band, scale: float | None, dropout: float) -> Tensor:
     """Each chunk of queries against the keys around it; rows in turn, as chunks take the place of the batch."""
     num_rows, num_heads, length, _ = q.shape
-    num_chunks, width = band.hidden.shape[1], band.hidden.shape[3]
+    num_chunks, width = band.additive_mask.shape[1], band.additive_mask.shape[3]
     missing = num_chunks * band.chunk - length
     queries = functional.pad(q, (0, 0, 0, missing)) if missing else q
     keys, values = (functional.pad(t, (0, 0, band.before, band.after + missing)) for t in (k, v))
-    hidden = band.hidden.to(q.dtype).unsqueeze(2).expand(num_rows, -1, -1, -1, -1)
+    additive_mask = band.additive_mask.to(q.dtype).unsqueeze(2).expand(num_rows, -1, -1, -1, -1)
     outs = []
-    for one_q, one_k, one_v, one_hidden in zip(*(t.unbind() for t in (queries, keys, values, hidden)), strict=True):
+    for one_q, one_k, one_v, one_mask in zip(
+        *(t.unbind() for t in (queries, keys, values, additive_mask)), strict=True
+    ):
         out = scaled_dot_product_attention(
             one_q.unflatten(1, (num_chunks, band.chunk)).transpose(0, 1),
             one_k.unfold(1, width, band.chunk).permute(1, 0, 3, 2),
             one_v.unfold(1, width, band.chunk).permute(1, 0, 3, 2),
-            attn_mask=one_hidden,
+            attn_mask=one_mask,
             dropout_p=dropout,
             scale=scale,
             enable_gqa=num_heads != k.shape[1],
@@ -366,7 +369,9 @@ def _attend_flex(
     check_kernel("flex", needs=[name for name, is_needed in needs.items() if is_needed], device=q.device)
     block_mask = None
     if not isinstance(allowed, str) or allowed != ALL:
-        block_mask = (allowed if isinstance(allowed, Blocks) else _dense_blocks(dense_edges(allowed, q, k))).block_mask
+        block_mask = (
+            allowed if isinstance(allowed, Blocks) else _dense_blocks(dense_allowed(allowed, q, k))
+        ).block_mask
     score_mod = None
     if bias is not None:
         rows = bias.expand(len(q), *bias.shape[1:])
@@ -378,12 +383,12 @@ def _attend_flex(
     return _compiled_flex()(q, k, v, score_mod=score_mod, block_mask=block_mask, scale=scale, enable_gqa=is_grouped)
 
 
-def _dense_blocks(edges: Tensor) -> Blocks:
+def _dense_blocks(visible: Tensor) -> Blocks:
     """Booleans (B or 1, 1, T, S) as blocks."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def mask_mod(row: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return edges[row if len(edges) > 1 else 0, 0, i, j]
+        return visible[row if len(visible) > 1 else 0, 0, i, j]
 
-    shape = len(edges), None, edges.shape[2], edges.shape[3]
-    return Blocks(mask_mod, create_block_mask(mask_mod, *shape, str(edges.device)))
+    shape = len(visible), None, visible.shape[2], visible.shape[3]
+    return Blocks(mask_mod, create_block_mask(mask_mod, *shape, str(visible.device)))

@@ -13,7 +13,7 @@ from isoform.mask import FixedSparse, Local2D, Strided, Window
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """A vector per place, added to the embeddings; positions end at the stack's context_length."""
+    """A vector per position, added to the embeddings; positions end at the stack's context_length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +77,13 @@ Extension = LinearExtension | NTKExtension | YaRNExtension | Llama3Extension
 
 @dataclass(frozen=True, kw_only=True)
 class Rotary:
-    """Queries and keys turned by an angle that grows with the place (Su et al. 2021)."""
+    """Queries and keys turned by an angle that grows with the position (Su et al. 2021)."""
 
     base: float = 10000.0
     fraction: float = 1.0
     """Share of a head's features that are turned; the rest stay as they are (GPT-NeoX)."""
     axes: int = 1
-    """Numbers of a place, each of which turns its equal share of the features: 2 for rows and columns."""
+    """Numbers of a position, each of which turns its equal share of the features: 2 for rows and columns."""
     extension: Extension | None = None
     """How a longer context than the one trained on is reached."""
 

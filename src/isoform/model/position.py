@@ -1,7 +1,7 @@
 """Position schemes as hooks that the rest calls without asking which scheme it has.
 
-`embed` adds positions to the embeddings, `at` turns queries and keys, `bias` adds to the scores by distance, `relative`
-gives vectors per distance to scores and values. A new scheme is a class with the hooks that it needs.
+`embed` adds positions to the embeddings, `rotation` rotates queries and keys, `bias` adds to the scores by distance,
+`relative` gives vectors per distance to scores and values. A new scheme is a class with the hooks that it needs.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from isoform.model.parts import (
     YaRNExtension,
 )
 
-Turn = Callable[[Tensor], Tensor]
+Rotation = Callable[[Tensor], Tensor]
 CPU = torch.device("cpu")
 """Where tables are made, also for a model whose parameters are only described."""
 
 
-def unturned(heads: Tensor) -> Tensor:
+def unrotated(heads: Tensor) -> Tensor:
     """Queries and keys as they are."""
     return heads
 
@@ -64,9 +64,9 @@ class Scheme(Component):
         """Embeddings (B, T, D) with their positions in them."""
         return x
 
-    def at(self, coordinates: Coordinates) -> Turn:
+    def rotation(self, coordinates: Coordinates) -> Rotation:
         """What is done to queries and keys (B, T, .., H) that stand at these coordinates."""
-        return unturned
+        return unrotated
 
     def bias(self, query: Coordinates, key: Coordinates) -> Tensor | None:
         """What is added to the scores (B or 1, N, T, S), from the positions alone."""
@@ -123,18 +123,18 @@ class RotaryPosition(Scheme):
         if self.axes == 1:
             self.sin[:, : rotated_dim // 2].neg_()
 
-    def at(self, coordinates: Coordinates) -> Turn:
+    def rotation(self, coordinates: Coordinates) -> Rotation:
         cos, sin = self.tables(coordinates)  # (.., T, R)
 
-        def turn(heads: Tensor) -> Tensor:
+        def rotate(heads: Tensor) -> Tensor:
             """(B, T, .., H), each pair of features turned by its token's angle."""
-            turned_dim, between = self.rotated_dim, [1] * (heads.dim() - 3)
-            c, s = (t.to(heads.dtype).view(*t.shape[:-1], *between, turned_dim) for t in (cos, sin))
-            turned = heads if heads.shape[-1] == turned_dim else heads[..., :turned_dim]
-            out = turned * c + turned.roll(turned_dim // 2, -1) * s
-            return out if turned is heads else torch.cat([out, heads[..., turned_dim:]], -1)
+            rotated_dim, between = self.rotated_dim, [1] * (heads.dim() - 3)
+            c, s = (t.to(heads.dtype).view(*t.shape[:-1], *between, rotated_dim) for t in (cos, sin))
+            rotated = heads if heads.shape[-1] == rotated_dim else heads[..., :rotated_dim]
+            out = rotated * c + rotated.roll(rotated_dim // 2, -1) * s
+            return out if rotated is heads else torch.cat([out, heads[..., rotated_dim:]], -1)
 
-        return turn
+        return rotate
 
     def tables(self, coordinates: Coordinates) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines (.., T, R) of the positions."""
@@ -192,7 +192,7 @@ class BucketPosition(Scheme):
         return self.table[self.buckets(distances(query, key))].movedim(-1, -3)
 
     def buckets(self, distance: Tensor) -> Tensor:
-        """The bucket of each distance, key's place minus query's."""
+        """The bucket of each distance, key's position minus query's."""
         count, first = self.config.num_buckets, torch.zeros_like(distance)
         if self.config.bidirectional:
             count //= 2
@@ -220,14 +220,14 @@ class ALiBiPosition(Scheme):
 
 
 def distances(query: Coordinates, key: Coordinates) -> Tensor:
-    """Key's place minus query's, (B, T, S)."""
+    """Key's position minus query's, (B, T, S)."""
     return key.positions.unsqueeze(1) - query.positions.unsqueeze(2)
 
 
 def _axes(coordinates: Coordinates, count: int) -> Tensor:
     position = coordinates.position
     if position is None or position.dim() != 3 or position.shape[-1] != count:
-        there = "only an index" if position is None else f"positions of shape {tuple(place.shape)}"
+        there = "only an index" if position is None else f"positions of shape {tuple(position.shape)}"
         raise ValueError(f"the position scheme needs positions of {count} numbers, but the tokens have {there}")
     return position
 
@@ -242,7 +242,7 @@ def alibi_slopes(num_heads: int) -> list[float]:
 
 
 def rotary_frequencies(config: Rotary, dim: int) -> tuple[Tensor, float]:
-    """Radians per place of each pair (dim / 2,), float64, and what cosines and sines are multiplied by."""
+    """Radians per position of each pair (dim / 2,), float64, and what cosines and sines are multiplied by."""
     exponents = torch.arange(0, dim, 2, dtype=torch.float64, device=CPU) / dim
     plain, extension = config.base**-exponents, config.extension
     return (plain, 1.0) if extension is None else _extended(plain, config.base, dim, extension)

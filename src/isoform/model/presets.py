@@ -50,7 +50,7 @@ PRESETS: dict[str, Preset] = {
         BERT,
         2019,
         "Devlin et al., BERT (base)",
-        "the encoder alone, learned positions and kinds, GELU, a head for masked tokens",
+        "the encoder alone, learned positions and token types, GELU, a head for masked tokens",
         "110M",
     ),
     "gpt2": Preset(

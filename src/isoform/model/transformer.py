@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from isoform.batch import Tokens, plain_tokens
 from isoform.mask import Causal, Coordinates, Full, Mask
 from isoform.model.auxiliary import Auxiliary
-from isoform.model.block import Block, Memory, Pass, _own_positions
+from isoform.model.block import Block, ForwardContext, Memory, _own_positions
 from isoform.model.cache import Cache
 from isoform.model.component import Role, grouped, groups_of, roles_of
 from isoform.model.config import ModelConfig, StackConfig
@@ -92,7 +92,7 @@ class Stack(nn.Module):
         """Embeddings (B, T, D) of tokens at these coordinates to hidden states (B, T, D)."""
         keys = None
         if memory is not None and self.config.cross == "joint":
-            own, coordinates = coordinates, memory.before(coordinates)
+            own, coordinates = coordinates, memory.shift_past(coordinates)
             if cache is not None and cache.length:
                 memory = None  # its keys are in the cache
             else:
@@ -107,7 +107,7 @@ class Stack(nn.Module):
             x = self.input_norm(x)
         if self.dropout and self.training:
             x = dropout(x, self.dropout)
-        shared = Pass(
+        shared = ForwardContext(
             x,
             coordinates,
             mask,
@@ -126,14 +126,14 @@ class Stack(nn.Module):
         if recorder is not None:
             for i, block in enumerate(self.ahead.blocks):
                 run = partial(block, x, shared, self.position, self.num_layers + i)
-                recorder.take(f"ahead.{i + 1}", lambda run=run: self.finished(run()))
-        return self.finished(x)
+                recorder.take(f"ahead.{i + 1}", lambda run=run: self.normalized(run()))
+        return self.normalized(x)
 
     def _record(self, x: Tensor, recorder: Recorder, layer: int) -> None:
         """The stream after a block, and where it is an early exit, as the head reads it."""
         recorder.take(f"blocks.{layer}", lambda: x)
         if layer + 1 in self.config.exits:
-            recorder.take(f"exits.{layer + 1}", lambda: self.finished(x))
+            recorder.take(f"exits.{layer + 1}", lambda: self.normalized(x))
 
     def _documents(self, coordinates: Coordinates, mask: Mask, cache: Cache | None) -> Documents:
         if mask != Causal():
@@ -148,7 +148,7 @@ class Stack(nn.Module):
         """Blocks that a token goes through."""
         return len(self.blocks) * self.config.loops
 
-    def finished(self, x: Tensor) -> Tensor:
+    def normalized(self, x: Tensor) -> Tensor:
         """The stream (B, T, D) as the head reads it."""
         return x if self.final_norm is None else self.final_norm(x)
 
@@ -220,7 +220,7 @@ class Transformer(Network[ModelConfig]):
         tokens = self._checked(tokens, self.config.length(self.config.encoder))
         x = (self.stem if self.encoder_stem is None else self.encoder_stem)(tokens)
         mask, asked = Full() if mask is None else mask, None if auxiliary is None else auxiliary.recorder
-        if decoder is None or decoder.reads == "last":
+        if decoder is None or decoder.memory_layers == "last":
             recorder = None if asked is None else asked.within("encoder")
             return Memory(
                 stack(x, tokens.coordinates, mask, auxiliary=auxiliary, recorder=recorder), tokens.coordinates
@@ -305,7 +305,7 @@ class Transformer(Network[ModelConfig]):
             for block in [] if stack is None else stack.blocks:
                 block.compile(dynamic=False)
 
-    def cut(self, num_layers: int) -> Transformer:
+    def truncated(self, num_layers: int) -> Transformer:
         """The model that stops after so many of its last stack's blocks, sharing all parameters: an early exit.
 
         Raises ValueError for more blocks than there are, and for a looped stack.

@@ -80,7 +80,7 @@ class Masked:
 
     rate: float = 0.15
     """Of all tokens so many are to be predicted."""
-    hidden: float = 0.8
+    mask_rate: float = 0.8
     """Of those so many are replaced by the mask token …"""
     random: float = 0.1
     """… and so many by a random token; the rest stay as they are."""
@@ -91,9 +91,9 @@ class Masked:
 
     def __post_init__(self) -> None:
         _check_rate(self.rate)
-        if min(self.hidden, self.random) < 0 or self.hidden + self.random > 1:
+        if min(self.mask_rate, self.random) < 0 or self.mask_rate + self.random > 1:
             raise ValueError(
-                f"hidden={self.hidden} and random={self.random} must be at least 0, and at most 1 together"
+                f"mask_rate={self.mask_rate} and random={self.random} must be at least 0, and at most 1 together"
             )
 
 

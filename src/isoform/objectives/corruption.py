@@ -49,9 +49,9 @@ class Masking:
         for unit in rng.permutation(len(units))[:count]:
             chosen[units[unit]] = True
         fate = rng.random(len(ids))
-        hidden, random = chosen & (fate < config.hidden), chosen & (config.hidden <= fate)
-        random &= fate < config.hidden + config.random
-        inputs = np.where(hidden, self.mask, ids)
+        masked, random = chosen & (fate < config.mask_rate), chosen & (config.mask_rate <= fate)
+        random &= fate < config.mask_rate + config.random
+        inputs = np.where(masked, self.mask, ids)
         inputs[random] = rng.choice(self.ordinary, int(random.sum()))
         return Example(Encoding(inputs), ids, chosen.astype(np.float32))
 

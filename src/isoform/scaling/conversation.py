@@ -36,7 +36,7 @@ def conversation_turns(
     """
     decoder, encoder = config.decoder, config.encoder
     assert decoder is not None, "only a decoder answers"
-    is_one_stack = encoder is None or (config.share_stacks and decoder.reads == "layerwise")
+    is_one_stack = encoder is None or (config.share_stacks and decoder.memory_layers == "layerwise")
     decoder_bytes = key_value_bytes(config, decoder, bytes_per_number=bytes_per_number)
     encoder_bytes = 0
     if encoder is not None and is_causal and not is_one_stack:  # it goes on from keys and values of its own

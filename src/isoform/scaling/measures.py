@@ -30,7 +30,7 @@ from isoform.scaling.study import Row
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOut:
+class Validation:
     """What training measured last: the loss, or the share of answers that are right."""
 
     name: str
@@ -90,7 +90,7 @@ class Conversation:
     arms: tuple[str, ...] = ()
 
 
-Measure = HeldOut | Translation | Answers | Loss | Conversation
+Measure = Validation | Translation | Answers | Loss | Conversation
 
 
 def take_measures(measures: Sequence[Measure], rows: Sequence[Row], pool: Path, machine: Machine) -> list[Row]:
@@ -125,7 +125,7 @@ def _conversation(measure: Conversation, recipe: Recipe) -> float:
 
 def _value(measure: Measure, folder: Path, machine: Machine) -> tuple[float, str]:
     """The number, and what beside the answers decides it, where that has a name."""
-    if isinstance(measure, HeldOut):
+    if isinstance(measure, Validation):
         value = json.loads(Run(folder).summary.read_text(encoding="utf-8"))[f"validation_{measure.what}"]
         if value is None:
             raise ValueError(f"the run {folder.name} has no {measure.what}; leave the measure {measure.name!r} out")

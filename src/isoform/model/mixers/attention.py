@@ -18,7 +18,7 @@ from isoform.model.kernels import Linear
 from isoform.model.lowering import ALL, Allowed, attend, attention_weights
 from isoform.model.norm import build_norm
 from isoform.model.parts import Attention, RMSNorm
-from isoform.model.position import Relative, Turn, unturned
+from isoform.model.position import Relative, Rotation, unrotated
 from isoform.model.recording import Recorder
 
 KeysValues = tuple[Tensor, Tensor]
@@ -26,12 +26,12 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Edges:
-    """Who may attend to whom in one pass, and what positions say about it: `turn` for queries and keys, `bias` for the
-    scores, `relative` for vectors along the edges."""
+class AttentionTerms:
+    """What mask and positions contribute to attention: which keys each query may see, the rotation of queries and keys,
+    a bias (B or 1, N, T, S) of the scores, and vectors relative to the distance."""
 
     allowed: Allowed = ALL
-    turn: Turn = unturned
+    rotation: Rotation = unrotated
     bias: Tensor | None = None
     relative: Relative | None = None
 
@@ -104,7 +104,7 @@ class MultiHeadAttention(Component):
     def forward(
         self,
         x: Tensor,
-        edges: Edges,
+        terms: AttentionTerms,
         first_values: Tensor | None = None,
         cache: KeyValueState | None = None,
         context: KeysValues | None = None,
@@ -119,10 +119,10 @@ class MultiHeadAttention(Component):
         v = values = heads[:, :, :, -1]
         if self.is_together:
             qk = heads[:, :, :, :-1]
-            q, k = edges.turn(qk if self.query_norm is None else self.query_norm(qk)).unbind(3)
+            q, k = terms.rotation(qk if self.query_norm is None else self.query_norm(qk)).unbind(3)
         else:
-            q = edges.turn(self.normalised(heads[:, :, :, :-2], self.query_norm)).flatten(2, 3)
-            k = edges.turn(self.normalised(heads[:, :, :, -2], self.key_norm))
+            q = terms.rotation(self.normalised(heads[:, :, :, :-2], self.query_norm)).flatten(2, 3)
+            k = terms.rotation(self.normalised(heads[:, :, :, -2], self.key_norm))
         q, k = q.transpose(1, 2), k.transpose(1, 2)
         if self.value_mix is not None and first_values is not None:
             v = self.value_mix[0] * v + self.value_mix[1] * first_values
@@ -134,20 +134,20 @@ class MultiHeadAttention(Component):
             k, v = torch.cat([context[0], k], 2), torch.cat([context[1], v], 2)
         if cache is not None:
             k, v = cache.append(k, v)
-        return self.collect(self.mixed(q, k, v, edges, recorder)), values
+        return self.collect(self.mixed(q, k, v, terms, recorder)), values
 
-    def keys_values(self, memory: Tensor, turn: Turn) -> KeysValues:
+    def keys_values(self, memory: Tensor, rotation: Rotation) -> KeysValues:
         """Keys and values of an encoder's output (B, S, D), as those of tokens of this stack are made."""
         heads = self.query_key_value.outputs_after(memory, self.queries * self.head_dim)
         k, v = heads.unflatten(-1, (-1, 2, self.head_dim)).unbind(3)
         v = v if self.gap_bias is None else self.gap_bias.of_values(v)
-        return turn(self.normalised(k, self.key_norm)).transpose(1, 2), v.transpose(1, 2)
+        return rotation(self.normalised(k, self.key_norm)).transpose(1, 2), v.transpose(1, 2)
 
     def read(
         self,
         x: Tensor,
         memory: Tensor,
-        edges: Edges,
+        terms: AttentionTerms,
         cache: KeyValueState | None = None,
         recorder: Recorder | None = None,
     ) -> Tensor:
@@ -164,7 +164,7 @@ class MultiHeadAttention(Component):
                 cache.memory = (k, v)
         else:
             k, v = cache.memory
-        return self.collect(self.mixed(q, k, v, edges, recorder)).view_as(x)
+        return self.collect(self.mixed(q, k, v, terms, recorder)).view_as(x)
 
     def normalised(self, heads: Tensor, norm: nn.Module | None) -> Tensor:
         """Queries or keys (B, T, .., H) after their norm."""
@@ -172,25 +172,25 @@ class MultiHeadAttention(Component):
             return heads
         return norm(heads.flatten(2)).view(heads.shape) if self.is_whole else norm(heads)
 
-    def mixed(self, q: Tensor, k: Tensor, v: Tensor, edges: Edges, recorder: Recorder | None = None) -> Tensor:
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor, terms: AttentionTerms, recorder: Recorder | None = None) -> Tensor:
         """The values that reach each query, (B, N, T, H)."""
         if recorder is not None:
-            recorder.take("weights", lambda: self.weights(q, k, edges))
-        dropout, bias = self.dropout if self.training else 0.0, self.bias(q, edges)
-        if edges.relative is None or edges.relative.mixed is None:
-            return attend(q, k, v, edges.allowed, scale=self.scale, bias=bias, dropout=dropout, kernel=self.kernel)
-        weights = nn.functional.dropout(self.weights(q, k, edges), dropout)
-        return weights @ v.repeat_interleave(self.queries, 1) + edges.relative.mixed(weights)
+            recorder.take("weights", lambda: self.weights(q, k, terms))
+        dropout, bias = self.dropout if self.training else 0.0, self.bias(q, terms)
+        if terms.relative is None or terms.relative.mixed is None:
+            return attend(q, k, v, terms.allowed, scale=self.scale, bias=bias, dropout=dropout, kernel=self.kernel)
+        weights = nn.functional.dropout(self.weights(q, k, terms), dropout)
+        return weights @ v.repeat_interleave(self.queries, 1) + terms.relative.mixed(weights)
 
-    def weights(self, q: Tensor, k: Tensor, edges: Edges) -> Tensor:
+    def weights(self, q: Tensor, k: Tensor, terms: AttentionTerms) -> Tensor:
         """How much of each key's value reaches each query, (B, N, T, S), whichever kernel computes it otherwise."""
-        return attention_weights(q, k, edges.allowed, scale=self.scale, bias=self.bias(q, edges))
+        return attention_weights(q, k, terms.allowed, scale=self.scale, bias=self.bias(q, terms))
 
-    def bias(self, q: Tensor, edges: Edges) -> Tensor | None:
+    def bias(self, q: Tensor, terms: AttentionTerms) -> Tensor | None:
         """What positions add to the scores."""
-        if edges.relative is None:
-            return edges.bias
-        return edges.relative.scores(q * (q.shape[-1] ** -0.5 if self.scale is None else self.scale))
+        if terms.relative is None:
+            return terms.bias
+        return terms.relative.scores(q * (q.shape[-1] ** -0.5 if self.scale is None else self.scale))
 
     def collect(self, heads: Tensor) -> Tensor:
         """Heads (B, N, T, H) side by side and back into the residual stream (B, T, D)."""

@@ -58,8 +58,8 @@ def test_blocks_with_biases_grow_deeper_too():
     [
         (lambda: upcycle(build(config(block=BlockConfig(feedforward=Dense(bias=True)))), 4), "without biases"),
         (lambda: upcycle(upcycle(build(config()), 4), 4), "experts already"),
-        (lambda: deepen(build(config()), 1), "fewer than the 2"),
-        (lambda: deepen(build(config(block=BlockConfig(norm_placement="post"))), 4), "can't be passed by"),
+        (lambda: deepen(build(config()), 1), "fewer than the model.s 2"),
+        (lambda: deepen(build(config(block=BlockConfig(norm_placement="post"))), 4), "can't be skipped"),
         (lambda: widen(build(config()), 8), "less than the 64"),
         (lambda: widen(upcycle(build(config()), 4), 100), "before upcycling"),
         (lambda: build(config(head=replace(config().head))).truncated(3), "num_layers=3"),

@@ -162,7 +162,7 @@ def test_gradients_reach_everything():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: replace(c, share_stacks=True, encoder=replace(c.encoder, num_layers=3)), "stated alike"),
+        (lambda c: replace(c, share_stacks=True, encoder=replace(c.encoder, num_layers=3)), "must be alike"),
         (lambda c: replace(c, share_stacks=True, decoder=replace(c.decoder, ahead=1)), "without exits and ahead"),
         (lambda c: replace(c, share_stacks=True, decoder=replace(c.decoder, exits=(1,))), "without exits and ahead"),
         (lambda c: replace(c, decoder=replace(c.decoder, memory_layers="layerwise")), "only joint attention"),

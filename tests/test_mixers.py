@@ -95,6 +95,20 @@ def test_packed_rows_with_gaps_through_a_cache_are_each_document_alone(name, siz
                 torch.testing.assert_close(together[row, at], alone[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", FORWARD)
+@torch.no_grad()
+def test_columns_of_empty_slots_change_nothing(name):
+    model, text = build(FORMS[name]), ids(2, 4)
+    empty = torch.full((2, 3), -1)
+    nothing = Tokens(torch.zeros_like(empty), Coordinates(empty, torch.zeros_like(empty)))
+    assert model(nothing).isfinite().all()
+    cache, document = model.build_cache(2), torch.zeros(2, 4, dtype=torch.long)
+    model.decode(nothing, cache=cache)
+    index = torch.arange(4).expand(2, 4)
+    hidden = model.decode(Tokens(text, Coordinates(document, index, is_ordered=True)), cache=cache)
+    torch.testing.assert_close(hidden, model.decode(text), rtol=1e-4, atol=1e-5)
+
+
 def test_rows_of_a_cache_can_be_chosen_anew():
     model, text = build(FORMS["recurrence and attention"]), ids(3, 6)
     cache, rows = model.build_cache(3), torch.tensor([2, 0, 0])

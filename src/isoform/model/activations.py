@@ -30,7 +30,7 @@ from isoform.model.parts import (
 
 
 def activation_numbers(config: Model, shape: Shape) -> int:
-    """Numbers kept between the forward and the backward pass, logits included."""
+    """Numbers stored between the forward and the backward pass, logits included."""
     rows, length, source = shape.num_rows, shape.length, shape.source_length
     d, config = config.model_dim, as_transformer(config)
     if not isinstance(config, ModelConfig):
@@ -43,45 +43,47 @@ def activation_numbers(config: Model, shape: Shape) -> int:
             head = 3 * config.vocab_size + 3 * d
         case Pooled(num_outputs=outputs):
             head = 3 * outputs + d
-    kept = rows * length * (3 * d + head)
+        case _:
+            assert_never(config.head)
+    stored = rows * length * (3 * d + head)
     for stack in config.stacks:
-        own = source if is_encoder_decoder and stack is config.encoder else length
+        stack_length = source if is_encoder_decoder and stack is config.encoder else length
         for block in config.layers(stack) * stack.loops:
-            kept += rows * own * _block_activations(config, stack, block)
+            stored += rows * stack_length * _block_activations(config, stack, block)
             if stack.cross == "joint":
                 keys = 2 * widths(config, block.attention)[1]
-                kept += rows * (own + 2 * source) * keys  # joined, and those of the memory
+                stored += rows * (stack_length + 2 * source) * keys  # joined, and those of the memory
             elif num_mixers(stack, block) == 2:
                 query, kv = widths(config, block.attention)
-                kept += rows * (own * (2 * d + 2 * query) + source * 2 * kv)
-    return round(kept)
+                stored += rows * (stack_length * (2 * d + 2 * query) + source * 2 * kv)
+    return round(stored)
 
 
 def _block_activations(config: ModelConfig, stack: StackConfig, block: BlockConfig) -> float:
     d, mixer = config.model_dim, block.mixer
     branches = 1 if block.feedforward is None else 2
     keeps_input = not isinstance(block.norm, RMSNorm) or block.norm.scale or isinstance(block.mixer, Attention)
-    kept = (
+    stored = (
         (1 + keeps_input) * d * branches
         + _mixer_activations(config, stack, mixer)
         + _inner_activations(config, block.feedforward)
     )
     if block.x0_shortcut:
-        kept += d
+        stored += d
     if config.dropout:
-        kept += d * branches
-    return kept if block.depth is None else kept * block.depth.share
+        stored += d * branches
+    return stored if block.depth is None else stored * block.depth.share
 
 
 def _mixer_activations(config: ModelConfig, stack: StackConfig, mixer: Mixer) -> int:
-    """Numbers kept per token between what enters a mixer and what leaves it."""
+    """Numbers stored per token between what enters a mixer and what leaves it."""
     d = config.model_dim
     match mixer:
         case Attention():
             query, kv = widths(config, mixer)
             turned = isinstance(mixer.position or stack.position, Rotary) or mixer.qk_norm is not None
-            kept = query + 2 * kv + query + (query + kv if turned else 0)  # normalised and turned copies
-            return kept + (kv if mixer.value_shortcut else 0)
+            stored = query + 2 * kv + query + (query + kv if turned else 0)  # normalised and turned copies
+            return stored + (kv if mixer.value_shortcut else 0)
         case LSTM():  # the 15 of each feature that oneDNN keeps, and out; other kernels keep half
             return 16 * d
         case CausalConvolution(kernel_size=size):  # the tokens under the kernel side by side
@@ -108,7 +110,7 @@ def _inner_activations(config: ModelConfig, feedforward: FeedForward | None) -> 
 
 
 def _ngram_activations(config: NGramMlp) -> int:
-    """Numbers kept per token: the embeddings of the bag, and each feed-forward."""
+    """Numbers stored per token: the embeddings of the bag, and each feed-forward."""
     d, n = config.model_dim, config.num_layers
     head = (4 if config.head.softcap else 3) * config.vocab_size
     return 3 * d + d + (d + 2 * config.inner_dim) * n + (d * n if config.dropout else 0) + head

@@ -1,7 +1,6 @@
 """Low-rank adapters (LoRA, Hu et al. 2022): beside a matrix that stays, two thin ones that learn.
 
-A model with adapters says what the model without them says until they have learned something, and merging them into
-the matrices gives a plain model again.
+Untrained adapters change no output, and merging them into the matrices gives a plain model again.
 """
 
 from __future__ import annotations
@@ -58,8 +57,8 @@ class AdaptedLinear(Linear):
 
 
 def adapt(model: nn.Module, config: LowRank) -> None:
-    """Put adapters beside the matrices that the config names, in place; all other parameters stay as they are, but for
-    a head that pools, which speaks of something new.
+    """Put adapters beside the matrices that the config names, in place; all other parameters are frozen, except
+    those of a pooled head, which is new.
 
     Raises ValueError for a target that names no matrix.
     """
@@ -73,10 +72,10 @@ def adapt(model: nn.Module, config: LowRank) -> None:
         for name, child in list(parent.named_children()):
             path = f"{parent_name}.{name}"
             names = f".{alias}.{name}.{path}."
-            found = {target for target in config.targets if f".{target}." in names}
-            if type(child) is Linear and ".blocks." in path and found:
+            matching = {target for target in config.targets if f".{target}." in names}
+            if type(child) is Linear and ".blocks." in path and matching:
                 setattr(parent, name, AdaptedLinear(child, config))
-                used |= found
+                used |= matching
     if missing := [target for target in config.targets if target not in used]:
         raise ValueError(
             f"adapters.targets: {', '.join(missing)} names no matrix of the blocks; try attention, mixer, cross, "
@@ -100,7 +99,7 @@ def merge(model: nn.Module) -> None:
 
 @torch.no_grad()
 def unmerge(model: nn.Module) -> None:
-    """Take the adapters out of their matrices again."""
+    """Subtract the adapters from their matrices again: the saved bits are restored."""
     for _, module in adapted(model):
         if module.saved_weight is not None:
             module.weight.copy_(module.saved_weight)

@@ -1,6 +1,6 @@
-"""What a pass through a model gives beside its output: auxiliary losses, loads of experts, recorded tensors.
+"""What a forward pass reports beside its output: auxiliary losses, loads of experts, recorded tensors.
 
-The model only reports it; what is made of it is the business of `objectives/task.py`.
+The model only reports it; `objectives/task.py` decides what to do with it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from isoform.model.recording import Recorder
 
 @dataclass(eq=False)
 class Auxiliary:
-    """Made anew for each pass and passed in.
+    """Created for each forward pass and passed in.
 
-    losses: means over the pass's tokens, times their weights in the config, summed over the modules that give them;
-    counts: plain sums over modules; loads: how many tokens chose each expert (E), by module; recorder: takes in
+    losses: means over the pass's tokens, times their weights in the config, summed over modules;
+    counts: plain sums over modules; loads: how many tokens chose each expert (E), by module; recorder: stores
     tensors by name, such as the hidden states (B, T, D) of early exits, exits.N, and of heads that predict the N-th
     token after the next one, ahead.N.
     """

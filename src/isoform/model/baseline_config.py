@@ -24,7 +24,7 @@ class _Baseline:
     context_length: int = 128
     """The most tokens seen at once, and the length of training rows."""
     vocab_size: int = 0
-    """Tokens; 0: as many as the codec has."""
+    """Tokens; 0: the codec's."""
     stem: Lookup = Lookup(norm=RMSNorm(scale=False))
     head: Vocabulary = Vocabulary()
     dropout: float = 0.0
@@ -70,9 +70,9 @@ class CausalConvolution(_Baseline):
     """Tokens under a kernel."""
     dilation_growth: int = 3
     receptive_field: int | None = None
-    """How many tokens an output sees at least, its own included; absent: context_length."""
+    """How many tokens an output sees at least, its own included; None: context_length."""
     feedforward_dim: int | None = None
-    """Inner width of each block's feed-forward; absent: 4 x model_dim."""
+    """Inner width of each block's feed-forward; None: 4 x model_dim."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,14 +81,14 @@ class CausalConvolution(_Baseline):
                 f"kernel_size={self.kernel_size} must be at least 2, dilation_growth={self.dilation_growth} at least 1"
             )
         _check_width(self.feedforward_dim)
-        wanted, cycle = self._wanted, self._cycle
-        if wanted < 1:
-            raise ValueError(f"receptive_field={wanted} must be at least 1")
+        reach, cycle = self._reach, self._cycle
+        if reach < 1:
+            raise ValueError(f"receptive_field={reach} must be at least 1")
         if len(cycle) > self.num_layers:
             seen = 1 + (self.kernel_size - 1) * sum(cycle[: self.num_layers])
             raise ValueError(
                 f"num_layers={self.num_layers} with kernel_size={self.kernel_size} and "
-                f"dilation_growth={self.dilation_growth} see {seen} tokens, not the {wanted} of "
+                f"dilation_growth={self.dilation_growth} see {seen} tokens, not the {reach} of "
                 f"{'context_length' if self.receptive_field is None else 'receptive_field'}; set "
                 f"num_layers={len(cycle)} or more, a larger kernel_size or dilation_growth, or receptive_field={seen}"
             )
@@ -112,13 +112,13 @@ class CausalConvolution(_Baseline):
         return len(self._cycle)
 
     @property
-    def _wanted(self) -> int:
+    def _reach(self) -> int:
         return self.context_length if self.receptive_field is None else self.receptive_field
 
     @property
     def _cycle(self) -> list[int]:
         cycle, seen = [1], self.kernel_size
-        while seen < self._wanted:
+        while seen < self._reach:
             cycle.append(cycle[-1] * self.dilation_growth)
             seen += (self.kernel_size - 1) * cycle[-1]
         return cycle
@@ -127,14 +127,14 @@ class CausalConvolution(_Baseline):
 @dataclass(frozen=True, kw_only=True)
 class NGramMlp(_Baseline):
     """The vectors of the last tokens and of the n-grams that end in them, added up, and a feed-forward network over the
-    sum (after Bengio et al. 2003, and fastText's bags, Joulin et al. 2016). Which n-grams, `stem` says."""
+    sum (after Bengio et al. 2003, and fastText's bags, Joulin et al. 2016). `stem` has the n-grams."""
 
     num_layers: int = 6
     stem: Lookup = Lookup(ngrams=(2, 3, 4), norm=RMSNorm(scale=False))
     bag: int = 16
     """How many tokens are in the sum: the newest and those before it, each weighted by distance and feature."""
     feedforward_dim: int | None = None
-    """Inner width of each block's feed-forward; absent: 4 x model_dim."""
+    """Inner width of each block's feed-forward; None: 4 x model_dim."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,5 +1,5 @@
 """A bag of n-grams that predicts the next token, to compare the Transformer with: it has its stem, head, norms and
-feed-forward, and no block by which tokens hear of each other.
+feed-forward, and no block that passes information between tokens.
 
 The bag knows nothing of packing: packed rows are laid out anew with one document a row, and put back afterwards.
 """
@@ -30,7 +30,7 @@ from isoform.model.transformer import Transformer
 
 
 def shifted(x: Tensor, reaches: Sequence[int]) -> list[Tensor]:
-    """The rows (B, T, D) moved so many columns to the right, each with zeros before it."""
+    """The rows (B, T, D) shifted right by each of these distances, zeros before them."""
     most, length = max(reaches), x.shape[1]
     padded = functional.pad(x, (0, 0, most, 0))
     return [padded[:, most - by : most - by + length] for by in reaches]
@@ -47,10 +47,10 @@ class Bag(Component):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        newest, *others = shifted(x, range(len(self.weight)))
+        newest, *earlier = shifted(x, range(len(self.weight)))
         summed = newest * self.weight[0]
-        for weight, other in zip(self.weight[1:], others, strict=True):
-            summed = torch.addcmul(summed, other, weight)
+        for weight, vectors in zip(self.weight[1:], earlier, strict=True):
+            summed = torch.addcmul(summed, vectors, weight)
         return summed
 
     def reset_parameters(self) -> None:
@@ -113,7 +113,7 @@ class NGramModel(Network[NGramMlp]):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw every parameter afresh: matrices for unit variance, n-gram tables, branches' last matrices and an untied
-        head zero, so that it guesses evenly and every branch begins with nothing."""
+        head zero, so that its first predictions are uniform and every branch starts at zero."""
         roles = roles_of(self)
         for name, parameter in self.named_parameters():
             match roles[name]:
@@ -122,7 +122,7 @@ class NGramModel(Network[NGramMlp]):
                 case Role.GAIN:
                     nn.init.ones_(parameter)
                 case Role.EMBEDDING if self.config.head.tied:
-                    nn.init.normal_(parameter, std=0.02)  # or it would begin by saying the same token again
+                    nn.init.normal_(parameter, std=0.02)  # or it would first predict the same token again
                 case _:
                     nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
         for module in self.modules():
@@ -139,7 +139,7 @@ class NGramModel(Network[NGramMlp]):
     ) -> Tensor:
         """What the head reads (B, T, D); the other arguments are those of a Transformer.
 
-        Raises ValueError for a mask that isn't causal, for a source, and for rows that are too long or go on from
+        Raises ValueError for a mask that isn't causal, for a source, and for rows that are too long or continue
         others.
         """
         tokens = plain_tokens(tokens) if isinstance(tokens, Tensor) else tokens

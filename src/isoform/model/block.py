@@ -1,4 +1,4 @@
-"""One block: a mixer and a feed-forward as residual branches, and what the blocks of a stack share in a pass."""
+"""One block: a mixer and a feed-forward as residual branches, and what a stack's blocks share in a forward pass."""
 
 from __future__ import annotations
 
@@ -42,47 +42,49 @@ from isoform.model.recording import Recorder
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """An encoder's output (B, S, D), where its tokens stand, and the keys and values of each of its blocks, where a
-    decoder reads those. In a search it has fewer rows than the tokens, each read by so many that lie side by side."""
+    """An encoder's output (B, S, D), the coordinates of its tokens and, for layerwise reading, the keys and values of
+    each block. In a beam search it has fewer rows than the decoder, each shared by adjacent rows."""
 
     hidden: Tensor
     coordinates: Coordinates
     layers: tuple[KeysValues, ...] = ()
 
     def shift_past(self, tokens: Coordinates) -> Coordinates:
-        """The coordinates of the decoder's tokens (B, T), whose indices go on after the encoder's of the same document.
+        """The coordinates of the decoder's tokens (B, T), whose indices continue the encoder's of the same document.
         Raises ValueError for tokens with positions of their own, which can't be shifted."""
-        there = self.coordinates
-        if there.start == 0 and tokens.start == 0:
-            shift = there.index.shape[1]
+        source = self.coordinates
+        if source.start == 0 and tokens.start == 0:
+            shift = source.index.shape[1]
             return replace(tokens, index=tokens.index + shift, start=shift)
-        if tokens.position is not None or there.position is not None:
+        if tokens.position is not None or source.position is not None:
             raise ValueError("cross='joint' is for tokens that stand at their index; set cross to separate")
-        document = there.document.repeat_interleave(max(1, len(tokens.document) // len(there.document)), 0)
+        document = source.document.repeat_interleave(max(1, len(tokens.document) // len(source.document)), 0)
         same = (tokens.document.unsqueeze(2) == document.unsqueeze(1)) & (document >= 0).unsqueeze(1)
         shift = same.sum(2)
         return replace(tokens, index=tokens.index + shift, start=None)
 
     def joined(self, tokens: Coordinates) -> Coordinates:
-        """Where the encoder's tokens and those after them stand, (B, S + T)."""
-        there = self.coordinates
+        """The coordinates of the encoder's tokens and of those after them, (B, S + T)."""
+        source = self.coordinates
 
-        def both(one: Tensor, other: Tensor) -> Tensor:
-            rows = max(len(one), len(other))
-            return torch.cat([t.expand(rows, *t.shape[1:]) for t in (one, other)], 1)
+        def both(left: Tensor, right: Tensor) -> Tensor:
+            rows = max(len(left), len(right))
+            return torch.cat([t.expand(rows, *t.shape[1:]) for t in (left, right)], 1)
 
-        def given(one: Coordinates) -> Tensor:
-            return torch.zeros_like(one.document, dtype=torch.bool) if one.prefix is None else one.prefix
+        def prefix_of(coordinates: Coordinates) -> Tensor:
+            document, prefix = coordinates.document, coordinates.prefix
+            return torch.zeros_like(document, dtype=torch.bool) if prefix is None else prefix
 
-        prefix = None if tokens.prefix is None and there.prefix is None else both(given(there), given(tokens))
-        is_plain = there.start == 0 and tokens.start == there.index.shape[1]
-        document, index = both(there.document, tokens.document), both(there.index, tokens.index)
+        has_prefix = tokens.prefix is not None or source.prefix is not None
+        prefix = both(prefix_of(source), prefix_of(tokens)) if has_prefix else None
+        is_plain = source.start == 0 and tokens.start == source.index.shape[1]
+        document, index = both(source.document, tokens.document), both(source.index, tokens.index)
         return Coordinates(document, index, prefix, start=0 if is_plain else None)
 
 
 @dataclass(eq=False)
 class ForwardContext:
-    """What the blocks of a stack share during one pass through it; what depends on mask and positions is made once."""
+    """What the blocks of a stack share during one forward pass; what depends on mask and positions is computed once."""
 
     x0: Tensor
     coordinates: Coordinates
@@ -93,44 +95,45 @@ class ForwardContext:
     first_values: Tensor | None = None
     kernel: str = "auto"
     keys: Coordinates | None = None
-    """Where the keys stand without a cache, if there are more than the tokens themselves."""
+    """The coordinates of the keys without a cache, where they are not those of the tokens."""
     recorder: Recorder | None = None
     documents: Documents | None = None
     """Which tokens belong together, for recurrences."""
-    made: dict[tuple, AttentionTerms] = field(default_factory=dict)
+    computed: dict[tuple, AttentionTerms] = field(default_factory=dict)
     rotations: dict[int | tuple[int, str], Rotation] = field(default_factory=dict)
 
     def terms(self, block: BlockConfig, scheme: Scheme, layer: int) -> AttentionTerms:
-        """Who may attend to whom in a block, and what positions say about it."""
-        own = self.coordinates if self.keys is None else self.keys
-        keys = own if self.cache is None else self.cache.keys(layer)
+        """What mask and positions contribute to a block's attention."""
+        uncached = self.coordinates if self.keys is None else self.keys
+        keys = uncached if self.cache is None else self.cache.keys(layer)
         pattern = block.attention.pattern
-        known = pattern, id(scheme), id(keys)
-        if known not in self.made:
+        same = pattern, id(scheme), id(keys)
+        if same not in self.computed:
             if id(scheme) not in self.rotations:
                 self.rotations[id(scheme)] = scheme.rotation(self.coordinates)
             bias, relative = scheme.bias(self.coordinates, keys), scheme.relative(self.coordinates, keys)
             mask = self.mask if pattern is None else self.mask & pattern
             needs_all = bias is not None or relative is not None
             allowed = lower(mask, self.coordinates, keys, wants_bias=needs_all, kernel=self.kernel)
-            self.made[known] = AttentionTerms(allowed, self.rotations[id(scheme)], bias, relative)
-        return self.made[known]
+            self.computed[same] = AttentionTerms(allowed, self.rotations[id(scheme)], bias, relative)
+        return self.computed[same]
 
     @cached_property
     def memory_terms(self) -> AttentionTerms:
-        """Who may ask the memory: every token of the same document. Rows that share a row of it ask side by side."""
+        """Of cross-attention: a token sees its own document's source. Rows that share a row of memory are joined."""
         assert self.memory is not None
-        asking, there, rows = self.coordinates, self.memory.coordinates, len(self.memory.hidden)
-        if rows < len(asking.index) and None in (asking.start, there.start):
-            asking = asking.map(lambda t: t.unflatten(0, (rows, -1)).flatten(1, 2))
-        return AttentionTerms(lower(Full(), asking, there, kernel=self.kernel))
+        query, key, rows = self.coordinates, self.memory.coordinates, len(self.memory.hidden)
+        if rows < len(query.index) and None in (query.start, key.start):
+            query = query.map(lambda t: t.unflatten(0, (rows, -1)).flatten(1, 2))
+        return AttentionTerms(lower(Full(), query, key, kernel=self.kernel))
 
     def memory_rotation(self, scheme: Scheme) -> Rotation:
-        """How a scheme turns the keys (B, S, K, H) of the memory's tokens."""
+        """How a scheme rotates the keys (B, S, K, H) of the memory's tokens."""
         assert self.memory is not None
-        if (known := (id(scheme), "memory")) not in self.rotations:
-            self.rotations[known] = scheme.rotation(self.memory.coordinates)
-        return self.rotations[known]
+        key = (id(scheme), "memory")
+        if key not in self.rotations:
+            self.rotations[key] = scheme.rotation(self.memory.coordinates)
+        return self.rotations[key]
 
     @property
     def present(self) -> Tensor | None:
@@ -145,7 +148,7 @@ class ForwardContext:
             coordinates=subset.coordinates(self.coordinates),
             first_values=None if self.first_values is None else subset.gather(self.first_values),
             keys=None,
-            made={},
+            computed={},
             rotations={},
         )
 
@@ -176,11 +179,11 @@ class Residual(nn.Module):
         return x if self.after is None else self.after(x)
 
     def entrance(self, x: Tensor) -> Tensor:
-        """What f reads of the stream (B, T, D)."""
+        """The input of f, from the stream (B, T, D)."""
         return x if self.before is None else self.before(x)
 
     def branch(self, y: Tensor) -> Tensor:
-        """What f gave (B, T, D), as it is added to the stream."""
+        """The output of f (B, T, D), as it is added to the stream."""
         if self.inner is not None:
             y = self.inner(y)
         return dropout(y, self.dropout) if self.dropout and self.training else y
@@ -236,7 +239,7 @@ class Block(Component):
         return subset.scatter_back(x, inside, self.forward_all(inside, shared.within(subset), scheme, layer))
 
     def forward_all(self, x: Tensor, shared: ForwardContext, scheme: Scheme, layer: int) -> Tensor:
-        """The tokens (B, T, D) that go through."""
+        """The stream (B, T, D) of the tokens that this block processes."""
         if self.x0_mix is not None:
             x = self.x0_mix[0] * x + self.x0_mix[1] * shared.x0
         if self.feedforward is None or self.feedforward_norm is None:
@@ -253,7 +256,7 @@ class Block(Component):
 
     @property
     def cache_shape(self) -> LayerShape:
-        """What a cache keeps of each row for this block."""
+        """What a cache stores of each row for this block."""
         if not isinstance(self.mixer, MultiHeadAttention):
             return self.mixer.state_shape
         pattern = self.config.attention.pattern
@@ -261,24 +264,24 @@ class Block(Component):
         return KeyValueShape(self.mixer.num_kv_heads, self.mixer.head_dim, window, is_own=self.depth is not None)
 
     def mixed(self, y: Tensor, shared: ForwardContext, scheme: Scheme, layer: int) -> Tensor:
-        """What the mixer makes of the tokens (B, T, D)."""
-        record = None if shared.recorder is None else shared.recorder.within(f"blocks.{layer}.mixer")
+        """The mixer's output (B, T, D)."""
+        recorder = None if shared.recorder is None else shared.recorder.within(f"blocks.{layer}.mixer")
         cache, scheme = shared.cache, scheme if self.position is None else self.position
         if isinstance(self.mixer, MultiHeadAttention):
             context = self.context(self.mixer, shared, scheme, layer) if self.is_joint and shared.memory else None
             terms, state = shared.terms(self.config, scheme, layer), None if cache is None else cache.keys_values(layer)
-            y, values = self.mixer(y, terms, shared.first_values, state, context, record)
+            y, values = self.mixer(y, terms, shared.first_values, state, context, recorder)
             if shared.first_values is None:
                 shared.first_values = values
         else:
             assert shared.documents is not None
-            y = self.mixer(y, shared.documents, None if cache is None else cache.state(layer), record)
+            y = self.mixer(y, shared.documents, None if cache is None else cache.state(layer), recorder)
         if shared.recorder is not None:
             shared.recorder.take(f"blocks.{layer}.mixer", lambda: y)
         return y
 
     def transformed(self, y: Tensor, shared: ForwardContext, layer: int) -> Tensor:
-        """What the feed-forward makes of each token (B, T, D)."""
+        """The feed-forward's output (B, T, D)."""
         assert self.feedforward is not None
         y = self.feedforward(y, shared.present, shared.auxiliary) if self.is_routed else self.feedforward(y)
         if shared.recorder is not None:
@@ -294,13 +297,13 @@ class Block(Component):
         return attention.keys_values(memory.hidden, shared.memory_rotation(scheme))
 
     def read(self, x: Tensor, shared: ForwardContext, layer: int) -> Tensor:
-        """The stream (B, T, D) with what cross-attention read of the memory (B, S, D), where the block has any."""
+        """The stream (B, T, D) after cross-attention to the memory (B, S, D), where the block has it."""
         memory, cross = shared.memory, self.cross
         if memory is None or cross is None or self.cross_norm is None:
             return x
         state = None if shared.cache is None else shared.cache.keys_values(layer)
-        record = None if shared.recorder is None else shared.recorder.within(f"blocks.{layer}.cross")
-        return self.cross_norm(x, lambda y: cross.read(y, memory.hidden, shared.memory_terms, state, record))
+        recorder = None if shared.recorder is None else shared.recorder.within(f"blocks.{layer}.cross")
+        return self.cross_norm(x, lambda y: cross.read(y, memory.hidden, shared.memory_terms, state, recorder))
 
 
 def build_mixer(
@@ -328,12 +331,12 @@ def _own_positions(layers: list[BlockConfig], model: ModelConfig, stack: StackCo
         if not isinstance(block.mixer, Attention):
             schemes.append(None)
             continue
-        own = block.mixer.position
-        if own is not None:
-            known = own, model.rotated_dim(block.mixer, own)
-            if known not in rotary:
-                rotary[known] = RotaryPosition(*known, model.num_positions(stack))
-            schemes.append(rotary[known])
+        position = block.mixer.position
+        if position is not None:
+            key = position, model.rotated_dim(block.mixer, position)
+            if key not in rotary:
+                rotary[key] = RotaryPosition(*key, model.num_positions(stack))
+            schemes.append(rotary[key])
         else:
             shaw = stack.position if isinstance(stack.position, Shaw) else None
             schemes.append(None if shaw is None else ShawPosition(shaw, model.head_dim(block.mixer)))

@@ -1,10 +1,10 @@
-"""The cache: what each layer keeps of the tokens that came, an object passed in, never attached to a module.
+"""The cache: what each layer stores of the tokens so far, an object passed in, never attached to a module.
 
 Attention keeps keys and values, a recurrence a state of fixed size. The coordinates of slots are stored beside keys
-and values, so that which slots a query may see is the mask's business as everywhere; while the rows stay plain, the
-kernels keep their shortcuts. A layer that looks back at
-most `before` tokens keeps the newest before + 1 of each row in a ring. Layers that keep the same number of tokens
-share one set of coordinates, so that a step of generation does its bookkeeping once for all of them.
+and values, so that the mask decides which slots a query may see, as everywhere; while the rows stay plain, the
+kernels keep their shortcuts. A layer that looks back at most `before` tokens stores the newest before + 1 of each row
+in a ring. Layers that store the same number of tokens share one set of coordinates, so that a step of generation does
+its bookkeeping once for all of them.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from isoform.mask import Coordinates
 
 
 class Slots(ABC):
-    """Where the slots of some layers stand, and how new keys and values are laid into them."""
+    """The coordinates of the slots of some layers, and how new keys and values are written into them."""
 
     size: int
     """Slots per row."""
     keys: Coordinates
-    """Of the keys and values that `store` gives, in the same order."""
+    """Of the keys and values that `store` returns, in the same order."""
 
     @abstractmethod
     def extend(self, new: Coordinates) -> None:
-        """Take in where the newest tokens (B, T) stand. Raises ValueError when there is no room."""
+        """Add the coordinates of the newest tokens (B, T). Raises ValueError when there is no room."""
 
     slots: Coordinates
     """Of all slots, filled or not (B, size)."""
@@ -38,16 +38,16 @@ class Slots(ABC):
     """Columns in use, from the left."""
 
     @abstractmethod
-    def store(self, kept: Tensor, new: Tensor) -> Tensor:
-        """Lay `new` (B, K, T, H) into the buffer `kept` (B, K, size, H); gives what the newest tokens may look at."""
+    def store(self, buffer: Tensor, new: Tensor) -> Tensor:
+        """Write `new` (B, K, T, H) into the buffer (B, K, size, H); returns what the newest tokens may attend to."""
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows (R,), which may repeat."""
+        """Continue with these rows (R,), which may repeat."""
         self.slots, self.keys = (_rows(c, rows) for c in (self.slots, self.keys))
 
 
 class AllSlots(Slots):
-    """Every token is kept: slots filled from left to right."""
+    """All tokens are stored: slots filled from left to right."""
 
     def __init__(self, num_rows: int, size: int, device: torch.device) -> None:
         document = torch.zeros(num_rows, size, dtype=torch.long, device=device)
@@ -65,18 +65,18 @@ class AllSlots(Slots):
         self.start, self.num_filled = start, end
         self.keys = _cut(self.slots, slice(0, end), start=self.slots.start)
 
-    def store(self, kept: Tensor, new: Tensor) -> Tensor:
-        kept[:, :, self.start : self.num_filled] = new
-        return kept[:, :, : self.num_filled]
+    def store(self, buffer: Tensor, new: Tensor) -> Tensor:
+        buffer[:, :, self.start : self.num_filled] = new
+        return buffer[:, :, : self.num_filled]
 
 
 class RingSlots(Slots):
-    """The newest `size` tokens of each row are kept.
+    """The newest `size` tokens of each row are stored.
 
     Columns fill from left to right; then a token that comes alone overwrites the oldest column. Tokens that come
-    together see what was kept and each other; after that the columns are laid anew, the oldest first. The tokens of a
-    row must come in the order of their index. Empty slots (document -1) don't crowd out tokens: when columns are laid
-    anew, they are taken to be older than any token.
+    together see the stored ones and each other; after that the columns are rewritten, the oldest first. The tokens of a
+    row must come in the order of their index. Empty slots (document -1) don't displace tokens: when columns are
+    rewritten, they count as older than any token.
     """
 
     def __init__(self, num_rows: int, size: int, device: torch.device) -> None:
@@ -84,9 +84,9 @@ class RingSlots(Slots):
         self.slots = Coordinates(document, torch.zeros_like(document), start=0)
         self.size = size
         self.num_filled = 0  # columns in use
-        self.num_seen = 0  # tokens that came, so that plain rows go on at this index
+        self.num_seen = 0  # tokens so far, so that plain rows continue at this index
         self.oldest = 0  # the column that is overwritten next, once all are in use
-        self.column: int | None = None  # where the newest token went; None: the columns were laid anew
+        self.column: int | None = None  # where the newest token went; None: the columns were rewritten
         self.earlier: list[slice] = []  # before they were: the columns in use, the oldest first
         self.order: Tensor | None = None  # and which of those and the new ones stayed (B, num_filled); None: the last
 
@@ -96,7 +96,7 @@ class RingSlots(Slots):
         if new.index.shape[1] == 1 and (is_plain or bool((new.document >= 0).all())):
             self._overwrite(new, is_plain)
         else:
-            self._lay_anew(new, is_plain)
+            self._rewrite(new, is_plain)
 
     def _overwrite(self, new: Coordinates, is_plain: bool) -> None:
         if self.num_filled < self.size:
@@ -107,7 +107,7 @@ class RingSlots(Slots):
         span = (self.num_seen - self.num_filled, self.num_seen - 1) if is_plain else None
         self.keys = _cut(self.slots, slice(0, self.num_filled), span=span)
 
-    def _lay_anew(self, new: Coordinates, is_plain: bool) -> None:
+    def _rewrite(self, new: Coordinates, is_plain: bool) -> None:
         parts = slice(self.oldest, self.num_filled), slice(0, self.oldest)
         self.earlier = [columns for columns in parts if columns.stop > columns.start]
         self.column, self.oldest = None, 0
@@ -126,20 +126,20 @@ class RingSlots(Slots):
             self.order = order.unsqueeze(1)
         self.slots = _written(self.slots, slice(0, self.num_filled), stays, is_plain)
 
-    def store(self, kept: Tensor, new: Tensor) -> Tensor:
+    def store(self, buffer: Tensor, new: Tensor) -> Tensor:
         if self.column is not None:
-            kept[:, :, self.column : self.column + 1] = new
-            return kept[:, :, : self.num_filled]
-        together = torch.cat([*(kept[:, :, columns] for columns in self.earlier), new], 2) if self.earlier else new
+            buffer[:, :, self.column : self.column + 1] = new
+            return buffer[:, :, : self.num_filled]
+        together = torch.cat([*(buffer[:, :, columns] for columns in self.earlier), new], 2) if self.earlier else new
         stays = together[:, :, -self.num_filled :] if self.order is None else _taken(together, self.order, 2)
-        kept[:, :, : self.num_filled] = stays
+        buffer[:, :, : self.num_filled] = stays
         return together
 
 
 @dataclass(frozen=True)
 class KeyValueShape:
     """Of a layer with attention: K heads of width H. window: how many tokens it looks back at most, None: all; is_own:
-    whether it is told by itself where tokens stand, as not all come through."""
+    whether it has coordinates of its own, since not all tokens pass through it."""
 
     num_heads: int
     head_dim: int
@@ -149,7 +149,7 @@ class KeyValueShape:
 
 @dataclass(frozen=True)
 class StateShape:
-    """Of a layer with a recurrence: the tensors that it keeps of each row."""
+    """Of a layer with a recurrence: the tensors that it stores of each row."""
 
     tensors: tuple[tuple[int, ...], ...]
 
@@ -158,11 +158,11 @@ LayerShape = KeyValueShape | StateShape
 
 
 class LayerState(ABC):
-    """What one layer keeps of the tokens that came."""
+    """What one layer stores of the tokens so far."""
 
     @abstractmethod
     def select(self, rows: Tensor, moved: Tensor | None, memory_rows: Tensor | None) -> None:
-        """As `Cache.select`; moved: the rows that don't stay what they were, where there are as many as before."""
+        """As `Cache.select`; moved: the rows that change, where their number doesn't."""
 
 
 class RecurrentState(LayerState):
@@ -190,20 +190,20 @@ class KeyValueState(LayerState):
         if moved is None:
             self.key, self.value = self.key.index_select(0, rows), self.value.index_select(0, rows)
         else:
-            for kept in (self.key, self.value):
-                filled = kept[:, :, : self.slots.num_filled]
+            for buffer in (self.key, self.value):
+                filled = buffer[:, :, : self.slots.num_filled]
                 filled.index_copy_(0, moved, filled.index_select(0, rows.index_select(0, moved)))
         if self.memory is not None and memory_rows is not None:
             self.memory = self.memory[0].index_select(0, memory_rows), self.memory[1].index_select(0, memory_rows)
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Lay in the newest keys and values (B, K, T, H), after `Cache.extend`; gives those that the newest tokens may
-        look at, as views where that is possible. They stand at `Cache.keys`."""
+        """Store the newest keys and values (B, K, T, H), after `Cache.extend`; returns those that the newest tokens may
+        attend to, as views where possible. Their coordinates are `Cache.keys`."""
         return self.slots.store(self.key, key), self.slots.store(self.value, value)
 
 
 class Cache:
-    """The cache of a whole decoder: what each layer keeps of the tokens that came, and where they stand."""
+    """The cache of a whole decoder: what each layer stores of the tokens so far, and their coordinates."""
 
     def __init__(
         self,
@@ -214,12 +214,12 @@ class Cache:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """`shapes`: of each layer; `capacity`: slots S of those that keep all keys."""
+        """`shapes`: of each layer; `capacity`: slots S of those that store all keys."""
         self.capacity = capacity
         self.length = 0
         self.num_before = 0
         """Of these, tokens of an encoder that are attended to jointly."""
-        self._shift: Tensor | None = None  # (B, 1): by how much the newest tokens stand further on, after those
+        self._shift: Tensor | None = None  # (B, 1): how far those shift the newest tokens
         self._shared: dict[int, Slots] = {}
         self.layers: list[LayerState] = [self._build(shape, num_rows, device, dtype) for shape in shapes]
         index = torch.arange(capacity + 1, device=device).expand(num_rows, capacity + 1)
@@ -242,39 +242,39 @@ class Cache:
                 assert_never(shape)
 
     def keys_values(self, layer: int) -> KeyValueState:
-        """What a layer with attention keeps."""
+        """What a layer with attention stores."""
         state = self.layers[layer]
         assert isinstance(state, KeyValueState)
         return state
 
     def state(self, layer: int) -> RecurrentState:
-        """What a layer with a recurrence keeps."""
+        """What a layer with a recurrence stores."""
         state = self.layers[layer]
         assert isinstance(state, RecurrentState)
         return state
 
     def keys(self, layer: int) -> Coordinates:
-        """Where the keys stand that the layer's `append` gives, (B, S); layers that share them get the same object."""
+        """The coordinates (B, S) of the keys that `append` returns; layers that share them get the same object."""
         return self.keys_values(layer).slots.keys
 
     @property
     def newest_document(self) -> Tensor:
-        """Of which document the newest token of each row is (B,), -1 where none came."""
+        """The document of the newest token of each row (B,), -1 for none."""
         if self._newest is not None:
             return self._newest.document[:, 0]
         return torch.full_like(self._ahead.document[:, 0], 0 if self.length else -1)
 
     def select(self, rows: Tensor, memory_rows: Tensor | None) -> None:
-        """Go on with these rows (R,), which may repeat: beams that went on, or rows that are not done yet.
+        """Continue with these rows (R,), which may repeat: surviving beams, or rows that have not ended.
 
         memory_rows: of the encoder's output, of which rows that lie beside each other may share one (None: it stays).
         """
-        own = torch.arange(len(self._ahead.index), device=rows.device)
-        moved = (rows != own).nonzero().flatten() if len(rows) == len(own) else None
+        same = torch.arange(len(self._ahead.index), device=rows.device)
+        moved = (rows != same).nonzero().flatten() if len(rows) == len(same) else None
         for layer in self.layers:
             layer.select(rows, moved, memory_rows)
-        kept = [layer.slots for layer in self.layers if isinstance(layer, KeyValueState)]
-        for slots in {id(slots): slots for slots in kept}.values():
+        all_slots = [layer.slots for layer in self.layers if isinstance(layer, KeyValueState)]
+        for slots in {id(slots): slots for slots in all_slots}.values():
             slots.select(rows)
         self._ahead = _rows(self._ahead, rows)
         self._newest = None if self._newest is None else _rows(self._newest, rows)
@@ -282,7 +282,7 @@ class Cache:
             self._shift = self._shift.index_select(0, rows)
 
     def next_coordinates(self) -> Coordinates:
-        """Where a token stands that follows the newest one in each row, (B, 1)."""
+        """The coordinates of a token that follows the newest one in each row, (B, 1)."""
         if self._newest is None:
             start = self.length - self.num_before
             if start <= self.capacity:
@@ -293,13 +293,13 @@ class Cache:
         return Coordinates(self._newest.document, index if self._shift is None else index - self._shift)
 
     def come_after(self, shift: Tensor, num_before: int) -> None:
-        """Tokens of an encoder come first, so many columns; those after them stand by `shift` (B, T) further on than
-        they are told to."""
+        """num_before columns of an encoder's tokens come first; `shift` (B, T) is how far they shift the tokens after
+        them."""
         self.num_before, self._shift = num_before, shift.amax(1, keepdim=True)
 
     def extend(self, coordinates: Coordinates, layer: int | None = None) -> None:
-        """Take in where the newest tokens (B, T) stand, before any layer's `append`; `layer`: for one alone that
-        is told by itself.
+        """Add the coordinates of the newest tokens (B, T), before any layer's `append`; `layer`: to one layer with
+        coordinates of its own.
 
         Raises ValueError when there is no room.
         """
@@ -313,11 +313,11 @@ class Cache:
         self.length += coordinates.index.shape[1]
 
     def _followed(self, new: Coordinates) -> Coordinates:
-        """The newest token of each row (B, 1), given those that came now; rows of empty slots keep the one they had."""
+        """The newest token of each row (B, 1) after these; rows of empty slots keep theirs."""
         old = self._newest
         if old is None:
-            at = slice(self.length, self.length + 1)
-            old = Coordinates(self._ahead.document[:, at], self._ahead.index[:, at] - 1)
+            column = slice(self.length, self.length + 1)
+            old = Coordinates(self._ahead.document[:, column], self._ahead.index[:, column] - 1)
         is_token = new.document >= 0
         positions = torch.arange(1, new.index.shape[1] + 1, device=is_token.device)
         last = (is_token * positions).argmax(1, keepdim=True)
@@ -354,7 +354,7 @@ def _written(slots: Coordinates, columns: slice, new: Coordinates, is_plain: boo
 
 
 def _alike(slots: Coordinates, new: Coordinates) -> tuple[Tensor | None, Tensor | None]:
-    """Prefix and positions of the slots, made up where only the new tokens have them."""
+    """Prefix and positions of the slots, filled in where only the new tokens have them."""
     prefix = _prefix(slots) if slots.prefix is not None or new.prefix is not None else None
     position = slots.position
     if position is None and new.position is not None:
@@ -363,12 +363,12 @@ def _alike(slots: Coordinates, new: Coordinates) -> tuple[Tensor | None, Tensor 
 
 
 def _prefix(coordinates: Coordinates) -> Tensor:
-    there = coordinates.prefix
-    return torch.zeros_like(coordinates.document, dtype=torch.bool) if there is None else there
+    prefix = coordinates.prefix
+    return torch.zeros_like(coordinates.document, dtype=torch.bool) if prefix is None else prefix
 
 
 def _position(coordinates: Coordinates, like: Tensor) -> Tensor:
-    """Positions of as many numbers as these have; tokens without positions stand at their index on every axis."""
+    """Positions with as many axes as `like`; tokens without positions have their index on every axis."""
     if coordinates.position is not None:
         return coordinates.position
     index = coordinates.index
@@ -378,8 +378,8 @@ def _position(coordinates: Coordinates, like: Tensor) -> Tensor:
 def _joined(slots: Coordinates, earlier: Sequence[slice], new: Coordinates, start: int | None) -> Coordinates:
     """Some columns of the slots, and the new tokens after them."""
 
-    def joined(kept: Tensor, new: Tensor) -> Tensor:
-        return torch.cat([*(kept[:, columns] for columns in earlier), new.expand(len(kept), *new.shape[1:])], 1)
+    def joined(stored: Tensor, new: Tensor) -> Tensor:
+        return torch.cat([*(stored[:, columns] for columns in earlier), new.expand(len(stored), *new.shape[1:])], 1)
 
     prefix, position = _alike(slots, new)
     return Coordinates(

@@ -1,4 +1,4 @@
-"""What the outside must know of a module's parameters: what each is for, how several matrices lie in one, and which
+"""What the outside must know of a module's parameters: the role of each, how several matrices lie in one, and which
 methods beside `forward` use them.
 
 Initialization and optimizers read roles; conversions between layouts read groups; whoever shards a model from outside
@@ -20,7 +20,7 @@ class Role(Enum):
     EMBEDDING = auto()
     """Of a stem: what turns tokens into vectors."""
     CONTEXT_EMBEDDING = auto()
-    """Of a stem: vectors of earlier tokens and n-grams, which begin with nothing."""
+    """Of a stem: vectors of earlier tokens and n-grams, which are zero at first."""
     TABLE = auto()
     """Rows that are looked up elsewhere, such as those of positions."""
     MATRIX = auto()
@@ -42,12 +42,12 @@ class Role(Enum):
 
 
 class Component(nn.Module):
-    """A module that says what its parameters are. Vectors are gains, and shifts where they are called a bias, unless
-    they are named; matrices have to be."""
+    """A module that declares what its parameters are. Undeclared vectors are gains, or shifts if called a
+    bias; matrices must be declared."""
 
     roles: tuple[tuple[str, Role], ...] = ()
-    """Of a parameter, or of all matrices of a part, by path from here ("" is everything); the innermost module decides,
-    and in one module the last that fits."""
+    """Of a parameter, or of all matrices of a submodule, by path from here ("" is everything); the innermost module
+    decides, and in one module the last that fits."""
 
     groups: tuple[tuple[str, tuple[int, ...]], ...] = ()
     """Of parameters that are several matrices with the same input, by path: how many rows of each make a group. Groups
@@ -58,7 +58,7 @@ class Component(nn.Module):
 
 
 def roles_of(model: nn.Module) -> dict[str, Role]:
-    """The role of each parameter, by name. Raises ValueError for a matrix of which no module says what it is."""
+    """The role of each parameter, by name. Raises ValueError for a matrix whose role no module declares."""
     parameters, roles = dict(model.named_parameters()), {}
     for name, parameter in parameters.items():
         if parameter.dim() == 1:
@@ -71,7 +71,7 @@ def roles_of(model: nn.Module) -> dict[str, Role]:
                 if name == whole or (parameter.dim() > 1 and name.startswith(start)):
                     roles[name] = role
     if missing := sorted(parameters.keys() - roles.keys()):
-        raise ValueError(f"no module says what {missing[0]} is for; name it in its module's `roles`")
+        raise ValueError(f"no module declares what {missing[0]} is for; add it to its module's `roles`")
     return {name: roles[name] for name in parameters}
 
 
@@ -85,7 +85,7 @@ def groups_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 GROUPS = 8
-"""Of features that no heads bind together, at most: as many as a machine has accelerators."""
+"""The most groups of features that belong to no head: the accelerators of one machine."""
 
 
 def group_width(features: int) -> int:

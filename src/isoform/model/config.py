@@ -27,11 +27,11 @@ from isoform.model.parts import (
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """One block: a mixer, by which tokens hear of each other, and a feed-forward, each a residual branch."""
+    """One block: a mixer, which passes information between tokens, and a feed-forward, each a residual branch."""
 
     mixer: Mixer = Attention()
     feedforward: FeedForward | None = Dense()
-    """None: the mixer is all there is."""
+    """None: the block has only the mixer."""
     norm: Norm = LayerNorm()
     norm_placement: Literal["pre", "post", "reordered", "sandwich"] = "pre"
     """pre: before the branch; post: after the sum (2017); reordered: on the branch's output; sandwich: both
@@ -67,15 +67,15 @@ class BlockConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StackConfig:
-    """A pile of blocks; `blocks` are repeated in turn until there are num_layers."""
+    """Blocks in series; `blocks` are repeated in turn up to num_layers."""
 
     num_layers: int = 4
     blocks: tuple[BlockConfig, ...] = (BlockConfig(),)
     loops: int = 1
-    """How often the pile is gone through, with the same parameters (Universal Transformer, Dehghani et al. 2019)."""
+    """How often the stack is applied, with the same parameters (Universal Transformer, Dehghani et al. 2019)."""
     position: Position | None = Rotary()
     context_length: int | None = None
-    """The most tokens this stack sees at once; absent: the model's."""
+    """The most tokens this stack sees at once; None: the model's."""
     input_norm: Norm | None = None
     """Normalise what enters the first block, positions included (BERT)."""
     first_norm: bool = True
@@ -86,15 +86,15 @@ class StackConfig:
     """How a decoder attends to an encoder. separate: in each block once more, with parameters of its own; joint: to the
     encoder's tokens and its own at once, as if they had come before it."""
     memory_layers: Literal["last", "layerwise"] = "last"
-    """What is attended to. last: the encoder's output, by keys and values that the decoder makes of it; layerwise: in
+    """What joint attention attends to. last: the encoder's output, through the decoder's own projections; layerwise: in
     each block the keys and values of the encoder's block of the same number."""
     exits: tuple[int, ...] = ()
-    """Numbers of blocks after which the head is trained to answer too, through the final norm (early exit)."""
+    """Numbers of blocks after which the head is trained to predict too, through the final norm (early exit)."""
     exit_loss: float = 0.3
     """Weight of the exits' mean loss beside that of the last block."""
     ahead: int = 0
-    """So many heads, each a block that reads what the last one wrote, say the tokens after the next one, in training
-    alone (Gloeckle et al. 2024, section 2)."""
+    """Number of extra heads, each a block on top of the last one, that predict the tokens after the next one; only in
+    training (Gloeckle et al. 2024, section 2)."""
     ahead_loss: float = 0.3
     """Weight of those heads' mean loss beside that of the next token."""
 
@@ -125,7 +125,7 @@ class Lookup:
     norm: Norm | None = None
     """Normalise the embeddings."""
     num_token_types: int = 0
-    """Also look up the token's kind, in a table of so many rows (BERT's token types)."""
+    """Rows of a table of token types, added to the embeddings (BERT)."""
     previous: bool = False
     """Also look up the token before, in a table of its own."""
     ngrams: tuple[int, ...] = ()
@@ -143,11 +143,11 @@ class Linear:
     """Feature rows through one matrix: patches, frames, measurements; tokens with an id are looked up instead."""
 
     num_features: int = 0
-    """Numbers per token; 0: as many as the codec gives."""
+    """Numbers per token; 0: the codec's."""
     bias: bool = True
     num_ids: int = 0
-    """Learned vectors for tokens that have an id instead of features, such as a class token; 0: as many as the codec
-    has."""
+    """Learned vectors for tokens that have an id instead of features, such as a class token; 0: the codec's
+    number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,15 +197,15 @@ class MaskedVocabulary:
 
 @dataclass(frozen=True, kw_only=True)
 class Pooled:
-    """One answer for a whole document, given at each of its tokens: scores of classes, numbers, or a vector."""
+    """One output for a whole document, repeated at each of its tokens: class scores, numbers, or a vector."""
 
     over: Literal["first", "mean", "last", "each"] = "first"
-    """The hidden state that speaks for a document: its first token's, the mean, or its last token's; or each for itself
-    (tags)."""
+    """The hidden state that represents a document: its first token's, the mean, or its last token's; each: every token
+    by itself (tags)."""
     num_outputs: int = 0
-    """Classes or numbers; 0: as many classes as the codec has, or with `embed` none, the vector itself."""
+    """Classes or numbers; 0: the codec's number of classes, or with `embed` none, the vector itself."""
     embed: bool = False
-    """Give the pooled vector, scaled to length 1, instead of scores (sentence embedding)."""
+    """Return the pooled vector, scaled to length 1, instead of scores (sentence embedding)."""
     dense: bool = False
     """A dense layer with tanh before the scores (BERT's pooler)."""
     bias: bool = True
@@ -220,7 +220,7 @@ class Initialization:
 
     embedding: float = 0.02
     matrix: float | None = 0.02
-    """Of every matrix in the blocks and the head; absent: 1 / sqrt(inputs)."""
+    """Of every matrix in the blocks and the head; None: 1 / sqrt(inputs)."""
     output: Literal["matrix", "scaled", "zero"] = "matrix"
     """Projections back into the residual stream: like the rest, divided by sqrt(branches) (GPT-2), or zero."""
     head: Literal["matrix", "zero"] = "matrix"
@@ -232,7 +232,7 @@ class LowRank:
 
     rank: int = 8
     alpha: float = 16.0
-    """What the thin matrices say counts alpha / rank times."""
+    """The product of the thin matrices is scaled by alpha / rank."""
     targets: tuple[str, ...] = ("attention", "feedforward")
     """Parts of the names of matrices that get some: attention, cross, feedforward, query_key_value, output, up …"""
 
@@ -252,12 +252,12 @@ class ModelConfig:
     context_length: int = 128
     """The most tokens a stack sees at once, and the length of training rows."""
     vocab_size: int = 0
-    """Tokens; 0: as many as the codec has."""
+    """Tokens of the vocabulary; 0: the codec's."""
     encoder: StackConfig | None = None
     decoder: StackConfig | None = StackConfig()
     stem: Stem = Lookup()
     encoder_stem: Stem | None = None
-    """What the encoder of a pair reads through; absent: the one stem."""
+    """The encoder's stem in an encoder-decoder; None: the decoder's."""
     share_stacks: bool = False
     """Encoder and decoder are one stack, with the same parameters."""
     head: Head = Vocabulary()
@@ -276,7 +276,7 @@ class ModelConfig:
         if self.encoder is not None and self.encoder.cross != "none":
             raise ValueError(f"encoder.cross={self.encoder.cross!r}: only a decoder attends to an encoder")
         if self.encoder is not None and self.encoder.ahead:
-            raise ValueError("encoder.ahead: only a decoder says what comes after the next token")
+            raise ValueError("encoder.ahead: only a decoder predicts what comes after the next token")
         if self.encoder is not None and self.decoder is not None:
             self._check_pair(self.encoder, self.decoder)
         elif self.share_stacks:
@@ -295,12 +295,12 @@ class ModelConfig:
                 self._check(f"{name}.blocks.{i}", stack, block)
 
     def _check_pair(self, encoder: StackConfig, decoder: StackConfig) -> None:
-        own = replace(
+        encoder_as_decoder = replace(
             encoder, cross=decoder.cross, memory_layers=decoder.memory_layers, context_length=decoder.context_length
         )
-        if self.share_stacks and (own != decoder or decoder.exits or decoder.ahead):
+        if self.share_stacks and (encoder_as_decoder != decoder or decoder.exits or decoder.ahead):
             raise ValueError(
-                "share_stacks: encoder and decoder are the same blocks, so that they must be stated alike but for "
+                "share_stacks: encoder and decoder are the same blocks, so that they must be alike except for "
                 "cross, memory_layers and context_length, without exits and ahead, which would predict the source"
             )
         if self.share_stacks and self.encoder_stem is not None:
@@ -311,13 +311,18 @@ class ModelConfig:
             )
         if decoder.cross != "joint":
             return
-        asked = [*self.layers(decoder), *(self.layers(encoder) if decoder.memory_layers == "layerwise" else [])]
-        if any(block.depth is not None for block in asked) or any(b.parallel != "none" for b in self.layers(decoder)):
+        layers_with_keys = [
+            *self.layers(decoder),
+            *(self.layers(encoder) if decoder.memory_layers == "layerwise" else []),
+        ]
+        if any(block.depth is not None for block in layers_with_keys) or any(
+            b.parallel != "none" for b in self.layers(decoder)
+        ):
             raise ValueError(
-                "cross='joint' doesn't go with depth or parallel blocks, nor memory_layers='layerwise' with depth in "
-                "the encoder; set cross to separate"
+                "cross='joint' can't be combined with depth or parallel blocks, nor memory_layers='layerwise' with "
+                "depth in the encoder; set cross to separate"
             )
-        if any(not isinstance(block.mixer, Attention) for block in asked):
+        if any(not isinstance(block.mixer, Attention) for block in layers_with_keys):
             raise ValueError(
                 "cross='joint' asks for keys in every block, which only attention has; set cross to separate"
             )
@@ -400,7 +405,7 @@ class ModelConfig:
 
     @property
     def form(self) -> Form:
-        """Which stacks there are."""
+        """Which stacks the model has."""
         return "decoder" if self.encoder is None else "encoder" if self.decoder is None else "encoder_decoder"
 
     @property
@@ -410,5 +415,5 @@ class ModelConfig:
 
     @property
     def stacks(self) -> list[StackConfig]:
-        """The stacks there are, the encoder first."""
+        """The model's stacks, the encoder first."""
         return [stack for stack in (self.encoder, self.decoder) if stack is not None]

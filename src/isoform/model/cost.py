@@ -53,7 +53,7 @@ from isoform.model.parts import (
 class Shape:
     """What goes through a model at once: rows of `length` tokens, and `source_length` into the encoder.
 
-    scored: of the positions so many are scored by the head.
+    scored: how many of the positions the head scores.
     """
 
     num_rows: int
@@ -123,12 +123,12 @@ def forward_flops(config: Model, shape: Shape) -> int:
 
 
 def training_flops(config: Model, shape: Shape) -> int:
-    """FLOPs of a forward and a backward pass; the optimizer's own are not counted."""
+    """FLOPs of a forward and a backward pass; the optimizer's are not counted."""
     return 3 * (forward_flops(config, shape) + _ahead_flops(config, shape))
 
 
 def _ahead_flops(config: Model, shape: Shape) -> int:
-    """FLOPs of what says the tokens after the next one, which only training asks for."""
+    """FLOPs of the heads for tokens after the next one, which only training uses."""
     config = as_transformer(config)
     if not isinstance(config, ModelConfig) or config.decoder is None or not config.decoder.ahead:
         return 0
@@ -152,7 +152,7 @@ def cache_bytes(config: ModelConfig, *, bytes_per_number: int = 4) -> int:
 def full_cache_bytes(config: ModelConfig, *, bytes_per_number: int = 4) -> int:
     """Bytes of the cache of one row that fills the decoder's context; windowed layers keep their window, recurrences
     their state."""
-    keys = sum(numbers * kept for numbers, kept in _key_values(config))
+    keys = sum(numbers * stored for numbers, stored in _key_values(config))
     return (keys + _state_numbers(config)) * bytes_per_number
 
 
@@ -208,7 +208,7 @@ def decode_bytes(config: ModelConfig, past: int, *, bytes_per_number: int = 4) -
     """Bytes read for one more token of one row: the parameters it goes through, and what the cache holds."""
     is_tied = not isinstance(config.head, Pooled) and config.head.tied
     tables = 0 if is_tied else config.vocab_size * config.model_dim
-    cache = sum(numbers * min(past, kept) for numbers, kept in _key_values(config)) + _state_numbers(config)
+    cache = sum(numbers * min(past, stored) for numbers, stored in _key_values(config)) + _state_numbers(config)
     return (num_active_parameters(config) - tables + cache) * bytes_per_number
 
 
@@ -403,12 +403,12 @@ def _feedforward_matrices(config: ModelConfig, feedforward: FeedForward | None, 
 def _stack_flops(config: ModelConfig, stack: StackConfig, rows: int, length: int, source: int) -> float:
     flops = 0.0
     for block in config.layers(stack) * stack.loops:
-        own = length if block.depth is None else length * block.depth.share
+        block_length = length if block.depth is None else length * block.depth.share
         matrices = _feedforward_matrices(config, block.feedforward, active=True)
-        flops += 2 * rows * own * (_mixer_matrices(config, block.mixer) + matrices)
+        flops += 2 * rows * block_length * (_mixer_matrices(config, block.mixer) + matrices)
         flops += 2 * rows * length * _depth_parameters(config, block)
         if isinstance(block.mixer, Attention):
-            flops += _attention_flops(config, stack, block.mixer, rows, own, source)
+            flops += _attention_flops(config, stack, block.mixer, rows, block_length, source)
     return flops
 
 

@@ -69,7 +69,7 @@ class Subset:
 def choose(scores: Tensor, present: Tensor | None, share: float) -> Subset:
     """The ceil(share x tokens) tokens of each row that score highest, in their order; weights are sigmoids.
 
-    scores (B, T); present (B, T): which slots hold a token, absent: all. The paper multiplies by the score itself,
+    scores (B, T); present (B, T): which slots hold a token, None: all. The paper multiplies by the score itself,
     which at first is next to nothing; the sigmoid chooses alike and starts from a half.
     """
     if present is None:
@@ -81,7 +81,7 @@ def choose(scores: Tensor, present: Tensor | None, share: float) -> Subset:
 
 
 class DepthRouter(nn.Module):
-    """Scores tokens and, if asked, learns to foresee from the token alone whether it will be among the chosen."""
+    """Scores tokens and, with a predictor, learns to predict from the token alone whether it will be chosen."""
 
     def __init__(self, config: Depth, model_dim: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class DepthRouter(nn.Module):
         return subset
 
     def predict(self, x: Tensor, present: Tensor | None = None) -> Subset:
-        """Those of which the predictor says, each by itself, that they go through; all slots are kept."""
+        """Those that the predictor chooses, each token by itself; all slots are kept."""
         assert self.predictor is not None, "config.py refuses depth without a predictor where order is causal"
         is_chosen, weights = self.predictor(x).squeeze(-1) > 0, self.router(x).squeeze(-1).sigmoid()
         return Subset(None, is_chosen if present is None else is_chosen & present, weights)

@@ -1,4 +1,4 @@
-"""Stems turn tokens into vectors, heads turn vectors into what is asked of them."""
+"""Stems turn tokens into vectors, heads turn hidden states into outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from isoform.model.norm import build_norm
 
 
 class LookupStem(Component):
-    """A vector per token, optionally plus those of its kind, of the token before, and of the n-grams that end in it."""
+    """A vector per token, plus, if configured, those of its token type, the previous token and the n-grams it ends."""
 
     roles = (
         ("", Role.EMBEDDING),
@@ -46,15 +46,15 @@ class LookupStem(Component):
         if self.token_types is not None:
             x = x + (self.token_types.weight[0] if tokens.token_types is None else self.token_types(tokens.token_types))
         if self.looks_back:
-            before = self.left_ids(tokens)
+            left_ids = self.left_ids(tokens)
             if self.previous is not None:
-                x = x + self.previous(before[0])
+                x = x + self.previous(left_ids[0])
             for order, num_rows, table in zip(self.orders, self.num_rows, self.ngrams, strict=True):
-                x = x + table(self.ngram_ids(tokens.ids, before[: order - 1], num_rows))
+                x = x + table(self.ngram_ids(tokens.ids, left_ids[: order - 1], num_rows))
         return x if self.norm is None else self.norm(x)
 
     def left_ids(self, tokens: Tokens) -> list[Tensor]:
-        """The ids (B, T) one, two, … positions before each token; vocab_size where the document doesn't reach back."""
+        """The ids (B, T) one, two, … tokens earlier; vocab_size before the document's start."""
         num_rows, length = tokens.ids.shape
         none = tokens.ids.new_full((num_rows, self.looks_back), self.vocab_size)
         row = torch.cat(
@@ -66,12 +66,12 @@ class LookupStem(Component):
         index = tokens.coordinates.index
         return [torch.where(index < back, self.vocab_size, ids) for back, ids in enumerate(shifted, 1)]
 
-    def ngram_ids(self, ids: Tensor, before: list[Tensor], num_rows: int) -> Tensor:
+    def ngram_ids(self, ids: Tensor, left_ids: list[Tensor], num_rows: int) -> Tensor:
         """Which row of a table of num_rows each n-gram (a token and those before it) has (B, T)."""
         base, key = self.vocab_size + 1, ids
-        for back, other in enumerate(before, 1):
-            key = key + other * base**back
-        is_exact = base ** (len(before) + 1) <= num_rows
+        for back, left in enumerate(left_ids, 1):
+            key = key + left * base**back
+        is_exact = base ** (len(left_ids) + 1) <= num_rows
         return key if is_exact else (key * HASH).remainder(PRIME).remainder(num_rows)
 
 
@@ -121,11 +121,11 @@ class ConvolutionStem(Component):
 
 
 def features_of(tokens: Tokens, num_features: int) -> Tensor:
-    """The features (B, T, F). Raises ValueError where there are none or another number of them."""
+    """The features (B, T, F). Raises ValueError where they are missing or of another width."""
     features = tokens.features
     if features is None or features.shape[-1] != num_features:
-        there = "none" if features is None else f"{features.shape[-1]}"
-        raise ValueError(f"the stem reads {num_features} features per token, but the tokens have {there}")
+        width = "none" if features is None else f"{features.shape[-1]}"
+        raise ValueError(f"the stem reads {num_features} features per token, but the tokens have {width}")
     return features
 
 
@@ -197,7 +197,7 @@ def table_of(embedding: nn.Embedding) -> nn.Parameter:
 
 
 class PooledHead(Component):
-    """One answer per document, given at each of its tokens."""
+    """One output per document, repeated at each of its tokens."""
 
     roles = (("", Role.HEAD),)
 
@@ -210,14 +210,14 @@ class PooledHead(Component):
         self.output = None if config.embed else nn.Linear(model_dim, config.num_outputs, bias=config.bias)
 
     def forward(self, hidden: Tensor, coordinates: Coordinates | None = None) -> Tensor:
-        """hidden (B, T, D) at these coordinates (absent: one document a row) to (B, T, C), equal within a document."""
+        """hidden (B, T, D) at these coordinates (None: one document a row) to (B, T, C), equal within a document."""
         pooled = hidden if self.over == "each" else self.pool(hidden, coordinates)
         if self.dense is not None:
             pooled = torch.tanh(self.dense(pooled))
         return functional.normalize(pooled, dim=-1) if self.output is None else self.output(pooled)
 
     def pool(self, hidden: Tensor, coordinates: Coordinates | None) -> Tensor:
-        """What speaks for the document of each token, (B, T, D)."""
+        """The hidden state that represents the document of each token, (B, T, D)."""
         if coordinates is None or coordinates.start is not None:
             first, last = hidden[:, :1], hidden[:, -1:]
             return {"first": first, "last": last, "mean": hidden.mean(1, keepdim=True)}[self.over].expand_as(hidden)
@@ -226,8 +226,8 @@ class PooledHead(Component):
         if self.over == "mean":
             return same.to(hidden.dtype) @ hidden / same.sum(-1, keepdim=True).clamp(min=1)
         order = same.int()
-        at = order.argmax(-1) if self.over == "first" else document.shape[1] - 1 - order.flip(-1).argmax(-1)
-        return hidden.gather(1, at.unsqueeze(-1).expand_as(hidden))
+        column = order.argmax(-1) if self.over == "first" else document.shape[1] - 1 - order.flip(-1).argmax(-1)
+        return hidden.gather(1, column.unsqueeze(-1).expand_as(hidden))
 
 
 def build_head(

@@ -65,7 +65,7 @@ class Plan:
 
 
 def build_plan(rows: Tensor, sizes: Tensor, num_tokens: int) -> Plan:
-    """The plan of pairs that are sorted by expert; sizes (E) says how many each expert has."""
+    """The plan of pairs that are sorted by expert; sizes (E): how many each expert has."""
     by_token = torch.argsort(rows, stable=True)
     counts = torch.bincount(rows, minlength=num_tokens)
     return Plan(rows, sizes.tolist(), by_token, counts.cumsum(0) - counts)
@@ -77,15 +77,15 @@ class _Experts(Function):
 
     @staticmethod
     def forward(ctx, x, weights, up, down, plan, activation, width, dtype):
-        x, up, down, kept = x.to(dtype), up.to(dtype), down.to(dtype), []
-        out = _work(x, weights, up, down, plan, activation, width, kept)
-        ctx.save_for_backward(x, weights, up, down, *kept)
+        x, up, down, saved = x.to(dtype), up.to(dtype), down.to(dtype), []
+        out = _work(x, weights, up, down, plan, activation, width, saved)
+        ctx.save_for_backward(x, weights, up, down, *saved)
         ctx.how = plan, activation, width
         return out
 
     @staticmethod
     def backward(ctx, *grads):
-        x, weights, up, down, *kept = ctx.saved_tensors
+        x, weights, up, down, *saved = ctx.saved_tensors
         plan, activation, width = ctx.how
         wide = weights.dtype
         grad = grads[0].to(x.dtype)
@@ -101,39 +101,39 @@ class _Experts(Function):
             below = grad.index_select(0, rows)
             grad_inner = (below @ down[expert]).to(wide)
             if width:
-                pre_activation = kept[i].to(wide)
-                gate, other = _gate_and_up(pre_activation, width)
+                pre_activation = saved[i].to(wide)
+                gate, up_branch = _gate_and_up(pre_activation, width)
                 active = ACTIVATIONS[activation](gate)
-                inner = (active * other).flatten(1)
+                inner = (active * up_branch).flatten(1)
             else:
-                pre_activation, inner = kept[2 * i].to(wide), kept[2 * i + 1]
-                gate, other, active = pre_activation, None, inner
+                pre_activation, inner = saved[2 * i].to(wide), saved[2 * i + 1]
+                gate, up_branch, active = pre_activation, None, inner
             grad_weights[begin:end] = torch.linalg.vecdot(grad_inner, inner)
             grad_inner.mul_(weight)
             _product(below.mT, (inner * weight).to(x.dtype), grad_down[expert])
-            if other is None:
+            if up_branch is None:
                 grad_pre_activation = BACKWARD[activation](grad_inner, gate)
             else:
                 grad_pre_activation, grad_inner = torch.empty_like(pre_activation), grad_inner.view_as(active)
-                grad_gate, grad_other = _gate_and_up(grad_pre_activation, width)
-                torch.mul(grad_inner, active, out=grad_other)
-                grad_gate.copy_(BACKWARD[activation](grad_inner.mul_(other), gate))
+                grad_gate, grad_up_branch = _gate_and_up(grad_pre_activation, width)
+                torch.mul(grad_inner, active, out=grad_up_branch)
+                grad_gate.copy_(BACKWARD[activation](grad_inner.mul_(up_branch), gate))
             grad_pre_activation = grad_pre_activation.to(x.dtype)
             _product(grad_pre_activation.mT, x.index_select(0, rows), grad_up[expert])
             _product(grad_pre_activation, up[expert], grad_pairs[begin:end])
         return _sum_by_token(grad_pairs, plan), grad_weights, grad_up, grad_down, None, None, None, None
 
 
-def _work(x, weights, up, down, plan, activation, width, kept=None) -> Tensor:
-    """The forward pass on a CPU, in the format of x but for what lies between products; `kept` takes what a backward
-    pass reads."""
+def _work(x, weights, up, down, plan, activation, width, saved=None) -> Tensor:
+    """The forward pass on a CPU, in the dtype of x except between products; `saved` collects what the backward pass
+    reads."""
     wide = weights.dtype
     pairs = x.new_empty(len(plan.rows), x.shape[1], dtype=wide)
     for expert, begin, end in plan.spans:
         pre_activation = x.index_select(0, plan.rows[begin:end]) @ up[expert].mT
         inner = _inner(pre_activation.to(wide), activation, width)
-        if kept is not None:
-            kept.extend((pre_activation,) if width else (pre_activation, inner))
+        if saved is not None:
+            saved.extend((pre_activation,) if width else (pre_activation, inner))
         _product((inner * weights[begin:end, None]).to(x.dtype), down[expert].mT, pairs[begin:end])
     return _sum_by_token(pairs, plan)
 
@@ -275,7 +275,7 @@ class TokenChoiceFeedForward(Routed):
 
     A capacity holds in training alone: an expert takes ceil(capacity_factor x num_active x tokens / E) tokens of a
     row, the first ones, so that a token's result depends on its past alone; in evaluation all are taken, so that
-    reading at once and reading token by token, which could not know how many an expert had, give the same.
+    reading at once and token by token, where the count of earlier tokens is unknown, give the same.
     """
 
     load_bias: Tensor | None
@@ -286,7 +286,7 @@ class TokenChoiceFeedForward(Routed):
         self.register_buffer("load_bias", torch.zeros(config.num_experts) if router.bias_rate else None)
 
     def forward(self, x: Tensor, present: Tensor | None = None, auxiliary: Auxiliary | None = None) -> Tensor:
-        """(B, T, D) to (B, T, D); present (B, T): which slots hold a token, absent: all. Other slots give zeros,
+        """(B, T, D) to (B, T, D); present (B, T): which slots hold a token, None: all. Other slots give zeros,
         but for shared experts, and count nowhere."""
         config, flat = self.config, x.reshape(-1, x.shape[-1])
         logits = self.router(flat)
@@ -345,14 +345,14 @@ class TokenChoiceFeedForward(Routed):
         """
         config, losses = self.config, {}
         is_chosen = torch.zeros_like(scores).scatter_(-1, chosen, 1.0)
-        here = None if present is None else present.reshape(-1, 1).to(scores.dtype)
-        load = (is_chosen if here is None else is_chosen * here).sum(0)
+        is_token = None if present is None else present.reshape(-1, 1).to(scores.dtype)
+        load = (is_chosen if is_token is None else is_chosen * is_token).sum(0)
         if config.balance_loss:
             shares = scores if config.score == "softmax" else scores / (scores.sum(-1, keepdim=True) + 1e-20)
-            even = (load / load.sum().clamp(min=1) * _mean(shares, here)).sum() * self.num_experts
+            even = (load / load.sum().clamp(min=1) * _mean(shares, is_token)).sum() * self.num_experts
             losses["balance_loss"] = config.balance_loss * even
         if config.z_loss:
-            losses["router_z_loss"] = config.z_loss * _mean(logits.logsumexp(-1, keepdim=True).square(), here).sum()
+            losses["router_z_loss"] = config.z_loss * _mean(logits.logsumexp(-1, keepdim=True).square(), is_token).sum()
         auxiliary.add(self, losses=losses, load=load.detach())
 
     @torch.no_grad()
@@ -367,9 +367,9 @@ def quota(num_tokens: Tensor, share: float) -> Tensor:
     return torch.ceil(num_tokens * share - 1e-3).long()
 
 
-def _mean(values: Tensor, here: Tensor | None) -> Tensor:
-    """Mean (..) of values (P, ..) over the tokens that are here (P, 1)."""
-    return values.mean(0) if here is None else (values * here).sum(0) / here.sum().clamp(min=1)
+def _mean(values: Tensor, is_token: Tensor | None) -> Tensor:
+    """Mean (..) of values (P, ..) over the tokens that are is_token (P, 1)."""
+    return values.mean(0) if is_token is None else (values * is_token).sum(0) / is_token.sum().clamp(min=1)
 
 
 class ExpertChoiceFeedForward(Routed):
@@ -384,7 +384,7 @@ class ExpertChoiceFeedForward(Routed):
         self.config = router
 
     def forward(self, x: Tensor, present: Tensor | None = None, auxiliary: Auxiliary | None = None) -> Tensor:
-        """(B, T, D) to (B, T, D); present (B, T): which slots hold a token, absent: all."""
+        """(B, T, D) to (B, T, D); present (B, T): which slots hold a token, None: all."""
         scores = self.router(x).softmax(-1)
         out = self._routed(x, scores, present, auxiliary)
         return out if self.shared is None else out + self.shared(x)
@@ -392,19 +392,19 @@ class ExpertChoiceFeedForward(Routed):
     @torch.compiler.disable
     def _routed(self, x: Tensor, scores: Tensor, present: Tensor | None, auxiliary: Auxiliary | None) -> Tensor:
         rows, length = x.shape[:2]
-        here = torch.ones(rows, length, dtype=torch.bool, device=x.device) if present is None else present
+        is_token = torch.ones(rows, length, dtype=torch.bool, device=x.device) if present is None else present
         share = self.config.capacity_factor / self.num_experts
-        takes = quota(here.sum(-1), share).clamp(max=length)
-        ranked = scores.detach().masked_fill(~here.unsqueeze(-1), -1.0)
+        takes = quota(is_token.sum(-1), share).clamp(max=length)
+        ranked = scores.detach().masked_fill(~is_token.unsqueeze(-1), -1.0)
         picks = ranked.topk(int(takes.max()), dim=1).indices.permute(2, 0, 1)
         is_taken = torch.arange(picks.shape[-1], device=x.device) < takes.unsqueeze(-1)
-        is_taken = is_taken & here.unsqueeze(0).expand(self.num_experts, -1, -1).gather(-1, picks)
+        is_taken = is_taken & is_token.unsqueeze(0).expand(self.num_experts, -1, -1).gather(-1, picks)
         first = torch.arange(rows, device=x.device).view(1, -1, 1) * length
         tokens = (picks + first)[is_taken]
         experts = torch.arange(self.num_experts, device=x.device).view(-1, 1, 1).expand_as(picks)[is_taken]
         plan = build_plan(tokens, is_taken.sum((1, 2)), rows * length)
         if auxiliary is not None:
-            missed = here.flatten().index_fill(0, tokens, False).sum()
+            missed = is_token.flatten().index_fill(0, tokens, False).sum()
             auxiliary.add(self, counts={"experts_missed": missed})
         weights = scores.flatten(0, 1)[tokens, experts]
         return self.experts.work(x.reshape(-1, x.shape[-1]), weights, plan).view_as(x)
@@ -426,7 +426,7 @@ def build_experts(
 def upcycle_state(dense: Mapping[str, Tensor], config: Experts) -> dict[str, Tensor]:
     """A dense feed-forward's tensors as those of experts that are copies of it (Komatsuzaki et al. 2023).
 
-    dense: up.weight or gate_up.weight, and down.weight; given are experts.up or experts.gate_up, and experts.down.
+    dense: up.weight or gate_up.weight, and down.weight; returned: experts.up or experts.gate_up, and experts.down.
     The router stays as it was drawn: with weights that sum to 1 the model answers as before, whoever is chosen.
     Raises ValueError where that doesn't hold: weights that aren't normalised, shared experts, biases, other shapes.
     """

@@ -1,7 +1,7 @@
-"""A trained model made larger without changing what it says: experts out of one feed-forward, more blocks, more width.
+"""A trained model made larger without changing its output: experts from one feed-forward, more blocks, more width.
 
-What is added gives nothing at first, because the matrices that lead back into the residual stream are zero for it, or
-because copies share the work; it learns from there.
+The new parts contribute nothing at first, because their matrices back into the residual stream are zero, or because
+copies share the work; they learn from there.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from isoform.model.transformer import Transformer
 
 @torch.no_grad()
 def upcycle(model: Transformer, num_experts: int, num_active: int = 2, *, seed: int = 0) -> Transformer:
-    """Each feed-forward copied into so many experts, of which a new router picks num_active for a token (Komatsuzaki
-    et al. 2023, "Sparse Upcycling"). The weights of a token's experts sum to 1, so it hears what it heard before.
+    """Each feed-forward copied into num_experts experts, of which a new router picks num_active per token (Komatsuzaki
+    et al. 2023, "Sparse Upcycling"). The weights of a token's experts sum to 1, so the output is unchanged.
 
     Raises ValueError for feed-forwards that are experts already or have biases.
     """
@@ -46,18 +46,17 @@ def upcycle(model: Transformer, num_experts: int, num_active: int = 2, *, seed: 
 
 @torch.no_grad()
 def load_grown(target: Transformer, source: Transformer) -> None:
-    """Give a model another one's parameters; where it has experts and the other one feed-forward, each is a copy; more
-    tokens than the other one has are new, as are learned positions beyond its context, and a head that gives something
-    else.
+    """Load another model's parameters; experts become copies of its feed-forward. New are tokens beyond its vocabulary,
+    learned positions beyond its context, and a head with another kind of output.
 
     Raises ValueError naming the fields that differ; dropout, initialization and the context's length may.
     """
     alike = _with_blocks(target.config, lambda block: replace(block, feedforward=_expert(block.feedforward)))
-    own = alike if _is_dense(source.config) else target.config
+    compared = alike if _is_dense(source.config) else target.config
     has_new_head = _gives(source.config.head) != _gives(target.config.head)
     different = [
         f"{path}: {before} there, {now} here"
-        for path, before, now in differences(_sized(source.config), _sized(own))
+        for path, before, now in differences(_sized(source.config), _sized(compared))
         if not path.startswith(("dropout", "initialization"))
         and not path.endswith(("mixer.dropout", "context_length"))
         and not (path == "vocab_size" and source.config.vocab_size < target.config.vocab_size)
@@ -69,27 +68,29 @@ def load_grown(target: Transformer, source: Transformer) -> None:
     if has_new_head:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     for name, block in source.named_modules():
-        other = into.get(name)
-        if not isinstance(block, Block) or not isinstance(other, Block) or block.is_routed:
+        twin = into.get(name)
+        if not isinstance(block, Block) or not isinstance(twin, Block) or block.is_routed:
             continue
-        if isinstance(feedforward := other.config.feedforward, Experts) and block.feedforward is not None:
+        if isinstance(feedforward := twin.config.feedforward, Experts) and block.feedforward is not None:
             state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{name}.feedforward.")}
             copies = upcycle_state(block.feedforward.state_dict(), feedforward)
             state |= {f"{name}.feedforward.{part}": tensor for part, tensor in copies.items()}
-    own = target.state_dict()
+    fresh = target.state_dict()
     for name, tensor in state.items():
-        if name in own and len(tensor) != len(own[name]):  # new tokens and positions keep what they were made with
-            shared = min(len(tensor), len(own[name]))
-            own[name][:shared] = tensor[:shared]
-            state[name] = own[name]
-    left = target.load_state_dict(state, strict=False)
+        if name in fresh and len(tensor) != len(fresh[name]):  # new tokens and positions keep what they were made with
+            shared = min(len(tensor), len(fresh[name]))
+            fresh[name][:shared] = tensor[:shared]
+            state[name] = fresh[name]
+    result = target.load_state_dict(state, strict=False)
     roles, new = roles_of(target), {Role.ROUTER, Role.ADAPTER, *([Role.HEAD] if has_new_head else [])}
-    missing = [n for n in left.missing_keys if roles.get(n) not in new and not (has_new_head and n.startswith("head."))]
-    assert not missing and not left.unexpected_keys
+    missing = [
+        n for n in result.missing_keys if roles.get(n) not in new and not (has_new_head and n.startswith("head."))
+    ]
+    assert not missing and not result.unexpected_keys
 
 
 def _gives(head: Head) -> tuple:
-    """What a head is for: scores of tokens, of so many classes, or a vector."""
+    """What a head outputs: scores of tokens, of classes, or a vector."""
     return (type(head), head.num_outputs, head.embed) if isinstance(head, Pooled) else (type(head),)
 
 
@@ -115,9 +116,10 @@ def _sized(config: ModelConfig) -> ModelConfig:
 
 @torch.no_grad()
 def deepen(model: Transformer, num_layers: int, *, seed: int = 0) -> Transformer:
-    """So many blocks in the last stack, the new ones spread among the old and giving nothing at first.
+    """The model with num_layers blocks in its last stack, the new ones spread among the old and contributing nothing at
+    first.
 
-    Raises ValueError for fewer blocks than there are, and for forms whose blocks can't be passed by: norms on the sum,
+    Raises ValueError for fewer blocks than the model has, and forms whose blocks can't be skipped: norms on the sum,
     exits, loops, shortcuts.
     """
     is_decoder = model.config.decoder is not None
@@ -125,11 +127,11 @@ def deepen(model: Transformer, num_layers: int, *, seed: int = 0) -> Transformer
     assert stack is not None
     layers = model.config.layers(stack)
     if num_layers < stack.num_layers:
-        raise ValueError(f"num_layers={num_layers} is fewer than the {stack.num_layers} there are")
+        raise ValueError(f"num_layers={num_layers} is fewer than the model's {stack.num_layers}")
     mixers = [block.mixer for block in layers]
     has_shortcut = any(isinstance(mixer, Attention) and mixer.value_shortcut for mixer in mixers)
     if has_shortcut or any(b.norm_placement == "post" or b.x0_shortcut for b in layers):
-        raise ValueError("blocks with a norm on the sum or with shortcuts can't be passed by; nothing can be added")
+        raise ValueError("blocks with a norm on the sum or with shortcuts can't be skipped; nothing can be added")
     if any(isinstance(mixer, LSTM) for mixer in mixers):
         raise ValueError("an LSTM has no matrix that leads back into the residual stream; nothing can be added")
     if stack.exits or stack.loops > 1 or any(isinstance(b.feedforward, Experts) for b in layers):
@@ -159,9 +161,9 @@ def deepen(model: Transformer, num_layers: int, *, seed: int = 0) -> Transformer
 
 @torch.no_grad()
 def widen(model: Transformer, feedforward_dim: int, *, seed: int = 0) -> Transformer:
-    """Feed-forwards of this inner width, the new part giving nothing at first (Net2Net's idea, Chen et al. 2016).
+    """Feed-forwards of this inner width, the new part contributing nothing at first (Net2Net's idea, Chen et al. 2016).
 
-    Raises ValueError for a smaller width than there is, and for experts.
+    Raises ValueError for a smaller width than the model's, and for experts.
     """
 
     def block_of(block: BlockConfig) -> BlockConfig:

@@ -21,7 +21,7 @@ SHORT = 128
 
 
 def wants_plain(x: Tensor) -> bool:
-    """Whether the plain form is the fast one for this tensor: there is no backward pass, or others do the fusing."""
+    """Whether the plain form is the fast one for this tensor: there is no backward pass, or a compiler fuses it."""
     if x.device.type != "cpu" or not torch.is_grad_enabled():
         return True
     return torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")

@@ -89,7 +89,7 @@ def _bounds(mask: Mask) -> tuple[float, float]:
 
 @lru_cache
 def exact_window(mask: Mask) -> tuple[float, float] | None:
-    """Of plain rows: (before, after) if a query sees exactly the tokens up to so many back and ahead; None if not.
+    """Of plain rows: (before, after) if a query sees exactly that many tokens back and ahead; None if not.
 
     All masks below see the token itself, or nothing at all (a prefix that plain rows don't have, -inf), so that what
     is common to two of them, or in either, is a window again.
@@ -102,11 +102,11 @@ def exact_window(mask: Mask) -> tuple[float, float] | None:
         case Causal() | Window():
             return _bounds(mask)
         case Both(left=left, right=right) | Either(left=left, right=right):
-            one, other = exact_window(left), exact_window(right)
-            if one is None or other is None:
+            first, second = exact_window(left), exact_window(right)
+            if first is None or second is None:
                 return None
             choose = min if isinstance(mask, Both) else max
-            return choose(one[0], other[0]), choose(one[1], other[1])
+            return choose(first[0], second[0]), choose(first[1], second[1])
     return None
 
 
@@ -115,7 +115,7 @@ def lower(
 ) -> Allowed:
     """The mask on these coordinates, as the kernel wants it.
 
-    wants_bias: something will be added to the scores of all pairs, or their weights asked for, which bands can't do.
+    wants_bias: a bias of all pairs will be added to the scores, or weights requested, which bands can't do.
     """
     if kernel == "flex":
         return _blocks(mask, query, key)
@@ -154,18 +154,18 @@ def _is_banded(widest: tuple[float, float], query: Coordinates, key: Coordinates
     return is_square and length >= 2 * (widest[0] + widest[1] + CHUNK)
 
 
-def _columns(at: Coordinates, size: int, offset: int) -> tuple[Tensor, Tensor]:
+def _columns(slots: Coordinates, size: int, offset: int) -> tuple[Tensor, Tensor]:
     """The slots from `offset` after the beginning of each chunk on, (chunks, size), and whether the row has them."""
-    length = at.index.shape[-1]
-    starts = torch.arange(offset, length + offset, CHUNK, device=at.index.device)
-    columns = starts.unsqueeze(1) + torch.arange(size, device=at.index.device)
+    length = slots.index.shape[-1]
+    starts = torch.arange(offset, length + offset, CHUNK, device=slots.index.device)
+    columns = starts.unsqueeze(1) + torch.arange(size, device=slots.index.device)
     return columns.clamp(0, length - 1), (columns >= 0) & (columns < length)
 
 
-def _plain_band(at: Coordinates, before: int, after: int) -> Band:
-    """Chunks of plain rows differ at the ends alone; queries past the end see what is there to be seen."""
+def _plain_band(slots: Coordinates, before: int, after: int) -> Band:
+    """Chunks of plain rows differ only at the ends; queries past the end see every slot that exists."""
     width = CHUNK + before + after
-    _, is_inside = _columns(at, width, -before)
+    _, is_inside = _columns(slots, width, -before)
     distance = torch.arange(CHUNK, device=is_inside.device).unsqueeze(1) + before
     distance = distance - torch.arange(width, device=is_inside.device)
     visible = ((distance <= before) & (distance >= -after)) & is_inside.unsqueeze(1)
@@ -173,16 +173,16 @@ def _plain_band(at: Coordinates, before: int, after: int) -> Band:
     return Band(CHUNK, before, after, _additive(visible).unsqueeze(0), None)
 
 
-def _band(mask: Mask, at: Coordinates, before: int, after: int) -> Band:
+def _band(mask: Mask, slots: Coordinates, before: int, after: int) -> Band:
     """The predicate on the slots around each chunk of queries."""
-    num_rows, length = max(len(at.index), len(at.document)), at.index.shape[-1]
+    num_rows, length = max(len(slots.index), len(slots.document)), slots.index.shape[-1]
     width = CHUNK + before + after
 
     def chunked(columns: Tensor, is_inside: Tensor) -> Coordinates:
-        inside = at.map(lambda t: t.expand(num_rows, *t.shape[1:])[:, columns].flatten(0, 1))
+        inside = slots.map(lambda t: t.expand(num_rows, *t.shape[1:])[:, columns].flatten(0, 1))
         return replace(inside, document=inside.document.masked_fill(~is_inside.repeat(num_rows, 1), -1))
 
-    visible = attended(mask, chunked(*_columns(at, CHUNK, 0)), chunked(*_columns(at, width, -before)))
+    visible = attended(mask, chunked(*_columns(slots, CHUNK, 0)), chunked(*_columns(slots, width, -before)))
     visible = visible.view(num_rows, -1, CHUNK, width)
     has_key = visible.any(-1, keepdim=True)
     return Band(CHUNK, before, after, _additive(visible | ~has_key), has_key.view(num_rows, 1, -1, 1)[:, :, :length])
@@ -219,15 +219,15 @@ or on the query too (`relative`), mix relative vectors into the values (`values`
 
 
 def check_kernel(kernel: str, *, needs: Collection[str], device: torch.device | str) -> None:
-    """Raises ValueError for a kernel that isn't there, or can't do on this device what is needed (see ABILITIES)."""
+    """Raises ValueError for an unknown kernel, or one that can't do on this device what is needed (see ABILITIES)."""
     if kernel not in ABILITIES:
         raise ValueError(f"kernel={kernel!r} isn't there; choose among {', '.join(ABILITIES)}")
     is_cpu = torch.device(device).type == "cpu"
     lacks = set(needs) - ABILITIES[kernel] | (set(needs) & {"gradients"} if kernel == "flex" and is_cpu else set())
     if lacks:
-        others = ", ".join(name for name, can in ABILITIES.items() if can.issuperset(needs) and name != kernel)
+        able = ", ".join(name for name, can in ABILITIES.items() if can.issuperset(needs) and name != kernel)
         raise ValueError(
-            f"kernel={kernel!r} on {torch.device(device).type} can't do {', '.join(sorted(lacks))}; choose {others}"
+            f"kernel={kernel!r} on {torch.device(device).type} can't do {', '.join(sorted(lacks))}; choose {able}"
         )
     if kernel == "flex" and is_cpu and compiler() is None:
         raise ValueError("kernel='flex' is compiled, but there is no C++ compiler here; install one or choose auto")
@@ -247,7 +247,7 @@ def attend(
     """softmax(scale q k^T + bias) v over the allowed keys: (B, N, T, H) with (B, K, S, H) to (B, N, T, H).
 
     scale: absent, 1 / sqrt(H); bias: (B or 1, N, T, S). A query without any key gives zeros and no gradient.
-    Raises ValueError where the kernel can't do what is asked.
+    Raises ValueError where the kernel can't compute this.
     """
     if kernel == "dense":
         weights = functional.dropout(attention_weights(q, k, allowed, scale=scale, bias=bias), dropout)
@@ -309,39 +309,37 @@ def dense_allowed(allowed: Allowed, q: Tensor, k: Tensor) -> Tensor:
 
 def _dense_band(band: Band, length: int) -> Tensor:
     rows, num_chunks, chunk, width = band.additive_mask.shape
-    padded = torch.zeros(rows, num_chunks * chunk, num_chunks * chunk + width - chunk, dtype=torch.bool)
-    padded = padded.to(band.additive_mask.device)
+    padded_BTS = torch.zeros(rows, num_chunks * chunk, num_chunks * chunk + width - chunk, dtype=torch.bool)
+    padded_BTS = padded_BTS.to(band.additive_mask.device)
     for i in range(num_chunks):
-        own = slice(i * chunk, (i + 1) * chunk)
-        padded[:, own, own.start : own.start + width] = band.additive_mask[:, i] == 0
-    visible = padded[:, :length, band.before : band.before + length].unsqueeze(1)
-    return visible if band.has_key is None else visible & band.has_key
+        queries = slice(i * chunk, (i + 1) * chunk)
+        padded_BTS[:, queries, queries.start : queries.start + width] = band.additive_mask[:, i] == 0
+    visible_B1TS = padded_BTS[:, :length, band.before : band.before + length].unsqueeze(1)
+    return visible_B1TS if band.has_key is None else visible_B1TS & band.has_key
 
 
 def _attend_band(q: Tensor, k: Tensor, v: Tensor, band: Band, scale: float | None, dropout: float) -> Tensor:
-    """Each chunk of queries against the keys around it; rows in turn, as chunks take the place of the batch."""
+    """Each chunk of queries against the keys around it; row by row, with the chunks as the batch."""
     num_rows, num_heads, length, _ = q.shape
     num_chunks, width = band.additive_mask.shape[1], band.additive_mask.shape[3]
     missing = num_chunks * band.chunk - length
     queries = functional.pad(q, (0, 0, 0, missing)) if missing else q
     keys, values = (functional.pad(t, (0, 0, band.before, band.after + missing)) for t in (k, v))
-    additive_mask = band.additive_mask.to(q.dtype).unsqueeze(2).expand(num_rows, -1, -1, -1, -1)
-    outs = []
-    for one_q, one_k, one_v, one_mask in zip(
-        *(t.unbind() for t in (queries, keys, values, additive_mask)), strict=True
-    ):
-        out = scaled_dot_product_attention(
-            one_q.unflatten(1, (num_chunks, band.chunk)).transpose(0, 1),
-            one_k.unfold(1, width, band.chunk).permute(1, 0, 3, 2),
-            one_v.unfold(1, width, band.chunk).permute(1, 0, 3, 2),
-            attn_mask=one_mask,
+    masks = band.additive_mask.to(q.dtype).unsqueeze(2).expand(num_rows, -1, -1, -1, -1)
+    rows_TNH = []
+    for q_NTH, k_KSH, v_KSH, mask in zip(*(t.unbind() for t in (queries, keys, values, masks)), strict=True):
+        out_CNTH = scaled_dot_product_attention(  # chunks as the batch
+            q_NTH.unflatten(1, (num_chunks, band.chunk)).transpose(0, 1),
+            k_KSH.unfold(1, width, band.chunk).permute(1, 0, 3, 2),
+            v_KSH.unfold(1, width, band.chunk).permute(1, 0, 3, 2),
+            attn_mask=mask,
             dropout_p=dropout,
             scale=scale,
             enable_gqa=num_heads != k.shape[1],
         )
-        outs.append(out.transpose(1, 2).flatten(0, 1))
-    out = outs[0].unsqueeze(0) if num_rows == 1 else torch.stack(outs)
-    out = out[:, :length].transpose(1, 2)
+        rows_TNH.append(out_CNTH.transpose(1, 2).flatten(0, 1))
+    out_BTNH = rows_TNH[0].unsqueeze(0) if num_rows == 1 else torch.stack(rows_TNH)
+    out = out_BTNH[:, :length].transpose(1, 2)
     return out if band.has_key is None else out * band.has_key
 
 
@@ -353,7 +351,7 @@ def _compiled_flex() -> Callable[..., Tensor]:
 
     def call(*arguments: Any, **keywords: Any) -> Tensor:
         """Each mask and shape is a program of its own; after too many of them torch would fall back to dense scores
-        with a warning, so it is told to fail instead."""
+        with a warning, so it is set to fail instead."""
         with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
             return compiled(*arguments, **keywords)
 

@@ -1,4 +1,4 @@
-"""What training, evaluation and scoring ask of any model: hidden states, logits, and how they are computed."""
+"""What training, evaluation and scoring need of any model: hidden states, logits, and how to compute them."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Network(Component, ABC, Generic[ConfigT]):
     ) -> Tensor:
         """What the head reads (B, T, D); `source` goes to the encoder of an encoder-decoder.
 
-        auxiliary: takes in what routed parts and early exits report beside it.
+        auxiliary: collects what routed modules and early exits report.
         """
 
     @abstractmethod
     def logits(self, hidden: Tensor, coordinates: Coordinates | None = None) -> Tensor:
-        """Hidden states (B, T, D) to scores (B, T, V); a pooled head asks where packed tokens stand."""
+        """Hidden states (B, T, D) to scores (B, T, V); a pooled head needs the coordinates of packed tokens."""
 
     def forward(
         self,
@@ -69,7 +69,7 @@ class Network(Component, ABC, Generic[ConfigT]):
 
     @abstractmethod
     def use_kernel(self, kernel: str, *, trains: bool = False) -> None:
-        """Attend by this kernel, in place; `trains`: gradients will be asked for. Raises ValueError where it can't."""
+        """Attend by this kernel, in place; `trains`: gradients will be needed. Raises ValueError where it can't."""
 
     @abstractmethod
     def compile_blocks(self) -> None:

@@ -59,7 +59,7 @@ class YaRNExtension:
     beta_slow: float = 1.0
     """Turns within original_length up to which a pair is slowed in full."""
     attention_factor: float | None = None
-    """Multiplies queries and keys; absent: 0.1 ln(factor) + 1."""
+    """Multiplies queries and keys; None: 0.1 ln(factor) + 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,21 +154,21 @@ class Attention:
 
     num_heads: int = 4
     num_kv_heads: int | None = None
-    """Key/value heads; absent: num_heads."""
+    """Key/value heads; None: num_heads."""
     head_dim: int | None = None
-    """Width of a head; absent: model_dim / num_heads."""
+    """Width of a head; None: model_dim / num_heads."""
     bias: bool = False
     """Of query, key and value."""
     key_bias: bool = True
-    """Whether keys share in `bias`; it changes no output, since softmax forgets what all keys have in common."""
+    """Whether keys share in `bias`; it changes no output, since softmax ignores what all keys have in common."""
     output_bias: bool | None = None
-    """Absent: as `bias`."""
+    """None: as `bias`."""
     qk_norm: Norm | None = None
     """Normalise queries and keys (Henry et al. 2020)."""
     qk_norm_over: Literal["head", "projection"] = "head"
-    """head: each head by itself; projection: all heads together, before they part (OLMo 2)."""
+    """head: each head by itself; projection: all heads together, before the split (OLMo 2)."""
     scale: float | None = None
-    """What query-key products are multiplied by; absent: 1 / sqrt(head_dim)."""
+    """What query-key products are multiplied by; None: 1 / sqrt(head_dim)."""
     value_shortcut: bool = False
     """Mix the first block's values into this block's, with learned weights (ResFormer, Zhou et al. 2024)."""
     dropout: float = 0.0
@@ -176,7 +176,7 @@ class Attention:
     pattern: Pattern | None = None
     """A mask and-ed to the objective's, such as a window."""
     position: Rotary | None = None
-    """This block's own rotary scheme; absent: the stack's scheme."""
+    """This block's own rotary scheme; None: the stack's scheme."""
 
     def __post_init__(self) -> None:
         groups = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
@@ -212,7 +212,7 @@ class LinearRecurrence:
     the output is h_t times a gate (minGRU, Feng et al. 2024; HGRN, Qin et al. 2023)."""
 
     state_dim: int | None = None
-    """Width of the state; absent: model_dim."""
+    """Width of the state; None: model_dim."""
 
     def __post_init__(self) -> None:
         if self.state_dim is not None and self.state_dim < 1:
@@ -232,7 +232,7 @@ class Dense:
     """Two matrices with an activation between; relu2 is the squared ReLU (So et al. 2021)."""
 
     feedforward_dim: int | None = None
-    """Inner width; absent: 4 x model_dim."""
+    """Inner width; None: 4 x model_dim."""
     activation: Activation = "gelu"
     bias: bool = False
 
@@ -242,7 +242,7 @@ class Gated:
     """activation(gate x) * (up x), then down (Shazeer 2020)."""
 
     feedforward_dim: int | None = None
-    """Inner width; absent: 8/3 x model_dim, rounded up to a multiple of 8."""
+    """Inner width; None: 8/3 x model_dim, rounded up to a multiple of 8."""
     activation: Activation = "silu"
     bias: bool = False
 
@@ -265,7 +265,7 @@ class TokenChoice:
     bias_rate: float = 0.0
     """How fast a bias per expert, which only decides who is chosen, moves against the load (Wang et al. 2024)."""
     capacity_factor: float | None = None
-    """An expert takes at most this times its even share of a row's tokens, the first ones; absent: all of them."""
+    """An expert takes at most this times its even share of a row's tokens, the first ones; None: all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,14 +289,14 @@ class Experts:
     """What each expert is; without biases."""
     router: Router = TokenChoice()
     num_shared: int = 0
-    """Experts that every token goes to, as one feed-forward of so many times the width (DeepSeekMoE, 2024)."""
+    """Experts that every token goes to, as one feed-forward of num_shared times the width (DeepSeekMoE, 2024)."""
 
     def __post_init__(self) -> None:
         active = self.router.num_active if isinstance(self.router, TokenChoice) else 1
         if not 1 <= active <= self.num_experts or self.num_shared < 0:
             raise ValueError(
                 f"{self.num_experts} experts of which {active} are active, and {self.num_shared} shared: there must "
-                f"be at least one active expert and at most as many as there are"
+                f"be at least one active expert and at most num_experts"
             )
         if self.expert.bias:
             raise ValueError("experts have no biases; set expert.bias to false")

@@ -1,4 +1,4 @@
-"""Position schemes as hooks that the rest calls without asking which scheme it has.
+"""Position schemes as hooks that are called without asking which scheme it is.
 
 `embed` adds positions to the embeddings, `rotation` rotates queries and keys, `bias` adds to the scores by distance,
 `relative` gives vectors per distance to scores and values. A new scheme is a class with the hooks that it needs.
@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 
 
 def unrotated(heads: Tensor) -> Tensor:
-    """Queries and keys as they are."""
+    """Queries and keys unchanged."""
     return heads
 
 
@@ -53,7 +53,7 @@ class Relative:
 
 
 class Scheme(Component):
-    """The hooks of a position scheme; as they stand here positions make no difference, and only the mask tells them."""
+    """The hooks of a position scheme; by default positions have no effect except through the mask."""
 
     roles = (("", Role.TABLE),)
     methods = ("embed", "bias", "relative")
@@ -65,7 +65,7 @@ class Scheme(Component):
         return x
 
     def rotation(self, coordinates: Coordinates) -> Rotation:
-        """What is done to queries and keys (B, T, .., H) that stand at these coordinates."""
+        """How queries and keys (B, T, .., H) at these coordinates are rotated."""
         return unrotated
 
     def bias(self, query: Coordinates, key: Coordinates) -> Tensor | None:
@@ -117,7 +117,7 @@ class RotaryPosition(Scheme):
         frequencies, factor = rotary_frequencies(config, rotated_dim // config.axes)
         angles = torch.arange(context_length, dtype=torch.float64, device=CPU)[:, None] * frequencies
         self.rotated_dim, self.axes = rotated_dim, config.axes
-        repeats = 2 if self.axes == 1 else 1  # of one axis the rows are kept as they are used
+        repeats = 2 if self.axes == 1 else 1  # with one axis the rows are stored as they are used
         self.register_buffer("cos", (angles.cos() * factor).float().repeat(1, repeats), persistent=False)
         self.register_buffer("sin", (angles.sin() * factor).float().repeat(1, repeats), persistent=False)
         if self.axes == 1:
@@ -227,8 +227,8 @@ def distances(query: Coordinates, key: Coordinates) -> Tensor:
 def _axes(coordinates: Coordinates, count: int) -> Tensor:
     position = coordinates.position
     if position is None or position.dim() != 3 or position.shape[-1] != count:
-        there = "only an index" if position is None else f"positions of shape {tuple(position.shape)}"
-        raise ValueError(f"the position scheme needs positions of {count} numbers, but the tokens have {there}")
+        shape = "only an index" if position is None else f"positions of shape {tuple(position.shape)}"
+        raise ValueError(f"the position scheme needs positions of {count} numbers, but the tokens have {shape}")
     return position
 
 

@@ -1,4 +1,4 @@
-"""Recording tensors by name while a model runs: nothing is computed, kept or changed that isn't asked for."""
+"""Recording tensors by name while a model runs: nothing is computed, stored or changed that wasn't requested."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Recorder:
-    """Takes in the tensors whose names are wanted; passed down through a model, each part of which adds its own name.
+    """Stores the tensors whose names match; passed down through a model, each part of which adds its name.
 
-    Names are those of modules with what they have to show: decoder.blocks.2.mixer.weights.
+    A name is a module's path and what it computes: decoder.blocks.2.mixer.weights.
     """
 
     wants: Callable[[str], bool]
@@ -25,23 +25,23 @@ class Recorder:
         return replace(self, prefix=f"{self.prefix}{name}.")
 
     def take(self, name: str, make: Callable[[], Tensor]) -> None:
-        """Take in what `make` gives, if its name is wanted."""
+        """Store what `make` returns, if its name matches."""
         if self.wants(full := self.prefix + name):
             self.tensors[full] = make()
 
     def beside(self, other: Recorder | None) -> Recorder:
-        """One that takes in what either wants."""
+        """One that stores what either wants."""
         if other is None:
             return self
         return replace(self, wants=lambda name: self.wants(name) or other.wants(name))
 
     def give(self, other: Recorder | None) -> None:
-        """Let another one have of these tensors what it wants."""
+        """Hand the tensors that another one wants to it."""
         if other is not None:
             other.tensors.update({name: tensor for name, tensor in self.tensors.items() if other.wants(name)})
 
-    def ending(self, *parts: str) -> list[Tensor]:
-        """The tensors in whose names these parts stand, in the order in which they came."""
+    def with_parts(self, *parts: str) -> list[Tensor]:
+        """The tensors whose names contain all these parts, in the order of recording."""
         return [tensor for name, tensor in self.tensors.items() if all(f".{part}." in f".{name}." for part in parts)]
 
 

@@ -42,7 +42,7 @@ from isoform.model.recording import Recorder, recorder_of
 
 
 class Ahead(nn.Module):
-    """Blocks beside each other that read what a stack's last block wrote and say tokens further on."""
+    """Blocks side by side that read the output of a stack's last block and predict tokens further ahead."""
 
     def __init__(self, blocks: Iterable[Block]) -> None:
         super().__init__()
@@ -71,12 +71,12 @@ class Stack(nn.Module):
         )
         self.has_recurrence = len(attentions) < len(layers)
         self.input_norm = None if config.input_norm is None else build_norm(config.input_norm, model.model_dim)
-        own = _own_positions(layers, model, config)
+        schemes = _own_positions(layers, model, config)
         self.blocks = nn.ModuleList(
-            Block(block, model, config, own[i], is_first=i == 0) for i, block in enumerate(layers)
+            Block(block, model, config, schemes[i], is_first=i == 0) for i, block in enumerate(layers)
         )
         self.final_norm = build_norm(layers[0].norm, model.model_dim) if config.final_norm else None
-        self.ahead = Ahead(Block(layers[-1], model, config, own[-1], is_first=False) for _ in range(config.ahead))
+        self.ahead = Ahead(Block(layers[-1], model, config, schemes[-1], is_first=False) for _ in range(config.ahead))
         self.dropout = model.dropout
 
     def forward(
@@ -92,13 +92,13 @@ class Stack(nn.Module):
         """Embeddings (B, T, D) of tokens at these coordinates to hidden states (B, T, D)."""
         keys = None
         if memory is not None and self.config.cross == "joint":
-            own, coordinates = coordinates, memory.shift_past(coordinates)
+            unshifted, coordinates = coordinates, memory.shift_past(coordinates)
             if cache is not None and cache.length:
                 memory = None  # its keys are in the cache
             else:
                 keys = memory.joined(coordinates)
             if cache is not None and keys is not None:
-                cache.come_after(coordinates.index - own.index, keys.index.shape[1] - own.index.shape[1])
+                cache.come_after(coordinates.index - unshifted.index, keys.index.shape[1] - unshifted.index.shape[1])
         documents = self._documents(coordinates, mask, cache) if self.has_recurrence else None
         if cache is not None:
             cache.extend(coordinates if keys is None else keys)
@@ -130,7 +130,7 @@ class Stack(nn.Module):
         return self.normalized(x)
 
     def _record(self, x: Tensor, recorder: Recorder, layer: int) -> None:
-        """The stream after a block, and where it is an early exit, as the head reads it."""
+        """Record the stream after a block and, at an early exit, as the head reads it."""
         recorder.take(f"blocks.{layer}", lambda: x)
         if layer + 1 in self.config.exits:
             recorder.take(f"exits.{layer + 1}", lambda: self.normalized(x))
@@ -145,7 +145,7 @@ class Stack(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        """Blocks that a token goes through."""
+        """Blocks that a token passes through, loops counted."""
         return len(self.blocks) * self.config.loops
 
     def normalized(self, x: Tensor) -> Tensor:
@@ -165,10 +165,9 @@ class Transformer(Network[ModelConfig]):
         super().__init__()
         self.config = config
         self.stem = build_stem(config.stem, config.vocab_size, config.model_dim)
-        other = config.encoder_stem
-        self.encoder_stem = None if other is None else build_stem(other, config.vocab_size, config.model_dim)
-        is_own = not config.share_stacks
-        self.encoder = Stack(config.encoder, config) if config.encoder is not None and is_own else None
+        stem, has_encoder = config.encoder_stem, config.encoder is not None and not config.share_stacks
+        self.encoder_stem = None if stem is None else build_stem(stem, config.vocab_size, config.model_dim)
+        self.encoder = Stack(config.encoder, config) if config.encoder is not None and has_encoder else None
         self.decoder = None if config.decoder is None else Stack(config.decoder, config)
         table = self.stem.embedding if isinstance(self.stem, LookupStem) else None
         self.head = build_head(config.head, config.vocab_size, config.model_dim, table)
@@ -181,7 +180,7 @@ class Transformer(Network[ModelConfig]):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw every parameter afresh, as config.initialization says, from torch's generator."""
+        """Draw every parameter anew from torch's generator, by config.initialization."""
         init = self.config.initialization
         stacks = self.config.own_stacks
         branches = sum(stack.num_layers * stack.loops * (2 + (stack.cross == "separate")) for stack in stacks)
@@ -206,30 +205,30 @@ class Transformer(Network[ModelConfig]):
                     nn.init.normal_(parameter, std=std)
                     if name in groups:  # drawn as if the matrices lay one above the other
                         parameter.copy_(grouped(parameter, groups[name]))
-                case _ as other:
-                    assert_never(other)
+                case _ as role:
+                    assert_never(role)
         for module in self.modules():
             if isinstance(module, LSTMMixer | RecurrenceMixer):
                 module.reset_parameters()
 
     def encode(self, tokens: Tokens | Tensor, mask: Mask | None = None, auxiliary: Auxiliary | None = None) -> Memory:
-        """What the encoder makes of tokens (B, S); everything sees everything unless a mask says otherwise."""
+        """The encoder's output for tokens (B, S); the default mask is Full."""
         stack, decoder = self.decoder if self.config.share_stacks else self.encoder, self.config.decoder
         if stack is None or self.config.encoder is None:
             raise ValueError("this model has no encoder; set model.encoder, or use decode")
         tokens = self._checked(tokens, self.config.length(self.config.encoder))
         x = (self.stem if self.encoder_stem is None else self.encoder_stem)(tokens)
-        mask, asked = Full() if mask is None else mask, None if auxiliary is None else auxiliary.recorder
+        mask, requested = Full() if mask is None else mask, None if auxiliary is None else auxiliary.recorder
         if decoder is None or decoder.memory_layers == "last":
-            recorder = None if asked is None else asked.within("encoder")
+            recorder = None if requested is None else requested.within("encoder")
             return Memory(
                 stack(x, tokens.coordinates, mask, auxiliary=auxiliary, recorder=recorder), tokens.coordinates
             )
         needed = recorder_of(["encoder.blocks.*.mixer.keys", "encoder.blocks.*.mixer.values"])
-        recorder = needed.beside(asked)
+        recorder = needed.beside(requested)
         hidden = stack(x, tokens.coordinates, mask, auxiliary=auxiliary, recorder=recorder.within("encoder"))
-        recorder.give(asked)
-        layers = zip(recorder.ending("mixer", "keys"), recorder.ending("mixer", "values"), strict=True)
+        recorder.give(requested)
+        layers = zip(recorder.with_parts("mixer", "keys"), recorder.with_parts("mixer", "values"), strict=True)
         return Memory(hidden, tokens.coordinates, tuple(layers))
 
     def decode(
@@ -240,7 +239,7 @@ class Transformer(Network[ModelConfig]):
         cache: Cache | None = None,
         auxiliary: Auxiliary | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, D) of the decoder; causal unless a mask says otherwise.
+        """Hidden states (B, T, D) of the decoder; the default mask is Causal.
 
         Raises ValueError for a missing or an unexpected memory, and for tokens beyond context_length.
         """
@@ -270,7 +269,7 @@ class Transformer(Network[ModelConfig]):
         return self.decode(tokens, mask, memory, auxiliary=auxiliary)
 
     def build_cache(self, num_rows: int, capacity: int | None = None) -> Cache:
-        """An empty cache for the decoder, of `capacity` slots (absent: context_length); with joint attention it has
+        """An empty cache for the decoder, of `capacity` slots (None: context_length); with joint attention it has
         room for the encoder's tokens beside them."""
         decoder, config = self._decoder(), self.config
         stack = decoder.config
@@ -283,7 +282,7 @@ class Transformer(Network[ModelConfig]):
         )
 
     def use_kernel(self, kernel: str, *, trains: bool = False) -> None:
-        """Attend by this kernel, in place: auto, dense, sdpa or flex; `trains`: gradients will be asked for.
+        """Attend by this kernel, in place: auto, dense, sdpa or flex; `trains`: gradients will be needed.
 
         Raises ValueError naming what the position schemes or dropout need that the kernel can't do.
         """
@@ -306,9 +305,9 @@ class Transformer(Network[ModelConfig]):
                 block.compile(dynamic=False)
 
     def truncated(self, num_layers: int) -> Transformer:
-        """The model that stops after so many of its last stack's blocks, sharing all parameters: an early exit.
+        """The model with only the first num_layers blocks of its last stack, sharing all parameters: an early exit.
 
-        Raises ValueError for more blocks than there are, and for a looped stack.
+        Raises ValueError for more blocks than the stack has, and for a looped stack.
         """
         is_encoder = self.decoder is None
         stack = self.encoder if is_encoder else self.decoder
@@ -322,15 +321,15 @@ class Transformer(Network[ModelConfig]):
         shorter = replace(config, blocks=blocks, num_layers=num_layers, exits=())
         whole = self.config
         with torch.device("meta"):
-            other = Transformer(replace(whole, encoder=shorter) if is_encoder else replace(whole, decoder=shorter))
-        part = other.encoder if is_encoder else other.decoder
+            cut = Transformer(replace(whole, encoder=shorter) if is_encoder else replace(whole, decoder=shorter))
+        part = cut.encoder if is_encoder else cut.decoder
         assert part is not None
         part.position, part.input_norm, part.final_norm = stack.position, stack.input_norm, stack.final_norm
         part.blocks = nn.ModuleList(list(stack.blocks)[:num_layers])
-        other.stem, other.encoder_stem, other.head = self.stem, self.encoder_stem, self.head
+        cut.stem, cut.encoder_stem, cut.head = self.stem, self.encoder_stem, self.head
         if not is_encoder:
-            other.encoder = self.encoder
-        return other.train(self.training)
+            cut.encoder = self.encoder
+        return cut.train(self.training)
 
     def _decoder(self) -> Stack:
         if self.decoder is None:

@@ -73,9 +73,9 @@ class Task:
         loss = with_auxiliary(self.criterion(*scored), auxiliary)
         if self.teach is not None:
             loss = self.teach(self.view, batch, scored, loss)
-        if exits := recorder.ending("exits"):
+        if exits := recorder.with_parts("exits"):
             loss = self._with_exits(loss, model, batch, scored, exits)
-        if ahead := recorder.ending("ahead"):
+        if ahead := recorder.with_parts("ahead"):
             loss = self._with_ahead(loss, model, batch, scored, ahead)
         return loss
 

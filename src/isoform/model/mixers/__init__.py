@@ -1,1 +1,1 @@
-"""How the tokens of a document hear of each other: attention, or a pass through it with a state of fixed size."""
+"""Mixers pass information between the tokens of a document: attention, or a scan with a state of fixed size."""

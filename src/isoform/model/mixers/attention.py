@@ -1,6 +1,6 @@
 """Attention: a round of data-dependent message passing between tokens (Vaswani et al. 2017, section 3.2).
 
-Every token emits a query, a key and a value; along each allowed edge, a softmax of query-key products says
+Every token emits a query, a key and a value; along each allowed edge, a softmax of query-key products decides
 how much of the value flows. The heart is `MultiHeadAttention.forward` and `attend` in lowering.py;
 `examples/message_passing.py` is the same thing as loops over a graph.
 """
@@ -59,7 +59,7 @@ class GapBias(Component):
 class MultiHeadAttention(Component):
     """Multi-head attention of a token to its own sequence, or (`cross`) to an encoder's output.
 
-    Heads come in groups: one key, one value and the `queries` that ask them, Q of each of the K groups.
+    Heads come in groups: one key, one value and the `queries` that share them, Q in each of K groups.
     """
 
     kernel = "auto"
@@ -114,19 +114,18 @@ class MultiHeadAttention(Component):
 
         context: keys and values of tokens before these, which are attended to as well.
         """
-        heads = self.query_key_value(x).unflatten(-1, (-1, self.queries + 2, self.head_dim))  # (B, T, K, Q + 2, H)
-        heads = heads if self.gap_bias is None else self.gap_bias(heads)
-        v = values = heads[:, :, :, -1]
+        qkv_BTKGH = self.query_key_value(x).unflatten(-1, (-1, self.queries + 2, self.head_dim))
+        qkv_BTKGH = qkv_BTKGH if self.gap_bias is None else self.gap_bias(qkv_BTKGH)
+        v_BTKH = values_BTKH = qkv_BTKGH[:, :, :, -1]
         if self.is_together:
-            qk = heads[:, :, :, :-1]
-            q, k = terms.rotation(qk if self.query_norm is None else self.query_norm(qk)).unbind(3)
+            qk_BTKGH = self.normalized(qkv_BTKGH[:, :, :, :-1], self.query_norm)
+            q_BTNH, k_BTKH = terms.rotation(qk_BTKGH).unbind(3)
         else:
-            q = terms.rotation(self.normalised(heads[:, :, :, :-2], self.query_norm)).flatten(2, 3)
-            k = terms.rotation(self.normalised(heads[:, :, :, -2], self.key_norm))
-        q, k = q.transpose(1, 2), k.transpose(1, 2)
+            q_BTNH = terms.rotation(self.normalized(qkv_BTKGH[:, :, :, :-2], self.query_norm)).flatten(2, 3)
+            k_BTKH = terms.rotation(self.normalized(qkv_BTKGH[:, :, :, -2], self.key_norm))
         if self.value_mix is not None and first_values is not None:
-            v = self.value_mix[0] * v + self.value_mix[1] * first_values
-        v = v.transpose(1, 2)
+            v_BTKH = self.value_mix[0] * v_BTKH + self.value_mix[1] * first_values
+        q, k, v = (heads.transpose(1, 2) for heads in (q_BTNH, k_BTKH, v_BTKH))
         if recorder is not None:
             for name, heads in (("queries", q), ("keys", k), ("values", v)):
                 recorder.take(name, lambda heads=heads: heads)
@@ -134,14 +133,14 @@ class MultiHeadAttention(Component):
             k, v = torch.cat([context[0], k], 2), torch.cat([context[1], v], 2)
         if cache is not None:
             k, v = cache.append(k, v)
-        return self.collect(self.mixed(q, k, v, terms, recorder)), values
+        return self.collect(self.mixed(q, k, v, terms, recorder)), values_BTKH
 
     def keys_values(self, memory: Tensor, rotation: Rotation) -> KeysValues:
-        """Keys and values of an encoder's output (B, S, D), as those of tokens of this stack are made."""
-        heads = self.query_key_value.outputs_after(memory, self.queries * self.head_dim)
-        k, v = heads.unflatten(-1, (-1, 2, self.head_dim)).unbind(3)
-        v = v if self.gap_bias is None else self.gap_bias.of_values(v)
-        return rotation(self.normalised(k, self.key_norm)).transpose(1, 2), v.transpose(1, 2)
+        """Keys and values (B, K, S, H) of an encoder's output (B, S, D), by this stack's projections."""
+        kv = self.query_key_value.outputs_after(memory, self.queries * self.head_dim)
+        k_BSKH, v_BSKH = kv.unflatten(-1, (-1, 2, self.head_dim)).unbind(3)
+        v_BSKH = v_BSKH if self.gap_bias is None else self.gap_bias.of_values(v_BSKH)
+        return rotation(self.normalized(k_BSKH, self.key_norm)).transpose(1, 2), v_BSKH.transpose(1, 2)
 
     def read(
         self,
@@ -151,29 +150,29 @@ class MultiHeadAttention(Component):
         cache: KeyValueState | None = None,
         recorder: Recorder | None = None,
     ) -> Tensor:
-        """Cross-attention: x (B, T, D) asks the encoder's output, memory (B, S, D); or of fewer rows, each of which is
-        asked by as many rows of x that lie beside each other."""
+        """Cross-attention of x (B, T, D) to the encoder's output, memory (B, S, D). Memory may have fewer rows: each is
+        then attended to by B / len(memory) adjacent rows of x."""
         num_rows, length, _ = x.shape
-        q = self.normalised(self.query(x).view(num_rows, length, -1, self.head_dim), self.query_norm)
-        q = q.view(len(memory), -1, *q.shape[2:]).transpose(1, 2)
+        q_BTNH = self.normalized(self.query(x).view(num_rows, length, -1, self.head_dim), self.query_norm)
+        q = q_BTNH.view(len(memory), -1, *q_BTNH.shape[2:]).transpose(1, 2)
         if cache is None or cache.memory is None:
-            kv = self.key_value(memory).unflatten(-1, (-1, 2, self.head_dim))  # (B, S, K, 2, H)
-            k, v = (kv if self.gap_bias is None else self.gap_bias(kv)).unbind(3)
-            k, v = self.normalised(k, self.key_norm).transpose(1, 2), v.transpose(1, 2)
+            kv_BSKGH = self.key_value(memory).unflatten(-1, (-1, 2, self.head_dim))
+            k_BSKH, v_BSKH = (kv_BSKGH if self.gap_bias is None else self.gap_bias(kv_BSKGH)).unbind(3)
+            k, v = self.normalized(k_BSKH, self.key_norm).transpose(1, 2), v_BSKH.transpose(1, 2)
             if cache is not None:
                 cache.memory = (k, v)
         else:
             k, v = cache.memory
         return self.collect(self.mixed(q, k, v, terms, recorder)).view_as(x)
 
-    def normalised(self, heads: Tensor, norm: nn.Module | None) -> Tensor:
+    def normalized(self, heads: Tensor, norm: nn.Module | None) -> Tensor:
         """Queries or keys (B, T, .., H) after their norm."""
         if norm is None:
             return heads
         return norm(heads.flatten(2)).view(heads.shape) if self.is_whole else norm(heads)
 
     def mixed(self, q: Tensor, k: Tensor, v: Tensor, terms: AttentionTerms, recorder: Recorder | None = None) -> Tensor:
-        """The values that reach each query, (B, N, T, H)."""
+        """The weighted sum of values for each query, (B, N, T, H)."""
         if recorder is not None:
             recorder.take("weights", lambda: self.weights(q, k, terms))
         dropout, bias = self.dropout if self.training else 0.0, self.bias(q, terms)
@@ -183,11 +182,11 @@ class MultiHeadAttention(Component):
         return weights @ v.repeat_interleave(self.queries, 1) + terms.relative.mixed(weights)
 
     def weights(self, q: Tensor, k: Tensor, terms: AttentionTerms) -> Tensor:
-        """How much of each key's value reaches each query, (B, N, T, S), whichever kernel computes it otherwise."""
+        """Attention weights (B, N, T, S), whichever kernel is used otherwise."""
         return attention_weights(q, k, terms.allowed, scale=self.scale, bias=self.bias(q, terms))
 
     def bias(self, q: Tensor, terms: AttentionTerms) -> Tensor | None:
-        """What positions add to the scores."""
+        """What positions add to the scores, (B or 1, N, T, S)."""
         if terms.relative is None:
             return terms.bias
         return terms.relative.scores(q * (q.shape[-1] ** -0.5 if self.scale is None else self.scale))

@@ -38,7 +38,7 @@ class ConvolutionMixer(nn.Module):
     def forward(
         self, x: Tensor, documents: Documents, state: RecurrentState | None = None, recorder: Recorder | None = None
     ) -> Tensor:
-        """(B, T, D) to (B, T, D); `state` goes on from what it holds, and holds what is reached."""
+        """(B, T, D) to (B, T, D); `state` is read at the start and replaced by the state after the last token."""
         rows = x if documents.are_rows else documents.apart(x)
         if state is None:
             past = rows.new_zeros(len(rows), self.reach, rows.shape[-1])

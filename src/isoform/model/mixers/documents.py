@@ -1,4 +1,4 @@
-"""Which tokens of a batch belong to the same document, for mixers that go through each from its start."""
+"""Which tokens of a batch belong to the same document, for mixers that read each from its start."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Documents:
 
     @property
     def are_rows(self) -> bool:
-        """Whether each row is one document, or goes on with the one that its state is of."""
+        """Whether each row is one document, new or continuing the one of its state."""
         start = self.coordinates.start
         if self.previous is None or start is None:
             return start is not None
@@ -36,7 +36,7 @@ class Documents:
 
     @cached_property
     def begins(self) -> Tensor:
-        """Which tokens begin a document that the state isn't of (B, T)."""
+        """Which tokens begin a document other than that of the state (B, T)."""
         document, is_token = self.coordinates.document, self.is_token
         columns = torch.arange(document.shape[1], device=document.device)
         newest = torch.where(is_token, columns, -1).cummax(1).values
@@ -46,49 +46,43 @@ class Documents:
         return is_token & (document != before)
 
     @cached_property
-    def _positions(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each token (n) its document's number and its place in that; of each document (M) its row, and there its
-        number, 0 for one that goes on."""
-        in_row = self.begins.cumsum(1)[self.is_token]
-        row = (
-            torch.arange(len(self.is_token), device=in_row.device).unsqueeze(1).expand_as(self.is_token)[self.is_token]
-        )
-        keys, number = (row * (self.is_token.shape[1] + 1) + in_row).unique_consecutive(return_inverse=True)
-        lengths = torch.bincount(number, minlength=len(keys))
-        position = torch.arange(len(number), device=number.device) - (lengths.cumsum(0) - lengths)[number]
-        return number, position, keys
+    def _layout(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of each token (n) the number of its document and its position in that; of each document (M) its row, and its
+        number within the row, 0 for one that continues the state's."""
+        number_in_row = self.begins.cumsum(1)[self.is_token]
+        row = self.is_token.nonzero()[:, 0]
+        is_first = torch.ones_like(row, dtype=torch.bool)
+        is_first[1:] = (row[1:] != row[:-1]) | (number_in_row[1:] != number_in_row[:-1])
+        number = is_first.cumsum(0) - 1
+        position = torch.arange(len(number), device=number.device) - is_first.nonzero()[number, 0]
+        return number, position, row[is_first], number_in_row[is_first]
 
     @property
     def lengths(self) -> Tensor:
         """Tokens of each document (M,)."""
-        return torch.bincount(self._positions[0])
+        return torch.bincount(self._layout[0])
 
     def apart(self, x: Tensor) -> Tensor:
         """Rows x (B, T, D) as one row for each document (M, L, D), zeros after its end."""
-        number, position, keys = self._positions
-        rows = x.new_zeros(len(keys), int(position.max()) + 1, x.shape[-1])
-        return rows.index_put((number, position), x[self.is_token])
+        number, position, row, _ = self._layout
+        length = int(position.max()) + 1 if len(position) else 0
+        return x.new_zeros(len(row), length, x.shape[-1]).index_put((number, position), x[self.is_token])
 
     def together(self, rows: Tensor) -> Tensor:
-        """What `apart` took apart (M, L, D), in its rows again (B, T, D); empty slots are zero."""
-        number, position, _ = self._positions
+        """The inverse of `apart`: (M, L, D) to (B, T, D); empty slots are zero."""
+        number, position, _, _ = self._layout
         out = rows.new_zeros(*self.is_token.shape, rows.shape[-1])
         return out.index_put((self.is_token,), rows[number, position])
 
     def states(self, state: Tensor) -> Tensor:
-        """What each document (M, …) begins with, of the states (B, …) of rows: its own, or zeros."""
-        row, in_row = self._rows_and_numbers
-        goes_on = (in_row == 0).view(-1, *[1] * (state.dim() - 1))
-        return state[row] * goes_on
+        """The state (M, …) that each document starts from, of the states (B, …) of rows: its row's, or zeros."""
+        _, _, row, number_in_row = self._layout
+        continues = (number_in_row == 0).view(-1, *[1] * (state.dim() - 1))
+        return state[row] * continues
 
     def last(self, state: Tensor, ends: Tensor) -> Tensor:
-        """The states (B, …) of rows after documents that end with these (M, …)."""
-        row, _ = self._rows_and_numbers
+        """The states (B, …) of rows after their documents, which end with these (M, …)."""
+        _, _, row, _ = self._layout
         is_last = torch.ones_like(row, dtype=torch.bool)
         is_last[:-1] = row[1:] != row[:-1]
         return state.index_put((row[is_last],), ends[is_last])
-
-    @property
-    def _rows_and_numbers(self) -> tuple[Tensor, Tensor]:
-        keys, width = self._positions[2], self.is_token.shape[1] + 1
-        return keys // width, keys % width

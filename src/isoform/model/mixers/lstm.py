@@ -29,13 +29,15 @@ class LSTMMixer(Component):
     def forward(
         self, x: Tensor, documents: Documents, state: RecurrentState | None = None, recorder: Recorder | None = None
     ) -> Tensor:
-        """(B, T, D) to (B, T, D); `state` goes on from what it holds, and holds what is reached."""
+        """(B, T, D) to (B, T, D); `state` is read at the start and replaced by the state after the last token."""
         out = self._run(x, documents, state)
         if recorder is not None:
             recorder.take("states", lambda: out)
         return out
 
     def _run(self, x: Tensor, documents: Documents, state: RecurrentState | None) -> Tensor:
+        if not documents.are_rows and not len(documents.lengths):
+            return torch.zeros_like(x)  # empty slots alone, which nn.LSTM refuses
         if state is None:
             rows = x if documents.are_rows else documents.apart(x)
             out, _ = self.lstm(rows)

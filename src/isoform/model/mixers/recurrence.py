@@ -88,7 +88,7 @@ class RecurrenceMixer(Component):
     def forward(
         self, x: Tensor, documents: Documents, state: RecurrentState | None = None, recorder: Recorder | None = None
     ) -> Tensor:
-        """(B, T, D) to (B, T, D); `state` goes on from what it holds, and holds what is reached."""
+        """(B, T, D) to (B, T, D); `state` is read at the start and replaced by the state after the last token."""
         wide = torch.promote_types(x.dtype, torch.float32)
         parts = self.decay_candidate_gate(x).to(wide).unflatten(-1, (-1, 3, self.decay_candidate_gate.group[0]))
         decay, candidate, gate = parts.unbind(-2)  # (B, T, groups, width)

@@ -18,6 +18,7 @@ RENAMED = (
     (r"(\.blocks\.\d+)\.attention(_norm)?\.", r"\1.mixer\2."),
     (r"^core(\.blocks\.\d+)\.branches\.0\.(lstm|output)\.", r"decoder\1.mixer.\2."),
     (r"^core(\.blocks\.\d+)\.branches\.1\.", r"decoder\1.feedforward."),
+    (r"^core(\.blocks\.\d+)\.branches\.0\.(up|down)\.", r"core\1.feedforward.\2."),
     (r"^(encoder_)?stem\.kinds\.", r"\1stem.token_types."),
 )
 

@@ -58,19 +58,18 @@ class Bag(Component):
         nn.init.zeros_(self.weight).add_(0.8 ** torch.arange(len(self.weight), device=self.weight.device).unsqueeze(1))
 
 
-class Block(nn.Module):
-    """Residual branches one after the other, each with its norm before it."""
+class FeedForwardBlock(nn.Module):
+    """A feed-forward as a residual branch, its norm before it."""
 
-    def __init__(self, branches: Sequence[nn.Module], config: NGramMlp) -> None:
+    def __init__(self, config: NGramMlp) -> None:
         super().__init__()
+        dense = Dense(feedforward_dim=config.inner_dim, activation="relu2")
         self.residual = Residual(NORM, "pre", config.model_dim, config.dropout)
-        self.branches = nn.ModuleList(branches)
+        self.feedforward = build_feedforward(dense, config.model_dim, config.inner_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """The stream (B, T, D) through this block."""
-        for branch in self.branches:
-            x = self.residual(x, branch)
-        return x
+        return self.residual(x, self.feedforward)
 
 
 class Core(nn.Module):
@@ -78,13 +77,9 @@ class Core(nn.Module):
 
     def __init__(self, config: NGramMlp) -> None:
         super().__init__()
-        dim = config.model_dim
-        self.bag = Bag(dim, config.bag)
-        dense = Dense(feedforward_dim=config.inner_dim, activation="relu2")
-        self.blocks = nn.ModuleList(
-            Block([build_feedforward(dense, dim, config.inner_dim)], config) for _ in range(config.num_layers)
-        )
-        self.final_norm = build_norm(NORM, dim)
+        self.bag = Bag(config.model_dim, config.bag)
+        self.blocks = nn.ModuleList(FeedForwardBlock(config) for _ in range(config.num_layers))
+        self.final_norm = build_norm(NORM, config.model_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Embeddings (B, T, D) to hidden states (B, T, D)."""

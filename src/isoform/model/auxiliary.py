@@ -6,7 +6,6 @@ The model only reports it; `objectives/task.py` decides what to do with it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 from isoform.model.recording import Recorder
 
 
-@dataclass(eq=False)
 class Auxiliary:
-    """Created for each forward pass and passed in.
+    """Created for each forward pass and passed in. Not a dataclass: libraries that wrap modules rebuild those on the
+    way, and what is added to one would be lost.
 
     losses: means over the pass's tokens, times their weights in the config, summed over modules;
     counts: plain sums over modules; loads: how many tokens chose each expert (E), by module; recorder: stores
@@ -24,10 +23,11 @@ class Auxiliary:
     token after the next one, ahead.N.
     """
 
-    losses: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, Tensor] = field(default_factory=dict)
-    loads: dict[nn.Module, Tensor] = field(default_factory=dict)
-    recorder: Recorder | None = None
+    def __init__(self, recorder: Recorder | None = None) -> None:
+        self.losses: dict[str, Tensor] = {}
+        self.counts: dict[str, Tensor] = {}
+        self.loads: dict[nn.Module, Tensor] = {}
+        self.recorder = recorder
 
     @torch.compiler.disable
     def add(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import assert_never
 
@@ -82,25 +82,34 @@ class Memory:
         return Coordinates(document, index, prefix, start=0 if is_plain else None)
 
 
-@dataclass(eq=False)
 class ForwardContext:
-    """What the blocks of a stack share during one forward pass; what depends on mask and positions is computed once."""
+    """What the blocks of a stack share during one forward pass; what depends on mask and positions is computed once.
+    Not a dataclass, as Auxiliary isn't.
 
-    x0: Tensor
-    coordinates: Coordinates
-    mask: Mask
-    memory: Memory | None = None
-    cache: Cache | None = None
-    auxiliary: Auxiliary | None = None
-    first_values: Tensor | None = None
-    kernel: str = "auto"
-    keys: Coordinates | None = None
-    """The coordinates of the keys without a cache, where they are not those of the tokens."""
-    recorder: Recorder | None = None
-    documents: Documents | None = None
-    """Which tokens belong together, for recurrences."""
-    computed: dict[tuple, AttentionTerms] = field(default_factory=dict)
-    rotations: dict[int | tuple[int, str], Rotation] = field(default_factory=dict)
+    keys: the coordinates of the keys without a cache (None: those of the tokens); documents: which tokens belong
+    together, for recurrences. first_values is set by the first block.
+    """
+
+    def __init__(
+        self,
+        x0: Tensor,
+        coordinates: Coordinates,
+        mask: Mask,
+        memory: Memory | None = None,
+        cache: Cache | None = None,
+        auxiliary: Auxiliary | None = None,
+        *,
+        kernel: str = "auto",
+        keys: Coordinates | None = None,
+        recorder: Recorder | None = None,
+        documents: Documents | None = None,
+    ) -> None:
+        self.x0, self.coordinates, self.mask, self.memory, self.cache = x0, coordinates, mask, memory, cache
+        self.auxiliary, self.kernel, self.keys, self.recorder = auxiliary, kernel, keys, recorder
+        self.documents = documents
+        self.first_values: Tensor | None = None
+        self.computed: dict[tuple, AttentionTerms] = {}
+        self.rotations: dict[int | tuple[int, str], Rotation] = {}
 
     def terms(self, block: BlockConfig, scheme: Scheme, layer: int) -> AttentionTerms:
         """What mask and positions contribute to a block's attention."""
@@ -142,15 +151,19 @@ class ForwardContext:
 
     def within(self, subset: Subset) -> ForwardContext:
         """The same for some of the tokens."""
-        return replace(
-            self,
-            x0=subset.gather(self.x0),
-            coordinates=subset.coordinates(self.coordinates),
-            first_values=None if self.first_values is None else subset.gather(self.first_values),
-            keys=None,
-            computed={},
-            rotations={},
+        inside = ForwardContext(
+            subset.gather(self.x0),
+            subset.coordinates(self.coordinates),
+            self.mask,
+            self.memory,
+            self.cache,
+            self.auxiliary,
+            kernel=self.kernel,
+            recorder=self.recorder,
+            documents=self.documents,
         )
+        inside.first_values = None if self.first_values is None else subset.gather(self.first_values)
+        return inside
 
 
 BEFORE_INNER_AFTER = {

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
 class Recorder:
     """Stores the tensors whose names match; passed down through a model, each part of which adds its name.
 
     A name is a module's path and what it computes: decoder.blocks.2.mixer.weights.
     """
 
-    wants: Callable[[str], bool]
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    prefix: str = ""
+    def __init__(
+        self, wants: Callable[[str], bool], tensors: dict[str, Tensor] | None = None, prefix: str = ""
+    ) -> None:
+        self.wants, self.prefix = wants, prefix
+        self.tensors = {} if tensors is None else tensors
 
     def within(self, name: str) -> Recorder:
         """The recorder of a part."""
-        return replace(self, prefix=f"{self.prefix}{name}.")
+        return Recorder(self.wants, self.tensors, f"{self.prefix}{name}.")
 
     def take(self, name: str, make: Callable[[], Tensor]) -> None:
         """Store what `make` returns, if its name matches."""
@@ -33,7 +33,7 @@ class Recorder:
         """One that stores what either wants."""
         if other is None:
             return self
-        return replace(self, wants=lambda name: self.wants(name) or other.wants(name))
+        return Recorder(lambda name: self.wants(name) or other.wants(name), self.tensors, self.prefix)
 
     def give(self, other: Recorder | None) -> None:
         """Hand the tensors that another one wants to it."""

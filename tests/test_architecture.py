@@ -130,8 +130,8 @@ def test_every_file_says_what_it_is_for():
     assert [NAMES[p] for p in FILES if not ast.get_docstring(tree_of(p))] == []
 
 
-def test_the_tree_in_the_readme_is_the_real_one():
-    block = re.search(r"```text\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def test_the_tree_in_the_design_is_the_real_one():
+    block = re.search(r"```text\n(.*?)```", (ROOT / "docs/design.md").read_text(encoding="utf-8"), re.DOTALL)
     assert block is not None
     shown, folders = set(), []
     for line in block[1].splitlines()[1:]:

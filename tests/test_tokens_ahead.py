@@ -96,7 +96,7 @@ def test_heads_ahead_never_look_into_another_document_and_cost_what_is_counted()
         loss(batch_of(12)).total.backward()
     assert training_flops(config, Shape(2, 12)) == pytest.approx(counter.get_total_flops(), rel=0.06)
     assert forward_flops(config, Shape(2, 12)) == forward_flops(FORMS["plain"], Shape(2, 12))
-    with pytest.raises(ValueError, match="only a decoder says"):
+    with pytest.raises(ValueError, match="only a decoder predicts"):
         ModelConfig(encoder=StackConfig(ahead=1), decoder=None)
 
 

@@ -156,10 +156,10 @@ def global_batch(batch: Batch) -> GlobalBatch:
     return GlobalBatch([batch], float(batch.loss_weights.sum()))
 
 
-def their_inputs(batch: Batch, *, is_pair: bool) -> dict[str, torch.Tensor]:
+def their_inputs(batch: Batch, *, is_encoder_decoder: bool) -> dict[str, torch.Tensor]:
     """What the peer is given for our batch."""
     labels = batch.targets.masked_fill(batch.loss_weights == 0, -100)
-    if not is_pair:
+    if not is_encoder_decoder:
         return {"input_ids": batch.inputs.ids, "labels": labels}
     assert batch.source is not None
     there = (batch.source.coordinates.document >= 0).long()
@@ -167,11 +167,11 @@ def their_inputs(batch: Batch, *, is_pair: bool) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": there, "decoder_input_ids": batch.inputs.ids, "labels": labels}
 
 
-def their_steps(model: PreTrainedModel, batches: Sequence[Batch], dtype: str, *, is_pair: bool) -> Callable:
+def their_steps(model: PreTrainedModel, batches: Sequence[Batch], dtype: str, *, is_encoder_decoder: bool) -> Callable:
     """A plain loop on the same batches."""
     model = model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
-    inputs = [their_inputs(batch, is_pair=is_pair) for batch in batches]
+    inputs = [their_inputs(batch, is_encoder_decoder=is_encoder_decoder) for batch in batches]
 
     def work() -> float:
         begun = time.perf_counter()
@@ -189,10 +189,10 @@ def their_steps(model: PreTrainedModel, batches: Sequence[Batch], dtype: str, *,
 
 def trained(name: str, build: Callable, batches: Sequence[Batch], objective: Objective, rounds: int) -> dict:
     """Tokens per second of both, in turn."""
-    is_pair = name == "seq2seq"
+    is_encoder_decoder = name == "seq2seq"
     works: dict[str, Callable] = {}
     for dtype in FORMATS:
-        works[f"transformers {dtype}"] = their_steps(build(), batches, dtype, is_pair=is_pair)
+        works[f"transformers {dtype}"] = their_steps(build(), batches, dtype, is_encoder_decoder=is_encoder_decoder)
         works[f"isoform {dtype}"] = our_steps(build(), batches, objective, dtype)
     seconds = in_turn(works, rounds=rounds)
     there = sum(int((b.inputs.coordinates.document >= 0).sum()) for b in batches)
@@ -227,7 +227,7 @@ def searched(rounds: int, data: Path) -> dict:
         theirs = BartForConditionalGeneration.from_pretrained(Path(folder) / "theirs").eval()
     path = str(data / "test_2016_flickr.{en,de}.gz")
     texts = [record["source"] for record in load_source(path, path).validation[:200]]
-    prompts = [build_prompt(codec, text, is_pair=True, view=trained.view) for text in texts]
+    prompts = [build_prompt(codec, text, is_encoder_decoder=True, view=trained.view) for text in texts]
     sources = [prompt.source for prompt in prompts if prompt.source is not None]
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
     parts = [order[at : at + 25] for at in range(0, len(order), 25)]

@@ -22,7 +22,10 @@ FILES = [
         "docs/**/*.md",
     )
     for path in sorted(ROOT.glob(pattern))
-    if str(path.relative_to(ROOT)) not in EARLIER and path.name != "CHANGELOG.md"
+    if path.is_file()
+    and path.suffix in (".py", ".toml", ".md")
+    and str(path.relative_to(ROOT)) not in EARLIER
+    and path.name != "CHANGELOG.md"
 ]
 PROSE = {
     "token": r"\b[Pp]ieces?\b",
@@ -37,6 +40,9 @@ ALLOWED = (
     r"films-held-out",  # a file of a claim, whose name is part of the ids of its runs
     r", held out where crc32",  # part of the definition, and so of the hash, of a toy data set
     r'"held_out"',
+    r'"is_pair"',  # a key of the config.json of earlier runs
+    r"between-pieces-read-again-a-turn",
+    r'call tokens "pieces"',
 )
 NAMES = {"told", "found", "there", "known", "kept", "said"}
 
@@ -65,7 +71,7 @@ def test_participles_name_nothing():
 
 def test_the_glossary_has_twenty_words_at_most():
     design = (ROOT / "docs/design.md").read_text(encoding="utf-8")
-    section = re.search(r"^## Glossary\n(.*?)(?=^## |\Z)", design, re.M | re.S)
+    section = re.search(r"^## 6. Names and glossary\n(.*?)(?=^## |\Z)", design, re.M | re.S)
     assert section is not None
     rows = [line for line in io.StringIO(section[1]) if line.startswith("|")][2:]
     assert 12 <= len(rows) <= 20 and all(len(row.split("|")[2].split()) <= 25 for row in rows)

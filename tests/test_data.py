@@ -23,7 +23,7 @@ from isoform.data.config import Data, Part
 from isoform.data.loader import PackedLoader, StreamLoader, build_loader, validation_batches
 from isoform.data.order import epoch_order, generator, locate, stream_offset
 from isoform.data.packing import cut_records, plan_buckets, plan_rows
-from isoform.data.sources import capitals_record, load_source, reverse_record, where
+from isoform.data.sources import capitals_record, load_source, location, reverse_record
 from isoform.data.tokens import TokenStore, load_tokens
 from isoform.experiment import train
 from isoform.machine import cache_folder
@@ -114,7 +114,7 @@ def test_all_offsets_are_used():
     assert StreamLoader(numbered(11), 10, seed=0).rows(5, 1).targets.tolist() == [list(range(1, 11))]
 
 
-TOY = load_tokens([reverse_record(i, held_out=False) for i in range(40)], CODEC)
+TOY = load_tokens([reverse_record(i, is_validation=False) for i in range(40)], CODEC)
 LOADERS = {
     "stream": build_loader(STREAM, texts(333), CAUSAL, context_length=16, seed=3),
     "packed": build_loader(PACKED, texts(5, 40, 17, 2, 9, 30), CAUSAL, context_length=16, seed=3),
@@ -208,7 +208,7 @@ def test_pairs_stay_whole_and_sources_lie_beside_their_targets():
             source = CODEC.decode(batch.source.ids[r][source_document == s].tolist())
             assert CODEC.decode(batch.targets[r][document == s].tolist()) == source[::-1]
             found[source] += 1
-    assert found == Counter(reverse_record(i, held_out=False)["source"] for i in range(40))
+    assert found == Counter(reverse_record(i, is_validation=False)["source"] for i in range(40))
 
 
 def test_pairs_too_long_are_dropped_and_told():
@@ -221,7 +221,7 @@ def test_pairs_too_long_are_dropped_and_told():
 
 
 def test_buckets_hold_each_pair_once_beside_others_of_its_length():
-    loader = build_loader(BUCKETED, TOY, SEQ2SEQ, context_length=32, source_length=40, seed=3, together=2)
+    loader = build_loader(BUCKETED, TOY, SEQ2SEQ, context_length=32, source_length=40, seed=3, rows_per_step=2)
     n = loader.rows_per_epoch
     for epoch in range(2):
         found, positions = Counter(), Counter()
@@ -238,7 +238,7 @@ def test_buckets_hold_each_pair_once_beside_others_of_its_length():
                 assert CODEC.decode(batch.targets[r][there[r]].tolist()) == source[::-1]
                 found[source] += 1
             positions[batch.targets.shape[1]] += batch.targets.numel()
-        assert found == Counter(reverse_record(i, held_out=False)["source"] for i in range(40))
+        assert found == Counter(reverse_record(i, is_validation=False)["source"] for i in range(40))
         if n % 2 == 0:
             stated = Counter()
             for (rows, length, _), times in loader.shapes.items():
@@ -298,7 +298,7 @@ def test_validation_has_every_target_once_and_their_bytes(lengths, context_lengt
 
 def test_validation_of_pairs_counts_the_targets_bytes():
     batches = list(validation_batches(PACKED, TOY, CODEC, SEQ2SEQ, context_length=32, batch_rows=4))
-    assert sum(n for _, n in batches) == sum(len(reverse_record(i, held_out=False)["target"]) for i in range(40))
+    assert sum(n for _, n in batches) == sum(len(reverse_record(i, is_validation=False)["target"]) for i in range(40))
     assert sum(float(b.loss_weights.sum()) for b, _ in batches) == sum(TOY.lengths - TOY.prefixes)
 
 
@@ -349,7 +349,7 @@ def test_costly_tokens_are_kept_and_damage_is_repaired(tmp_path, monkeypatch):
 def test_a_cache_that_cant_be_written_costs_nothing_but_a_warning(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ISOFORM_CACHE", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="can't be kept"):
+    with pytest.warns(UserWarning, match="can't be cached"):
         assert load_tokens([{"text": "ab"}], CODEC, cache=True).ids.tolist() == [97, 98, 256]
 
 
@@ -410,7 +410,7 @@ def test_a_validation_path_holds_out_its_own(tmp_path):
 def test_the_toy_is_a_function_of_its_index_and_holds_out_other_words():
     split = load_source("toy:reverse")
     assert (len(split.train), len(split.validation), split.has_source) == (20_000, 500, True)
-    assert split.train[7] == reverse_record(7, held_out=False) == {"source": "aoytha", "target": "ahtyoa"}
+    assert split.train[7] == reverse_record(7, is_validation=False) == {"source": "aoytha", "target": "ahtyoa"}
     words = {r["source"] for r in split.train}
     assert not words & {r["source"] for r in split.validation}
     assert {len(w) for w in words} == set(range(3, 13))
@@ -421,7 +421,7 @@ def test_the_toy_is_a_function_of_its_index_and_holds_out_other_words():
 def test_capitals_are_found_among_small_letters_and_others_are_held_out(ratio):
     split = load_source(f"toy:capitals:{ratio}")
     assert (len(split.train), len(split.validation), split.has_source) == (20_000, 500, True)
-    assert split.train[3] == capitals_record(3, ratio, held_out=False)
+    assert split.train[3] == capitals_record(3, ratio, is_validation=False)
     targets = {r["target"] for r in split.train}
     assert not targets & {r["target"] for r in split.validation} and {len(t) for t in targets} == set(range(6, 15))
     for record in split.validation:
@@ -472,7 +472,7 @@ def test_tiny_shakespeare_is_ready_quickly_and_whole(shakespeare):
         ("a.csv", b"a", "none of .txt, .md, .jsonl"),
         ("", None, "has no .txt, .md, .jsonl in it"),
         ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}', r"line 2: the keys \['txt'\]"),
-        ("a.jsonl", b'\n{"source": "a", "target": 3}', r"line 2, target: 3 is no text"),
+        ("a.jsonl", b'\n{"source": "a", "target": 3}', r"line 2, target: 3 is not a text"),
         ("a.jsonl", b"[1]", r"line 1: a list"),
         ("a.jsonl", b'{"text"', r"line 1: not JSON"),
         ("a.jsonl", b'{"text": "\\ud800"}', r"line 1, text: .*U\+D800"),
@@ -539,7 +539,7 @@ def test_two_files_of_lines_are_pairs_compressed_or_not(tmp_path):
     )
     assert plain.has_source and plain.sources[0].title == "a.{en,de}" and packed.sources[0].title == "a.{en,de}.gz"
     assert plain.sources[0].sha256 != packed.sources[0].sha256 and plain.sources[0].num_records == 3
-    assert where(plain.train[1], 1).endswith("a.en, line 2")
+    assert location(plain.train[1], 1).endswith("a.en, line 2")
     (tmp_path / "a.fr").write_text("un\ndeux\n")
     with pytest.raises(ValueError, match=r"a.en has 3 lines and .*a.fr 2"):
         load_source(f"{tmp_path}/a.{{en,fr}}")
@@ -547,7 +547,7 @@ def test_two_files_of_lines_are_pairs_compressed_or_not(tmp_path):
     with pytest.raises(ValueError, match=r"a.fr, line 2 is empty"):
         load_source(f"{tmp_path}/a.{{en,fr}}")
     (tmp_path / "b.txt.gz").write_bytes(b"\x1f\x8b no gzip")
-    with pytest.raises(ValueError, match=r"b.txt.gz can't be unpacked"):
+    with pytest.raises(ValueError, match=r"b.txt.gz can't be decompressed"):
         load_source(str(tmp_path / "b.txt.gz"))
     (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"a text, compressed"))
     assert load_source(str(tmp_path / "c.txt.gz")).train[0]["text"].startswith("a text")
@@ -585,7 +585,7 @@ def test_sources_of_a_mixture_come_as_often_as_their_weights_say(weights, temper
     block = loader.rows(1000, 50)
     assert torch.equal(block.inputs.ids[7:9], loader.rows(1007, 2).inputs.ids)
     assert loader.weight(1000, 50) == float(block.loss_weights.sum())
-    positions = list(loader.places(0, 3000))
+    positions = list(loader.assignments(0, 3000))
     for source in range(3):
         assert [row for of, row in positions if of == source] == list(range(sum(of == source for of, _ in positions)))
     assert len(prepared.split.validation) == 3 and len(prepared.split.sources) == 3

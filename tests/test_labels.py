@@ -12,8 +12,8 @@ from isoform.batch import collate
 from isoform.cli import main
 from isoform.codecs.bpe import train_bpe
 from isoform.codecs.text import ByteCodec
-from isoform.data.labels import label_names, numbered
-from isoform.data.sources import first_part, load_source, where
+from isoform.data.labels import encode_labels, label_names
+from isoform.data.sources import load_source, location, take_fraction
 from isoform.data.tokens import load_tokens
 from isoform.experiment import classify, train
 from isoform.model.config import Pooled
@@ -159,23 +159,23 @@ def test_names_of_labels_are_sorted_and_numbered(tmp_path):
     records = [{"text": "a", "label": n} for n in (10, 2, "b", "a", 2)]
     names = label_names(records, "label")
     assert names == ("2", "10", "a", "b")
-    assert [r["label"] for r in numbered(records, names, "label")] == [1, 0, 3, 2, 0]
+    assert [r["label"] for r in encode_labels(records, names, "label")] == [1, 0, 3, 2, 0]
     assert label_names([{"tokens": ["x", "y"], "tags": ["N", "V"]}], "tags") == ("N", "V")
-    assert numbered([{"text": "x"}], names, "label") == [{"text": "x"}]
+    assert encode_labels([{"text": "x"}], names, "label") == [{"text": "x"}]
     lines = ['{"text": "x", "label": "10"}', "", '{"text": "yy", "label": "a"}', '{"text": "z", "label": "a"}']
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     train = load_source(str(tmp_path / "a.jsonl"), str(tmp_path / "a.jsonl")).train
-    assert [where(r, 0) for r in numbered(train, names, "label")] == [
+    assert [location(r, 0) for r in encode_labels(train, names, "label")] == [
         f"{tmp_path}/a.jsonl, line {n}" for n in (1, 3, 4)
     ]
-    assert [r["label"] for r in first_part(train, 0.7)] == ["10", "a"], "labelled texts are taken whole"
+    assert [r["label"] for r in take_fraction(train, 0.7)] == ["10", "a"], "labelled texts are taken whole"
     plays = [{"text": "abcdefgh"}, {"text": "x"}, {"text": "ijkl"}]
-    assert [r["text"] for r in first_part(plays, 0.5)] == ["abcd", "ij"], "a part of each, so that none is missing"
-    assert first_part(plays, 1.0) == plays
+    assert [r["text"] for r in take_fraction(plays, 0.5)] == ["abcd", "ij"], "a part of each, so that none is missing"
+    assert take_fraction(plays, 1.0) == plays
     with pytest.raises(ValueError, match="less than a character"):
-        first_part(plays, 0.1)
+        take_fraction(plays, 0.1)
     pairs = [{"source": str(i), "target": "x"} for i in range(10)]
-    assert [r["source"] for r in first_part(pairs, 0.3)] == ["0", "3", "6"]
+    assert [r["source"] for r in take_fraction(pairs, 0.3)] == ["0", "3", "6"]
     with pytest.raises(ValueError, match="record 1: has no 'label'"):
         label_names([{"text": "a", "label": 1}, {"text": "b"}], "label")
 
@@ -183,12 +183,12 @@ def test_names_of_labels_are_sorted_and_numbered(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ({"text": "a", "label": True}, "line 2, label: True is no text"),
-        ({"text": "a", "label": [1]}, r"line 2, label: \[1\] is no text"),
+        ({"text": "a", "label": True}, "line 2, label: True is not a text"),
+        ({"text": "a", "label": [1]}, r"line 2, label: \[1\] is not a text"),
         ({"tokens": ["a", "b"], "tags": ["N"]}, "line 2: 2 tokens with 1 tags"),
         ({"tokens": [], "tags": []}, "line 2, tokens: .* no list, or an empty one"),
         ({"tokens": ["a", " "], "tags": [1, 2]}, "line 2, tokens is empty"),
-        ({"tokens": "ab", "tags": ["N", "V"]}, "line 2, tokens: 'ab' is no list"),
+        ({"tokens": "ab", "tags": ["N", "V"]}, "line 2, tokens: 'ab' is not a list"),
         ({"source": " ", "target": "b"}, "line 2, source is empty"),
         ({"source": "a", "target": ""}, "line 2, target is empty"),
         ({"label": 1}, "line 2: the keys"),
@@ -213,7 +213,7 @@ def test_labels_survive_the_cache_and_do_not_change_it(tmp_path, monkeypatch):
     records = [{"text": w, "label": i % 3} for i, w in enumerate(words(20))]
     first, again = (load_tokens(records, CODEC, cache=True) for _ in range(2))
     assert list(first.labels) == list(again.labels) == [i % 3 for i in range(20)]
-    assert again.encoding(4).label == 1 and where(records[4], 4) == "record 4"
+    assert again.encoding(4).label == 1 and location(records[4], 4) == "record 4"
     assert load_tokens([{"text": w} for w in words(20)], CODEC, cache=True).labels is None
 
 

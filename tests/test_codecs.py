@@ -120,7 +120,7 @@ def test_learning_is_deterministic_and_joins_frequent_pairs():
     assert codec.vocab_size == 280
     assert codec.fingerprint == BPE_CODEC.fingerprint
     assert len(codec.encode_text(TEXT)) < 0.7 * len(TEXT)
-    with pytest.warns(UserWarning, match="gave only"):
+    with pytest.warns(UserWarning, match="yields only"):
         train_bpe(["abab"], 1000)
 
 
@@ -214,8 +214,8 @@ def test_merges_are_recovered_from_ranks(tmp_path):
         (lambda d: ByteCodec().encode_text("a\ud800"), r"U\+D800, at position 1"),
         (lambda d: BPE_CODEC.encode_text("\udfff"), r"U\+DFFF, at position 0"),
         (lambda d: ByteCodec().encode({"txt": ""}), r"\['txt'\].*'source' and 'target'"),
-        (lambda d: ByteCodec().decode([3, 258]), "258 is no id"),
-        (lambda d: CharacterCodec("a").decode([-1]), "-1 is no id"),
+        (lambda d: ByteCodec().decode([3, 258]), "258 is not an id"),
+        (lambda d: CharacterCodec("a").decode([-1]), "-1 is not an id"),
         (lambda d: train_bpe([TEXT], 257), "vocab_size=257"),
         (lambda d: load_codec(d), "codec.json can't be read"),
         (lambda d: bpe_from_tiktoken(d / "none.tiktoken"), "none.tiktoken can't be read"),

@@ -467,7 +467,7 @@ def test_tiny_shakespeare_is_ready_quickly_and_whole(shakespeare):
         ("none.txt", None, "doesn't exist"),
         ("a.txt", b"", "is empty"),
         ("a.txt", b" \n", "is empty"),
-        ("a.txt", b"a", "too few to hold any out"),
+        ("a.txt", b"a", "too few for a validation split"),
         ("a.txt", b"ab\xffc", "byte 0xff at offset 2"),
         ("a.csv", b"a", "none of .txt, .md, .jsonl"),
         ("", None, "has no .txt, .md, .jsonl in it"),

@@ -202,7 +202,7 @@ def test_a_run_learns_is_evaluated_and_writes_no_text(tmp_path, capsys):
     assert main(["evaluate", folder]) == 0
     assert "–" in capsys.readouterr().out
     assert main(["generate", folder, "--prompt", "a"]) == 65
-    assert "is an encoder, which doesn't write" in capsys.readouterr().err
+    assert "is an encoder, which can't generate text" in capsys.readouterr().err
     assert main(["estimate", "digits", *TINY]) == 0
 
 

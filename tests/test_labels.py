@@ -186,7 +186,7 @@ def test_names_of_labels_are_sorted_and_numbered(tmp_path):
         ({"text": "a", "label": True}, "line 2, label: True is not a text"),
         ({"text": "a", "label": [1]}, r"line 2, label: \[1\] is not a text"),
         ({"tokens": ["a", "b"], "tags": ["N"]}, "line 2: 2 tokens with 1 tags"),
-        ({"tokens": [], "tags": []}, "line 2, tokens: .* no list, or an empty one"),
+        ({"tokens": [], "tags": []}, "line 2, tokens: .* not a list, or is empty"),
         ({"tokens": ["a", " "], "tags": [1, 2]}, "line 2, tokens is empty"),
         ({"tokens": "ab", "tags": ["N", "V"]}, "line 2, tokens: 'ab' is not a list"),
         ({"source": " ", "target": "b"}, "line 2, source is empty"),

@@ -78,10 +78,13 @@ def test_the_other_views_keep_it_too():
         (lambda e, rng: replace(e, loss_weights=rng.random(len(e.targets)).astype(np.float32)), None),
         (lambda e, rng: replace(e, targets=e.targets[:-1]), "not one target"),
         (lambda e, rng: replace(e, loss_weights=-e.loss_weights), "loss weights"),
-        (lambda e, rng: replace(e, inputs=replace(e.inputs, ids=UNSEEDED.integers(9, size=len(e.targets)))), "two Ex"),
+        (
+            lambda e, rng: replace(e, inputs=replace(e.inputs, ids=UNSEEDED.integers(9, size=len(e.targets)))),
+            "different Ex",
+        ),
         (
             lambda e, rng: Example(Encoding(e.targets.repeat(2)), e.targets.repeat(2), e.loss_weights.repeat(2)),
-            "stated",
+            "declared",
         ),
     ],
 )
@@ -97,7 +100,7 @@ def test_a_view_that_breaks_the_contract_is_caught(change, words):
 
 def test_a_view_that_shows_the_answer_is_caught():
     good = build_view(Causal())
-    with pytest.raises(AssertionError, match="attend to what it should say"):
+    with pytest.raises(AssertionError, match="attend to its own target"):
         check_view(View(Full(), Full(), good.example, good.length), [text_of(20)])
 
 
@@ -133,7 +136,7 @@ def test_whole_words_are_hidden_whole():
             chosen = example.loss_weights[:-1] > 0
             hidden += chosen.sum()
             for i in range(1, len(tokens)):
-                if codec.joins[0][encoding.ids[i]] and codec.joins[1][encoding.ids[i - 1]]:
+                if codec.word_edges[0][encoding.ids[i]] and codec.word_edges[1][encoding.ids[i - 1]]:
                     assert chosen[i] == chosen[i - 1], (tokens[i - 1], tokens[i])
         assert 0.2 < hidden / 8 / len(tokens) < 0.4
 

@@ -83,7 +83,7 @@ def test_special_tokens_are_found_by_the_names_that_others_give_them():
     assert [codec.special[i] for i in (ids[0], ids[-1])] == ["[CLS]", "[SEP]"]
     assert codec.special[codec.special_token(MASK)] == "[MASK]" and codec.with_special([MASK]) is codec
     check_view(build_view(Masked(rate=0.5, whole_words=True), codec), [codec.encode({"text": TEXTS[0]})])
-    begins, ends = codec.joins
+    begins, ends = codec.word_edges
     ing = [i for i, t in enumerate(map(codec.token_text, range(codec.vocab_size))) if t and not t.startswith(" ")]
     assert begins[ing].any() and ends.any()
     other = TokenizerCodec(unigram())

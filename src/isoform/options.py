@@ -119,7 +119,7 @@ class ReproduceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions:
-    """Look at training rows: every token above what it should say, and who may attend to whom."""
+    """Print training rows: every token above its target, and the attention masks."""
 
     recipe: Annotated[Recipe, Inline] = Recipe()
     examples: int = 1

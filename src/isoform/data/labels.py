@@ -31,8 +31,8 @@ def encode_labels(records: Sequence[Record], names: Sequence[str], key: str) -> 
         labels = [] if value is None else value if key == "tags" else [value]
         if unknown := [str(label) for label in labels if str(label) not in indices]:
             raise ValueError(
-                f"{location(record, number)}: the {key} {unknown[0]!r} is not among {', '.join(names[:20])}; correct it, "
-                f"or name it in objective.labels"
+                f"{location(record, number)}: the {key} {unknown[0]!r} is not among {', '.join(names[:20])}; correct "
+                f"it, or add it to objective.labels"
             )
         classes = [indices[str(label)] for label in labels]
         value = None if value is None else classes if key == "tags" else classes[0]

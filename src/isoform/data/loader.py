@@ -243,8 +243,8 @@ def validation_batches(
     source_length: int | None = None,
     batch_rows: int,
 ) -> Iterator[tuple[Batch, int]]:
-    """A whole split once, in batches of up to batch_rows, each with the number of UTF-8 bytes of its targets, 0 if those
-    aren't text.
+    """A whole split once, in batches of up to batch_rows, each with the number of UTF-8 bytes of its targets (0 if they
+    aren't text).
 
     stream: non-overlapping windows of context_length, so that each token but the first is a target once; the
     last window is padded with weight 0; split: each token but the first of its document. packed and bucketed: each

@@ -108,7 +108,7 @@ def to_lines(row: Row, paint: Callable[[str, str], str], *, width: int = 100, co
     if columns:
         for name, side in (("source", row.source), ("inputs", row.inputs)):
             if side is not None:
-                yield f"attention mask of the {name} (a row for each query token, a column for each key token)"
+                yield f"attention mask of the {name} (a line per query, a column per key)"
                 yield from _drawn(side, paint, columns)
 
 

@@ -260,7 +260,7 @@ class Without(Codec):
             lambda: replace(load_recipe("reverse-decoder"), objective=Classification()),
             "kind pooled, over first, mean or last",
         ),
-        (lambda: stream(), "stream and split are for"),
+        (lambda: stream(), "stream and split need"),
         (lambda: CLASSIFY.example(CODEC.encode({"image": np.zeros((8, 8))}), np.random.default_rng(0)), "has none"),
     ],
 )

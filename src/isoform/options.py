@@ -119,7 +119,7 @@ class ReproduceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions:
-    """Print training rows: every token above its target, and the attention masks."""
+    """Look at training rows: every token above what it should say, and who may attend to whom."""
 
     recipe: Annotated[Recipe, Inline] = Recipe()
     examples: int = 1

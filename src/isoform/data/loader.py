@@ -136,7 +136,7 @@ class PackedLoader(RecordLoader):
 
 
 class BucketedLoader(RecordLoader):
-    """Buckets of records with similar lengths, padded to the longest: a row of this loader is a bucket of about
+    """Buckets of records with similar lengths, padded to the longest: a row of this loader is a bucket of at most
     context_length tokens, which is one row of a Batch per record.
 
     rows_per_step: the number of buckets in a step, which are of similar length, too.

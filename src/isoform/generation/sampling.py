@@ -16,10 +16,10 @@ BLOCK = 64
 """The number of random numbers drawn at once for a text."""
 
 
-def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make the tokens `seen` (B, S) less likely in logits (B, V) (Keskar et al. 2019, section 4.1)."""
-    scores = logits.gather(1, seen)
-    return logits.scatter(1, seen, torch.where(scores > 0, scores / penalty, scores * penalty))
+def penalize(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
+    """Make `tokens` (B, S) less likely in logits (B, V) (Keskar et al. 2019, section 4.1)."""
+    scores = logits.gather(1, tokens)
+    return logits.scatter(1, tokens, torch.where(scores > 0, scores / penalty, scores * penalty))
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:

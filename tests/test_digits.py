@@ -238,7 +238,7 @@ class Without(Codec):
         (lambda: load_tokens([{"image": np.zeros((2, 2))}] * 2, CODEC), "record 0: an image of shape"),
         (lambda: load_tokens(images(9), Without()), "of 9 records have features"),
         (lambda: as_text(CODEC), "reads patches, not text"),
-        (lambda: load_source("toy:numbers"), "toy:reverse, toy:capitals:RATIO and toy:digits"),
+        (lambda: load_source("toy:numbers"), "toy:reverse, toy:capitals:RATIO or toy:digits"),
         (lambda: load_source("toy:capitals:0"), "unknown toy"),
         (
             lambda: with_sizes(recipe(stem=Lookup()), CODEC),

@@ -50,7 +50,7 @@ def main() -> None:
 
         def ours(model=model, sampling=sampling, made=made) -> None:
             steps = decode_loop(model, [Prompt(prompt)], Sampler(sampling, [0], end=None))
-            made["isoform"] = [token for step, _ in steps for _, token in step.taken]
+            made["isoform"] = [token for step, _ in steps for _, token in step.chosen]
 
         def ours_rounded(model=model, ours=ours, made=made) -> None:
             model.set_matmul_dtype(torch.bfloat16)

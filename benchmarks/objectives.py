@@ -214,7 +214,7 @@ def translator(data: Path, folder: Path) -> Trained:
     optimizer = {"kind": "adamw", "learning_rate": 1e-3}
     training |= {"validate_every": 0, "optimizer": optimizer, "schedule": {"warmup_steps": 50}}
     recipe = changed(load_recipe("multi30k"), {"training": training})
-    run = train(replace(recipe, model=model, data=recipe.data.under(str(data))), folder)
+    run = train(replace(recipe, model=model, data=recipe.data.resolve(str(data))), folder)
     return load(run.folder)
 
 

@@ -1,4 +1,4 @@
-"""Beam search: what transformers finds with the same weights, and what looking at every text finds."""
+"""Beam search: the results of transformers with the same weights, and of exhaustive search."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ from models import build, config, pair
 logging.getLogger("transformers").setLevel(logging.ERROR)
 PEERS = all_peers()
 EARLY = {"size": True, "bound": False, "never": "never"}
-made: dict[str, tuple] = {}
+converted: dict[str, tuple] = {}
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,10 @@ def root(tmp_path_factory):
 
 
 def both(name, root):
-    if name not in made:
+    if name not in converted:
         theirs = make(PEERS[name], root / name)
-        made[name] = theirs, read_folder(root / name)
-    return made[name]
+        converted[name] = theirs, read_folder(root / name)
+    return converted[name]
 
 
 def texts(lengths: tuple[int, ...], seed: int) -> list[np.ndarray]:
@@ -45,15 +45,15 @@ def texts(lengths: tuple[int, ...], seed: int) -> list[np.ndarray]:
     return [rng.integers(3, VOCAB, n) for n in lengths]
 
 
-# With one beam theirs is greedy, which ends where the most probable token is the end.
+# With one beam transformers is greedy and ends when the most probable token is the end.
 SEARCHES = [(size, penalty, early) for size, penalty in ((4, 1.0), (3, 0.0), (4, 2.0)) for early in EARLY]
 
 
 @pytest.mark.parametrize(("size", "length_penalty", "early_stopping"), [*SEARCHES, (1, 1.0, "size")])
 @pytest.mark.parametrize("name", ["bart", "t5", "llama3", "mistral"])
-def test_what_is_found_is_what_transformers_finds(name, size, length_penalty, early_stopping, root):
+def test_results_are_those_of_transformers(name, size, length_penalty, early_stopping, root):
     theirs, ours = both(name, root)
-    asked = {
+    arguments = {
         "num_beams": size,
         "num_return_sequences": size,
         "length_penalty": length_penalty,
@@ -70,7 +70,7 @@ def test_what_is_found_is_what_transformers_finds(name, size, length_penalty, ea
         padded = torch.zeros(3, 20, dtype=torch.long)
         for row, source in zip(padded, sources, strict=True):
             row[: len(source)] = torch.from_numpy(source)
-        asked |= {
+        arguments |= {
             "input_ids": padded,
             "attention_mask": (padded > 0).long(),
             "decoder_input_ids": torch.full((3, 1), begin),
@@ -78,21 +78,21 @@ def test_what_is_found_is_what_transformers_finds(name, size, length_penalty, ea
         prompts = [Prompt(np.array([begin]), source=source) for source in sources]
     else:  # prompts of one length: theirs may be padded on the left only
         starts = texts((6, 6, 6), 1)
-        asked["input_ids"] = torch.from_numpy(np.stack(starts))
+        arguments["input_ids"] = torch.from_numpy(np.stack(starts))
         prompts = [Prompt(start) for start in starts]
     start = len(prompts[0].ids)
     with torch.no_grad():
-        free = theirs.generate(**asked, eos_token_id=None).sequences[:, start:]
+        free = theirs.generate(**arguments, eos_token_id=None).sequences[:, start:]
         end = Counter(free.flatten().tolist()).most_common(3)[-1][0]  # a token at which some texts will end
-        expected = theirs.generate(**asked, eos_token_id=end)
+        expected = theirs.generate(**arguments, eos_token_id=end)
     beam = Beam(size=size, length_penalty=length_penalty, early_stopping=early_stopping, max_tokens=12, num_best=size)
-    found = [one for each in beam_search(ours, prompts, beam, end=end) for one in each]
-    scores = [1.0] * len(found) if size == 1 else expected.sequences_scores.tolist()
-    assert len(found) == len(expected.sequences)
-    for one, ids, score in zip(found, expected.sequences[:, start:].tolist(), scores, strict=True):
+    hypotheses = [each for texts in beam_search(ours, prompts, beam, end=end) for each in texts]
+    scores = [1.0] * len(hypotheses) if size == 1 else expected.sequences_scores.tolist()
+    assert len(hypotheses) == len(expected.sequences)
+    for hypothesis, ids, score in zip(hypotheses, expected.sequences[:, start:].tolist(), scores, strict=True):
         ids = ids[: ids.index(end) + 1] if end in ids else ids
-        assert one.ids.tolist() == ids[: len(one.ids)] and len(one.ids) in (len(ids), 12)
-        assert size == 1 or one.score == pytest.approx(score, abs=1e-4)
+        assert hypothesis.ids.tolist() == ids[: len(hypothesis.ids)] and len(hypothesis.ids) in (len(ids), 12)
+        assert size == 1 or hypothesis.score == pytest.approx(score, abs=1e-4)
 
 
 def tiny(**more) -> Transformer:
@@ -113,19 +113,19 @@ def log_probability(model, prompt, text, mask=None) -> float:
 
 
 @torch.no_grad()
-def test_a_wide_beam_finds_the_most_probable_text_of_all():
+def test_a_wide_beam_finds_the_most_probable_text():
     model, prompt, end = tiny(), Prompt(np.array([1, 2])), 0
     whole = [text for n in range(1, 5) for text in itertools.product(range(5), repeat=n)]
     ended = [t for t in whole if end not in t[:-1] and (t[-1] == end or len(t) == 4)]
     for penalty in (0.0, 1.0):
         best = sorted(ended, key=lambda t: -log_probability(model, prompt, t) / len(t) ** penalty)[:3]
         beam = Beam(size=625, length_penalty=penalty, early_stopping="never", max_tokens=4, num_best=3)
-        (found,) = beam_search(model, [prompt], beam, end=end)
-        assert [tuple(one.ids) for one in found] == best
-        assert found[0].log_probability == pytest.approx(log_probability(model, prompt, best[0]), abs=1e-4)
+        (hypotheses,) = beam_search(model, [prompt], beam, end=end)
+        assert [tuple(one.ids) for one in hypotheses] == best
+        assert hypotheses[0].log_probability == pytest.approx(log_probability(model, prompt, best[0]), abs=1e-4)
 
 
-def test_prompts_beside_each_other_find_what_they_find_alone():
+def test_batched_prompts_have_the_results_of_single_ones():
     for stem in ({}, {"kind": "lookup", "ngrams": (2, 3)}):
         model = tiny(**({"stem": type(ModelConfig().stem)(ngrams=stem["ngrams"])} if stem else {}))
         prompts = [Prompt(np.array(ids), prefix=len(ids)) for ids in ([1], [2, 3, 4, 1], [3, 1])]
@@ -134,13 +134,13 @@ def test_prompts_beside_each_other_find_what_they_find_alone():
         for prompt, beside in zip(prompts, together, strict=True):
             (alone,) = beam_search(model, [prompt], beam, end=0, mask=mask)
             assert [one.ids.tolist() for one in alone] == [one.ids.tolist() for one in beside]
-            for one, other in zip(alone, beside, strict=True):
-                assert one.score == pytest.approx(other.score, abs=1e-5)
+            for single, batched in zip(alone, beside, strict=True):
+                assert single.score == pytest.approx(batched.score, abs=1e-5)
 
 
 @pytest.mark.parametrize("cross", ["separate", "joint"])
 @pytest.mark.parametrize("lengths", [(3, 3, 3), (1, 5, 3)])
-def test_sources_beside_each_other_find_what_they_find_alone(cross, lengths):
+def test_batched_sources_have_the_results_of_single_ones(cross, lengths):
     whole = pair(config(position=Rotary()))
     assert whole.decoder is not None
     torch.manual_seed(3)
@@ -162,11 +162,11 @@ def test_sources_beside_each_other_find_what_they_find_alone(cross, lengths):
                 assert [one.score for one in alone] == pytest.approx([one.score for one in beside], abs=1e-4)
                 ended.add((search, (max if search is beam_search else min)(len(one.ids) for one in beside)))
     assert all(len({n for s, n in ended if s is search}) > 1 for search in (beam_search, sample)), (
-        "some leave before others"
+        "some end before the rest"
     )
 
 
-def test_bounds_are_named():
+def test_limits_are_named():
     model = tiny()
     with pytest.raises(ValueError, match="13 tokens, which don't fit context_length=12"):
         beam_search(model, [Prompt(np.ones(13, np.int64), prefix=13)], Beam(), end=0)
@@ -190,7 +190,7 @@ LONG = {
 
 
 def windows_log_probability(model, prompt: Prompt, ids: list[int]) -> float:
-    """Of a text of any length, by whole passes over what a context of 12 holds of it."""
+    """Of a text of any length, by full passes over its windows of at most 12 tokens."""
     window = prompt.ids.tolist() if len(prompt.ids) <= 12 else prompt.ids[-6:].tolist()
     source = None if prompt.source is None else torch.from_numpy(prompt.source)[None]
     total = 0.0
@@ -203,7 +203,7 @@ def windows_log_probability(model, prompt: Prompt, ids: list[int]) -> float:
 
 @pytest.mark.parametrize("form", LONG)
 @torch.no_grad()
-def test_texts_that_outgrow_the_context_go_on_from_their_last_half_beside_others_as_alone(form):
+def test_texts_that_outgrow_the_context_continue_from_their_last_half_batched_or_alone(form):
     whole, sizes = LONG[form]
     model, rng = build(whole, seed=1), np.random.default_rng(0)
     prompts = [Prompt(rng.integers(1, 13, n)) for n in sizes]
@@ -219,18 +219,18 @@ def test_texts_that_outgrow_the_context_go_on_from_their_last_half_beside_others
             numbers = {} if search is beam_search else {"numbers": [number]}
             (alone,) = search(model, [prompts[number]], how, end=0, **numbers)
             assert [one.ids.tolist() for one in alone] == [one.ids.tolist() for one in beside]
-            for one in beside:
-                expected = windows_log_probability(model, prompts[number], one.ids.tolist())
-                assert one.log_probability == pytest.approx(expected, abs=1e-3)
-                lengths.add(len(one.ids))
-    assert max(lengths) > 18 and len(lengths) > 3, "some outgrow the context, and some leave before others"
+            for hypothesis in beside:
+                expected = windows_log_probability(model, prompts[number], hypothesis.ids.tolist())
+                assert hypothesis.log_probability == pytest.approx(expected, abs=1e-3)
+                lengths.add(len(hypothesis.ids))
+    assert max(lengths) > 18 and len(lengths) > 3, "some outgrow the context, and some end before the rest"
 
 
 def outspoken(seed: int = 0, **changes) -> Transformer:
     torch.manual_seed(seed)
     config = ModelConfig(model_dim=16, vocab_size=11, context_length=12, **changes)
     model = Transformer(config)
-    with torch.no_grad():  # as drawn it would say all tokens alike
+    with torch.no_grad():  # at initialisation all tokens are nearly equally probable
         for parameter in model.parameters():
             parameter.mul_(3.0)
     return model.eval()
@@ -239,46 +239,48 @@ def outspoken(seed: int = 0, **changes) -> Transformer:
 PROMPTS = [Prompt(np.array(ids)) for ids in ([1, 2, 3], [4], [5, 6, 7, 8, 9])]
 
 
-def test_what_is_drawn_does_not_depend_on_what_else_is_asked():
+def test_samples_do_not_depend_on_the_rest_of_the_batch():
     model = outspoken()
     sampling = Sampling(max_tokens=6, num_samples=3, top_p=0.9, seed=5)
     together = sample(model, PROMPTS, sampling, end=0)
     for number, prompt in enumerate(PROMPTS):
         (alone,) = sample(model, [prompt], sampling, end=0, numbers=[number])
-        for one, other in zip(together[number], alone, strict=True):
-            assert one.ids.tolist() == other.ids.tolist()
-            assert one.log_probability == pytest.approx(other.log_probability, abs=1e-4)
-        for one in alone:
-            text = torch.from_numpy(np.concatenate([prompt.ids, one.ids]))
-            said = model(text.unsqueeze(0))[0].log_softmax(-1)[len(prompt.ids) - 1 : -1]
-            total = said.gather(1, text[len(prompt.ids) :, None]).sum().item()
-            assert one.log_probability == pytest.approx(total, abs=1e-3)
-            assert one.score == pytest.approx(total / len(one.ids), abs=1e-3)
-            assert 0 not in one.ids[:-1] and (one.ids[-1] == 0 or len(one.ids) == 6)
+        for batched, single in zip(together[number], alone, strict=True):
+            assert batched.ids.tolist() == single.ids.tolist()
+            assert batched.log_probability == pytest.approx(single.log_probability, abs=1e-4)
+        for hypothesis in alone:
+            text = torch.from_numpy(np.concatenate([prompt.ids, hypothesis.ids]))
+            log_probabilities = model(text.unsqueeze(0))[0].log_softmax(-1)[len(prompt.ids) - 1 : -1]
+            total = log_probabilities.gather(1, text[len(prompt.ids) :, None]).sum().item()
+            assert hypothesis.log_probability == pytest.approx(total, abs=1e-3)
+            assert hypothesis.score == pytest.approx(total / len(hypothesis.ids), abs=1e-3)
+            assert 0 not in hypothesis.ids[:-1] and (hypothesis.ids[-1] == 0 or len(hypothesis.ids) == 6)
     assert len({tuple(one.ids) for each in together for one in each}) > 3
-    other = sample(model, PROMPTS, replace(sampling, seed=6), end=0)
-    assert [one.ids.tolist() for one in other[0]] != [one.ids.tolist() for one in together[0]]
+    reseeded = sample(model, PROMPTS, replace(sampling, seed=6), end=0)
+    assert [one.ids.tolist() for one in reseeded[0]] != [one.ids.tolist() for one in together[0]]
 
 
-def test_tokens_are_drawn_as_often_as_they_are_probable():
+def test_sampled_frequencies_match_the_probabilities():
     model, many = outspoken(), 4000
     for changes in ({}, {"top_k": 3}, {"temperature": 0.7, "min_p": 0.1}):
         sampling = Sampling(max_tokens=1, num_samples=many, **changes)
-        (found,) = sample(model, PROMPTS[:1], sampling, end=0)
-        counts = np.bincount([int(one.ids[0]) for one in found], minlength=11)
+        (hypotheses,) = sample(model, PROMPTS[:1], sampling, end=0)
+        counts = np.bincount([int(one.ids[0]) for one in hypotheses], minlength=11)
         with torch.no_grad():
-            wanted = distribution(model(torch.tensor([[1, 2, 3]]))[:, -1], sampling)[0].numpy()
-        assert (counts[wanted == 0] == 0).all()
-        assert (np.abs(counts - many * wanted) <= 4.5 * np.sqrt(many * wanted * (1 - wanted)) + 1).all()
+            probabilities = distribution(model(torch.tensor([[1, 2, 3]]))[:, -1], sampling)[0].numpy()
+        assert (counts[probabilities == 0] == 0).all()
+        assert (
+            np.abs(counts - many * probabilities) <= 4.5 * np.sqrt(many * probabilities * (1 - probabilities)) + 1
+        ).all()
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.8])
-def test_the_most_probable_tokens_are_those_of_whole_passes(penalty):
+def test_greedy_tokens_are_those_of_full_passes(penalty):
     model = outspoken(3)
     sampling = Sampling(max_tokens=6, temperature=0, repetition_penalty=penalty)
-    for prompt, (found,) in zip(PROMPTS, sample(model, PROMPTS, sampling, end=0), strict=True):
+    for prompt, (hypothesis,) in zip(PROMPTS, sample(model, PROMPTS, sampling, end=0), strict=True):
         text = prompt.ids.tolist()
-        for token in found.ids.tolist():
+        for token in hypothesis.ids.tolist():
             ids = torch.tensor([text])
             assert token == int(penalize(model(ids)[:, -1], ids, penalty).argmax())
             text.append(token)
@@ -303,12 +305,12 @@ def test_a_file_of_sources_is_answered_line_by_line(tmp_path, capsys):
     assert main([*ask, "--temperature", "0", "--json"]) == 0
     greedy = json.loads(capsys.readouterr().out)["answers"]
     for word, (answered,) in zip(words, greedy, strict=True):
-        one = ["generate", str(tmp_path / "run"), "--prompt", word, "--temperature", "0", "--max_tokens", "14"]
-        assert main(one) == 0 and capsys.readouterr().out.rstrip("\n") == answered["text"]
+        arguments = ["generate", str(tmp_path / "run"), "--prompt", word, "--temperature", "0", "--max_tokens", "14"]
+        assert main(arguments) == 0 and capsys.readouterr().out.rstrip("\n") == answered["text"]
     assert main([*ask, "--seed", "3", "--json"]) == 0
     first = json.loads(capsys.readouterr().out)["answers"][0][0]["text"]
-    one = ["generate", str(tmp_path / "run"), "--prompt", words[0], "--seed", "3", "--max_tokens", "14"]
-    assert main(one) == 0 and capsys.readouterr().out.rstrip("\n") == first
+    arguments = ["generate", str(tmp_path / "run"), "--prompt", words[0], "--seed", "3", "--max_tokens", "14"]
+    assert main(arguments) == 0 and capsys.readouterr().out.rstrip("\n") == first
     assert main([*ask, "--num_samples", "2", "--out", str(tmp_path / "out.txt")]) == 0
     lines = [line.split("\t") for line in (tmp_path / "out.txt").read_text().splitlines()]
     assert [number for number, _, _ in lines] == ["1", "1", "2", "2", "3", "3", "4", "4"]

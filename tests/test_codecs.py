@@ -1,4 +1,4 @@
-"""Codecs: whatever the text, decoding undoes encoding; GPT-2's ids are tiktoken's."""
+"""Codecs: whatever the text, decoding inverts encoding; GPT-2's ids are tiktoken's."""
 
 import base64
 import importlib.util
@@ -52,14 +52,14 @@ def test_streaming_equals_decoding_for_any_ids(name, ids):
     assert "".join(parts) + stream.flush() == codec.decode(ids)
 
 
-def test_streaming_holds_back_half_a_character():
+def test_streaming_buffers_incomplete_characters():
     stream = ByteCodec().stream_decoder()
     assert [stream.push(b) for b in "é!".encode()] == ["", "é", "!"]
     assert (stream.push(0xC3), stream.flush()) == ("", "\ufffd")
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_special_tokens_are_shown_only_on_demand_and_never_read(name):
+def test_special_tokens_are_shown_only_on_request_and_never_encoded_from_text(name):
     codec = CODECS[name]
     ids = [*codec.encode_text("a").tolist(), codec.separator, codec.end_of_text]
     assert codec.decode(ids) == "a"
@@ -85,8 +85,8 @@ def test_saved_and_loaded_is_the_same(name, tmp_path):
 
 
 def test_fingerprints_differ():
-    others = [CharacterCodec("\n abcé日"), train_bpe([TEXT], 279)]
-    assert len({codec.fingerprint for codec in [*CODECS.values(), *others]}) == 5
+    variants = [CharacterCodec("\n abcé日"), train_bpe([TEXT], 279)]
+    assert len({codec.fingerprint for codec in [*CODECS.values(), *variants]}) == 5
 
 
 def test_characters_come_first_and_sorted():
@@ -108,19 +108,19 @@ def test_tokens_print():
 
 @settings(PROFILE, max_examples=20)
 @given(st.lists(st.sampled_from(["a", " b", "\n", "  ", "\r\n", "\t", "1", "é", "\x1c", "\u3000"])))
-def test_cutting_a_text_into_chunks_keeps_its_ids(parts):
+def test_chunking_a_text_keeps_its_ids(parts):
     text = "".join(parts)
     text = text * (1 + (2 * CHUNK + 10) // max(1, len(text)))
     whole = BPE_CODEC.tokenizer.encode(text, add_special_tokens=False).ids
     assert BPE_CODEC.encode_text(text).tolist() == whole
 
 
-def test_learning_is_deterministic_and_joins_frequent_pairs():
+def test_training_is_deterministic_and_merges_frequent_pairs():
     codec = build_codec(BPE(vocab_size=280), [TEXT])
     assert codec.vocab_size == 280
     assert codec.fingerprint == BPE_CODEC.fingerprint
     assert len(codec.encode_text(TEXT)) < 0.7 * len(TEXT)
-    with pytest.warns(UserWarning, match="gave only"):
+    with pytest.warns(UserWarning, match="yields only"):
         train_bpe(["abab"], 1000)
 
 
@@ -182,7 +182,7 @@ def build_tokenizer(**options) -> Tokenizer:
     return tokenizer
 
 
-def test_a_tokenizer_file_is_read_and_its_size_wins(tmp_path):
+def test_a_tokenizer_file_overrides_vocab_size(tmp_path):
     (tmp_path / "tokenizer.json").write_text(BPE_CODEC.tokenizer.to_str())
     assert load_codec(tmp_path).fingerprint == BPE_CODEC.fingerprint
     with pytest.warns(UserWarning, match="vocab_size=999 is ignored"):
@@ -214,8 +214,8 @@ def test_merges_are_recovered_from_ranks(tmp_path):
         (lambda d: ByteCodec().encode_text("a\ud800"), r"U\+D800, at position 1"),
         (lambda d: BPE_CODEC.encode_text("\udfff"), r"U\+DFFF, at position 0"),
         (lambda d: ByteCodec().encode({"txt": ""}), r"\['txt'\].*'source' and 'target'"),
-        (lambda d: ByteCodec().decode([3, 258]), "258 is no id"),
-        (lambda d: CharacterCodec("a").decode([-1]), "-1 is no id"),
+        (lambda d: ByteCodec().decode([3, 258]), "258 is not an id"),
+        (lambda d: CharacterCodec("a").decode([-1]), "-1 is not an id"),
         (lambda d: train_bpe([TEXT], 257), "vocab_size=257"),
         (lambda d: load_codec(d), "codec.json can't be read"),
         (lambda d: bpe_from_tiktoken(d / "none.tiktoken"), "none.tiktoken can't be read"),
@@ -225,7 +225,7 @@ def test_merges_are_recovered_from_ranks(tmp_path):
         (lambda d: BPECodec(Tokenizer(models.BPE())), "no special token for the end"),
     ],
 )
-def test_errors_say_what_and_how_to_go_on(call, message, tmp_path):
+def test_errors_name_problem_and_remedy(call, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         call(tmp_path)
 

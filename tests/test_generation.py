@@ -1,4 +1,4 @@
-"""Generation: the cache, the cut-offs, stop strings, texts longer than the context, and what was expected."""
+"""Generation: the cache, the cut-offs, stop strings, texts longer than the context, and token scores."""
 
 import numpy as np
 import pytest
@@ -35,17 +35,17 @@ def first_of(model, prompt, mask=None) -> int:
 def test_greedy_generation_is_the_argmax_of_the_whole_text(stem, position):
     model = build(config(stem=stem, position=position))
     text = [1, 4, 2]
-    (made,) = ids_of(model, Prompt(np.array(text)), Sampling(max_tokens=9, temperature=0))
-    for token in made.tolist():
+    (generated,) = ids_of(model, Prompt(np.array(text)), Sampling(max_tokens=9, temperature=0))
+    for token in generated.tolist():
         assert token == int(model(torch.tensor([text]))[0, -1].argmax())
         text.append(token)
 
 
-def test_a_text_longer_than_the_context_goes_on_from_its_last_half():
+def test_a_text_longer_than_the_context_continues_from_its_last_half():
     model, text = build(config()), [3, 1]
-    (made,) = ids_of(model, Prompt(np.array(text)), Sampling(max_tokens=40, temperature=0))
+    (generated,) = ids_of(model, Prompt(np.array(text)), Sampling(max_tokens=40, temperature=0))
     window = list(text)
-    for token in made.tolist():
+    for token in generated.tolist():
         assert token == int(model(torch.tensor([window]))[0, -1].argmax())
         window.append(token)
         if len(window) > 12:
@@ -67,7 +67,7 @@ def test_samples_follow_the_distribution_and_the_seed():
 
 
 @pytest.mark.parametrize(
-    ("sampling", "kept"),
+    ("sampling", "retained"),
     [
         (Sampling(top_k=2), [0, 1]),
         (Sampling(top_p=0.6), [0, 1]),
@@ -79,11 +79,11 @@ def test_samples_follow_the_distribution_and_the_seed():
     ],
     ids=str,
 )
-def test_cut_offs(sampling, kept):
+def test_cut_offs(sampling, retained):
     probabilities = torch.tensor([[0.5, 0.3, 0.15, 0.05]])
     cut = distribution(probabilities.log(), sampling)
     expected = torch.zeros_like(probabilities)
-    expected[:, kept] = probabilities[:, kept]
+    expected[:, retained] = probabilities[:, retained]
     torch.testing.assert_close(cut, expected / expected.sum())
 
 
@@ -119,7 +119,7 @@ def test_stop_strings_end_the_text_before_them_and_never_leak(monkeypatch):
     _, end = written(monkeypatch, LETTERS, tokens, stop=("zz", "k"))
     assert (end.text, end.reason) == ("abcabdefg", "length")
     _, end = written(monkeypatch, LETTERS, LETTERS.encode_text("abab").tolist(), stop=("abc",))
-    assert (end.text, end.reason) == ("abab", "length")  # what was held back comes out at the end
+    assert (end.text, end.reason) == ("abab", "length")  # the pending text is emitted at the end
 
 
 def test_end_of_text_ends_and_half_characters_wait(monkeypatch):
@@ -136,15 +136,15 @@ def test_prompts_of_the_three_forms():
     causal, prefix, seq2seq = (build_view(objective) for objective in (Causal(), Prefix(), Seq2seq()))
     assert build_prompt(LETTERS, "", answers_source=False, view=causal).ids.tolist() == [LETTERS.end_of_text]
     assert build_prompt(LETTERS, "ab", answers_source=False, view=causal).ids.tolist() == [0, 1]
-    given = build_prompt(LETTERS, "ab", answers_source=True, view=prefix)
-    assert (given.ids.tolist(), given.prefix, given.source) == ([0, 1, separator], 3, None)
-    given = build_prompt(LETTERS, "ab", answers_source=True, view=seq2seq)
-    assert (given.ids.tolist(), given.source.tolist()) == ([separator], [0, 1, separator])
+    prompt = build_prompt(LETTERS, "ab", answers_source=True, view=prefix)
+    assert (prompt.ids.tolist(), prompt.prefix, prompt.source) == ([0, 1, separator], 3, None)
+    prompt = build_prompt(LETTERS, "ab", answers_source=True, view=seq2seq)
+    assert (prompt.ids.tolist(), prompt.source.tolist()) == ([separator], [0, 1, separator])
 
 
 @pytest.mark.parametrize("objective", [Causal(), Prefix(), Seq2seq()], ids=lambda o: type(o).__name__)
-def test_what_is_generated_is_what_was_trained_on(objective):
-    """The first token generated from a source has the distribution the view's Example would have."""
+def test_generation_matches_the_training_view(objective):
+    """The first token generated from a source has the distribution of the view's Example."""
     view = build_view(objective)
     model = build(pair(config()) if isinstance(objective, Seq2seq) else config())
     record = LETTERS.encode({"source": "abcd", "target": "k"})
@@ -159,13 +159,13 @@ def test_what_is_generated_is_what_was_trained_on(objective):
 
 
 @torch.no_grad()
-def test_tokens_are_scored_as_the_model_expected_them():
+def test_token_scores_are_the_models_probabilities():
     model, ids = build(config()), np.arange(30) % VOCAB
     steps = score_tokens(model, ids[:12])
     logits = model(torch.as_tensor(ids[None, :11]))[0].log_softmax(-1)
-    for at, step in enumerate(steps[1:]):
-        assert step.probability == pytest.approx(float(logits[at, ids[at + 1]].exp()), rel=1e-4)
-        assert step.alternatives[0][1] == pytest.approx(float(logits[at].max().exp()), rel=1e-4)
+    for index, step in enumerate(steps[1:]):
+        assert step.probability == pytest.approx(float(logits[index, ids[index + 1]].exp()), rel=1e-4)
+        assert step.alternatives[0][1] == pytest.approx(float(logits[index].max().exp()), rel=1e-4)
         assert (step.rank == 1) == (step.alternatives[0][0] == step.token)
     assert steps[0].probability is None
     long = score_tokens(model, ids)
@@ -178,7 +178,7 @@ def test_tokens_are_scored_as_the_model_expected_them():
     "bad",
     [{"temperature": -1}, {"top_p": 1.5}, {"min_p": -0.1}, {"max_tokens": 0}, {"repetition_penalty": 0}],
 )
-def test_impossible_sampling_is_refused(bad):
+def test_invalid_sampling_is_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Sampling(**bad)
 

@@ -1,4 +1,4 @@
-"""Objectives about records with answers: classes, tags, numbers; what is asked of records, and what models learn."""
+"""Objectives with labels: classes, tags, numbers; requirements of records, and what models learn."""
 
 import json
 from dataclasses import replace
@@ -12,8 +12,8 @@ from isoform.batch import collate
 from isoform.cli import main
 from isoform.codecs.bpe import train_bpe
 from isoform.codecs.text import ByteCodec
-from isoform.data.labels import label_names, numbered
-from isoform.data.sources import first_part, load_source, where
+from isoform.data.labels import encode_labels, label_names
+from isoform.data.sources import load_source, location, take_fraction
 from isoform.data.tokens import load_tokens
 from isoform.experiment import classify, train
 from isoform.model.config import Pooled
@@ -68,11 +68,11 @@ def test_a_model_learns_which_letter_a_text_begins_with(model, tmp_path):
     assert [trained.recipe.objective.labels[i] for i in probabilities.argmax(-1)] == ["begins-x", "begins-c"]
     assert main(["evaluate", str(run.folder)]) == 0
     assert main(["generate", str(run.folder), "--prompt", "a"]) == 65
-    other = write(tmp_path / "other.jsonl", [{"text": "abc", "label": "begins-q"}])
-    assert main(["evaluate", str(run.folder), "--path", other]) == 65
+    unknown = write(tmp_path / "other.jsonl", [{"text": "abc", "label": "begins-q"}])
+    assert main(["evaluate", str(run.folder), "--path", unknown]) == 65
 
 
-def test_tags_are_learned_and_stand_at_the_first_token_of_each_word(tmp_path):
+def test_tags_are_learned_at_the_first_token_of_each_word(tmp_path):
     rng, records = np.random.default_rng(1), []
     for _ in range(1500):
         tokens = [str(rng.choice(["the", "a", "dog", "cat", "runs", "naïve"])) for _ in range(rng.integers(1, 5))]
@@ -88,16 +88,16 @@ def test_tags_are_learned_and_stand_at_the_first_token_of_each_word(tmp_path):
 def test_numbers_are_learned(tmp_path, capsys):
     path = write(tmp_path / "numbers.jsonl", [{"text": w, "label": w.count("a") - 0.5} for w in words(2000)])
     head = {"head": {"kind": "pooled", "over": "mean"}}
-    asked = recipe(path, {"kind": "regression"}, {**ENCODER, **head}, steps=150)
-    run = train(asked, tmp_path / "run")
+    config = recipe(path, {"kind": "regression"}, {**ENCODER, **head}, steps=150)
+    run = train(config, tmp_path / "run")
     summary = json.loads(run.summary.read_text())
     spread = np.var([w.count("a") for w in words(2000)])
     assert summary["validation_loss"] < 0.4 * spread and summary["validation_accuracy"] is None
     assert main(["evaluate", str(run.folder)]) == 0 and "–" in capsys.readouterr().out
-    toml = tmp_path / "asked.toml"
+    toml = tmp_path / "config.toml"
     from isoform.config import dump_toml
 
-    toml.write_text(dump_toml(replace(asked, training=replace(asked.training, steps=2))))
+    toml.write_text(dump_toml(replace(config, training=replace(config.training, steps=2))))
     assert main(["train", str(toml), "--out", str(tmp_path / "cli")]) == 0
     assert "mean squared error" in capsys.readouterr().out
     assert "mean squared error" in (tmp_path / "cli/report.html").read_text()
@@ -124,7 +124,7 @@ def test_a_number_is_learned_for_each_word(tmp_path):
         train(recipe(path, {"kind": "token_regression"}, {**ENCODER, **head}), tmp_path / "other")
 
 
-def test_views_keep_the_contract_and_mark_one_place_an_answer():
+def test_views_keep_the_contract_and_count_one_position_per_target():
     codec = train_bpe(["the dog runs"] * 9, 265)
     encoding = codec.encode({"tokens": ["the", "dog", "runs"], "tags": [0, 2, 1]})
     assert codec.decode(encoding.ids) == "the dog runs"
@@ -136,14 +136,14 @@ def test_views_keep_the_contract_and_mark_one_place_an_answer():
     assert not encoding.tags[len(encoding) - 1] >= 0 and codec.encode({"tokens": ["a"]}).tags is None
     text = CODEC.encode({"text": "abc", "label": 1.5})
     numbers = CODEC.encode({"tokens": ["ab", "c"], "tags": [-2.5, 1]})
-    for objective, one in (
+    for objective, labelled in (
         (Tagging(), encoding),
         (TokenRegression(), numbers),
         (Regression(), text),
         (Classification(), replace(text, label=2)),
     ):
         for is_causal in (False, True):
-            check_view(build_view(objective, is_causal=is_causal), [one])
+            check_view(build_view(objective, is_causal=is_causal), [labelled])
     batch = collate([[build_view(Regression()).example(text, np.random.default_rng(0))]], 6)
     assert batch.targets.dtype == torch.float32 and batch.targets[0, 0] == 1.5
     for objective, words_ in (
@@ -155,57 +155,57 @@ def test_views_keep_the_contract_and_mark_one_place_an_answer():
             build_view(objective).example(CODEC.encode({"text": "abc"}), np.random.default_rng(0))
 
 
-def test_names_of_labels_are_sorted_and_numbered(tmp_path):
+def test_label_names_are_sorted_and_encoded(tmp_path):
     records = [{"text": "a", "label": n} for n in (10, 2, "b", "a", 2)]
     names = label_names(records, "label")
     assert names == ("2", "10", "a", "b")
-    assert [r["label"] for r in numbered(records, names, "label")] == [1, 0, 3, 2, 0]
+    assert [r["label"] for r in encode_labels(records, names, "label")] == [1, 0, 3, 2, 0]
     assert label_names([{"tokens": ["x", "y"], "tags": ["N", "V"]}], "tags") == ("N", "V")
-    assert numbered([{"text": "x"}], names, "label") == [{"text": "x"}]
+    assert encode_labels([{"text": "x"}], names, "label") == [{"text": "x"}]
     lines = ['{"text": "x", "label": "10"}', "", '{"text": "yy", "label": "a"}', '{"text": "z", "label": "a"}']
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     train = load_source(str(tmp_path / "a.jsonl"), str(tmp_path / "a.jsonl")).train
-    assert [where(r, 0) for r in numbered(train, names, "label")] == [
+    assert [location(r, 0) for r in encode_labels(train, names, "label")] == [
         f"{tmp_path}/a.jsonl, line {n}" for n in (1, 3, 4)
     ]
-    assert [r["label"] for r in first_part(train, 0.7)] == ["10", "a"], "labelled texts are taken whole"
+    assert [r["label"] for r in take_fraction(train, 0.7)] == ["10", "a"], "labelled texts are taken whole"
     plays = [{"text": "abcdefgh"}, {"text": "x"}, {"text": "ijkl"}]
-    assert [r["text"] for r in first_part(plays, 0.5)] == ["abcd", "ij"], "a part of each, so that none is missing"
-    assert first_part(plays, 1.0) == plays
+    assert [r["text"] for r in take_fraction(plays, 0.5)] == ["abcd", "ij"], "a part of each, so that none is missing"
+    assert take_fraction(plays, 1.0) == plays
     with pytest.raises(ValueError, match="less than a character"):
-        first_part(plays, 0.1)
+        take_fraction(plays, 0.1)
     pairs = [{"source": str(i), "target": "x"} for i in range(10)]
-    assert [r["source"] for r in first_part(pairs, 0.3)] == ["0", "3", "6"]
+    assert [r["source"] for r in take_fraction(pairs, 0.3)] == ["0", "3", "6"]
     with pytest.raises(ValueError, match="record 1: has no 'label'"):
         label_names([{"text": "a", "label": 1}, {"text": "b"}], "label")
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
-        ({"text": "a", "label": True}, "line 2, label: True is no text"),
-        ({"text": "a", "label": [1]}, r"line 2, label: \[1\] is no text"),
+        ({"text": "a", "label": True}, "line 2, label: True is not a text"),
+        ({"text": "a", "label": [1]}, r"line 2, label: \[1\] is not a text"),
         ({"tokens": ["a", "b"], "tags": ["N"]}, "line 2: 2 tokens with 1 tags"),
-        ({"tokens": [], "tags": []}, "line 2, tokens: .* no list, or an empty one"),
+        ({"tokens": [], "tags": []}, "line 2, tokens: .* not a list, or is empty"),
         ({"tokens": ["a", " "], "tags": [1, 2]}, "line 2, tokens is empty"),
-        ({"tokens": "ab", "tags": ["N", "V"]}, "line 2, tokens: 'ab' is no list"),
+        ({"tokens": "ab", "tags": ["N", "V"]}, "line 2, tokens: 'ab' is not a list"),
         ({"source": " ", "target": "b"}, "line 2, source is empty"),
         ({"source": "a", "target": ""}, "line 2, target is empty"),
         ({"label": 1}, "line 2: the keys"),
     ],
 )
-def test_lines_that_are_no_records_are_named(line, said, tmp_path):
-    with pytest.raises(ValueError, match=said):
+def test_lines_that_are_not_records_are_named(line, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
         load_source(write(tmp_path / "x.jsonl", [{"text": "fine", "label": 1}, line]))
 
 
-def test_labels_that_training_never_saw_are_named_by_file_and_line(tmp_path):
+def test_unknown_labels_are_named_by_file_and_line(tmp_path):
     path = write(tmp_path / "train.jsonl", [{"text": w, "label": w[0]} for w in words(50)])
-    held = write(tmp_path / "held.jsonl", [{"text": "a", "label": "a"}, {"text": "b", "label": "?"}])
-    asked = recipe(path, {"kind": "classification"}, {**ENCODER, "head": {"kind": "pooled"}})
-    asked = replace(asked, data=replace(asked.data, validation_path=held))
-    with pytest.raises(ValueError, match=r"held.jsonl, line 2: the label '\?' is not among a, b"):
-        train(asked, tmp_path / "run")
+    validation = write(tmp_path / "val.jsonl", [{"text": "a", "label": "a"}, {"text": "b", "label": "?"}])
+    config = recipe(path, {"kind": "classification"}, {**ENCODER, "head": {"kind": "pooled"}})
+    config = replace(config, data=replace(config.data, validation_path=validation))
+    with pytest.raises(ValueError, match=r"val.jsonl, line 2: the label '\?' is not among a, b"):
+        train(config, tmp_path / "run")
 
 
 def test_labels_survive_the_cache_and_do_not_change_it(tmp_path, monkeypatch):
@@ -213,12 +213,12 @@ def test_labels_survive_the_cache_and_do_not_change_it(tmp_path, monkeypatch):
     records = [{"text": w, "label": i % 3} for i, w in enumerate(words(20))]
     first, again = (load_tokens(records, CODEC, cache=True) for _ in range(2))
     assert list(first.labels) == list(again.labels) == [i % 3 for i in range(20)]
-    assert again.encoding(4).label == 1 and where(records[4], 4) == "record 4"
+    assert again.encoding(4).label == 1 and location(records[4], 4) == "record 4"
     assert load_tokens([{"text": w} for w in words(20)], CODEC, cache=True).labels is None
 
 
 @pytest.mark.parametrize(
-    ("objective", "model", "said"),
+    ("objective", "model", "message"),
     [
         ({"kind": "classification"}, ENCODER, "set model.head to kind pooled"),
         ({"kind": "causal"}, {**DECODER, "head": {"kind": "pooled"}}, "set model.head to kind vocabulary"),
@@ -227,12 +227,12 @@ def test_labels_survive_the_cache_and_do_not_change_it(tmp_path, monkeypatch):
         ({"kind": "regression"}, {**ENCODER, "head": {"kind": "pooled", "over": "each"}}, "over first, mean or last"),
     ],
 )
-def test_heads_that_do_not_go_with_an_objective_are_named(objective, model, said):
-    with pytest.raises(ValueError, match=said):
+def test_heads_that_do_not_fit_an_objective_are_named(objective, model, message):
+    with pytest.raises(ValueError, match=message):
         recipe("x", objective, model)
 
 
-def test_a_head_that_speaks_for_each_token_reads_it_alone():
+def test_a_head_over_each_token_reads_it_alone():
     torch.manual_seed(0)
     head, hidden = PooledHead(Pooled(over="each", num_outputs=3), 8), torch.randn(2, 5, 8)
     torch.testing.assert_close(head(hidden)[1, 3], head(hidden[1:, 3:4])[0, 0])

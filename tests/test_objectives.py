@@ -1,4 +1,4 @@
-"""Objectives that hide tokens or spans: what is hidden, that it can be put back, and that models learn it."""
+"""Denoising objectives: what is corrupted, that it can be restored, and that models learn it."""
 
 import json
 from dataclasses import replace
@@ -56,7 +56,7 @@ def forms(objective):
 
 
 @pytest.mark.parametrize("objective", HIDING, ids=str)
-def test_views_that_hide_keep_the_contract(objective):
+def test_denoising_views_keep_the_contract(objective):
     codec = codec_for(objective)
     for is_encoder_decoder in forms(objective):
         check_view(
@@ -65,7 +65,7 @@ def test_views_that_hide_keep_the_contract(objective):
         )
 
 
-def test_the_other_views_keep_it_too():
+def test_all_views_keep_the_contract():
     pairs = [Encoding(text_of(n).ids, prefix=n // 2) for n in (4, 60)]
     for objective in (Causal(), Prefix(), Seq2seq()):
         check_view(build_view(objective), pairs)
@@ -78,10 +78,13 @@ def test_the_other_views_keep_it_too():
         (lambda e, rng: replace(e, loss_weights=rng.random(len(e.targets)).astype(np.float32)), None),
         (lambda e, rng: replace(e, targets=e.targets[:-1]), "not one target"),
         (lambda e, rng: replace(e, loss_weights=-e.loss_weights), "loss weights"),
-        (lambda e, rng: replace(e, inputs=replace(e.inputs, ids=UNSEEDED.integers(9, size=len(e.targets)))), "two Ex"),
+        (
+            lambda e, rng: replace(e, inputs=replace(e.inputs, ids=UNSEEDED.integers(9, size=len(e.targets)))),
+            "different Ex",
+        ),
         (
             lambda e, rng: Example(Encoding(e.targets.repeat(2)), e.targets.repeat(2), e.loss_weights.repeat(2)),
-            "stated",
+            "declared",
         ),
     ],
 )
@@ -95,13 +98,13 @@ def test_a_view_that_breaks_the_contract_is_caught(change, words):
     return None
 
 
-def test_a_view_that_shows_the_answer_is_caught():
+def test_a_view_that_leaks_its_target_is_caught():
     good = build_view(Causal())
-    with pytest.raises(AssertionError, match="attend to what it should say"):
+    with pytest.raises(AssertionError, match="attend to its own target"):
         check_view(View(Full(), Full(), good.example, good.length), [text_of(20)])
 
 
-def test_masking_hides_as_many_as_it_says_and_marks_exactly_those():
+def test_masking_has_its_rates_and_counts_exactly_the_selected_tokens():
     objective = Masked()
     codec, encoding = codec_for(objective), text_of(1001)
     view, fates, positions = build_view(objective, codec), np.zeros(3), []
@@ -116,12 +119,12 @@ def test_masking_hides_as_many_as_it_says_and_marks_exactly_those():
         fates += [hidden.sum(), (~hidden & ~same).sum(), same.sum()]
         assert not set(seen[~hidden].tolist()) & set(codec.special)
         positions.append(np.flatnonzero(chosen))
-    # 80 % hidden, 10 % random (1/256 of which are the same by chance), 10 % as they were; all positions alike.
+    # 80 % masked, 10 % random (1/256 of which are the same by chance), 10 % unchanged; uniform over positions.
     assert np.abs(fates / fates.sum() - [0.8, 0.1, 0.1]).max() < 0.012
     assert np.histogram(np.concatenate(positions), 10, (0, 1000))[0].std() < 60
 
 
-def test_whole_words_are_hidden_whole():
+def test_whole_words_are_masked_whole():
     objective = Masked(rate=0.3, whole_words=True, mask_rate=1.0, random=0.0)
     text = TEXT * 3
     bpe = train_bpe([text], 300).with_special([MASK])
@@ -133,13 +136,13 @@ def test_whole_words_are_hidden_whole():
             chosen = example.loss_weights[:-1] > 0
             hidden += chosen.sum()
             for i in range(1, len(tokens)):
-                if codec.joins[0][encoding.ids[i]] and codec.joins[1][encoding.ids[i - 1]]:
+                if codec.word_edges[0][encoding.ids[i]] and codec.word_edges[1][encoding.ids[i - 1]]:
                     assert chosen[i] == chosen[i - 1], (tokens[i - 1], tokens[i])
         assert 0.2 < hidden / 8 / len(tokens) < 0.4
 
 
 @pytest.mark.parametrize("objective", [o for o in HIDING if not isinstance(o, Masked)], ids=str)
-def test_what_is_left_and_what_is_left_out_are_the_text(objective):
+def test_corrupted_text_and_spans_restore_the_text(objective):
     codec = codec_for(objective)
     leave_out = Denoising(objective, codec)
     spans = {codec.special_token(span_token(i)): i for i in range(objective.num_special)}
@@ -151,12 +154,12 @@ def test_what_is_left_and_what_is_left_out_are_the_text(objective):
             source, target = pair.ids[: pair.prefix - 1].tolist(), pair.ids[pair.prefix :].tolist()
             assert pair.ids[pair.prefix - 1] == codec.separator and target[-1] == codec.end_of_text
             assert (source[0] in modes) == bool(modes)
-            left_out, number = {}, None
+            spans_of, number = {}, None
             for token in target[:-1]:
                 number = spans.get(token, number)
-                left_out.setdefault(number, []).extend([] if token in spans else [token])
-            assert list(left_out) == list(range(len(left_out))) and all(left_out.values())
-            whole = [x for p in source if p not in modes for x in (left_out[spans[p]] if p in spans else [p])]
+                spans_of.setdefault(number, []).extend([] if token in spans else [token])
+            assert list(spans_of) == list(range(len(spans_of))) and all(spans_of.values())
+            whole = [x for p in source if p not in modes for x in (spans_of[spans[p]] if p in spans else [p])]
             assert whole == encoding.ids[:-1].tolist()
             most = leave_out.lengths(length)
             assert pair.prefix <= most[0] and len(target) <= most[1] and len(pair) <= leave_out.total(length)
@@ -164,18 +167,18 @@ def test_what_is_left_and_what_is_left_out_are_the_text(objective):
         assert longest >= leave_out.total(length - 1)  # what is stated is reached, but for the end of text
 
 
-def test_spans_are_as_many_and_as_long_as_t5s():
+def test_spans_have_the_number_and_lengths_of_t5():
     leave_out = Denoising(SpanCorruption(), codec_for(SpanCorruption()))
-    # 512 tokens: 77 left out in 26 spans; with their 26 special tokens and the end 104 of target (T5: 114 of 568).
+    # 512 tokens: 77 corrupted in 26 spans; with their 26 special tokens and the end 104 of target (T5: 114 of 568).
     assert leave_out.lengths(512) == (512 - 77 + 26 + 1, 77 + 26 + 1)
     few = Denoising(SpanCorruption(num_special=5), codec_for(SpanCorruption(num_special=5)))
     assert few.lengths(512) == (512 - 77 + 5 + 1, 77 + 5 + 1)
-    one = Denoising(DenoiserMixture(denoisers=(Denoiser(mode="S", rate=0.25),)), codec_for(DenoiserMixture()))
-    pair = one(text_of(101), np.random.default_rng(0))
+    denoising = Denoising(DenoiserMixture(denoisers=(Denoiser(mode="S", rate=0.25),)), codec_for(DenoiserMixture()))
+    pair = denoising(text_of(101), np.random.default_rng(0))
     assert pair.prefix == 1 + 75 + 1 + 1 and pair.ids[1:76].tolist() == text_of(101).ids[:75].tolist()
 
 
-def test_denoisers_are_drawn_by_their_weights():
+def test_denoisers_are_sampled_by_their_weights():
     mixture = DenoiserMixture(denoisers=(Denoiser(mode="A", rate=0.1, span=2), Denoiser(mode="B", rate=0.1, weight=3)))
     codec = codec_for(mixture)
     first = [Denoising(mixture, codec)(text_of(50), np.random.default_rng(s)).ids[0] for s in range(400)]
@@ -199,7 +202,7 @@ def test_texts_that_cannot_be_corrupted_are_named():
     [ByteCodec(), CharacterCodec("abc \n"), train_bpe(["a b c ab ab"], 258)],
     ids=lambda codec: type(codec).__name__,
 )
-def test_special_tokens_come_after_all_others_and_stay(codec, tmp_path):
+def test_special_tokens_are_appended_and_stay(codec, tmp_path):
     more = codec.with_special([MASK, span_token(0)])
     assert more.vocab_size == codec.vocab_size + 2 and more.special_token(MASK) == codec.vocab_size
     assert more.with_special([span_token(0), MASK]) is more and codec.with_special([]) is codec
@@ -224,7 +227,7 @@ def test_long_texts_are_cut_without_a_token_in_two_parts():
         assert length - samples.stops[own][-1] in (0, 1, 2)
 
 
-def test_ends_too_short_to_be_corrupted_are_counted():
+def test_last_parts_too_short_to_corrupt_are_counted():
     def measure(length: int, prefix: int) -> tuple[int, int]:
         return (length if length > 1 else 0), 0
 
@@ -275,7 +278,7 @@ def test_every_objective_trains_a_model_that_learns_a_text(objective, model, tmp
     assert summary["validation_loss"] < 1.6 and summary["bits_per_byte"] is None
 
 
-def test_forms_that_do_not_go_with_an_objective_are_named():
+def test_forms_that_do_not_fit_an_objective_are_named():
     for objective, model, words in (
         ({"kind": "masked"}, {"decoder": BLOCKS}, "for the form encoder, and this model's is decoder"),
         ({"kind": "masked"}, PAIR, "is encoder_decoder"),
@@ -286,7 +289,7 @@ def test_forms_that_do_not_go_with_an_objective_are_named():
     assert recipe_of(PRESETS["bert"].model).objective == Masked()
 
 
-def test_rows_are_shown_as_they_are(capsys):
+def test_rows_are_printed(capsys):
     flags = ["--objective.kind", "span_corruption", "--data.rows", "packed", "--examples", "2", "--columns", "5"]
     assert main(["inspect", "ladder", *flags]) == 0
     shown = capsys.readouterr().out
@@ -299,7 +302,7 @@ def test_rows_are_shown_as_they_are(capsys):
 
 
 @pytest.mark.parametrize("name", ["masked", "seq2seq", "smoothed"])
-def test_scoring_only_what_counts_changes_no_loss_and_no_gradient(name, monkeypatch, tmp_path):
+def test_scoring_only_counted_targets_changes_no_loss_and_no_gradient(name, monkeypatch, tmp_path):
     recipe = load_recipe("reverse-seq2seq" if name != "masked" else "shakespeare")
     if name == "masked":
         encoder = {"encoder": {"num_layers": 1}, "decoder": None, "stem": {"ngrams": []}, "model_dim": 32}
@@ -311,7 +314,7 @@ def test_scoring_only_what_counts_changes_no_loss_and_no_gradient(name, monkeypa
     prepared = preparation.prepare(recipe)
     model = experiment.build_model(prepared.recipe, choose_machine("cpu", "float32"))
     batch = prepared.loader.rows(0, 4)
-    found = []
+    results = []
     if name == "masked":
         whole = training_flops(prepared.recipe.model, Shape(prepared.recipe.rows_per_step, recipe.model.context_length))
         assert 0.5 * whole < prepared.flops_per_step < 0.99 * whole, "what isn't scored isn't counted"
@@ -320,8 +323,8 @@ def test_scoring_only_what_counts_changes_no_loss_and_no_gradient(name, monkeypa
         model.zero_grad()
         loss = prepared.task.loss(model, batch)
         loss.total.backward()
-        found.append(
+        results.append(
             [loss.total.detach(), loss.nats, *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
         )
-    for few, all_of_them in zip(*found, strict=True):
+    for few, all_of_them in zip(*results, strict=True):
         torch.testing.assert_close(few, all_of_them, rtol=2e-4, atol=2e-4)

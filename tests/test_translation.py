@@ -1,4 +1,4 @@
-"""Translation: BLEU as sacrebleu's own command counts it, on what a trained model answers."""
+"""Translation: BLEU as by sacrebleu's own command, on a trained model's translations."""
 
 import json
 import os
@@ -40,11 +40,11 @@ def by_command(folder: Path, answers: list[str], *flags: str) -> float:
     (folder / "answers").write_text("".join(f"{line}\n" for line in answers), encoding="utf-8")
     command = [sys.executable, "-m", "sacrebleu", str(folder / "references"), "-i", str(folder / "answers"), "-b"]
     environment = {**os.environ, "PYTHONUTF8": "1"}
-    done = subprocess.run([*command, "-w", "6", *flags], capture_output=True, text=True, check=True, env=environment)
-    return float(done.stdout)
+    process = subprocess.run([*command, "-w", "6", *flags], capture_output=True, text=True, check=True, env=environment)
+    return float(process.stdout)
 
 
-def test_bleu_is_what_the_command_of_sacrebleu_says(tmp_path):
+def test_bleu_equals_the_command_of_sacrebleu(tmp_path):
     score = score_translations(ANSWERS, REFERENCES, "de")
     (tmp_path / "references").write_text("".join(f"{line}\n" for line in REFERENCES), encoding="utf-8")
     assert score.plain.score == pytest.approx(by_command(tmp_path, ANSWERS), abs=1e-5)
@@ -65,7 +65,7 @@ def test_bleu_is_what_the_command_of_sacrebleu_says(tmp_path):
     assert score.num_pairs == 4
 
 
-def test_what_cannot_be_scored_is_told(monkeypatch):
+def test_what_cannot_be_scored_is_an_error(monkeypatch):
     perfect = score_translations(REFERENCES, REFERENCES, "de")
     assert perfect.plain.score == pytest.approx(100) and perfect.tokenised.score == pytest.approx(100)
     for answers in (ANSWERS[:3], []):
@@ -76,26 +76,29 @@ def test_what_cannot_be_scored_is_told(monkeypatch):
         score_translations(ANSWERS, REFERENCES, "de")
 
 
-def test_runs_are_evaluated_by_what_they_answer(tmp_path, monkeypatch, capsys):
+def test_runs_are_evaluated_by_translation(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, lines in (("en", ["a man walks", "two dogs", "that is good"] * 20), ("de", ANSWERS[1:] * 20)):
         Path(f"t.{name}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     data = ["--data.path", "t.{en,de}", "--codec.kind", "bytes"]
     assert main(["train", "reverse-seq2seq", *data, *TINY, "--model.context_length", "64", "--out", "run"]) == 0
     capsys.readouterr()
-    asked = ["evaluate", "run", "--path", "t.{en,de}", "--tasks", "translation", "--language", "de", "--limit", "3"]
-    assert main([*asked, "--beams", "2", "--out", "answers", "--json"]) == 0
+    arguments = ["evaluate", "run", "--path", "t.{en,de}", "--tasks", "translation", "--language", "de", "--limit", "3"]
+    assert main([*arguments, "--beams", "2", "--out", "answers", "--json"]) == 0
     (result,) = json.loads(capsys.readouterr().out)["results"]
     answers = Path("answers/run.txt").read_text(encoding="utf-8").split("\n")[:-1]
     again = score_translations(answers, ANSWERS[1:], "de")
-    found = result["translation"]
-    assert found["plain"]["score"] == again.plain.score and found["tokenised"]["signature"] == again.tokenised.signature
-    assert (found["num_pairs"], found["beam"]["size"]) == (3, 2) and found["seconds"] > 0
+    translation = result["translation"]
+    assert (
+        translation["plain"]["score"] == again.plain.score
+        and translation["tokenised"]["signature"] == again.tokenised.signature
+    )
+    assert (translation["num_pairs"], translation["beam"]["size"]) == (3, 2) and translation["seconds"] > 0
     assert main(["generate", "run", "--prompt", "two dogs", "--beams", "2", "--attention", "a.png"]) == 0
     assert Path("a.png").read_bytes().startswith(b"\x89PNG") and "a.png" in capsys.readouterr().out
-    assert main([*asked, "--beams", "2"]) == 0
-    said = capsys.readouterr().out
-    assert "BLEU plain" in said and "tok:13a" in said and "moses.de" in said
+    assert main([*arguments, "--beams", "2"]) == 0
+    output = capsys.readouterr().out
+    assert "BLEU plain" in output and "tok:13a" in output and "moses.de" in output
 
     Path("text.txt").write_text("That is good. " * 400)
     plain = ["train", "shakespeare", "--data.path", "text.txt", "--model.decoder.num_layers", "1", *TINY]
@@ -109,7 +112,7 @@ def test_runs_are_evaluated_by_what_they_answer(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("kernel", ["dense", "sdpa"])
-def test_where_an_answer_looks_is_what_it_was_given(kernel):
+def test_cross_attention_weights_are_those_used(kernel):
     torch.manual_seed(0)
     stack = StackConfig(num_layers=2, position=Buckets(), cross="separate")
     config = ModelConfig(

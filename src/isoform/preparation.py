@@ -13,9 +13,9 @@ from isoform.codecs.codec import Codec, TextCodec
 from isoform.codecs.config import Characters
 from isoform.codecs.registry import build_codec
 from isoform.data.config import Data
-from isoform.data.labels import label_names, numbered
+from isoform.data.labels import encode_labels, label_names
 from isoform.data.loader import Loader, MixtureLoader, build_loader
-from isoform.data.sources import Record, Split, first_part, load_source
+from isoform.data.sources import Record, Split, load_source, take_fraction
 from isoform.data.tokens import TokenStore, load_tokens
 from isoform.model.baseline_config import Model
 from isoform.model.config import Convolution, Head, Linear, Lookup, ModelConfig, Pooled, Stem
@@ -82,7 +82,7 @@ def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
         codec = codec.with_special(special_tokens(recipe.objective))
     recipe = with_sizes(recipe, codec)
     view = view_of(recipe, codec)
-    tokens = [tokens_of(recipe, first_part(part.train, recipe.data.fraction), codec) for part in parts]
+    tokens = [tokens_of(recipe, take_fraction(part.train, recipe.data.fraction), codec) for part in parts]
     loaders = [
         build_loader(
             recipe.data,
@@ -91,7 +91,7 @@ def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
             context_length=recipe.model.context_length,
             source_length=recipe.source_length,
             seed=recipe.seed,
-            together=recipe.rows_per_step,
+            rows_per_step=recipe.rows_per_step,
         )
         for part in tokens
     ]
@@ -149,7 +149,7 @@ def tokens_of(recipe: Recipe, records: Sequence[Record], codec: Codec) -> TokenS
     """The tokens of records, their labels as numbers."""
     objective, key = recipe.objective, requirements_of(recipe.objective).names
     if key is not None and isinstance(objective, WithClasses) and objective.labels:
-        records = numbered(records, objective.labels, key)
+        records = encode_labels(records, objective.labels, key)
     return load_tokens(records, codec)
 
 

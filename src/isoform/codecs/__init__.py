@@ -1,1 +1,1 @@
-"""Codecs: records to tokens and back, one file per kind of data."""
+"""Codecs: records to tokens and back, one file per type of data."""

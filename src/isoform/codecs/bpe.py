@@ -1,6 +1,6 @@
-"""Byte-level byte-pair encoding (Sennrich et al. 2016; over bytes: GPT-2, 2019), done by `tokenizers`.
+"""Byte-level byte-pair encoding (Sennrich et al. 2016; over bytes: GPT-2, 2019), by `tokenizers`.
 
-It is learned from texts, or read from a tokenizer.json or from a .tiktoken file of ranks.
+It is trained on texts, or read from a tokenizer.json or from a .tiktoken file of ranks.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from isoform.codecs.codec import END_OF_TEXT, FILE, SEPARATOR, TextCodec, utf8
 
 TOKENIZER_FILE = "tokenizer.json"
-ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # what other tokenizers call the end of a text
-CHUNK = 2**14  # characters handed to a thread at once; larger is slower, 4 kB is no faster
+ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # end-of-text tokens of other tokenizers
+CHUNK = 2**14  # characters encoded by a thread at a time; larger is slower, 4 kB is no faster
 
 
 class BPECodec(TextCodec):
-    """Byte-level byte pairs, by a `tokenizers.Tokenizer`, which it takes over.
+    """Byte-level byte pairs, by a `tokenizers.Tokenizer`, which it owns and modifies.
 
-    Its own vocabulary is kept as it is, so that weights of others fit: a tokenizer without a separator
-    uses end-of-text for it, and a text with a byte that has no token can't be encoded. Raises ValueError for tokenizers
-    that aren't byte-level or don't give the text back.
+    The vocabulary stays unchanged, so that pretrained weights fit: a tokenizer without a separator uses end-of-text
+    instead, and a text with a byte that has no token can't be encoded. Raises ValueError for tokenizers that aren't
+    byte-level or whose decoding doesn't restore the text.
     """
 
     is_costly = True
@@ -51,7 +51,7 @@ class BPECodec(TextCodec):
                 f"the tokenizer is not byte-level: it has no token for {len(missing)} of 256 bytes "
                 f"(the first is {missing[0]}); use one trained with the ByteLevel alphabet"
             )
-        self._missing = bytes(missing)  # of rare bytes some tokenizers have none
+        self._missing = bytes(missing)  # rare bytes that some tokenizers have no token for
         tokens = [b""] * (max(vocab.values()) + 1)
         for token, i in vocab.items():
             if i not in special:
@@ -68,22 +68,23 @@ class BPECodec(TextCodec):
         back = self.decode(self.encode_text(probe))
         if back != probe:
             raise ValueError(
-                f"the tokenizer turns {probe!r} into {back!r}; switch off what does it, as add_prefix_space"
+                f"the tokenizer turns {probe!r} into {back!r}; switch off the option for that, such as add_prefix_space"
             )
 
     def definition(self) -> dict[str, object]:
         form = json.loads(self.tokenizer.to_str())
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in form["model"]["merges"]]
-        kept = {"vocab": form["model"]["vocab"], "merges": merges, "special": self.special}
         return {
             "kind": "bpe",
-            **kept,
+            "vocab": form["model"]["vocab"],
+            "merges": merges,
+            "special": self.special,
             "normalizer": form["normalizer"],
             "pre_tokenizer": form["pre_tokenizer"],
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json, which other libraries read too, and codec.json."""
+        """Write tokenizer.json, the format of other libraries, and codec.json."""
         (Path(folder) / TOKENIZER_FILE).write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
         (Path(folder) / FILE).write_text(json.dumps({"kind": "bpe", "file": TOKENIZER_FILE}) + "\n", encoding="utf-8")
 
@@ -94,21 +95,21 @@ class BPECodec(TextCodec):
 
     def encode_text(self, text: str) -> np.ndarray:
         data = utf8(text)
-        if self._missing and (lost := {*data} & {*self._missing}):
-            raise ValueError(f"the tokenizer has no token for the byte {min(lost)}, which is in the text; remove it")
+        if self._missing and (unknown := {*data} & {*self._missing}):
+            raise ValueError(f"the tokenizer has no token for the byte {min(unknown)}, which is in the text; remove it")
         if len(text) <= CHUNK or not self._can_cut:
             return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, self.dtype)
         parts, chunks = [], _chunks(text)
-        while some := list(itertools.islice(chunks, 256)):  # so that a large text doesn't fill the memory
-            encodings = self.tokenizer.encode_batch_fast(some, add_special_tokens=False)
+        while group := list(itertools.islice(chunks, 256)):  # bounds the memory that a large text takes
+            encodings = self.tokenizer.encode_batch_fast(group, add_special_tokens=False)
             parts += [np.array(encoding.ids, self.dtype) for encoding in encodings]
         return np.concatenate(parts)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BPECodec:
-    """Learn byte pairs that occur at least twice; the last two of vocab_size tokens are the special ones.
+    """Train on byte pairs that occur at least twice; the last two of vocab_size tokens are special.
 
-    Raises ValueError for a vocabulary without room for all bytes; warns if the texts have too few pairs.
+    Raises ValueError for a vocab_size too small for all bytes; warns if the texts have too few pairs.
     """
     if vocab_size < 258:
         raise ValueError(
@@ -125,16 +126,16 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BPECodec:
     tokenizer.add_special_tokens([END_OF_TEXT, SEPARATOR])
     codec = BPECodec(tokenizer)
     if codec.vocab_size < vocab_size:
-        warnings.warn(f"the training text gave only {codec.vocab_size} of {vocab_size} tokens", stacklevel=2)
+        warnings.warn(f"the training text yields only {codec.vocab_size} of {vocab_size} tokens", stacklevel=2)
     return codec
 
 
 def bpe_from_tiktoken(path: str | Path) -> BPECodec:
-    """The tokenizer of a .tiktoken file, lines of base64 bytes and rank, cut by GPT-2's pattern.
+    """The tokenizer of a .tiktoken file, lines of base64 bytes and rank, with GPT-2's pattern.
 
-    A rank says when a token was merged, not from what; that is recovered by running byte-pair encoding on
-    its bytes with lower ranks only. end-of-text takes the first free id (GPT-2: 50256). Raises ValueError
-    for a malformed file, and for large vocabularies (cl100k, o200k), whose pattern is another.
+    A rank is the order of a merge, but not its two parts; these are recovered by byte-pair encoding of the
+    token's bytes with lower ranks only. end-of-text takes the first free id (GPT-2: 50256). Raises ValueError
+    for a malformed file, and for large vocabularies (cl100k, o200k), which use other patterns.
     """
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(read_text(Path(path)).splitlines(), 1):
@@ -146,7 +147,7 @@ def bpe_from_tiktoken(path: str | Path) -> BPECodec:
                 f"{path}, line {number}: {line[:40]!r} is not base64 and a rank; get the file again"
             ) from None
     if len(ranks) > 60_000:
-        raise ValueError(f"{path} has {len(ranks)} tokens and so isn't cut by GPT-2's pattern; give its tokenizer.json")
+        raise ValueError(f"{path} has {len(ranks)} tokens, so its pattern isn't GPT-2's; give its tokenizer.json")
     if not all(bytes([b]) in ranks for b in range(256)):
         raise ValueError(f"{path} has not all 256 bytes among its tokens; get the file again")
     merges = []
@@ -165,7 +166,7 @@ def bpe_from_tiktoken(path: str | Path) -> BPECodec:
 
 
 def read_bpe(path: str | Path) -> BPECodec:
-    """A byte-level tokenizer.json. Raises ValueError where the file is missing or something else."""
+    """A byte-level tokenizer.json. Raises ValueError if the file is missing or of another format."""
     text = read_text(Path(path))
     try:
         tokenizer = Tokenizer.from_str(text)
@@ -177,7 +178,7 @@ def read_bpe(path: str | Path) -> BPECodec:
 
 
 def read_text(path: Path) -> str:
-    """A text file. Raises ValueError where it can't be read."""
+    """The text of a file. Raises ValueError if it can't be read."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -187,15 +188,15 @@ def read_text(path: Path) -> str:
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """Tokens of a text of about CHUNK characters, cut before a line feed that something visible follows.
+    """Parts of a text of about CHUNK characters, cut before a line feed that a visible character follows.
 
     GPT-2's pattern never joins such a line feed with its neighbours, so the ids don't change. Python's \\S is
-    narrower than the pattern's, which is the safe side.
+    narrower than the pattern's, which is safe.
     """
     begin, line_start = 0, re.compile(r"\n(?=\S)")
     while begin < len(text):
-        found = line_start.search(text, begin + CHUNK)
-        end = found.start() if found else len(text)
+        match = line_start.search(text, begin + CHUNK)
+        end = match.start() if match else len(text)
         yield text[begin:end]
         begin = end
 
@@ -208,8 +209,8 @@ def _merge(token: bytes, ranks: dict[bytes, int], *, below: int) -> list[bytes]:
         best = min(pairs)
         if best >= below:
             break
-        at = pairs.index(best)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        index = pairs.index(best)
+        parts[index : index + 2] = [parts[index] + parts[index + 1]]
     return parts
 
 
@@ -221,7 +222,7 @@ def _byte_level(model: models.BPE) -> Tokenizer:
 
 
 def _letters() -> list[str]:
-    """GPT-2's printable letter for every byte: itself where it is printable, else one from U+0100 on."""
+    """GPT-2's printable letter for every byte: the byte itself if printable, else one from U+0100 upwards."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     spare = itertools.count(0x100)
     return [chr(b) if b in printable else chr(next(spare)) for b in range(256)]

@@ -1,7 +1,7 @@
-"""What a codec is: records become Encodings. Codecs for text also make text of ids again.
+"""The interface of codecs: records to Encodings. Codecs for text also decode ids.
 
 Those hold one table, the UTF-8 bytes of each token, from which decoding, streaming, printing and counting
-bytes follow; a new one adds how text becomes ids and how it is written down.
+bytes follow; a subclass adds how text is encoded and the codec's definition.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ FILE = "codec.json"
 
 
 def span_token(number: int) -> str:
-    """The name of the special token that stands for the number-th span left out of a text (T5's sentinels)."""
+    """The name of the special token that replaces the number-th corrupted span of a text (T5's sentinels)."""
     return f"<|span_{number}|>"
 
 
 def mode_token(mode: str) -> str:
-    """The name of the special token that says which denoiser a text went through (UL2's modes)."""
+    """The name of the special token for the denoiser that a text was corrupted by (UL2's modes)."""
     return f"<|mode_{mode}|>"
 
 
 def _names(name: str) -> tuple[str, ...]:
-    """Ours for a special token, and what other tokenizers call it."""
+    """isoform's name of a special token, and those of other tokenizers."""
     if name == MASK:
         return MASK, "[MASK]", "<mask>"
     if name.startswith("<|span_"):
@@ -46,35 +46,35 @@ def _names(name: str) -> tuple[str, ...]:
 
 
 class Codec(ABC):
-    """Records to tokens: with ids, with rows of features (id -1), or both."""
+    """Records to tokens: with ids, with feature vectors (id -1), or both."""
 
     is_costly: ClassVar[bool] = False
-    """Whether encoding takes so long that its result should be kept on disk."""
+    """Whether encoding is slow enough for its result to be cached on disk."""
     num_features: int = 0
-    """Numbers of a token that has no id."""
+    """The number of features of a token without an id."""
     num_positions: tuple[int, ...] = ()
-    """How many positions there are along each axis; empty: tokens stand at their index."""
+    """The number of positions along each axis; empty: a token's position is its index."""
     num_classes: int = 0
-    """Records have labels 0 .. num_classes - 1; 0: they have none."""
+    """Records have labels 0 .. num_classes - 1; 0: no labels."""
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """How many ids there are, special tokens included."""
+        """The number of ids, special tokens included."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the definition: equal where ids and features mean the same."""
+        """SHA-256 of the definition: equal if ids and features mean the same."""
         text = json.dumps(as_before(self.definition()), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @abstractmethod
     def definition(self) -> dict[str, object]:
-        """All that decides which tokens a record gets, as JSON values."""
+        """All that determines the tokens of a record, as JSON values."""
 
     @abstractmethod
     def encode(self, record: Mapping[str, Any]) -> Encoding:
-        """The tokens of a record. Raises ValueError for one that this codec can't read."""
+        """The tokens of a record. Raises ValueError for one that this codec can't encode."""
 
     def save(self, folder: str | Path) -> None:
         """Write codec.json into an existing folder; `load_codec` reads it."""
@@ -85,13 +85,13 @@ class Codec(ABC):
 class TextCodec(Codec):
     """Text to tokens and back.
 
-    end_of_text closes every record; separator stands between source and target (a tokenizer that was read
-    from a file and has none uses end_of_text). Special tokens have no bytes and never come out of a text:
-    what looks like one is encoded as ordinary text.
+    end_of_text ends every record; separator comes between source and target (a tokenizer that was read
+    from a file and has none uses end_of_text). Special tokens have no bytes and are never produced from text:
+    text that looks like one is encoded as ordinary text.
     """
 
     begin_of_text: int | None = None
-    """What every record begins with, where a tokenizer has such a token."""
+    """The token that every record begins with, if the tokenizer has one."""
 
     def __init__(
         self, tokens: Sequence[bytes], *, special: Mapping[int, str], end_of_text: int, separator: int
@@ -103,7 +103,7 @@ class TextCodec(Codec):
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are, special tokens included."""
+        """The number of ids, special tokens included."""
         return len(self._tokens)
 
     @property
@@ -118,12 +118,12 @@ class TextCodec(Codec):
 
     @abstractmethod
     def encode_text(self, text: str) -> np.ndarray:
-        """Ids (T,) of a text, without special tokens. Raises ValueError for what has no token."""
+        """Ids (T,) of a text, without special tokens. Raises ValueError for text that has no token."""
 
     def encode(self, record: Mapping[str, Any]) -> Encoding:
         """A record {"text"} to text + end-of-text, or {"source", "target"} to source + separator + target +
-        end-of-text with the prefix up to the separator, or {"tokens"} to the words with spaces between them, the first
-        token of each with its tag, if there are {"tags"}. A {"label"} is kept. Raises ValueError for other records."""
+        end-of-text with the prefix up to the separator, or {"tokens"} to the words joined by spaces, with any {"tags"}
+        at the first token of each word. A {"label"} is kept. Raises ValueError for other records."""
         if "text" in record:
             ids = np.concatenate([self.encode_start(record["text"]), self._ends[:1]])
             return Encoding(ids, label=record.get("label"))
@@ -138,7 +138,7 @@ class TextCodec(Codec):
         )
 
     def encode_start(self, text: str) -> np.ndarray:
-        """Ids of a text after the token that records begin with, if there is one."""
+        """Ids of a text, preceded by the token that records begin with, if there is one."""
         ids = self.encode_text(text)
         return ids if self.begin_of_text is None else np.concatenate([[self.begin_of_text], ids]).astype(self.dtype)
 
@@ -148,15 +148,17 @@ class TextCodec(Codec):
         ids = np.concatenate([*start, *parts, self._ends[:1]])
         if tags is None:
             return Encoding(ids)
-        marks = np.full(len(ids), np.nan)
+        token_tags = np.full(len(ids), np.nan)
         try:
-            marks[len(start) + np.cumsum([0, *map(len, parts[:-1])])] = tags
+            token_tags[len(start) + np.cumsum([0, *map(len, parts[:-1])])] = tags
         except ValueError:
-            raise ValueError(f"the tags {', '.join(map(str, tags))} aren't numbers; names are for tagging") from None
-        return Encoding(ids, tags=marks)
+            raise ValueError(
+                f"the tags {', '.join(map(str, tags))} aren't numbers; for names use the objective tagging"
+            ) from None
+        return Encoding(ids, tags=token_tags)
 
     def decode(self, ids: np.ndarray | Sequence[int], *, show_special: bool = False) -> str:
-        """Ids to text; what is no UTF-8 becomes U+FFFD, special tokens vanish unless they are to be shown.
+        """Ids to text; invalid UTF-8 becomes U+FFFD, special tokens are omitted unless show_special.
 
         Raises ValueError for an id outside the vocabulary.
         """
@@ -164,27 +166,27 @@ class TextCodec(Codec):
         return b"".join(map(table.__getitem__, self._checked(ids).tolist())).decode("utf-8", "replace")
 
     def special_token(self, name: str) -> int:
-        """The id of a special token, by our name for it. Raises ValueError where the codec has none."""
+        """The id of a special token, by isoform's name. Raises ValueError if the codec has none."""
         by_name = {text: i for i, text in self.special.items()}
-        for known in _names(name):
-            if known in by_name:
-                return by_name[known]
+        for alias in _names(name):
+            if alias in by_name:
+                return by_name[alias]
         raise ValueError(f"the codec has no special token {name}, which this objective needs")
 
     def with_special(self, names: Sequence[str]) -> TextCodec:
-        """The same codec with those of the special tokens that it lacks, after all its others."""
-        there = set(self.special.values())
-        missing = [name for name in names if not there & {*_names(name)}]
+        """The same codec with the special tokens that it lacks, after all existing ones."""
+        present = set(self.special.values())
+        missing = [name for name in names if not present & {*_names(name)}]
         return self._with_special(missing) if missing else self
 
     @abstractmethod
     def _with_special(self, names: Sequence[str]) -> TextCodec:
-        """The same codec with new special tokens, in this order, after all its others."""
+        """The same codec with new special tokens, in this order, after all existing ones."""
 
     @cached_property
-    def joins(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of every token (V,) whether it begins, and whether it ends, with a letter, a digit or a byte of one beyond
-        ASCII: a token goes on with a word if it begins and the one before it ends so."""
+    def word_edges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each token (V,) begins, and whether it ends, with a letter, a digit or a non-ASCII byte: a token
+        continues a word if it begins and its predecessor ends so."""
 
         def is_inside(byte: int) -> bool:
             return byte >= 128 or chr(byte).isalnum()
@@ -193,11 +195,11 @@ class TextCodec(Codec):
         return begins, np.array([bool(b) and is_inside(b[-1]) for b in self._tokens])
 
     def stream_decoder(self) -> StreamDecoder:
-        """Decodes a text while its tokens arrive."""
+        """A decoder for a text whose tokens arrive one by one."""
         return StreamDecoder(self._tokens)
 
     def token_text(self, token: int) -> str:
-        """A printable form of one token: what can't be printed is escaped."""
+        """A printable form of one token: unprintable characters are escaped."""
         text = self._shown[token].decode("utf-8", "backslashreplace")
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -209,23 +211,23 @@ class TextCodec(Codec):
         array = np.asarray(ids, np.int64)
         if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
             wrong = array[(array < 0) | (array >= self.vocab_size)][0]
-            raise ValueError(f"{wrong} is no id of this codec, which has 0 .. {self.vocab_size - 1}")
+            raise ValueError(f"{wrong} is not an id of this codec, which has 0 .. {self.vocab_size - 1}")
         return array
 
 
 class StreamDecoder:
-    """Emits only whole characters: the bytes of a character that is not complete yet are held back."""
+    """Emits only whole characters: the bytes of an incomplete character are buffered."""
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
         self._tokens = tokens
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """The text that one more token completes, perhaps none."""
+        """The text that one more token completes, possibly empty."""
         return self._decoder.decode(self._tokens[token])
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a torn character."""
+        """The rest at the end: U+FFFD for an incomplete character."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -245,19 +247,18 @@ def as_text(codec: Codec) -> TextCodec:
     if isinstance(codec, TextCodec):
         return codec
     raise ValueError(
-        f"this model reads {codec.definition()['kind']}, not text, and writes none; "
-        f"isoform evaluate says how well it does what it was trained for"
+        f"this model reads {codec.definition()['kind']}, not text, and generates none; score it with isoform evaluate"
     )
 
 
 def check_encodings(codec: Codec, records: Iterable[Mapping[str, Any]]) -> None:
-    """The contract of any codec, on records it should be able to encode; AssertionError where it is broken."""
+    """The contract of any codec, on records it should be able to encode; raises AssertionError if violated."""
     for record in records:
-        encoding, again = codec.encode(record), codec.encode(record)
+        encoding, repeated = codec.encode(record), codec.encode(record)
         ids, length = encoding.ids, len(encoding)
         assert ids.ndim == 1 and 0 <= encoding.prefix <= length
         assert (ids >= (-1 if codec.num_features else 0)).all() and (ids < codec.vocab_size).all()
-        assert np.array_equal(ids, again.ids), "encoding twice gave two results"
+        assert np.array_equal(ids, repeated.ids), "encoding twice returned two results"
         assert (encoding.features is None) == (codec.num_features == 0)
         if encoding.features is not None:
             assert encoding.features.shape == (length, codec.num_features) and encoding.features.dtype == np.float32
@@ -271,19 +272,19 @@ def check_encodings(codec: Codec, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def check_codec(codec: TextCodec, texts: Iterable[str]) -> None:
-    """The contract of a codec for text, on texts it should be able to encode; AssertionError where it is broken."""
+    """The contract of a codec for text, on texts it should be able to encode; raises AssertionError if violated."""
     assert codec.token_bytes.shape == (codec.vocab_size,)
     assert {codec.end_of_text, codec.separator} <= set(codec.special)
     assert not codec.token_bytes[list(codec.special)].any()
     for text in texts:
         ids = codec.encode_text(text)
         assert ids.dtype == codec.dtype and ids.ndim == 1
-        assert not np.isin(ids, list(codec.special)).any(), "a text gave a special token"
-        assert codec.decode(ids) == text, "decoding didn't undo encoding"
-        assert codec.token_bytes[ids].sum() == len(text.encode()), "the tokens don't have the text's bytes"
+        assert not np.isin(ids, list(codec.special)).any(), "a text was encoded with a special token"
+        assert codec.decode(ids) == text, "decoding doesn't invert encoding"
+        assert codec.token_bytes[ids].sum() == len(text.encode()), "token_bytes don't sum to the text's bytes"
         stream = codec.stream_decoder()
         parts = [stream.push(i) for i in ids.tolist()]
-        assert "".join([*parts, stream.flush()]) == text, "streaming gave another text"
+        assert "".join([*parts, stream.flush()]) == text, "streaming returned another text"
         check_encodings(codec, [{"text": text}, {"source": text, "target": text}])
         plain, pair = codec.encode({"text": text}), codec.encode({"source": text, "target": text})
         assert plain.prefix == 0 and plain.ids.tolist() == [*ids.tolist(), codec.end_of_text]

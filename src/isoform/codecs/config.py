@@ -1,27 +1,27 @@
-"""Which codec turns records into tokens. Torch-free."""
+"""The codec that turns records into tokens. Torch-free."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Characters:
-    """One token per character; the alphabet is what the text contains."""
+    """One token per character; the alphabet is the set of characters in the text."""
 
     alphabet: str = ""
-    """The characters, in order of their ids; empty: learned from the text, held-out part included."""
+    """The characters, in order of their ids; empty: learned from the text, validation part included."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bytes:
-    """One token per UTF-8 byte: nothing is ever unknown."""
+    """One token per UTF-8 byte: no text is out of vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BPE:
-    """Byte-level byte-pair encoding (Sennrich et al. 2016), learned from the training text or read in."""
+    """Byte-level byte-pair encoding (Sennrich et al. 2016), learned from the training text or read from a file."""
 
     vocab_size: int = 2048
-    """How many tokens to learn, the two special ones included; a file's are taken as they are."""
+    """The number of tokens to learn, the two special ones included; a file's vocabulary is used unchanged."""
     path: str = ""
     """A byte-level tokenizer.json, or a .tiktoken file of ranks with GPT-2's pattern; empty: learned from
     the training text."""
@@ -29,7 +29,7 @@ class BPE:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """The tokenizer of another model, read from its tokenizer.json: WordPiece, Unigram or byte pairs of any kind."""
+    """The tokenizer of another model, read from its tokenizer.json: WordPiece, Unigram or any byte-pair encoding."""
 
     path: str = ""
     """The file."""
@@ -42,16 +42,17 @@ class Patches:
     size: int = 2
     """Pixels along a side of a square."""
     height: int = 8
-    """Of every image, in pixels."""
+    """Height of every image, in pixels."""
     width: int = 8
+    """Width of every image, in pixels."""
     channels: int = 1
     """Numbers per pixel."""
     maximum: float = 16.0
-    """The greatest value of a number, the least being 0: features are scaled to -1 .. 1."""
+    """The greatest pixel value, the least being 0: features are scaled to -1 .. 1."""
     num_classes: int = 10
     """Labels are 0 .. num_classes - 1."""
     class_token: bool = True
-    """Whether a token without pixels comes first, to speak for the image."""
+    """Whether a class token precedes the patches."""
 
     def __post_init__(self) -> None:
         if min(self.size, self.height, self.width, self.channels, self.num_classes) < 1 or not self.maximum > 0:

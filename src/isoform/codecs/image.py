@@ -1,7 +1,7 @@
 """Images as patches: squares of pixels, row by row, each one token of features (ViT, Dosovitskiy et al. 2021).
 
-A class token, the only one with an id, may come first. Places are (row, column); with a class token the
-squares' rows count from 1, so that it stands apart in row 0.
+A class token, the only one with an id, may come first. Positions are (row, column); with a class token the
+patches' rows count from 1, and the class token is at (0, 0).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from isoform.config import from_dict, kind_of
 
 
 class PatchCodec(Codec):
-    """A record {"image", "label"} to patches and, by `decode`, the image again."""
+    """A record {"image", "label"} to patches; `decode` restores the image."""
 
     def __init__(self, config: Patches) -> None:
         self.config, self.num_classes = config, config.num_classes
@@ -38,7 +38,7 @@ class PatchCodec(Codec):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of an image: (height, width), and channels if there are several."""
+        """The shape of an image: (height, width), and channels if there are several."""
         config = self.config
         return (config.height, config.width, config.channels)[: 2 if config.channels == 1 else 3]
 
@@ -46,18 +46,18 @@ class PatchCodec(Codec):
         return {"kind": kind_of(Patches), **asdict(self.config)}
 
     def encode(self, record: Mapping[str, Any]) -> Encoding:
-        """A record {"image"}, an array of the codec's shape, and perhaps {"label"}, a whole number.
+        """A record {"image"}, an array of the codec's shape, and optionally {"label"}, a whole number.
 
-        Raises ValueError for other records, other shapes, numbers out of range and unknown labels.
+        Raises ValueError for other records, other shapes, values out of range and unknown labels.
         """
         if "image" not in record:
             raise ValueError(f"a record has the keys {sorted(record)}; it needs 'image', and 'label' to learn from")
         image, config, label = np.asarray(record["image"], np.float32), self.config, record.get("label")
         if image.shape != self.shape:
             raise ValueError(f"an image of shape {image.shape}, but this codec reads {self.shape}; resize it")
-        if not (image.min() >= 0 and image.max() <= config.maximum):  # NaN is refused too
+        if not (image.min() >= 0 and image.max() <= config.maximum):  # also rejects NaN
             raise ValueError(
-                f"an image with numbers from {image.min():g} to {image.max():g}; this codec reads 0 to "
+                f"an image with values from {image.min():g} to {image.max():g}; this codec reads 0 to "
                 f"{config.maximum:g}: scale it, or set codec.maximum"
             )
         if label is not None and not (int(label) == label and 0 <= label < config.num_classes):
@@ -71,10 +71,11 @@ class PatchCodec(Codec):
         )
 
     def decode(self, encoding: Encoding) -> np.ndarray:
-        """The image (height, width) or (height, width, channels), float32. Raises ValueError for other tokens."""
+        """The image (height, width) or (height, width, channels), float32. Raises ValueError for tokens that aren't an
+        image."""
         if encoding.features is None or encoding.features.shape != (len(self._ids), self.num_features):
             raise ValueError(
-                f"an image has {len(self._ids)} tokens of {self.num_features} features; decode a whole one"
+                f"an image has {len(self._ids)} tokens of {self.num_features} features; decode whole images"
             )
         size, (rows, columns) = self.config.size, (self.config.height // self.config.size, self.num_positions[1])
         grid = encoding.features[int(self.config.class_token) :].reshape(rows, columns, size, size, -1)
@@ -82,7 +83,7 @@ class PatchCodec(Codec):
 
 
 def load_patches(form: Mapping[str, Any], path: Path) -> PatchCodec:
-    """The codec of a definition that was read from `path`. Raises ValueError where it is damaged."""
+    """The codec of a definition that was read from `path`. Raises ValueError if it is damaged."""
     try:
         return PatchCodec(from_dict(Patches, {key: value for key, value in form.items() if key != "kind"}))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Tokens written as their numbers, for a vocabulary whose words aren't known."""
+"""Tokens written as their ids, for a vocabulary without a tokenizer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from isoform.codecs.codec import TextCodec
 
 
 class NumberCodec(TextCodec):
-    """ " 12 7" for the tokens 12 and 7: a model whose tokenizer is missing can still be asked.
+    """ " 12 7" for the tokens 12 and 7, so that a model without its tokenizer can still be prompted.
 
-    Which token ends a text isn't known, so none is added, and what is generated ends by its length.
+    The end-of-text token is unknown, so none is added, and generation ends at its maximum length.
     """
 
     def __init__(self, vocab_size: int) -> None:
@@ -22,14 +22,14 @@ class NumberCodec(TextCodec):
 
     @property
     def dtype(self) -> np.dtype:
-        """Wide enough for the number that stands for no token, too."""
+        """uint32, which also holds the id that means no token."""
         return np.dtype(np.uint32)
 
     def definition(self) -> dict[str, object]:
         return {"kind": "numbers", "vocab_size": self.vocab_size}
 
     def _with_special(self, names: Sequence[str]) -> NumberCodec:
-        raise ValueError(f"without a tokenizer there are no special tokens, such as {names[0]}; bring it")
+        raise ValueError(f"without a tokenizer there are no special tokens, such as {names[0]}; supply one")
 
     def encode(self, record: Mapping[str, object]) -> Encoding:
         return Encoding(self.encode_text(str(record.get("text", ""))))
@@ -38,7 +38,7 @@ class NumberCodec(TextCodec):
         try:
             ids = np.array([int(word) for word in text.split()], np.int64)
         except ValueError:
-            raise ValueError(f"without a tokenizer a text is numbers of tokens such as '5 17', not {text!r}") from None
+            raise ValueError(f"without a tokenizer a text is token ids such as '5 17', not {text!r}") from None
         if not len(ids):
-            raise ValueError("without a tokenizer there is no empty text; give the number of a token")
+            raise ValueError("without a tokenizer a text can't be empty; give a token id")
         return self._checked(ids).astype(self.dtype)

@@ -1,4 +1,4 @@
-"""All codecs: from a config to its codec, and from a folder to the one that was saved there."""
+"""All codecs: from a config to its codec, and from a folder to the codec saved in it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from isoform.codecs.tokenizer import read_tokenizer
 
 
 def build_codec(config: CodecConfig, texts: Iterable[str]) -> Codec:
-    """The codec of a config; what the config leaves open is learned from the training texts."""
+    """The codec of a config; what the config leaves unset is learned from the training texts."""
     match config:
         case Characters():
             return CharacterCodec(config.alphabet or _alphabet(texts))
@@ -43,7 +43,7 @@ def build_codec(config: CodecConfig, texts: Iterable[str]) -> Codec:
 
 
 def load_codec(folder: str | Path) -> Codec:
-    """The codec saved in a folder; one with only a tokenizer.json is read too. Raises ValueError for none."""
+    """The codec saved in a folder, which may have only a tokenizer.json. Raises ValueError if there is none."""
     folder = Path(folder)
     if not (folder / FILE).exists() and (folder / TOKENIZER_FILE).exists():
         return read_tokenizer(folder / TOKENIZER_FILE)
@@ -70,7 +70,7 @@ def load_codec(folder: str | Path) -> Codec:
 
 
 def _alphabet(texts: Iterable[str]) -> str:
-    found: set[str] = set()
+    characters: set[str] = set()
     for text in texts:
-        found.update(text)
-    return "".join(sorted(found))
+        characters.update(text)
+    return "".join(sorted(characters))

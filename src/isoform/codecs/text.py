@@ -1,6 +1,6 @@
-"""Codecs for text by characters and by bytes; byte pairs stand in bpe.py.
+"""Codecs for text by characters and by bytes; byte pairs are in bpe.py.
 
-Bytes and byte pairs can say any text; characters only those of their alphabet.
+Bytes and byte pairs can encode any text; characters only those of their alphabet.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from isoform.codecs.codec import END_OF_TEXT, SEPARATOR, TextCodec, utf8
 
 
 class CharacterCodec(TextCodec):
-    """One token per character: the alphabet's, in its order, then end-of-text, separator and what is `extra`."""
+    """One token per character: the alphabet, in its order, then end-of-text, separator and the special `extra`."""
 
     def __init__(self, alphabet: str, extra: Sequence[str] = ()) -> None:
         if not alphabet:
@@ -36,7 +36,7 @@ class CharacterCodec(TextCodec):
         self._ids[self._codes] = np.arange(n)
 
     def definition(self) -> dict[str, object]:
-        return {"kind": "characters", "alphabet": self.alphabet, **_stated(self.extra)}
+        return {"kind": "characters", "alphabet": self.alphabet, **_special_field(self.extra)}
 
     def _with_special(self, names: Sequence[str]) -> CharacterCodec:
         return CharacterCodec(self.alphabet, (*self.extra, *names))
@@ -44,9 +44,9 @@ class CharacterCodec(TextCodec):
     def encode_text(self, text: str) -> np.ndarray:
         ids = self._ids[np.minimum(_code_points(text), len(self._ids) - 1)]
         if ids.max(initial=0) == self.end_of_text:
-            at = int((ids == self.end_of_text).argmax())
+            index = int((ids == self.end_of_text).argmax())
             raise ValueError(
-                f"the character {text[at]!r} (U+{ord(text[at]):04X}) at position {at} is not among the "
+                f"the character {text[index]!r} (U+{ord(text[index]):04X}) at position {index} is not among the "
                 f"{self.end_of_text} of the alphabet; give codec.alphabet, or use the codec bytes or bpe"
             )
         return ids
@@ -59,7 +59,7 @@ class CharacterCodec(TextCodec):
 
 
 class ByteCodec(TextCodec):
-    """One token per UTF-8 byte, then end-of-text, separator and what is `extra`."""
+    """One token per UTF-8 byte, then end-of-text, separator and the special tokens `extra`."""
 
     def __init__(self, extra: Sequence[str] = ()) -> None:
         self.extra = tuple(extra)
@@ -71,7 +71,7 @@ class ByteCodec(TextCodec):
         )
 
     def definition(self) -> dict[str, object]:
-        return {"kind": "bytes", **_stated(self.extra)}
+        return {"kind": "bytes", **_special_field(self.extra)}
 
     def _with_special(self, names: Sequence[str]) -> ByteCodec:
         return ByteCodec((*self.extra, *names))
@@ -80,8 +80,8 @@ class ByteCodec(TextCodec):
         return np.frombuffer(utf8(text), np.uint8).astype(self.dtype)
 
 
-def _stated(extra: Sequence[str]) -> dict[str, object]:
-    """Special tokens as part of a definition; what a codec without any is called stays as it was."""
+def _special_field(extra: Sequence[str]) -> dict[str, object]:
+    """Special tokens as a field of a definition; omitted if empty, so that earlier fingerprints stay valid."""
     return {"special": list(extra)} if extra else {}
 
 

@@ -1,7 +1,7 @@
-"""Tokenizers of others that aren't byte-level: WordPiece (Schuster and Nakajima 2012), Unigram (Kudo 2018) and byte
-pairs over marked spaces (SentencePiece), as tokenizer.json files, done by `tokenizers`.
+"""Tokenizers that aren't byte-level: WordPiece (Schuster and Nakajima 2012), Unigram (Kudo 2018) and byte pairs with
+marked spaces (SentencePiece), as tokenizer.json files, by `tokenizers`.
 
-They may change a text before they cut it, lowering it or joining its spaces: what comes back is what they made of it.
+They may normalise a text first, such as lowercasing it or merging its spaces; decoding returns the normalised text.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from isoform.codecs.bpe import ENDS, TOKENIZER_FILE, BPECodec, read_text
 from isoform.codecs.codec import FILE, SEPARATOR, TextCodec, utf8
 
 BEGINS = ("[CLS]", "<s>", "<bos>", "<|begin_of_text|>")
-"""What other tokenizers call the beginning of a text."""
+"""Beginning-of-text tokens of other tokenizers."""
 SPACE = "▁"
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class TokenizerCodec(TextCodec):
-    """A `tokenizers.Tokenizer`, which it takes over, with its own vocabulary as it is.
+    """A `tokenizers.Tokenizer`, which it owns and modifies, with its vocabulary unchanged.
 
-    A text begins with the tokenizer's token for that, if it has one ([CLS], <s>), and ends with that for the end
-    ([SEP], </s>). Raises ValueError for a tokenizer without a special token for the end.
+    A text begins with the tokenizer's beginning-of-text token, if it has one ([CLS], <s>), and ends with its
+    end-of-text token ([SEP], </s>). Raises ValueError for a tokenizer without the latter.
     """
 
     is_costly = True
@@ -46,22 +46,22 @@ class TokenizerCodec(TextCodec):
         if end is None:
             raise ValueError(f"the tokenizer has no special token for the end of a text; add one of {', '.join(ENDS)}")
         begin = next((name for name in BEGINS if name in by_name), None)
-        marks_inside = getattr(tokenizer.model, "continuing_subword_prefix", None)
+        continuation = getattr(tokenizer.model, "continuing_subword_prefix", None)
         tokens = [b""] * (max(vocab.values()) + 1)
         for token, i in vocab.items():
             if i not in special:
-                tokens[i] = token.encode() if i in added else _bytes_of(token, marks_inside)
+                tokens[i] = token.encode() if i in added else _bytes_of(token, continuation)
         separator = by_name.get(SEPARATOR, by_name[end])
         super().__init__(tokens, special=special, end_of_text=by_name[end], separator=separator)
         self.begin_of_text = None if begin is None else by_name[begin]
 
     def definition(self) -> dict[str, object]:
         form = json.loads(self.tokenizer.to_str())
-        kept = {key: form[key] for key in ("normalizer", "pre_tokenizer", "model", "decoder")}
-        return {"kind": "tokenizer", **kept, "special": {str(i): name for i, name in self.special.items()}}
+        fields = {key: form[key] for key in ("normalizer", "pre_tokenizer", "model", "decoder")}
+        return {"kind": "tokenizer", **fields, "special": {str(i): name for i, name in self.special.items()}}
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json, which other libraries read too, and codec.json."""
+        """Write tokenizer.json, the format of other libraries, and codec.json."""
         (Path(folder) / TOKENIZER_FILE).write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
         form = {"kind": "tokenizer", "file": TOKENIZER_FILE}
         (Path(folder) / FILE).write_text(json.dumps(form) + "\n", encoding="utf-8")
@@ -79,18 +79,18 @@ class TokenizerCodec(TextCodec):
         return self.tokenizer.decode(self._checked(ids).tolist(), skip_special_tokens=not show_special)
 
 
-def _bytes_of(token: str, marks_inside: str | None) -> bytes:
-    """What a token adds to a text."""
-    if found := BYTE.fullmatch(token):
-        return bytes([int(found[1], 16)])
-    if marks_inside is not None:
-        inside = token.startswith(marks_inside) and len(token) > len(marks_inside)
-        return token[len(marks_inside) :].encode() if inside else f" {token}".encode()
+def _bytes_of(token: str, continuation: str | None) -> bytes:
+    """The bytes that a token adds to a text."""
+    if match := BYTE.fullmatch(token):
+        return bytes([int(match[1], 16)])
+    if continuation is not None:
+        inside = token.startswith(continuation) and len(token) > len(continuation)
+        return token[len(continuation) :].encode() if inside else f" {token}".encode()
     return token.replace(SPACE, " ").encode()
 
 
 def read_tokenizer(path: str | Path) -> TextCodec:
-    """A tokenizer.json of any kind. Raises ValueError where the file is missing or something else."""
+    """The codec of any tokenizer.json. Raises ValueError if the file is missing or of another format."""
     try:
         tokenizer = Tokenizer.from_str(read_text(Path(path)))
     except ValueError:

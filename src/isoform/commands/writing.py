@@ -1,4 +1,4 @@
-"""What a trained model writes, and how well."""
+"""The commands generate and evaluate."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     model = trained.transformer
     model.use_kernel(options.machine.kernel)
     if model.decoder is None or isinstance(model.config.head, Pooled):
-        what = "is an encoder" if model.decoder is None else "answers with labels"
-        raise ValueError(f"{options.run} {what}, which doesn't write; name a model with a decoder and a vocabulary")
+        what = "is an encoder" if model.decoder is None else "predicts labels"
+        raise ValueError(
+            f"{options.run} {what}, which can't generate text; name a model with a decoder and a vocabulary"
+        )
     if options.path:
         return _answer(options, trained, terminal)
     text = options.prompt
@@ -48,7 +50,7 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     view, codec = trained.view, as_text(trained.codec)
     prompt = build_prompt(codec, text, answers_source=trained.answers_source, view=view)
     if options.attention and prompt.source is None:
-        raise ValueError("--attention draws how an answer attends to its source; this model has no encoder")
+        raise ValueError("--attention plots the attention of an output to its source; this model has no encoder")
     if options.beams:
         return _search(options, trained, text, prompt, view, terminal)
     sampling, finished = options.sampling, []
@@ -74,24 +76,24 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
 
 
 def _answer(options: GenerateOptions, trained: Trained, terminal: Terminal) -> Result:
-    """The answers to each line of a file: searched for, or drawn."""
+    """The outputs for each line of a file, by beam search or sampling."""
     try:
         lines = Path(options.path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{options.path} can't be read: {error}") from None
     if empty := [number for number, line in enumerate(lines, 1) if not line.strip()]:
         raise ValueError(f"{options.path}, line {empty[0]} is empty; remove it")
-    found = answer_lines(trained, lines, _beam(options) if options.beams else options.sampling)
-    best = [text for each in found for text, _ in each]
+    hypotheses = answer_lines(trained, lines, _beam(options) if options.beams else options.sampling)
+    best = [text for each in hypotheses for text, _ in each]
     if options.sampling.num_samples > 1:
-        best = [f"{n}\t{score:.4f}\t{text}" for n, each in enumerate(found, 1) for text, score in each]
+        best = [f"{n}\t{score:.4f}\t{text}" for n, each in enumerate(hypotheses, 1) for text, score in each]
     if options.out:
         write_text(Path(options.out), "".join(f"{line}\n" for line in best))
         terminal.say(f"{len(best)} answers  {options.out}")
     else:
         for line in best:
             terminal.say(line)
-    answers = [[{"text": text, "score": score} for text, score in each] for each in found]
+    answers = [[{"text": text, "score": score} for text, score in each] for each in hypotheses]
     return Result({"path": options.path, "answers": answers})
 
 
@@ -107,12 +109,13 @@ def _beam(options: GenerateOptions) -> Beam:
 def _search(
     options: GenerateOptions, trained: Trained, text: str, prompt: Prompt, view: View, terminal: Terminal
 ) -> Result:
-    """The most probable texts that a search with beams finds, with their scores."""
+    """The most probable texts of a beam search, with their scores."""
     codec = as_text(trained.codec)
-    (found,) = beam_search(trained.transformer, [prompt], _beam(options), end=codec.end_of_text, mask=view.inputs_mask)
+    beam, mask = _beam(options), view.inputs_mask
+    (hypotheses,) = beam_search(trained.transformer, [prompt], beam, end=codec.end_of_text, mask=mask)
     samples = [
-        {"text": codec.decode(one.ids), "num_tokens": len(one.ids), "score": one.score, "log_p": one.log_probability}
-        for one in found
+        {"text": codec.decode(h.ids), "num_tokens": len(h.ids), "score": h.score, "log_p": h.log_probability}
+        for h in hypotheses
     ]
     start = "" if trained.answers_source else text
     for sample in samples:
@@ -124,14 +127,14 @@ def _search(
 
 
 def _draw_attention(path: str, trained: Trained, prompt: Prompt, text: str, terminal: Terminal) -> None:
-    """A picture of what each token of an answer, and its end, asked the source."""
+    """Save a figure of the attention of each output token, and of its end, to the source."""
     codec = as_text(trained.codec)
     assert prompt.source is not None
-    said = codec.encode_text(text)
+    output = codec.encode_text(text)
     mask = trained.view.inputs_mask
-    read = np.concatenate([prompt.ids, said])
-    weights = cross_attention(trained.transformer, prompt.source, read, mask, prompt.source_mask)
-    rows, columns = ([*map(codec.token_text, ids.tolist())] for ids in (said, prompt.source))
+    inputs = np.concatenate([prompt.ids, output])
+    weights = cross_attention(trained.transformer, prompt.source, inputs, mask, prompt.source_mask)
+    rows, columns = ([*map(codec.token_text, ids.tolist())] for ids in (output, prompt.source))
     Path(path).write_bytes(draw_attention(weights, [*rows, codec.token_text(codec.end_of_text)], columns))
     terminal.say(f"attention      {path}")
 
@@ -139,28 +142,31 @@ def _draw_attention(path: str, trained: Trained, prompt: Prompt, text: str, term
 def _score(trained: Trained, text: str, terminal: Terminal) -> list[dict]:
     model = trained.transformer
     if model.encoder is not None or trained.answers_source:
-        raise ValueError("--probabilities walks plain texts; this model was trained on pairs of source and target")
+        raise ValueError(
+            "--probabilities needs a model of plain texts; this one was trained on pairs of source and target"
+        )
     codec = as_text(trained.codec)
-    expectations = score_tokens(model, codec.encode_text(text))
+    scores = score_tokens(model, codec.encode_text(text))
 
     def show(token: int) -> str:
         return codec.token_text(token).replace(" ", "␣")
 
     terminal.say(f"{'token':<12}{'probability':>12}{'rank':>7}{'entropy':>9}  alternatives")
     lines = []
-    for e in expectations:
-        alternatives = [(show(token), probability) for token, probability in e.alternatives]
-        if e.probability is None:
-            terminal.say(f"{show(e.token):<12}{'given':>12}")
+    for score in scores:
+        alternatives = [(show(token), probability) for token, probability in score.alternatives]
+        if score.probability is None:
+            terminal.say(f"{show(score.token):<12}{'–':>12}")
         else:
-            others = "  ".join(f"{token} {probability:.1%}" for token, probability in alternatives)
-            terminal.say(f"{show(e.token):<12}{e.probability:>12.2%}{e.rank:>7}{e.entropy:>9.2f}  {others}")
-        lines.append({**asdict(e), "token": show(e.token), "alternatives": alternatives})
+            top = "  ".join(f"{token} {probability:.1%}" for token, probability in alternatives)
+            columns = f"{score.probability:>12.2%}{score.rank:>7}{score.entropy:>9.2f}"
+            terminal.say(f"{show(score.token):<12}{columns}  {top}")
+        lines.append({**asdict(score), "token": show(score.token), "alternatives": alternatives})
     return lines
 
 
 def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
-    """Loss and bits per byte of runs, and how well they do a task."""
+    """Loss and bits per byte of runs, and their scores on tasks."""
     if not options.runs:
         raise ValueError("name one or more run directories to evaluate")
     machine, results = chosen_machine(options.machine), []
@@ -169,13 +175,13 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
         trained.model.use_kernel(options.machine.kernel)
         data = trained.recipe.data
         if not (options.path or data.path or data.mixture):
-            raise ValueError(f"{path} was trained elsewhere and has no held-out text of its own; name one with --path")
+            raise ValueError(f"{path} was trained elsewhere and has no validation text; name one with --path")
         split = load_source(options.path, options.path) if options.path else load_records(data)[1]
-        held_out, recipe = split.validation, trained.recipe
-        score = evaluate_validation(trained.model, recipe, trained.codec, held_out, machine, limit=options.limit)
+        validation, recipe = split.validation, trained.recipe
+        score = evaluate_validation(trained.model, recipe, trained.codec, validation, machine, limit=options.limit)
         results.append({"run": path, "step": trained.step, **asdict(score)})
         if "translation" in options.tasks:
-            results[-1]["translation"] = _translate(options, trained, held_out, path, terminal)
+            results[-1]["translation"] = _translate(options, trained, validation, path, terminal)
     columns = {
         "loss": [f"{r['loss']:.4f}" for r in results],
         "bits/byte": ["–" if r["bits_per_byte"] is None else f"{r['bits_per_byte']:.4f}" for r in results],
@@ -200,7 +206,7 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
 def _translate(
     options: EvaluateOptions, trained: Trained, records: Sequence[Record], path: str, terminal: Terminal
 ) -> dict[str, object]:
-    """How well a model translates, beside how the search went."""
+    """The translation score of a model as JSON values, with the beam search's settings and time."""
     records = records[: options.limit] if options.limit else records
     beam = Beam(size=options.beams, length_penalty=options.length_penalty)
     started = time.perf_counter()

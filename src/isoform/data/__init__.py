@@ -1,1 +1,1 @@
-"""Where records come from, in what order, in what rows."""
+"""Sources of records, their order, and how they are packed into rows."""

@@ -1,6 +1,6 @@
-"""Rows by number. The cursor of a run is one integer, the global row number, free of world size and workers.
+"""Rows by number. The cursor of a run is one integer, the global row number, independent of world size and workers.
 
-A loader has no state: rows(first, count) is a pure function, so seeking is asking. NumPy until the Batch.
+A loader has no state: rows(first, count) is a pure function, so any row can be read directly. NumPy until the Batch.
 """
 
 from __future__ import annotations
@@ -25,73 +25,76 @@ from isoform.objectives.views import View
 
 
 class Loader(ABC):
-    """Training rows by their global number: epoch e has the rows e * rows_per_epoch and on."""
+    """Training rows by their global number: epoch e begins at row e * rows_per_epoch."""
 
     rows_per_epoch: int
     dropped: int = 0
-    """Records left out because they fit no row."""
+    """The number of records left out because they fit no row."""
     shapes: Mapping[tuple[int, int, int], int]
-    """How many rows of an epoch go through the model as so many texts, of so many tokens, with sources of so many."""
+    """The number of rows of an epoch by shape: (samples, tokens, source tokens)."""
 
     @abstractmethod
     def rows(self, first: int, count: int) -> Batch:
-        """Rows first .. first + count - 1, over the ends of epochs: (count, T), or for records of like length (n, T), a
-        record a row."""
+        """Rows first .. first + count - 1, across epoch boundaries: (count, T), or for buckets (n, T), a record per
+        row."""
 
     @abstractmethod
     def weight(self, first: int, count: int) -> float:
-        """The sum of those rows' loss weights, to divide by before they are cut into micro-batches."""
+        """The sum of those rows' loss weights, which normalises the loss over micro-batches."""
 
 
 class StreamLoader(Loader):
-    """All records end to end, cut every T tokens; every token predicts the next, so the view is not asked.
+    """All records concatenated and cut every T tokens; every token predicts the next, so no view is needed.
 
     Row r of epoch e holds ids[o + p T : o + (p + 1) T + 1], p the epoch's permutation of the rows and o its
-    offset, 0 .. T - 1. The tokens that don't fill a row at the two ends are other ones in each epoch.
+    offset, 0 .. T - 1. The unused tokens at the two ends differ between epochs.
 
-    begins: where documents begin that don't see each other (absent: they do).
+    document_starts: where documents begin that don't attend to each other (None: attention crosses documents).
     """
 
-    def __init__(self, ids: np.ndarray, context_length: int, seed: int, begins: np.ndarray | None = None) -> None:
+    def __init__(
+        self, ids: np.ndarray, context_length: int, seed: int, document_starts: np.ndarray | None = None
+    ) -> None:
         if len(ids) <= context_length:
             raise ValueError(
                 f"{len(ids)} tokens are too few for one row of context_length={context_length} and its "
                 f"last target; set model.context_length={max(1, len(ids) - 1)} or less, or give a longer text"
             )
-        self.ids, self.context_length, self.seed, self.begins = ids, context_length, seed, begins
+        self.ids, self.context_length, self.seed, self.document_starts = ids, context_length, seed, document_starts
         self.rows_per_epoch = max(1, (len(ids) - context_length) // context_length)
         self.shapes = {(1, context_length, 0): self.rows_per_epoch}
         self.num_offsets = min(context_length, len(ids) - self.rows_per_epoch * context_length)
         self._window = np.arange(context_length + 1)
 
     def rows(self, first: int, count: int) -> Batch:
-        at = self._starts(first, count)[:, None] + self._window
-        batch = _shifted(self.ids[at], np.ones((count, self.context_length), np.float32))
-        return batch if self.begins is None else _apart(batch, at, self.begins)
+        positions = self._starts(first, count)[:, None] + self._window
+        batch = _next_token_batch(self.ids[positions], np.ones((count, self.context_length), np.float32))
+        starts = self.document_starts
+        return batch if starts is None else _separate_documents(batch, positions, starts)
 
     def _starts(self, first: int, count: int) -> np.ndarray:
-        """Where rows begin among the ids."""
+        """The index of each row's first token among the ids."""
         starts = np.empty(count, np.int64)
-        done = 0
-        while done < count:
-            epoch, row = locate(first + done, self.rows_per_epoch)
-            order = epoch_order(self.seed, epoch, self.rows_per_epoch)[row : row + count - done]
+        filled = 0
+        while filled < count:
+            epoch, row = locate(first + filled, self.rows_per_epoch)
+            order = epoch_order(self.seed, epoch, self.rows_per_epoch)[row : row + count - filled]
             offset = stream_offset(self.seed, epoch, self.num_offsets)
-            starts[done : done + len(order)] = offset + order * self.context_length
-            done += len(order)
+            starts[filled : filled + len(order)] = offset + order * self.context_length
+            filled += len(order)
         return starts
 
     def weight(self, first: int, count: int) -> float:
-        if self.begins is None:
+        if self.document_starts is None:
             return float(count * self.context_length)
-        at = self._starts(first, count)[:, None] + self._window
-        return float(_same_document(at, self.begins).sum())
+        positions = self._starts(first, count)[:, None] + self._window
+        return float(_same_document(positions, self.document_starts).sum())
 
 
 class RecordLoader(Loader):
-    """Rows of whole records, as the view shows them; which share a row is planned once per seed.
+    """Rows of whole records under a view; which records share a row is planned once per seed.
 
-    The randomness of a view comes from (seed, epoch, sample).
+    A view's random numbers are a function of (seed, epoch, sample).
     """
 
     plan: Sequence[tuple[int, ...]]
@@ -105,18 +108,18 @@ class RecordLoader(Loader):
         return _weight([e for number in range(first, first + count) for e in self.examples(number)])
 
     @abstractmethod
-    def place(self, epoch: int, row: int) -> int:
-        """Which of the planned rows is the row-th of an epoch."""
+    def plan_index(self, epoch: int, row: int) -> int:
+        """The index in the plan of an epoch's row."""
 
     def examples(self, number: int) -> list[Example]:
         """The Examples of one row."""
         epoch, row = locate(number, self.rows_per_epoch)
-        planned = self.plan[self.place(epoch, row)]
+        planned = self.plan[self.plan_index(epoch, row)]
         return [_example(self.tokens, self.samples, self.view, i, self.seed, epoch) for i in planned]
 
 
 class PackedLoader(RecordLoader):
-    """Records side by side in a row, which don't see each other."""
+    """Several records in a row, which don't attend to each other."""
 
     def __init__(self, tokens: TokenStore, view: View, context_length: int, source_length: int, seed: int) -> None:
         super().__init__(tokens, view, context_length, source_length, seed)
@@ -128,28 +131,28 @@ class PackedLoader(RecordLoader):
     def rows(self, first: int, count: int) -> Batch:
         return collate([self.examples(number) for number in range(first, first + count)], *self.lengths)
 
-    def place(self, epoch: int, row: int) -> int:
+    def plan_index(self, epoch: int, row: int) -> int:
         return int(epoch_order(self.seed, epoch, self.rows_per_epoch)[row])
 
 
 class BucketedLoader(RecordLoader):
-    """Records of like length below each other, filled up to the longest: a row of this loader is as many of them as
-    together have context_length tokens, and so many rows of a Batch.
+    """Buckets of records with similar lengths, padded to the longest: a row of this loader is a bucket of at most
+    context_length tokens, which is one row of a Batch per record.
 
-    together: how many rows make a step; these are of like length, too.
+    rows_per_step: the number of buckets in a step, which are of similar length, too.
     """
 
     def __init__(
-        self, tokens: TokenStore, view: View, context_length: int, source_length: int, seed: int, together: int = 1
+        self, tokens: TokenStore, view: View, context_length: int, source_length: int, seed: int, rows_per_step: int = 1
     ) -> None:
         super().__init__(tokens, view, context_length, source_length, seed)
-        self.plan = plan_buckets(self.samples.lengths, (context_length, source_length), seed, together)
-        self.rows_per_epoch, self.together = len(self.plan), together
+        self.plan = plan_buckets(self.samples.lengths, (context_length, source_length), seed, rows_per_step)
+        self.rows_per_epoch, self.rows_per_step = len(self.plan), rows_per_step
         longest = [self.samples.lengths[list(row)].max(0) for row in self.plan]
         shapes: Counter[tuple[int, int, int]] = Counter()
-        for first in range(0, len(self.plan), together):
-            length, source = np.max(longest[first : first + together], axis=0).tolist()
-            shapes.update((len(row), length, source) for row in self.plan[first : first + together])
+        for first in range(0, len(self.plan), rows_per_step):
+            length, source = np.max(longest[first : first + rows_per_step], axis=0).tolist()
+            shapes.update((len(row), length, source) for row in self.plan[first : first + rows_per_step])
         self.shapes = shapes
 
     def rows(self, first: int, count: int) -> Batch:
@@ -157,13 +160,13 @@ class BucketedLoader(RecordLoader):
         source = max(len(e.source) if e.source is not None else 0 for (e,) in examples)
         return collate(examples, max(len(e.inputs) for (e,) in examples), source or None)
 
-    def place(self, epoch: int, row: int) -> int:
-        return int(grouped_order(self.seed, epoch, self.rows_per_epoch, self.together)[row])
+    def plan_index(self, epoch: int, row: int) -> int:
+        return int(grouped_order(self.seed, epoch, self.rows_per_epoch, self.rows_per_step)[row])
 
 
 class MixtureLoader(Loader):
-    """Rows of several loaders by turns: in every block of rows each has its share, in an order drawn for the block, so
-    that any row is found without those before it. An epoch is as many rows as the loaders have together."""
+    """Interleaved rows of several loaders: each block of rows has a fixed number from each loader, in an order drawn
+    per block, so that any row can be read directly. The rows of an epoch are the sum of the loaders'."""
 
     BLOCK = 1024
 
@@ -178,25 +181,25 @@ class MixtureLoader(Loader):
         if not counts.all():
             least = int(np.argmin(counts))
             raise ValueError(
-                f"data.mixture: source {least} would be less than one row in {self.BLOCK}; raise its weight or "
+                f"data.mixture: source {least} would have less than one row in {self.BLOCK}; raise its weight or "
                 f"data.temperature"
             )
         self.counts = counts
 
     def rows(self, first: int, count: int) -> Batch:
-        return joined([self.loaders[of].rows(row, 1) for of, row in self.places(first, count)])
+        return joined([self.loaders[loader].rows(row, 1) for loader, row in self.assignments(first, count)])
 
     def weight(self, first: int, count: int) -> float:
-        return sum(self.loaders[of].weight(row, 1) for of, row in self.places(first, count))
+        return sum(self.loaders[loader].weight(row, 1) for loader, row in self.assignments(first, count))
 
-    def places(self, first: int, count: int) -> Iterator[tuple[int, int]]:
-        """Of each row the loader that it is from, and its number there."""
+    def assignments(self, first: int, count: int) -> Iterator[tuple[int, int]]:
+        """The loader of each row, and the row's number in that loader."""
         for number in range(first, first + count):
-            block, at = divmod(number, self.BLOCK)
-            turns = np.repeat(np.arange(len(self.counts)), self.counts)
-            order = generator(self.seed, block, "mixture").permutation(turns)
-            of = int(order[at])
-            yield of, int(block * self.counts[of] + (order[:at] == of).sum())
+            block, index = divmod(number, self.BLOCK)
+            loaders = np.repeat(np.arange(len(self.counts)), self.counts)
+            order = generator(self.seed, block, "mixture").permutation(loaders)
+            loader = int(order[index])
+            yield loader, int(block * self.counts[loader] + (order[:index] == loader).sum())
 
 
 def build_loader(
@@ -207,13 +210,12 @@ def build_loader(
     context_length: int,
     source_length: int | None = None,
     seed: int,
-    together: int = 1,
+    rows_per_step: int = 1,
 ) -> Loader:
-    """The loader of a split, in rows of context_length (source_length for an encoder; absent: the same), of which so
-    many make a step.
+    """The loader of a split, in rows of context_length tokens (an encoder's: source_length; default: the same).
 
-    Raises ValueError for a text shorter than a row, for records none of which fits one, and for a stream of
-    what can't be streamed; warns about records that are left out.
+    Raises ValueError for a text shorter than a row, for records none of which fits one, and for records or objectives
+    that can't be streamed; warns about records that are left out.
     """
     source_length = source_length or context_length
     match config.rows:
@@ -226,7 +228,7 @@ def build_loader(
         case "packed":
             return PackedLoader(tokens, view, context_length, source_length, seed)
         case "bucketed":
-            return BucketedLoader(tokens, view, context_length, source_length, seed, together)
+            return BucketedLoader(tokens, view, context_length, source_length, seed, rows_per_step)
         case _:
             raise ValueError(f"data.rows={config.rows!r} is none of stream, split, packed and bucketed; set one")
 
@@ -241,17 +243,17 @@ def validation_batches(
     source_length: int | None = None,
     batch_rows: int,
 ) -> Iterator[tuple[Batch, int]]:
-    """A whole split once, in batches of up to batch_rows, each with the UTF-8 bytes of its targets, 0 if those aren't
-    text.
+    """A whole split once, in batches of up to batch_rows, each with the number of UTF-8 bytes of its targets (0 if they
+    aren't text).
 
     stream: non-overlapping windows of context_length, so that each token but the first is a target once; the
-    last window is filled up with weight 0; split: each but the first of its document. packed and bucketed: each sample
-    once, in packed rows, planned and viewed with seed 0.
+    last window is padded with weight 0; split: each token but the first of its document. packed and bucketed: each
+    sample once, in packed rows, with seed 0.
     """
     if not config.keeps_records:
         _check_stream(tokens, view)
-        begins = tokens.starts if config.rows == "split" else None
-        batches = _windows(tokens.ids, context_length, batch_rows, begins)
+        document_starts = tokens.starts if config.rows == "split" else None
+        batches = _windows(tokens.ids, context_length, batch_rows, document_starts)
     else:
         source_length = source_length or context_length
         batches = _packed_once(tokens, view, context_length, source_length, batch_rows)
@@ -262,15 +264,16 @@ def validation_batches(
         yield batch, num_bytes
 
 
-def _windows(ids: np.ndarray, length: int, batch_rows: int, begins: np.ndarray | None) -> Iterator[Batch]:
+def _windows(ids: np.ndarray, length: int, batch_rows: int, document_starts: np.ndarray | None) -> Iterator[Batch]:
     if len(ids) < 2:
-        raise ValueError(f"the held-out text has {len(ids)} tokens; it needs 2 to have one to predict")
+        raise ValueError(f"the validation text has {len(ids)} tokens; it needs 2 to have one to predict")
     num_windows = -(-(len(ids) - 1) // length)
     for first in range(0, num_windows, batch_rows):
         starts = np.arange(first, min(first + batch_rows, num_windows)) * length
-        at = starts[:, None] + np.arange(length + 1)
-        batch = _shifted(ids[np.minimum(at, len(ids) - 1)], (at[:, 1:] < len(ids)).astype(np.float32))
-        yield batch if begins is None else _apart(batch, at, begins)
+        positions = starts[:, None] + np.arange(length + 1)
+        weights = (positions[:, 1:] < len(ids)).astype(np.float32)
+        batch = _next_token_batch(ids[np.minimum(positions, len(ids) - 1)], weights)
+        yield batch if document_starts is None else _separate_documents(batch, positions, document_starts)
 
 
 def _packed_once(
@@ -283,35 +286,35 @@ def _packed_once(
         yield collate(rows, context_length, source_length if samples.has_source else None)
 
 
-def _shifted(block: np.ndarray, weights: np.ndarray) -> Batch:
-    """Rows of T + 1 ids to a Batch in which every token predicts the next."""
+def _next_token_batch(block: np.ndarray, weights: np.ndarray) -> Batch:
+    """A Batch in which every token predicts the next, from rows of T + 1 ids."""
     inputs = torch.from_numpy(block[:, :-1].astype(np.int64))
     targets = torch.from_numpy(block[:, 1:].astype(np.int64))
     tokens = Tokens(inputs, plain_coordinates(*inputs.shape))
     return Batch(tokens, targets, torch.from_numpy(weights))
 
 
-def _same_document(at: np.ndarray, begins: np.ndarray) -> np.ndarray:
-    """Whether the token after each of rows (B, T + 1) of positions belongs to the same document (B, T)."""
-    document = np.searchsorted(begins, at, side="right")
+def _same_document(positions: np.ndarray, document_starts: np.ndarray) -> np.ndarray:
+    """Whether the next token is in the same document (B, T), for positions (B, T + 1) in the stream."""
+    document = np.searchsorted(document_starts, positions, side="right")
     return document[:, 1:] == document[:, :-1]
 
 
-def _apart(batch: Batch, at: np.ndarray, begins: np.ndarray) -> Batch:
-    """Rows of a stream, at positions (B, T + 1), whose documents don't see each other; no document's first token is a
-    target."""
-    weights = batch.loss_weights * torch.from_numpy(_same_document(at, begins))
-    document = np.searchsorted(begins, at[:, :-1], side="right") - 1
+def _separate_documents(batch: Batch, positions: np.ndarray, document_starts: np.ndarray) -> Batch:
+    """Rows of a stream, at positions (B, T + 1), whose documents don't attend to each other; no document's first token
+    is a target."""
+    weights = batch.loss_weights * torch.from_numpy(_same_document(positions, document_starts))
+    document = np.searchsorted(document_starts, positions[:, :-1], side="right") - 1
     in_row = document - document[:, :1]
     if not in_row.any():
         return replace(batch, loss_weights=weights)
-    index = at[:, :-1] - np.maximum(begins[document], at[:, :1])
+    index = positions[:, :-1] - np.maximum(document_starts[document], positions[:, :1])
     coordinates = Coordinates(torch.from_numpy(in_row), torch.from_numpy(index), is_ordered=True)
     return replace(batch, inputs=replace(batch.inputs, coordinates=coordinates), loss_weights=weights)
 
 
 def _cut(tokens: TokenStore, view: View, context_length: int, source_length: int) -> Samples:
-    """What rows are made of. Warns about records that are left out; ValueError where that are all."""
+    """The samples of records. Warns about records that are left out; raises ValueError if that is all of them."""
     budgets = context_length, source_length
     samples = cut_records(
         tokens.lengths, tokens.prefixes, view.length, budgets, can_cut=not view.is_whole, overlap=view.overlap
@@ -323,7 +326,7 @@ def _cut(tokens: TokenStore, view: View, context_length: int, source_length: int
     if not len(samples):
         raise ValueError(f"all {len(tokens)} records {what}; raise model.context_length")
     if samples.dropped:
-        first = tokens.where(samples.first_dropped)
+        first = tokens.location(samples.first_dropped)
         warnings.warn(
             f"{samples.dropped} of {len(tokens)} records {what}; they are left out with their {samples.num_lost:,} "
             f"tokens ({100 * samples.num_lost / len(tokens.ids):.2g} %), the first being {first}. Raise "
@@ -345,4 +348,4 @@ def _weight(examples: list[Example]) -> float:
 def _check_stream(tokens: TokenStore, view: View) -> None:
     is_plain = view.inputs_mask == Causal() and view.is_text and not view.length(2, 1)[1]
     if not is_plain or tokens.prefixes.any() or tokens.features is not None:
-        raise ValueError("data.rows: stream and split are for the objective causal and plain texts; set it to packed")
+        raise ValueError("data.rows: stream and split need the objective causal and plain texts; set it to packed")

@@ -1,6 +1,6 @@
-"""Whole documents side by side in rows: which go where is planned from their lengths, before any is read.
+"""Packing: several whole documents in a row, planned from their lengths alone, before any is read.
 
-Best fit, the largest first, within blocks of shuffled samples (Ding et al. 2024, "Fewer Truncations Improve
+Best-fit decreasing within blocks of shuffled samples (Ding et al. 2024, "Fewer Truncations Improve
 Language Modeling"): nearly no padding, and a plan that depends on lengths and seed alone.
 """
 
@@ -14,16 +14,16 @@ import numpy as np
 
 from isoform.data.order import generator
 
-BLOCK = 2048  # samples packed together: more fill rows better, fewer mix them better
+BLOCK = 2048  # samples planned jointly: larger blocks fill rows better, smaller ones shuffle better
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What is packed: tokens start .. stop of a record, and how many of the row's budgets they need.
+    """What is packed: tokens start .. stop of a record, and how much of a row's budgets they need.
 
-    records, starts, stops (n,); lengths (n, 2), for the inputs and for the source; dropped: how many records
-    were left out because they don't fit a row or have nothing to predict, first_dropped: the first of them; num_lost:
-    how many tokens those had, and the ends of records that are too short by themselves.
+    records, starts, stops (n,); lengths (n, 2), of the inputs and of the source; dropped: the number of records
+    left out because they don't fit a row or have nothing to predict, first_dropped: the first of them; num_lost: the
+    tokens of those, and of the last parts of cut records that are too short to use.
     """
 
     records: np.ndarray
@@ -39,7 +39,7 @@ class Samples:
 
     @property
     def has_source(self) -> bool:
-        """Whether an encoder reads a part of them."""
+        """Whether an encoder reads part of any sample."""
         return bool(self.lengths[:, 1].any())
 
 
@@ -52,22 +52,22 @@ def cut_records(
     can_cut: bool = True,
     overlap: int = 1,
 ) -> Samples:
-    """Records (n,) of so many tokens and so long a prefix to samples that fit the budgets (inputs, source).
+    """Samples that fit the budgets (inputs, source), from records (n,) of these lengths and prefixes, in tokens.
 
-    measure(length, prefix): what a record needs of the two. A record without a prefix that is too long is cut into
-    parts that have `overlap` tokens in common, so that each of its targets is kept once, if it can be; one with a
-    prefix is dropped.
+    measure(length, prefix): what a record needs of the two. A record without a prefix that is too long is cut, if
+    `can_cut`, into parts that overlap by `overlap` tokens, so that each of its targets counts once; one with a prefix
+    is dropped.
     """
     longest = _longest(measure, budgets)
     stride = longest - overlap if can_cut else 0
-    known: dict[tuple[int, int], tuple[int, int]] = {}
+    needs_of: dict[tuple[int, int], tuple[int, int]] = {}
     parts: list[tuple[int, int, int, int, int]] = []
     dropped: list[int] = []
     num_lost = 0
     for record, (length, prefix) in enumerate(zip(lengths.tolist(), prefixes.tolist(), strict=True)):
-        if (length, prefix) not in known:
-            known[length, prefix] = measure(length, prefix)
-        needs = known[length, prefix]
+        if (length, prefix) not in needs_of:
+            needs_of[length, prefix] = measure(length, prefix)
+        needs = needs_of[length, prefix]
         if needs[0] < 1:
             dropped.append(record)
         elif needs[0] <= budgets[0] and needs[1] <= budgets[1]:
@@ -89,8 +89,8 @@ def cut_records(
 
 
 def _longest(measure: Callable[[int, int], tuple[int, int]], budgets: tuple[int, int]) -> int:
-    """The most tokens without a prefix that fit; an Example has at most one token less than its Encoding, or shares
-    it between both budgets."""
+    """The longest record without a prefix that fits; an Example has at most one token less than its Encoding, or is
+    divided between both budgets."""
     for length in range(sum(budgets) + 1, 0, -1):
         needs = measure(length, 0)
         if needs[0] <= budgets[0] and needs[1] <= budgets[1]:
@@ -99,7 +99,7 @@ def _longest(measure: Callable[[int, int], tuple[int, int]], budgets: tuple[int,
 
 
 def plan_rows(lengths: np.ndarray, budgets: Sequence[int], seed: int) -> list[tuple[int, ...]]:
-    """Samples of one or two lengths, (n,) or (n, 2), to rows: every sample in one row, no budget exceeded.
+    """Rows of samples with one or two lengths, (n,) or (n, 2): each sample in exactly one row, no budget exceeded.
 
     Raises ValueError for a sample that fits no row.
     """
@@ -121,30 +121,32 @@ def plan_rows(lengths: np.ndarray, budgets: Sequence[int], seed: int) -> list[tu
 
 
 def _best_fit(samples: list[int], needs: list[list[int]], room: tuple[int, int]) -> list[tuple[int, ...]]:
-    """Each sample into the row that has least room left, of those where it fits."""
+    """Each sample in the fullest row that it fits."""
     rows: list[list[int]] = []
     open_rows: list[tuple[int, int, int]] = []  # (room for inputs, room for source, row), sorted
     least = min(first for first, _ in needs), min(second for _, second in needs)
     for sample, (first, second) in zip(samples, needs, strict=True):
-        at = bisect_left(open_rows, (first,))
-        while at < len(open_rows) and open_rows[at][1] < second:
-            at += 1
-        if at < len(open_rows):
-            left_first, left_second, row = open_rows.pop(at)
+        index = bisect_left(open_rows, (first,))
+        while index < len(open_rows) and open_rows[index][1] < second:
+            index += 1
+        if index < len(open_rows):
+            room_first, room_second, row = open_rows.pop(index)
         else:
-            left_first, left_second, row = *room, len(rows)
+            room_first, room_second, row = *room, len(rows)
             rows.append([])
         rows[row].append(sample)
-        left = left_first - first, left_second - second
-        if left[0] >= least[0] and left[1] >= least[1]:
-            insort(open_rows, (*left, row))
+        remaining = room_first - first, room_second - second
+        if remaining[0] >= least[0] and remaining[1] >= least[1]:
+            insort(open_rows, (*remaining, row))
     return [tuple(row) for row in rows]
 
 
-def plan_buckets(lengths: np.ndarray, budgets: tuple[int, int], seed: int, together: int = 1) -> list[tuple[int, ...]]:
-    """Samples of lengths (n, 2) to rows of like length, from the shortest to the longest: as many as fit the budgets
-    when each is filled up to the row's longest. Some rows are halved if that makes their number a multiple of
-    `together`, so that no step has rows of two groups."""
+def plan_buckets(
+    lengths: np.ndarray, budgets: tuple[int, int], seed: int, rows_per_step: int = 1
+) -> list[tuple[int, ...]]:
+    """Buckets of samples with similar lengths (n, 2), from the shortest to the longest: as many samples as fit the
+    budgets when padded to the bucket's longest. Some buckets are halved to make their number a multiple of
+    `rows_per_step`, so that no step mixes two groups."""
     order = generator(seed, 0, "plan").permutation(len(lengths))
     inputs, sources = lengths[order].T
     share = np.maximum(inputs / budgets[0], sources / budgets[1])
@@ -153,14 +155,14 @@ def plan_buckets(lengths: np.ndarray, budgets: tuple[int, int], seed: int, toget
     row: list[int] = []
     longest = np.zeros(2, np.int64)
     for sample, needs in zip(order.tolist(), lengths[order], strict=True):
-        now = np.maximum(longest, needs)
-        if row and ((len(row) + 1) * now > budgets).any():
+        padded = np.maximum(longest, needs)
+        if row and ((len(row) + 1) * padded > budgets).any():
             rows.append(tuple(row))
-            row, now = [], needs
+            row, padded = [], needs
         row.append(sample)
-        longest = now
+        longest = padded
     rows.append(tuple(row))
-    halved = sorted(range(len(rows)), key=lambda i: -len(rows[i]))[: -len(rows) % together]
+    halved = sorted(range(len(rows)), key=lambda i: -len(rows[i]))[: -len(rows) % rows_per_step]
     for i in sorted(halved, reverse=True):
         if len(rows[i]) > 1:
             middle = len(rows[i]) // 2

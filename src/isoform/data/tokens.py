@@ -1,8 +1,7 @@
-"""Records as tokens, end to end, with the length and the prefix of each: in memory, or memory-mapped from disk.
+"""Records as concatenated tokens, with the length and the prefix of each: in memory, or memory-mapped from disk.
 
-Only ids are kept on disk, since only text is costly to encode. What is there is found by what decides it, the
-codec's fingerprint and the records' hash, so it is never stale; what doesn't have the hash its index names is
-made again.
+Only ids are cached on disk, since only text is costly to encode. The cache key is made of the codec's fingerprint and
+the records' hash, so an entry is never stale; files whose hash differs from the one in their index are made anew.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ import numpy as np
 
 from isoform.batch import Encoding
 from isoform.codecs.codec import Codec, TextCodec
-from isoform.data.sources import Record, where
+from isoform.data.sources import Record, location
 from isoform.files import atomic_file, write_text
 from isoform.machine import cache_folder
 
 FORMAT = 1
-LARGE = 32 * 2**20  # characters from which any text is kept on disk, to be mapped rather than held in memory
+LARGE = 32 * 2**20  # characters from which any text is cached on disk, to be memory-mapped
 
 
 @dataclass(frozen=True, eq=False)
 class TokenStore:
-    """All records as tokens, one after the other: ids (N,), features (N, F), token_types (N,), positions (N, P), tags
-    (N,); lengths and prefixes (n,) of each record, in tokens; labels (n,); records: what they were made from."""
+    """All records as concatenated tokens: ids (N,), features (N, F), token_types (N,), positions (N, P), tags (N,);
+    lengths and prefixes (n,) of each record, in tokens; labels (n,); records: the originals."""
 
     ids: np.ndarray
     lengths: np.ndarray
@@ -47,15 +46,15 @@ class TokenStore:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """Where each record begins among ids (n,)."""
+        """The index of each record's first token among the ids (n,)."""
         return np.cumsum(self.lengths) - self.lengths
 
-    def where(self, record: int) -> str:
-        """Where a record stands: its file and line, or its number."""
-        return where(self.records[record], record) if self.records else f"record {record}"
+    def location(self, record: int) -> str:
+        """The location of a record: its file and line, or its number."""
+        return location(self.records[record], record) if self.records else f"record {record}"
 
     def encoding(self, record: int, start: int = 0, stop: int | None = None) -> Encoding:
-        """A record, or some of its tokens; the prefix only of those that begin with it."""
+        """A record, or tokens start .. stop of it; the prefix is kept only if start is 0."""
         begin, length = int(self.starts[record]), int(self.lengths[record])
         part = slice(begin + start, begin + (length if stop is None else stop))
         columns = (self.features, self.token_types, self.positions, self.tags)
@@ -66,12 +65,11 @@ class TokenStore:
 
 
 def load_tokens(records: Sequence[Record], codec: Codec, *, cache: bool | None = None) -> TokenStore:
-    """The ids of records under a codec.
+    """The tokens of records under a codec.
 
-    cache: whether to keep them in the user's cache folder, if they are text; absent: if the codec is costly or the
-    text large.
-    A cache that can't be written to costs time, not the run: it is warned about. Raises ValueError naming
-    the record that the codec can't encode.
+    cache: whether to store the ids of texts in the user's cache folder; default: if the codec is costly or the text
+    large. A cache that can't be written only causes a warning. Raises ValueError naming the record that the codec
+    can't encode.
     """
     if cache is None:
         cache = codec.is_costly or (isinstance(codec, TextCodec) and _is_large(records))
@@ -86,7 +84,7 @@ def load_tokens(records: Sequence[Record], codec: Codec, *, cache: bool | None =
         try:
             shard.write(tokens, {"codec": codec.fingerprint, "records": contents})
         except OSError as error:
-            warnings.warn(f"the tokens can't be kept in {shard.folder} ({error.strerror})", stacklevel=2)
+            warnings.warn(f"the tokens can't be cached in {shard.folder} ({error.strerror})", stacklevel=2)
         else:
             tokens = shard.read() or tokens
     return replace(tokens, labels=_labels(records), records=records)
@@ -98,8 +96,8 @@ def _encode(records: Sequence[Record], codec: Codec) -> TokenStore:
         try:
             encodings.append(codec.encode(record))
         except ValueError as error:
-            at = f"{where(record, number)}: " if len(records) > 1 else ""
-            raise ValueError(f"{at}{error}") from None
+            prefix = f"{location(record, number)}: " if len(records) > 1 else ""
+            raise ValueError(f"{prefix}{error}") from None
     if not encodings:
         raise ValueError("there are no records to encode; give some")
     lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
@@ -111,20 +109,20 @@ def _encode(records: Sequence[Record], codec: Codec) -> TokenStore:
 
 
 def _labels(records: Sequence[Record]) -> list[int | float | None] | None:
-    """What each record says of itself; None where none does."""
+    """The label of each record; None if none has one."""
     labels = [record.get("label") for record in records]
     return labels if any(label is not None for label in labels) else None
 
 
 def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    """The records' columns end to end. Raises ValueError where some have one and others haven't."""
-    there = [part for part in parts if part is not None]
-    if there and len(there) < len(parts):
+    """The records' columns, concatenated. Raises ValueError if only some records have the column."""
+    columns = [part for part in parts if part is not None]
+    if columns and len(columns) < len(parts):
         raise ValueError(
-            f"{len(there)} of {len(parts)} records have features, token types or positions where the others have none; "
-            f"the codec must give them to all"
+            f"{len(columns)} of {len(parts)} records have features, token types or positions and the rest have none; "
+            f"the codec must return them for all"
         )
-    return np.concatenate(there) if there else None
+    return np.concatenate(columns) if columns else None
 
 
 def _is_large(records: Iterable[Record]) -> bool:
@@ -141,7 +139,7 @@ def _hash_of(records: Iterable[Record]) -> str:
     for record in records:
         for key, value in sorted(record.items()):
             if not isinstance(value, str):
-                continue  # a label, which is no text
+                continue  # a label that is a number
             data = value.encode("utf-8", "surrogatepass")
             digest.update(f"{key} {len(data)}\n".encode())
             digest.update(data)
@@ -170,7 +168,7 @@ class _Shard:
         return self.folder / f"{self.key}.json"
 
     def read(self) -> TokenStore | None:
-        """What is there if it is whole, None otherwise."""
+        """The stored tokens, or None if a file is missing or damaged."""
         try:
             index = json.loads(self.index.read_text(encoding="utf-8"))
             if [_hash_of_file(path) for path in self.files] != index["sha256"]:
@@ -181,7 +179,7 @@ class _Shard:
         return TokenStore(ids, records[0], records[1])
 
     def write(self, tokens: TokenStore, origin: dict[str, str]) -> None:
-        """Each file comes into place whole, so that a reader or another writer at the same time is safe."""
+        """Each file is replaced atomically, so that concurrent readers and writers are safe."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path, array in zip(self.files, (tokens.ids, np.stack([tokens.lengths, tokens.prefixes])), strict=True):
             with atomic_file(path) as file:

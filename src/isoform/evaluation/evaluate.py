@@ -1,4 +1,4 @@
-"""Losses over whole splits, streamed: nothing is kept but sums."""
+"""Losses over whole splits, accumulated as sums."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from isoform.run import view_of
 
 @dataclass(frozen=True)
 class Score:
-    """loss: nats per target, or of numbers the mean squared error; bits_per_byte: over the bytes of the targets (None
-    if they have none); accuracy: how often the most probable answer is right (None of numbers); exact: of how many
-    documents every token is, which is what greedy decoding gets right (None where it wasn't asked for)."""
+    """loss: nats per target, or for numbers the mean squared error; bits_per_byte: over the bytes of the targets (None:
+    they have none); accuracy: fraction of targets that are the most probable class (None for numbers); exact: fraction
+    of documents with every token right, which greedy decoding reproduces (None: not requested)."""
 
     loss: float
     bits_per_byte: float | None
@@ -44,9 +44,9 @@ def evaluate(
     *,
     by_document: bool = False,
 ) -> Score:
-    """Cross-entropy of every target of a split once; `batches` come with the bytes of their targets.
+    """The score of a split; `batches` come with the number of bytes of their targets.
 
-    Raises ValueError where there is no target at all.
+    by_document: whether to compute `exact`. Raises ValueError if there is no target.
     """
     model.eval()
     nats = correct = torch.zeros((), dtype=torch.float64)
@@ -62,8 +62,8 @@ def evaluate(
         weight += float(weights.sum())
         num_bytes += batch_bytes
         if by_document:
-            right, there = _whole_documents(is_right, batch)
-            exact, num_documents = exact + right, num_documents + there
+            batch_exact, batch_documents = _exact_documents(is_right, batch)
+            exact, num_documents = exact + batch_exact, num_documents + batch_documents
     if weight == 0:
         raise ValueError("there is nothing to evaluate: the text has no token to predict; give a longer one")
     total = float(nats)
@@ -76,8 +76,8 @@ def evaluate(
     )
 
 
-def _whole_documents(is_right: Tensor, batch: Batch) -> tuple[int, int]:
-    """How many documents have every counted token right, and how many there are."""
+def _exact_documents(is_right: Tensor, batch: Batch) -> tuple[int, int]:
+    """The number of documents with every counted token right, and of all documents."""
     document, counts = batch.inputs.coordinates.document, batch.loss_weights > 0
     rows = torch.arange(len(document), device=document.device).unsqueeze(1) * (int(document.max()) + 1)
     key = (rows + document)[counts]
@@ -95,7 +95,7 @@ def evaluate_validation(
     *,
     limit: int = 0,
 ) -> Score:
-    """The score on held-out records, whole, or on their first `limit` rows."""
+    """The score on all validation records, or on their first `limit` rows."""
     view = view_of(recipe, codec)
     batches = validation_batches(
         recipe.data,
@@ -112,9 +112,9 @@ def evaluate_validation(
 
 
 def _first_rows(batches: Iterable[tuple[Batch, int]], limit: int) -> Iterator[tuple[Batch, int]]:
-    seen = 0
+    num_rows = 0
     for batch, num_bytes in batches:
         yield batch, num_bytes
-        seen += len(batch.targets)
-        if seen >= limit:
+        num_rows += len(batch.targets)
+        if num_rows >= limit:
             return

@@ -1,7 +1,7 @@
-"""How good translations are: BLEU (Papineni et al. 2002) as sacrebleu counts it, twice.
+"""Translation quality: BLEU (Papineni et al. 2002) by sacrebleu, on tokenised and on plain text.
 
-Papers that train on lowercased, tokenised text score it as it is; sacrebleu's default scores plain text. The two differ
-by several points on the same answers, so that each comes with what was done.
+Papers that train on lowercased, tokenised text score that text; sacrebleu's default scores plain text. The two differ
+by several points on the same translations, so each score comes with its signature.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bleu:
-    """A score of 0 .. 100, and all that decides it."""
+    """A score of 0 .. 100, with its signature."""
 
     score: float
     signature: str
@@ -31,20 +31,20 @@ class Bleu:
 
 @dataclass(frozen=True)
 class TranslationScore:
-    """One set of answers, scored in both ways."""
+    """BLEU of one set of translations, on tokenised and on plain text."""
 
     tokenised: Bleu
-    """Both sides lowercased, their punctuation normalised, and cut into tokens as Moses does."""
+    """Both sides lowercased, with normalised punctuation, and tokenised by Moses."""
     plain: Bleu
-    """As written, cased; sacrebleu's own tokens (13a)."""
+    """Unchanged, cased text; sacrebleu's own tokenisation (13a)."""
     num_pairs: int
 
 
 def score_translations(answers: Sequence[str], references: Sequence[str], language: str) -> TranslationScore:
     """BLEU of answers (n) against one reference each (n).
 
-    language: of the references ("de"), whose abbreviations Moses' tokenizer knows. Raises ValueError for another
-    number of answers than references, and for none.
+    language: of the references ("de"), for Moses' list of abbreviations. Raises ValueError if the numbers of answers
+    and references differ, or are 0.
     """
     if len(answers) != len(references) or not references:
         raise ValueError(f"{len(answers)} answers for {len(references)} references; there must be one for each")
@@ -65,22 +65,23 @@ def score_translations(answers: Sequence[str], references: Sequence[str], langua
 def translate(
     trained: Trained, records: Sequence[Record], beam: Beam, language: str
 ) -> tuple[TranslationScore, list[str]]:
-    """How well a model answers the sources of pairs, and its answers, a line each.
+    """The score of a model's translations of the sources of pairs, and the translations, one line each.
 
     Raises ValueError for a model or records without sources.
     """
     if not trained.answers_source or "source" not in records[0]:
         raise ValueError("a translation needs a model and data of sources and targets; name pairs with --path")
-    found = answer_lines(trained, [record["source"] for record in records], beam)
-    answers = [each[0][0] for each in found]
+    hypotheses = answer_lines(trained, [record["source"] for record in records], beam)
+    answers = [each[0][0] for each in hypotheses]
     return score_translations(answers, [record["target"] for record in records], language), answers
 
 
-def answer_lines(trained: Trained, texts: Sequence[str], how: Beam | Sampling) -> list[list[tuple[str, float]]]:
-    """Answers to each text, each on one line, with their scores."""
+def answer_lines(trained: Trained, texts: Sequence[str], decoding: Beam | Sampling) -> list[list[tuple[str, float]]]:
+    """The outputs for each text, without line breaks, with their scores."""
     codec = as_text(trained.codec)
-    found = answer(trained.transformer, codec, texts, how, view=trained.view, answers_source=trained.answers_source)
-    return [[(text.replace("\n", " "), score) for text, score in each] for each in found]
+    view, answers_source = trained.view, trained.answers_source
+    answers = answer(trained.transformer, codec, texts, decoding, view=view, answers_source=answers_source)
+    return [[(text.replace("\n", " "), score) for text, score in each] for each in answers]
 
 
 def _score(metric: BLEU, answers: list[str], references: list[str]) -> Bleu:

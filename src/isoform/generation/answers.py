@@ -1,4 +1,4 @@
-"""Many prompts at once, searched or sampled."""
+"""Batched generation: beam search and sampling for many prompts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from isoform.objectives.views import View
 def beam_search(
     model: Transformer, prompts: Sequence[Prompt], beam: Beam, *, end: int, mask: Mask | None = None
 ) -> list[list[Hypothesis]]:
-    """The best `num_best` texts after each prompt, the best first.
+    """The `num_best` most probable texts after each prompt, the best first.
 
-    end: the token that ends a text; mask: the decoder's (absent: causal). Raises ValueError for a source or a prefix
+    end: the token that ends a text; mask: the decoder's (default: causal). Raises ValueError for a source or a prefix
     that doesn't fit the context.
     """
     search = BeamSearch(beam, len(prompts), end=end, device=model.device)
@@ -41,18 +41,18 @@ def sample(
     mask: Mask | None = None,
     numbers: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
-    """num_samples texts after each prompt, drawn. The rest as beam_search; `stop` is not looked for.
+    """num_samples sampled texts after each prompt. `stop` strings are ignored; arguments and errors as in beam_search.
 
-    end: None: no token ends a text; numbers: of the prompts (absent: 0, 1, …); a prompt's number and a sample's decide
-    its random numbers, so that what is drawn doesn't depend on what else is asked at once.
+    end: None: no token ends a text; numbers: of the prompts (default: 0, 1, …); the numbers of a prompt and of a sample
+    seed its random numbers, so that samples don't depend on the rest of the batch.
     """
     sampler = Sampler(sampling, range(len(prompts)) if numbers is None else numbers, end=end)
     ids: list[list[int]] = [[] for _ in sampler.texts]
     totals = [0.0] * len(ids)
     for step, logits in decode_loop(model, prompts, sampler, mask=mask):
-        tokens = torch.tensor([token for _, token in step.taken], device=logits.device)
+        tokens = torch.tensor([token for _, token in step.chosen], device=logits.device)
         log_probabilities = logits.float().log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1).tolist()
-        for (text, token), log_probability in zip(step.taken, log_probabilities, strict=True):
+        for (text, token), log_probability in zip(step.chosen, log_probabilities, strict=True):
             ids[text].append(token)
             totals[text] += log_probability
     texts = [Hypothesis(np.array(each), total / len(each), total) for each, total in zip(ids, totals, strict=True)]
@@ -63,37 +63,37 @@ def answer(
     model: Transformer,
     codec: TextCodec,
     texts: Sequence[str],
-    how: Beam | Sampling,
+    decoding: Beam | Sampling,
     *,
     view: View,
     answers_source: bool,
-    tokens_at_once: int = 4096,
+    batch_tokens: int = 4096,
 ) -> list[list[tuple[str, float]]]:
-    """The answers to each text, a source or the beginning of what goes on, with their scores; many at once.
+    """The outputs for each text, a source or a prompt to continue, with their scores.
 
-    Texts of like length share a batch of so many tokens, so that little of it is empty. Raises ValueError, with the
-    number of the text, for one that doesn't fit.
+    Texts of similar length share a batch of about batch_tokens, to limit padding. Raises ValueError, with the number
+    of the text, for one that doesn't fit the context.
     """
     prompts = [build_prompt(codec, text, answers_source=answers_source, view=view) for text in texts]
     lengths = [len(p.ids) if p.source is None else len(p.source) for p in prompts]
     check_lengths(model, prompts)
-    width = how.size if isinstance(how, Beam) else how.num_samples
-    stop = () if isinstance(how, Beam) else how.stop
+    width = decoding.size if isinstance(decoding, Beam) else decoding.num_samples
+    stop = () if isinstance(decoding, Beam) else decoding.stop
     answers: list[list[tuple[str, float]]] = [[] for _ in texts]
     order = sorted(range(len(texts)), key=lambda i: lengths[i])
     while order:
-        size = max(1, tokens_at_once // (width * lengths[order[-1]]))
+        size = max(1, batch_tokens // (width * lengths[order[-1]]))
         numbers, order = order[-size:], order[:-size]
         batch = [prompts[i] for i in numbers]
-        if isinstance(how, Beam):
-            hypotheses = beam_search(model, batch, how, end=codec.end_of_text, mask=view.inputs_mask)
+        if isinstance(decoding, Beam):
+            hypotheses = beam_search(model, batch, decoding, end=codec.end_of_text, mask=view.inputs_mask)
         else:
-            hypotheses = sample(model, batch, how, end=codec.end_of_text, mask=view.inputs_mask, numbers=numbers)
+            hypotheses = sample(model, batch, decoding, end=codec.end_of_text, mask=view.inputs_mask, numbers=numbers)
         for i, each in zip(numbers, hypotheses, strict=True):
-            answers[i] = [(_cut(codec.decode(one.ids), stop), one.score) for one in each]
+            answers[i] = [(_cut(codec.decode(hypothesis.ids), stop), hypothesis.score) for hypothesis in each]
     return answers
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:
-    """A text up to the first of some strings."""
+    """A text up to the first stop string."""
     return text[: min((start for start in map(text.find, stop) if start >= 0), default=len(text))]

@@ -1,4 +1,4 @@
-"""How the next token is chosen. Torch-free."""
+"""Decoding settings: beam search and sampling. Torch-free."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,16 +9,16 @@ class Beam:
     """Search for the most probable texts (Sutskever et al. 2014, section 3.2)."""
 
     size: int = 4
-    """How many texts are kept at each step."""
+    """The number of beams."""
     length_penalty: float = 1.0
-    """A text's score is its log probability over its length, the end included, to this power."""
+    """A text's score is its log probability divided by its length, the end token included, to this power."""
     early_stopping: Literal["size", "bound", "never"] = "bound"
-    """When a search ends: `size` texts are finished; none of those that go on would be better if it ended now; or, if
-    it were as long as it may become."""
+    """When the search ends. size: `size` texts are finished; bound: no active text would score better if it ended now;
+    never: nor at its maximum length."""
     max_tokens: int = 200
-    """The most tokens of a text."""
+    """Maximum number of generated tokens."""
     num_best: int = 1
-    """How many texts are told of, the best first."""
+    """The number of texts returned, the best first."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_best <= self.size or self.max_tokens < 1:
@@ -30,16 +30,16 @@ class Beam:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Choices are made in this order: repetition penalty, temperature, top_k, top_p, min_p."""
+    """Sampling settings, applied in this order: repetition penalty, temperature, top_k, top_p, min_p."""
 
     max_tokens: int = 500
-    """The most tokens to generate."""
+    """Maximum number of generated tokens."""
     temperature: float = 1.0
     """Divides the logits; 0 always takes the most probable token."""
     top_k: int = 0
     """Only the k most probable tokens; 0: all."""
     top_p: float = 1.0
-    """Only the most probable tokens that together reach this probability (Holtzman et al. 2020)."""
+    """Only the most probable tokens with this total probability (Holtzman et al. 2020)."""
     min_p: float = 0.0
     """Only tokens at least this fraction as probable as the most probable one (Nguyen et al. 2024)."""
     repetition_penalty: float = 1.0

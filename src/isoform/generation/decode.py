@@ -1,7 +1,7 @@
-"""The loop over tokens: many prompts at once over a key/value cache, by whatever strategy decides about them.
+"""The decoding loop: many prompts at once with a key/value cache, under any decoding strategy.
 
-A text that has ended leaves the batch. One that outgrows the context goes on from its last half: those tokens are read
-again from index 0, so that the model never sees a place it wasn't trained on.
+A text that has ended is removed from the batch. One that outgrows the context continues from its last half: those
+tokens are read again from index 0, so that the model never sees a position it wasn't trained on.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from isoform.objectives.views import View
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What generation starts from: ids the decoder reads first, how many of them see each other in both
-    directions, and ids for an encoder, with its mask (absent: full)."""
+    """A prompt: ids for the decoder, the length of their bidirectional prefix, and ids for an encoder, with its mask
+    (default: full)."""
 
     ids: np.ndarray
     prefix: int = 0
@@ -35,9 +35,9 @@ class Prompt:
 
 
 def build_prompt(codec: TextCodec, text: str, *, answers_source: bool, view: View) -> Prompt:
-    """A text to continue, or, for a model of pairs, the source whose target is wanted.
+    """The prompt for a text to continue, or, for a model of pairs, for the source of a target.
 
-    An empty text starts after an end-of-text token, where documents begin.
+    An empty text becomes an end-of-text token, which documents follow.
     """
     ids = codec.encode_start(text)
     if not answers_source:
@@ -50,7 +50,7 @@ def build_prompt(codec: TextCodec, text: str, *, answers_source: bool, view: Vie
 
 
 def check_lengths(model: Transformer, prompts: Sequence[Prompt]) -> None:
-    """ValueError for the first source, or prefix, that doesn't fit the context, with the number of its prompt."""
+    """Raises ValueError for the first source or prefix that doesn't fit the context, with the number of its prompt."""
     config = model.config
     for number, prompt in enumerate(prompts, 1):
         lengths = [(prompt.prefix, config.decoder)]
@@ -68,9 +68,9 @@ def check_lengths(model: Transformer, prompts: Sequence[Prompt]) -> None:
 def decode_loop(
     model: Transformer, prompts: Sequence[Prompt], strategy: DecodingStrategy, *, mask: Mask | None = None
 ) -> Iterator[tuple[Step, Tensor]]:
-    """Yields what a strategy decides at each step, and by what logits (n, V), until no text goes on.
+    """Yields the Step of a strategy and its logits (n, V), until no text continues.
 
-    mask: the decoder's (absent: causal). Raises ValueError for a source or a prefix that doesn't fit the context.
+    mask: the decoder's (default: causal). Raises ValueError for a source or a prefix that doesn't fit the context.
     """
     model.eval()
     check_lengths(model, prompts)
@@ -88,7 +88,7 @@ def decode_loop(
 
 
 class _Batch:
-    """The n texts that go on: as tokens, and as what the model keeps of them."""
+    """The n active texts: their tokens and the model's cache."""
 
     def __init__(
         self, model: Transformer, prompts: Sequence[Prompt], strategy: DecodingStrategy, mask: Mask | None
@@ -100,13 +100,13 @@ class _Batch:
         self.capacity = min(self.limit, longest + strategy.max_tokens)
         rows = [np.pad(prompt.ids, (longest - len(prompt.ids), 0), mode="edge") for prompt in prompts]
         self.texts = torch.from_numpy(np.stack(rows).astype(np.int64)).to(model.device)  # (n, S), aligned at the right
-        self.owners = torch.arange(len(prompts), device=model.device)  # (n,): whose prompt each text follows
+        self.owners = torch.arange(len(prompts), device=model.device)  # (n,): the prompt of each text
         self.num_new = 0
         self.sources = _encode_sources(model, prompts)
 
     def read(self, repeats: int = 1) -> Tensor:
-        """Read what a context holds of the texts, each of which then goes on in so many rows: the hidden states
-        (n * repeats, 1, D) of their newest tokens."""
+        """Read the texts, as far as they fit the context, and continue each in `repeats` rows: the hidden states
+        (n * repeats, 1, D) of their last tokens."""
         windows = [self._window(*row) for row in zip(self.texts.cpu().numpy(), self.owners.tolist(), strict=True)]
         memory = None if self.sources is None else _select_memory(self.sources, self.owners)
         self.cache = self.model.build_cache(len(windows), self.capacity)
@@ -114,31 +114,31 @@ class _Batch:
 
         rows = torch.arange(len(windows), device=hidden.device).repeat_interleave(repeats)
         newest = torch.tensor([len(window) - 1 for window in windows], device=hidden.device)
-        readers = rows[:: self.group]  # one of each group, for whose rows the memory is the same
+        readers = rows[:: self.group]  # one row per group, whose rows share their memory
         self.texts, self.owners = self.texts.index_select(0, rows), self.owners.index_select(0, rows)
         self.cache.select(rows, readers)
         self.memory = None if memory is None else _select_memory(replace(memory, layers=()), readers)
         return hidden[rows, newest[rows]].unsqueeze(1)
 
     def _window(self, text: np.ndarray, owner: int) -> Encoding:
-        """What is read of a text: all of it, and how much is given, until it outgrows the context."""
+        """The part of a text that is read, with its prefix: all of it, until it outgrows the context."""
         prompt = self.prompts[owner]
         length = len(prompt.ids) + self.num_new
         window = window_length(length, len(prompt.ids), self.limit)
         return Encoding(text[-window:], prompt.prefix if window == length else 0)
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows (m,), some perhaps more than once."""
-        memory_rows = None  # all groups go on, in their order
+        """Continue with these rows (m,), which may repeat."""
+        memory_rows = None  # all groups continue, in their order
         if len(rows) < len(self.texts):
-            row_read = rows // self.group
-            memory_rows = row_read[:: self.group]
+            groups = rows // self.group
+            memory_rows = groups[:: self.group]
             self.memory = None if self.memory is None else _select_memory(self.memory, memory_rows)
         self.texts, self.owners = self.texts.index_select(0, rows), self.owners.index_select(0, rows)
         self.cache.select(rows, memory_rows)
 
     def append(self, tokens: Tensor) -> Tensor:
-        """Go on with a token each (n,): their hidden states (n, 1, D)."""
+        """Append a token (n,) to each text: their hidden states (n, 1, D)."""
         self.texts = torch.cat([self.texts, tokens.unsqueeze(1)], 1)
         self.num_new += 1
         if self.cache.length - self.cache.num_before == self.limit:
@@ -149,8 +149,8 @@ class _Batch:
 
 
 def window_length(length: int, prompt_length: int, limit: int) -> int:
-    """How many tokens at the end of a text are read: all, up to the limit; once it outgrows that, or its prompt does,
-    half as many, and so on from there."""
+    """How many tokens at the end of a text are read: all, up to the limit; whenever the text, or its prompt, outgrows
+    the limit, the window restarts at half of it."""
     first_cut = max(prompt_length, limit + 1)
     if length < first_cut:
         return length
@@ -159,7 +159,7 @@ def window_length(length: int, prompt_length: int, limit: int) -> int:
 
 
 def _encode_sources(model: Transformer, prompts: Sequence[Prompt]) -> Memory | None:
-    """What the encoder makes of all sources, under one mask; None where there are none."""
+    """The memory of all sources, under one mask; None if there are none."""
     sources = [prompt.source for prompt in prompts if prompt.source is not None]
     if not sources:
         return None
@@ -168,7 +168,7 @@ def _encode_sources(model: Transformer, prompts: Sequence[Prompt]) -> Memory | N
 
 
 def _lay(encodings: Sequence[Encoding], device: torch.device) -> Tokens:
-    """Rows of one Encoding each, filled up with empty slots on the right."""
+    """Rows of one Encoding each, padded on the right."""
     none = np.zeros(0, np.int64)
     rows = [[Example(e, none, none.astype(np.float32))] for e in encodings]
     return collate(rows, max(map(len, encodings))).inputs.to(device)

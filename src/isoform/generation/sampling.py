@@ -1,4 +1,4 @@
-"""From logits to the next token, by chance or greedily."""
+"""From logits to the next token, sampled or greedy."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from isoform.generation.config import Sampling
 from isoform.generation.strategy import DecodingStrategy, Step
 
 BLOCK = 64
-"""So many random numbers of a text are drawn at once."""
+"""The number of random numbers drawn at once for a text."""
 
 
-def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make the tokens `seen` (B, S) less likely in logits (B, V) (Keskar et al. 2019, section 4.1)."""
-    scores = logits.gather(1, seen)
-    return logits.scatter(1, seen, torch.where(scores > 0, scores / penalty, scores * penalty))
+def penalize(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
+    """Make `tokens` (B, S) less likely in logits (B, V) (Keskar et al. 2019, section 4.1)."""
+    scores = logits.gather(1, tokens)
+    return logits.scatter(1, tokens, torch.where(scores > 0, scores / penalty, scores * penalty))
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     """Probabilities (B, V) of the next token after temperature and cut-offs; temperature must not be 0.
 
-    At least the most probable token always stays.
+    The most probable token is never removed.
     """
     logits = logits.float() / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
@@ -46,14 +46,14 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 class Sampler(DecodingStrategy):
-    """num_samples texts of each prompt, token by token; each has random numbers of its own, which the seed, its
-    prompt's number and its own decide, so that they don't depend on what else is in the batch."""
+    """Samples num_samples texts of each prompt. A text's random numbers are a function of the seed, its prompt's number
+    and its own, and don't depend on the rest of the batch."""
 
     def __init__(self, sampling: Sampling, numbers: Sequence[int], *, end: int | None) -> None:
         """numbers: of the prompts; end: the token that ends a text (None: none does)."""
         self.sampling, self.end = sampling, end
         self.width, self.max_tokens = sampling.num_samples, sampling.max_tokens
-        self.texts = list(range(len(numbers) * self.width))  # which one each row is
+        self.texts = list(range(len(numbers) * self.width))  # the text of each row
         self.generators = [
             generator(sampling.seed, sample, "sample", number) for number in numbers for sample in range(self.width)
         ]
@@ -61,13 +61,13 @@ class Sampler(DecodingStrategy):
 
     def advance(self, logits: Tensor, texts: Tensor, step: int) -> Step:
         tokens = self._choose(logits, texts, step)
-        taken = list(zip(self.texts, tokens.tolist(), strict=True))
-        going = [row for row, (_, token) in enumerate(taken) if token != self.end and step < self.max_tokens]
-        if len(going) == len(taken):
-            return Step(tokens, None, taken)
-        self.texts, self.uniform = [self.texts[row] for row in going], self.uniform[going]
-        rows = torch.tensor(going, dtype=torch.long, device=tokens.device)
-        return Step(tokens[rows], rows, taken)
+        chosen = list(zip(self.texts, tokens.tolist(), strict=True))
+        active = [row for row, (_, token) in enumerate(chosen) if token != self.end and step < self.max_tokens]
+        if len(active) == len(chosen):
+            return Step(tokens, None, chosen)
+        self.texts, self.uniform = [self.texts[row] for row in active], self.uniform[active]
+        rows = torch.tensor(active, dtype=torch.long, device=tokens.device)
+        return Step(tokens[rows], rows, chosen)
 
     def _choose(self, logits: Tensor, texts: Tensor, step: int) -> Tensor:
         """The next token of each row (n,)."""
@@ -79,9 +79,9 @@ class Sampler(DecodingStrategy):
         probabilities = distribution(logits, sampling)
         if probabilities.device.type == "mps":
             probabilities = probabilities.cpu()  # MPS has no float64
-        reached = probabilities.double().cumsum(-1)
-        uniform = torch.from_numpy(self._draw(step)).to(reached.device)
-        return torch.searchsorted(reached, uniform * reached[:, -1:], right=True).squeeze(1).to(logits.device)
+        cumulative = probabilities.double().cumsum(-1)
+        uniform = torch.from_numpy(self._draw(step)).to(cumulative.device)
+        return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(1).to(logits.device)
 
     def _draw(self, step: int) -> np.ndarray:
         """A random number from [0, 1) for each row (n, 1)."""

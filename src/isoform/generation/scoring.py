@@ -1,4 +1,4 @@
-"""What a model expected at each token of a text."""
+"""A model's prediction for each token of a text."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from isoform.model.transformer import Transformer
 
 
 @dataclass(frozen=True)
-class Expectation:
-    """What the model expected at one token: its probability (None for the first, which nothing precedes), its
-    rank (1 is the most probable), the entropy in bits, and the most probable tokens with probabilities."""
+class TokenScore:
+    """The model's prediction for one token: its probability (None for the first, which nothing precedes), its rank (1:
+    the most probable), the entropy in bits, and the most probable tokens with their probabilities."""
 
     token: int
     probability: float | None
@@ -23,25 +23,25 @@ class Expectation:
 
 
 @torch.inference_mode()
-def score_tokens(model: Transformer, ids: np.ndarray, *, num_alternatives: int = 5) -> list[Expectation]:
-    """What the model expected at each token of a text (T,), given those before it.
+def score_tokens(model: Transformer, ids: np.ndarray, *, num_alternatives: int = 5) -> list[TokenScore]:
+    """The model's prediction for each token of a text (T,), given the preceding ones.
 
-    Texts longer than the context are read in windows that overlap by half, so that each token but the first
-    half context's has at least half a context before it.
+    Texts longer than the context are read in windows that overlap by half, so that each token after the first half
+    context is predicted from at least half a context.
     """
     model.eval()
     device, limit = model.device, model.config.context_length
     text = torch.as_tensor(np.asarray(ids, np.int64), device=device)
-    steps = [Expectation(int(text[0]), None, None, None, [])]
+    steps = [TokenScore(int(text[0]), None, None, None, [])]
     begin = 0
     while len(steps) < len(text):
         window = text[begin : begin + limit]
         log_probabilities = model(window.unsqueeze(0))[0].float().log_softmax(-1)
-        for at in range(len(steps) - 1 - begin, min(len(window), len(text) - begin - 1)):
-            row, token = log_probabilities[at], int(text[begin + at + 1])
+        for index in range(len(steps) - 1 - begin, min(len(window), len(text) - begin - 1)):
+            row, token = log_probabilities[index], int(text[begin + index + 1])
             top = row.topk(min(num_alternatives, len(row)))
             steps.append(
-                Expectation(
+                TokenScore(
                     token,
                     float(row[token].exp()),
                     int((row > row[token]).sum()) + 1,

@@ -1,4 +1,4 @@
-"""What a decoding strategy is: it decides, step by step, with what the texts in a batch go on."""
+"""The interface of decoding strategies, which choose the next tokens of a batch of texts."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Hypothesis:
-    """A text that was written: its ids, the end included if it was reached."""
+    """A generated text: its ids, with the end token if it was reached."""
 
     ids: np.ndarray
     score: float
-    """Its log probability over its length to the power of the length penalty."""
+    """Its log probability divided by its length to the power of the length penalty."""
     log_probability: float
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What was decided about n rows."""
+    """The decision of a strategy about n rows."""
 
     tokens: Tensor
-    """(m,): with what the rows that go on do so."""
+    """(m,): the next tokens of the rows that continue."""
     rows: Tensor | None = None
-    """(m,): which of the n they are, some perhaps more than once; None: all, in their order."""
-    taken: Sequence[tuple[int, int]] = ()
-    """The text that each of the n rows is, sample i of prompt p being p * width + i, and the token it took, be it the
-    last; of a search, which is sure of no token before its end: none."""
+    """(m,): their indices among the n rows, which may repeat; None: all, in order."""
+    chosen: Sequence[tuple[int, int]] = ()
+    """For each of the n rows its text (sample i of prompt p is p * width + i) and the token chosen for it, which may be
+    its last; empty for beam search, which settles no token before its end."""
 
 
 class DecodingStrategy(ABC):
-    """Decides with what the texts in a batch go on, until none does."""
+    """Chooses the next tokens of the texts in a batch, until none continues."""
 
     width: int
-    """Rows of each prompt at the beginning."""
+    """The initial number of rows per prompt."""
     group: int = 1
-    """So many rows side by side always belong to one prompt, and read one row of the encoder's output."""
+    """The number of consecutive rows that always belong to one prompt and share a row of the memory."""
     max_tokens: int
-    """The most steps."""
+    """Maximum number of steps."""
 
     @abstractmethod
     def advance(self, logits: Tensor, texts: Tensor, step: int) -> Step:
-        """Decide about the step-th token after the prompts, the first being 1.
+        """Choose the step-th token after the prompts, counted from 1.
 
-        logits (n, V); texts (n, S): what was read and written, prompts included, aligned at the right; shorter ones are
-        filled up with their first token.
+        logits (n, V); texts (n, S): prompts and generated tokens, right-aligned; shorter ones are padded with their
+        first token.
         """

@@ -1,1 +1,1 @@
-"""Looking at what a model is given and at what it does with it."""
+"""Inspection of training rows, attention and hidden states."""

@@ -1,4 +1,4 @@
-"""Where a model looks: the weights of its attention as they are used, and a picture of them."""
+"""Cross-attention weights of a model, and a figure of them."""
 
 from __future__ import annotations
 
@@ -23,23 +23,25 @@ def cross_attention(
     mask: Mask | None = None,
     source_mask: Mask | None = None,
 ) -> Tensor:
-    """How each token that the decoder reads, inputs (T,), asks the tokens of a source (S,): (layers, heads, T, S).
+    """Attention weights of the decoder's tokens, inputs (T,), over the tokens of a source (S,): (layers, heads, T, S).
 
-    mask: the decoder's (absent: causal); source_mask: the encoder's (absent: full). Raises ValueError for a model
-    without cross-attention of its own.
+    mask: the decoder's (default: causal); source_mask: the encoder's (default: full). Raises ValueError for a model
+    without separate cross-attention.
     """
     if model.decoder is None or model.config.decoder is None or model.config.decoder.cross != "separate":
-        raise ValueError("this model has no cross-attention to look at; it needs decoder.cross = 'separate'")
+        raise ValueError("this model has no cross-attention to inspect; it needs decoder.cross = 'separate'")
     model.eval()
-    ids, asked = (torch.as_tensor(each.astype(np.int64), device=model.device).unsqueeze(0) for each in (source, inputs))
+    source_ids, input_ids = (
+        torch.as_tensor(each.astype(np.int64), device=model.device).unsqueeze(0) for each in (source, inputs)
+    )
     recorder = recorder_of(["decoder.blocks.*.cross.weights"])
-    model.decode(asked, mask, model.encode(ids, source_mask), auxiliary=Auxiliary(recorder=recorder))
-    return torch.stack([one[0].float().cpu() for one in recorder.tensors.values()])
+    model.decode(input_ids, mask, model.encode(source_ids, source_mask), auxiliary=Auxiliary(recorder=recorder))
+    return torch.stack([weights[0].float().cpu() for weights in recorder.tensors.values()])
 
 
 def draw_attention(weights: Tensor, rows: Sequence[str], columns: Sequence[str]) -> bytes:
-    """Weights (layers, heads, T, S) as a PNG, a panel for each layer, the mean of its heads: what is said goes down,
-    what is read across."""
+    """A PNG of weights (layers, heads, T, S), averaged over heads, with a panel per layer: rows are output tokens,
+    columns source tokens."""
     layers = weights.mean(1).numpy()
     side = 0.32 * max(len(columns), 5) + 0.5
     figure, panels = new_panels(len(layers), len(layers) * side + 0.9, 0.32 * len(rows) + 1.3)

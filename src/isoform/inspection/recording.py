@@ -1,4 +1,4 @@
-"""What a model computes on its way, by name: looked at without changing it, with the memory it takes known before."""
+"""Intermediate tensors of a model, recorded by name without changing its output, within a memory limit."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def record(
     source_mask: Mask | None = None,
     limit: int = LIMIT,
 ) -> dict[str, Tensor]:
-    """Run a model on ids (B, T), and on a source (B, S) for an encoder, and give the tensors of these names, in which
-    `*` stands for anything: decoder.blocks.2.mixer.weights, decoder.blocks.*.feedforward. `recordable` lists them.
+    """Run a model on ids (B, T), and on a source (B, S) for an encoder, and return the tensors of these names, in which
+    `*` is a wildcard: decoder.blocks.2.mixer.weights, decoder.blocks.*.feedforward. `recordable` lists them.
 
-    The model's output is what it is without. Raises ValueError for a name that no tensor has, with the nearest, and
-    before anything is run where the tensors would take more than `limit` bytes.
+    Recording doesn't change the model's output. Raises ValueError for a name that no tensor has, with the nearest one,
+    and, before running the model, if the tensors would take more than `limit` bytes.
     """
     shapes = recordable(model.config, tuple(tokens.shape), None if source is None else tuple(source.shape))
     for name in names:
-        if not any(fnmatchcase(one, name) for one in shapes):
+        if not any(fnmatchcase(candidate, name) for candidate in shapes):
             near = nearest(name, shapes)
             remedy = f"did you mean {near!r}? " if near else ""
-            raise ValueError(f"nothing here is called {name!r}; {remedy}recordable() lists all {len(shapes)} names")
-    asked = [one for one in shapes if any(fnmatchcase(one, name) for name in names)]
-    size = sum(math.prod(shapes[one]) for one in asked) * next(model.parameters()).element_size()
+            raise ValueError(f"no tensor is called {name!r}; {remedy}recordable() lists all {len(shapes)} names")
+    matches = [candidate for candidate in shapes if any(fnmatchcase(candidate, name) for name in names)]
+    size = sum(math.prod(shapes[match]) for match in matches) * next(model.parameters()).element_size()
     if size > limit:
         raise ValueError(
-            f"{len(asked)} tensors would take {size:,} bytes, above limit={limit:,}; ask for fewer, or raise it"
+            f"{len(matches)} tensors would take {size:,} bytes, above limit={limit:,}; request fewer, or raise it"
         )
     recorder = recorder_of(names)
     model.eval()
@@ -59,8 +59,8 @@ def record(
 def recordable(
     config: ModelConfig, shape: tuple[int, ...], source_shape: tuple[int, ...] | None = None
 ) -> Mapping[str, tuple[int, ...]]:
-    """The names that `record` knows, with the shapes of their tensors for ids (B, T), and a source (B, S). Nothing is
-    computed: the model is run without memory for its numbers."""
+    """The names that `record` accepts, with the shapes of their tensors for ids (B, T), and a source (B, S). The model
+    runs on the meta device, without computing or allocating anything."""
     with torch.device("meta"):
         model = Transformer(_plain(config)).eval().to("meta")  # tables of positions are made on the CPU
         tokens, source = (None if s is None else _tokens(s) for s in (shape, source_shape))
@@ -75,7 +75,7 @@ def _tokens(shape: tuple[int, ...]) -> Tokens:
 
 
 def _plain(config: ModelConfig) -> ModelConfig:
-    """The same shapes without what looks at numbers to know where tokens go: one expert, and every block, for all."""
+    """A config with the same shapes but no data-dependent routing: a single expert, and every block for all tokens."""
 
     def stack_of(stack: StackConfig | None) -> StackConfig | None:
         if stack is None:

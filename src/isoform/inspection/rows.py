@@ -1,4 +1,4 @@
-"""Training rows as a model sees them: every token above what it should say, and who may attend to whom."""
+"""Training rows as a model reads them: every token above its target, and the attention masks."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from isoform.mask import Mask, attended
 from isoform.preparation import Prepared
 
 IGNORED, EMPTY = "·", " "
-SEEN, UNSEEN = "█", "·"
+VISIBLE, MASKED = "█", "·"
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """What one stack reads in a row: its tokens, written out; which of them belong together; which are given."""
+    """The inputs of one stack in a row: its tokens as text, with their documents, prefixes and mask."""
 
     tokens: Sequence[str]
     documents: np.ndarray
-    """(T,), -1 where the row is empty."""
-    given: np.ndarray
+    """(T,), -1 for padding."""
+    is_prefix: np.ndarray
     """(T,), whether each token is part of a prefix."""
     mask: np.ndarray
-    """(T, T), whether a token (line) may attend to another (column)."""
+    """(T, T), whether a token (row) may attend to another (column)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One row: what is read, what is to be said at each token (None: nothing), and what an encoder reads beside it."""
+    """One row: inputs, the target of each token (None: none), loss weights, and the source of an encoder."""
 
     inputs: Side
     targets: Sequence[str | None]
@@ -41,22 +41,22 @@ class Row:
     source: Side | None
 
     def to_json(self) -> dict[str, Any]:
-        """The row as JSON values; a mask is a line of 1 and 0 for each token."""
+        """The row as JSON values; a mask is a string of 1 and 0 for each token."""
         sides = {"inputs": self.inputs, **({} if self.source is None else {"source": self.source})}
-        told: dict[str, Any] = {
+        columns: dict[str, Any] = {
             name: {
                 "tokens": list(side.tokens),
                 "documents": side.documents.tolist(),
-                "given": side.given.tolist(),
-                "mask": ["".join("01"[int(seen)] for seen in line) for line in side.mask],
+                "given": side.is_prefix.tolist(),
+                "mask": ["".join("01"[int(is_visible)] for is_visible in line) for line in side.mask],
             }
             for name, side in sides.items()
         }
-        return {**told, "targets": list(self.targets), "loss_weights": self.weights.tolist()}
+        return {**columns, "targets": list(self.targets), "loss_weights": self.weights.tolist()}
 
 
 def read_rows(prepared: Prepared, count: int, first: int = 0) -> Iterator[Row]:
-    """Rows of the training data by their global number, as the recipe's objective shows them."""
+    """Rows of the training data by their global number, under the recipe's objective."""
     codec, view = prepared.codec, prepared.view
     for number in range(first, first + count):
         batch = prepared.loader.rows(number, 1)
@@ -68,19 +68,19 @@ def read_rows(prepared: Prepared, count: int, first: int = 0) -> Iterator[Row]:
 
 
 def _side(codec: Codec, tokens: Tokens, mask: Mask) -> Side:
-    at = tokens.coordinates
+    coordinates = tokens.coordinates
 
     def column(tensor: Tensor) -> np.ndarray:
         return tensor.expand(1, tokens.ids.shape[1])[0].numpy()
 
-    documents = column(at.document)
-    given = np.zeros(len(documents), bool) if at.prefix is None else column(at.prefix)
+    documents = column(coordinates.document)
+    is_prefix = np.zeros(len(documents), bool) if coordinates.prefix is None else column(coordinates.prefix)
     names = [EMPTY if s < 0 else _token(codec, i) for i, s in zip(tokens.ids[0].tolist(), documents, strict=True)]
-    return Side(names, documents, given, attended(mask, at, at)[0].numpy())
+    return Side(names, documents, is_prefix, attended(mask, coordinates, coordinates)[0].numpy())
 
 
 def _token(codec: Codec, token: int) -> str:
-    """A token in few signs; one that is made of numbers is a box."""
+    """A token as short text; one with features instead of an id is a box."""
     if isinstance(codec, TextCodec):
         return codec.token_text(token).replace(" ", "␣")
     return "▪" if token < 0 else str(token)
@@ -91,7 +91,7 @@ def _target(codec: Codec, target: int, *, whole: bool) -> str:
 
 
 def to_lines(row: Row, paint: Callable[[str, str], str], *, width: int = 100, columns: int = 32) -> Iterator[str]:
-    """A row for a person: tokens with their targets below, then the masks of its first `columns` tokens.
+    """A row as printable lines: tokens with their targets below, then the masks of its first `columns` tokens.
 
     paint(text, style) colours: `input`, `given`, `target`, `ignored`.
     """
@@ -99,8 +99,8 @@ def to_lines(row: Row, paint: Callable[[str, str], str], *, width: int = 100, co
     empty = int((row.inputs.documents < 0).sum())
     documents = int(row.inputs.documents.max()) + 1
     yield (
-        f"{len(row.targets)} tokens, {documents} document{'' if documents == 1 else 's'}, {counted} to be said"
-        f"{f', {empty} empty' if empty else ''}"
+        f"{len(row.targets)} tokens, {documents} document{'' if documents == 1 else 's'}, {counted} targets"
+        f"{f', {empty} padding' if empty else ''}"
     )
     if row.source is not None:
         yield from _written("source", row.source, None, paint, width)
@@ -108,28 +108,28 @@ def to_lines(row: Row, paint: Callable[[str, str], str], *, width: int = 100, co
     if columns:
         for name, side in (("source", row.source), ("inputs", row.inputs)):
             if side is not None:
-                yield f"who sees whom in the {name} (a line for each token, a column for each that it may attend to)"
+                yield f"attention mask of the {name} (a line per query, a column per key)"
                 yield from _drawn(side, paint, columns)
 
 
 def _written(
     name: str, side: Side, targets: Sequence[str | None] | None, paint: Callable[[str, str], str], width: int
 ) -> Iterator[str]:
-    """Tokens, and below each what it should say, in lines of at most `width` signs."""
+    """Tokens, each above its target, in lines of at most `width` characters."""
     from rich.cells import cell_len
 
     end = int((side.documents >= 0).sum())
     below = [""] * end if targets is None else [IGNORED if t is None else t for t in targets[:end]]
-    upper, lower, used, before = [], [], 0, 0
+    upper, lower, used, document = [], [], 0, 0
     for i in range(end):
         wide = max(cell_len(side.tokens[i]), cell_len(below[i]))
-        mark = "│" if side.documents[i] != before else " "
-        before = side.documents[i]
+        mark = "│" if side.documents[i] != document else " "
+        document = side.documents[i]
         if used and used + wide + 1 > width - 9:
             yield from _pair(name, upper, lower, targets is not None)
             upper, lower, used, name = [], [], 0, ""
         used += wide + 1
-        style = "given" if side.given[i] else "input"
+        style = "given" if side.is_prefix[i] else "input"
         upper.append(mark + paint(side.tokens[i], style) + " " * (wide - cell_len(side.tokens[i])))
         style = "ignored" if targets is None or targets[i] is None else "target"
         lower.append(mark + paint(below[i], style) + " " * (wide - cell_len(below[i])))
@@ -145,6 +145,6 @@ def _pair(name: str, upper: Sequence[str], lower: Sequence[str], has_targets: bo
 def _drawn(side: Side, paint: Callable[[str, str], str], columns: int) -> Iterator[str]:
     shown = min(columns, len(side.tokens))
     for i in range(shown):
-        line = "".join(SEEN if seen else UNSEEN for seen in side.mask[i, :shown])
+        line = "".join(VISIBLE if is_visible else MASKED for is_visible in side.mask[i, :shown])
         more = " …" if shown < len(side.tokens) else ""
         yield f"{'':<8}{paint(line, 'input')}{more}  {side.tokens[i]}"

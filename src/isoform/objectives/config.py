@@ -1,4 +1,4 @@
-"""What a model is trained to say, and what that asks of records, stacks and head. Torch-free."""
+"""Training objectives, and what they require of records, stacks and head. Torch-free."""
 
 from dataclasses import dataclass
 from typing import Literal, assert_never
@@ -8,17 +8,17 @@ from isoform.model.config import Form
 
 @dataclass(frozen=True, kw_only=True)
 class Causal:
-    """Predict every next token (after the given prefix, where a record has one) from those before it."""
+    """Predict every next token (after the prefix, if a record has one) from the preceding tokens."""
 
     z_loss: float = 0.0
-    """Weight of log(Z)^2, which keeps the logits' normaliser near 1 (PaLM, 2022)."""
+    """Weight of log(Z)^2, which keeps the softmax normaliser Z near 1 (PaLM, 2022)."""
     label_smoothing: float = 0.0
     """Probability mass spread evenly over the vocabulary in training (Szegedy et al. 2016)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """Like causal, but the given prefix sees itself in both directions (T5's prefix language model)."""
+    """Like causal, but attention within the prefix is bidirectional (T5's prefix language model)."""
 
     z_loss: float = 0.0
     label_smoothing: float = 0.0
@@ -26,42 +26,42 @@ class Prefix:
 
 @dataclass(frozen=True, kw_only=True)
 class Seq2seq:
-    """The given prefix is read by an encoder, the rest is predicted by a decoder that attends to it."""
+    """The source is read by an encoder; the target is predicted by a decoder that attends to it."""
 
     causal: bool = False
-    """Whether the prefix, too, is seen only by what follows it."""
+    """Whether the source, too, has a causal mask."""
     z_loss: float = 0.0
     label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """Say the label of a record: an encoder reads it in both directions, a decoder up to its end."""
+    """Predict the label of a record, from a bidirectional encoder or from a decoder's last token."""
 
     labels: tuple[str, ...] = ()
-    """The names of the classes, in the order of their scores; empty: those of the training records."""
+    """The names of the classes, in the order of the model's outputs; empty: those of the training records."""
     z_loss: float = 0.0
     label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tagging:
-    """Say the tag of each word of a text, at the word's first token."""
+    """Predict the tag of each word of a text, at the word's first token."""
 
     labels: tuple[str, ...] = ()
-    """The names of the tags, in the order of their scores; empty: those of the training records."""
+    """The names of the tags, in the order of the model's outputs; empty: those of the training records."""
     z_loss: float = 0.0
     label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Regression:
-    """Say a number about a record; the loss is the squared error."""
+    """Predict a number for a record; the loss is the squared error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRegression:
-    """Say a number about each word of a text, at the word's first token; the loss is the squared error."""
+    """Predict a number for each word of a text, at the word's first token; the loss is the squared error."""
 
 
 def _check_rate(rate: float) -> None:
@@ -76,16 +76,17 @@ def _check_spans(span: float, num_special: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Masked:
-    """Say which tokens of a text, read in both directions, were hidden (BERT, Devlin et al. 2019, section 3.1)."""
+    """Masked language modelling: predict the masked tokens of a text from both directions (BERT, Devlin et al. 2019,
+    section 3.1)."""
 
     rate: float = 0.15
-    """Of all tokens so many are to be predicted."""
+    """Fraction of tokens that are predicted."""
     mask_rate: float = 0.8
-    """Of those so many are replaced by the mask token …"""
+    """Fraction of the predicted tokens that are replaced by the mask token."""
     random: float = 0.1
-    """… and so many by a random token; the rest stay as they are."""
+    """Fraction of the predicted tokens that are replaced by a random token; the rest stay unchanged."""
     whole_words: bool = False
-    """Choose words rather than tokens."""
+    """Select whole words rather than tokens."""
     z_loss: float = 0.0
     label_smoothing: float = 0.0
 
@@ -99,17 +100,17 @@ class Masked:
 
 @dataclass(frozen=True, kw_only=True)
 class SpanCorruption:
-    """Spans of a text are left out, a special token in the place of each, and are what is to be said (T5, Raffel et al.
-    2020, section 3.1.4): by the decoder of an encoder-decoder, or by one stack after the text, as its prefix."""
+    """Predict spans of a text, each of which is replaced by a special token (T5, Raffel et al. 2020, section 3.1.4):
+    with the decoder of an encoder-decoder, or with a single stack that reads the corrupted text as its prefix."""
 
     rate: float = 0.15
-    """Of all tokens so many are left out."""
+    """Fraction of tokens that are corrupted."""
     span: float = 3.0
-    """Mean length of what is left out, in tokens."""
+    """Mean length of a corrupted span, in tokens."""
     num_special: int = 100
-    """Special tokens to stand for spans: the most spans of a text."""
+    """The number of special tokens that replace spans: the most spans of a text."""
     causal: bool = False
-    """In one stack: whether the text, too, is seen only by what follows it."""
+    """In a single stack: whether the corrupted text, too, has a causal mask."""
     z_loss: float = 0.0
     label_smoothing: float = 0.0
 
@@ -120,16 +121,16 @@ class SpanCorruption:
 
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
-    """One of a mixture."""
+    """One denoiser of a mixture."""
 
     mode: str
-    """Which special token stands before the text: R (regular), S (sequential), X (extreme)."""
+    """The special token before the text: R (regular), S (sequential), X (extreme)."""
     rate: float
-    """Of all tokens so many are left out."""
+    """Fraction of tokens that are corrupted."""
     span: float | None = None
-    """Their mean length; absent: one span, which ends the text."""
+    """Mean span length, in tokens; none: a single span at the end of the text."""
     weight: float = 1.0
-    """How often it is chosen."""
+    """Sampling weight."""
 
     def __post_init__(self) -> None:
         _check_rate(self.rate)
@@ -152,8 +153,8 @@ UL2 = (
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserMixture:
-    """Span corruption by one of several denoisers, drawn for each text anew; a special token before the text says of
-    which mode it is (UL2, Tay et al. 2022)."""
+    """Span corruption by one of several denoisers, sampled for each text; a special token before the text names the
+    denoiser's mode (UL2, Tay et al. 2022)."""
 
     denoisers: tuple[Denoiser, ...] = UL2
     num_special: int = 100
@@ -168,16 +169,16 @@ class DenoiserMixture:
 
 
 Corruption = SpanCorruption | DenoiserMixture
-"""Objectives that leave spans out, for an encoder-decoder or for one stack."""
+"""Span-corruption objectives, for an encoder-decoder or for a single stack."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contrastive:
-    """Bring source and target of a pair together and all others of the batch apart, both read by one encoder whose head
-    embeds (InfoNCE, van den Oord et al. 2018; both ways, as CLIP, Radford et al. 2021)."""
+    """Contrast each pair's source and target with the rest of the batch, both embedded by one encoder (InfoNCE, van den
+    Oord et al. 2018; symmetric, as in CLIP, Radford et al. 2021)."""
 
     temperature: float = 0.05
-    """What similarities, cosines, are divided by."""
+    """Divisor of the cosine similarities."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -186,14 +187,14 @@ class Contrastive:
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """Say every next token as a teacher would (Hinton et al. 2015): causal, or seq2seq for an encoder-decoder."""
+    """Match a teacher's next-token distributions (Hinton et al. 2015): causal, or seq2seq for an encoder-decoder."""
 
     teacher: str = ""
-    """A run directory, Hugging Face folder or GGUF file; it must have the same codec."""
+    """A run directory, Hugging Face folder or GGUF file; the codec must be the same."""
     share: float = 0.5
-    """Of the loss so much is the teacher's, the rest the text's."""
+    """Weight of the teacher's loss; the rest is the cross-entropy with the text."""
     temperature: float = 1.0
-    """Logits of both are divided by this."""
+    """Divisor of the logits of both models."""
     z_loss: float = 0.0
     label_smoothing: float = 0.0
 
@@ -203,7 +204,7 @@ class Distillation:
 
 
 WithClasses = Classification | Tagging
-"""Objectives whose answers are names."""
+"""Objectives whose outputs are named classes."""
 
 WithCrossEntropy = (
     Causal | Prefix | Seq2seq | Masked | SpanCorruption | DenoiserMixture | Classification | Tagging | Distillation
@@ -226,31 +227,31 @@ Objective = (
 )
 
 Answer = Literal["vocabulary", "document", "token", "embedding"]
-"""What a head gives: scores of the vocabulary, one answer for a document, one for each token, or a vector."""
+"""A head's output: logits of the vocabulary, one output per document, one per token, or an embedding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Requirements:
-    """What an objective asks of what it is trained with."""
+    """An objective's requirements of records, stacks and head."""
 
     forms: tuple[Form, ...]
-    """Which stacks a model may have."""
+    """The forms a model may have."""
     answer: Answer = "vocabulary"
     names: Literal["label", "tags"] | None = None
-    """The key of records under which the names of classes stand."""
+    """The key of records with the names of classes."""
     num_outputs: int | None = None
-    """Of the head; absent: as many as there are classes."""
+    """The number of outputs of the head; None: the number of classes."""
 
 
-ONE_STACK: tuple[Form, ...] = ("encoder", "decoder")
-ANY: tuple[Form, ...] = (*ONE_STACK, "encoder_decoder")
+SINGLE_STACK: tuple[Form, ...] = ("encoder", "decoder")
+ANY: tuple[Form, ...] = (*SINGLE_STACK, "encoder_decoder")
 
 
 def requirements_of(objective: Objective) -> Requirements:
-    """What an objective asks of records, stacks and head."""
+    """The requirements of an objective of records, stacks and head."""
     match objective:
         case Causal() | Prefix():
-            return Requirements(forms=ONE_STACK)
+            return Requirements(forms=SINGLE_STACK)
         case Seq2seq():
             return Requirements(forms=("encoder_decoder",))
         case SpanCorruption() | DenoiserMixture() | Distillation():
@@ -258,13 +259,13 @@ def requirements_of(objective: Objective) -> Requirements:
         case Masked():
             return Requirements(forms=("encoder",))
         case Classification():
-            return Requirements(forms=ONE_STACK, answer="document", names="label")
+            return Requirements(forms=SINGLE_STACK, answer="document", names="label")
         case Tagging():
-            return Requirements(forms=ONE_STACK, answer="token", names="tags")
+            return Requirements(forms=SINGLE_STACK, answer="token", names="tags")
         case Regression():
-            return Requirements(forms=ONE_STACK, answer="document", num_outputs=1)
+            return Requirements(forms=SINGLE_STACK, answer="document", num_outputs=1)
         case TokenRegression():
-            return Requirements(forms=ONE_STACK, answer="token", num_outputs=1)
+            return Requirements(forms=SINGLE_STACK, answer="token", num_outputs=1)
         case Contrastive():
             return Requirements(forms=("encoder",), answer="embedding")
         case _:

@@ -1,7 +1,7 @@
-"""What is left out of a text so that a model can say it: single tokens (BERT), spans (T5), mixtures of spans (UL2).
+"""Corruption of texts for denoising objectives: single tokens (BERT), spans (T5), mixtures of denoisers (UL2).
 
-How much is left out follows from the length alone, which positions are drawn: so that rows can be planned before any
-text is read.
+The amount of corruption is a function of the length alone and only its positions are random, so that rows can be
+planned before any text is read.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from isoform.codecs.codec import MASK, TextCodec, mode_token, span_token
 from isoform.objectives.config import Corruption, Denoiser, DenoiserMixture, Masked, SpanCorruption
 
 SHORTEST = 3
-"""A text of which a token can be left out and one left: two, and the end."""
+"""The shortest text that can be corrupted: two tokens, one of which remains, and the end-of-text token."""
 
 
 def special_tokens(config: object) -> list[str]:
-    """The special tokens that an objective needs, in the order in which a codec gets them."""
+    """The special tokens that an objective needs, in the order in which they are added to a codec."""
     match config:
         case Masked():
             return [MASK]
         case SpanCorruption(num_special=number):
             return [span_token(i) for i in range(number)]
         case DenoiserMixture(num_special=number, denoisers=denoisers):
-            modes = dict.fromkeys(mode_token(one.mode) for one in denoisers)
+            modes = dict.fromkeys(mode_token(denoiser.mode) for denoiser in denoisers)
             return [*(span_token(i) for i in range(number)), *modes]
         case _:
             return []
@@ -40,7 +40,7 @@ class Masking:
         self.ordinary = np.flatnonzero(~self.is_special)
 
     def __call__(self, encoding: Encoding, rng: np.random.Generator) -> Example:
-        """A text of which some tokens are hidden, and those as targets; at least one is, special ones never are."""
+        """A text with some tokens masked, which are the targets: at least one, and never special ones."""
         _check_plain(encoding)
         ids, config = encoding.ids.astype(np.int64), self.config
         chosen = np.zeros(len(ids), bool)
@@ -48,25 +48,25 @@ class Masking:
         count = min(len(units), max(1, round(config.rate * len(units))))
         for unit in rng.permutation(len(units))[:count]:
             chosen[units[unit]] = True
-        fate = rng.random(len(ids))
-        masked, random = chosen & (fate < config.mask_rate), chosen & (config.mask_rate <= fate)
-        random &= fate < config.mask_rate + config.random
+        uniform = rng.random(len(ids))
+        masked, random = chosen & (uniform < config.mask_rate), chosen & (config.mask_rate <= uniform)
+        random &= uniform < config.mask_rate + config.random
         inputs = np.where(masked, self.mask, ids)
         inputs[random] = rng.choice(self.ordinary, int(random.sum()))
         return Example(Encoding(inputs), ids, chosen.astype(np.float32))
 
     def _units(self, ids: np.ndarray) -> list[np.ndarray]:
-        """What is chosen together: positions of tokens, or those of words, without special ones."""
+        """The units of masking: positions (1,) of single tokens, or (n,) of whole words, without special tokens."""
         positions = np.flatnonzero(~self.is_special[ids])
         if not self.config.whole_words or not len(positions):
             return list(positions[:, None])
-        begins, ends = self.codec.joins
-        goes_on = begins[ids[positions[1:]]] & ends[ids[positions[:-1]]] & (np.diff(positions) == 1)
-        return np.split(positions, np.flatnonzero(~goes_on) + 1)
+        begins, ends = self.codec.word_edges
+        continues = begins[ids[positions[1:]]] & ends[ids[positions[:-1]]] & (np.diff(positions) == 1)
+        return np.split(positions, np.flatnonzero(~continues) + 1)
 
 
 class Denoising:
-    """Texts to pairs: what was left, and what was left out (Raffel et al. 2020; Tay et al. 2022)."""
+    """Texts to pairs of a corrupted text and its corrupted spans (Raffel et al. 2020; Tay et al. 2022)."""
 
     def __init__(self, config: Corruption, codec: TextCodec) -> None:
         self.codec = codec
@@ -76,24 +76,24 @@ class Denoising:
                 self.denoisers, self.modes = (Denoiser(mode="any", rate=rate, span=span),), None
             case DenoiserMixture(denoisers=denoisers):
                 self.denoisers = denoisers
-                self.modes = [codec.special_token(mode_token(one.mode)) for one in denoisers]
-        weights = np.array([one.weight for one in self.denoisers])
-        self.chances = weights / weights.sum()
+                self.modes = [codec.special_token(mode_token(denoiser.mode)) for denoiser in denoisers]
+        weights = np.array([denoiser.weight for denoiser in self.denoisers])
+        self.probabilities = weights / weights.sum()
 
     def __call__(self, encoding: Encoding, rng: np.random.Generator) -> Encoding:
-        """What was left and a separator, as the prefix; then each span after the token that stands for it, and the end.
+        """The corrupted text and a separator, as the prefix; then each span after its special token, and end-of-text.
 
-        As in T5's own code a text begins with a token that is left and ends with one that is not.
+        As in T5's code, a text begins with an uncorrupted token and ends with a corrupted one.
         """
         _check_plain(encoding)
         ids, codec = encoding.ids.astype(np.int64), self.codec
         if ids[-1] == codec.end_of_text:
             ids = ids[:-1]
         if len(ids) < 2:
-            raise ValueError(f"a text of {len(ids)} tokens has no span to leave out; give longer ones")
-        number = int(rng.choice(len(self.denoisers), p=self.chances))
-        left_out, spans = self._amounts(self.denoisers[number], len(ids))
-        lengths = np.stack([_parts(len(ids) - left_out, spans, rng), _parts(left_out, spans, rng)], 1)
+            raise ValueError(f"a text of {len(ids)} tokens has no span to corrupt; give longer ones")
+        number = int(rng.choice(len(self.denoisers), p=self.probabilities))
+        num_corrupted, spans = self._amounts(self.denoisers[number], len(ids))
+        lengths = np.stack([_parts(len(ids) - num_corrupted, spans, rng), _parts(num_corrupted, spans, rng)], 1)
         runs = np.split(ids, np.cumsum(lengths.ravel())[:-1])
         names = self.spans[:spans, None]
         source = np.concatenate([part for pair in zip(runs[::2], names, strict=True) for part in pair])
@@ -103,29 +103,30 @@ class Denoising:
         return Encoding(whole, prefix=len(mode) + len(source) + 1)
 
     def lengths(self, length: int) -> tuple[int, int]:
-        """The most tokens of source and of target that a text of so many, its end among them, gives; 0 for one that is
-        too short."""
+        """The most tokens of source and of target that a text of `length` tokens, end-of-text included, yields; 0 for
+        one that is too short."""
         if length < SHORTEST:
             return 0, 0
         each = [self._amounts(denoiser, length) for denoiser in self.denoisers]
-        beside = 1 if self.modes is None else 2
-        return max(length - out + spans for out, spans in each) + beside, max(out + spans for out, spans in each) + 1
+        extra = 1 if self.modes is None else 2
+        return max(length - out + spans for out, spans in each) + extra, max(out + spans for out, spans in each) + 1
 
     def total(self, length: int) -> int:
         """The most tokens of both together; 0 for a text that is too short."""
         if length < SHORTEST:
             return 0
-        return length + 2 * max(self._amounts(one, length)[1] for one in self.denoisers) + 2 + (self.modes is not None)
+        most_spans = max(self._amounts(denoiser, length)[1] for denoiser in self.denoisers)
+        return length + 2 * most_spans + 2 + (self.modes is not None)
 
     def _amounts(self, denoiser: Denoiser, length: int) -> tuple[int, int]:
-        """How many tokens of a text are left out, and in how many spans."""
-        left_out = min(max(1, round(denoiser.rate * length)), length - 1)
-        spans = 1 if denoiser.span is None else max(1, round(left_out / denoiser.span))
-        return left_out, min(spans, left_out, length - left_out, len(self.spans))
+        """The number of corrupted tokens of a text, and of spans."""
+        corrupted = min(max(1, round(denoiser.rate * length)), length - 1)
+        spans = 1 if denoiser.span is None else max(1, round(corrupted / denoiser.span))
+        return corrupted, min(spans, corrupted, length - corrupted, len(self.spans))
 
 
 def _parts(total: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """A number as a sum of `count` positive ones, each such sum as probable as any other."""
+    """`count` positive integers that sum to `total`, uniformly among all such sequences."""
     cuts = np.sort(rng.choice(total - 1, count - 1, replace=False)) + 1
     return np.diff(np.concatenate([[0], cuts, [total]]))
 

@@ -1,4 +1,4 @@
-"""Losses return sums, never means: who knows the weight of the whole global batch divides once."""
+"""Losses. They return sums, never means; the caller divides once by the weight of the whole global batch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from isoform.objectives.config import Distillation
 
 @dataclass(frozen=True, eq=False)
 class Loss:
-    """total: what is minimised, summed over the batch; nats: the plain cross-entropy in it, detached;
-    weight: the sum of the loss weights.
+    """total: the training loss, summed over the batch; nats: its plain cross-entropy, detached; weight: the sum of the
+    loss weights.
 
-    parts: further sums, detached, that are divided by the weight where they are noted; counts: numbers that are noted
-    as they are; loads: how many tokens chose each expert, by module.
+    parts: further sums, detached, that are divided by the weight when logged; counts: numbers that are logged
+    unchanged; loads: the number of tokens routed to each expert, by module.
     """
 
     total: Tensor
@@ -29,34 +29,35 @@ class Loss:
 
 
 def target_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Of each target (B, T) what is lost on it with logits (B, T, V): its nats, or of numbers the squared error."""
+    """The loss of each target (B, T) under logits (B, T, V): its nats, or for numbers the squared error."""
     if targets.is_floating_point():
         return (logits[..., 0].float() - targets).square()
     return cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none").view(targets.shape)
 
 
-def contrastive_logits(one: Tensor, other: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings (n, D) of things and of their partners to logits (1, 2 n, n) with targets and weights (1, 2 n): which
-    of the others is the partner, asked from both sides, each for half."""
-    similar = one @ other.mT / temperature
-    partner = torch.arange(len(one), device=one.device).repeat(2)
-    weights = torch.full((1, 2 * len(one)), 0.5, device=one.device)
-    return torch.cat([similar, similar.mT]).unsqueeze(0), partner.unsqueeze(0), weights
+def contrastive_logits(sources: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (1, 2 n, n) with targets and weights (1, 2 n) from embeddings (n, D) of sources and their targets: the
+    InfoNCE classification of each row's partner, in both directions, each with weight 1/2."""
+    similarities = sources @ targets.mT / temperature
+    partners = torch.arange(len(sources), device=sources.device).repeat(2)
+    weights = torch.full((1, 2 * len(sources)), 0.5, device=sources.device)
+    return torch.cat([similarities, similarities.mT]).unsqueeze(0), partners.unsqueeze(0), weights
 
 
-def distilled(plain: Loss, logits: Tensor, taught: Tensor, weights: Tensor, config: Distillation) -> Loss:
-    """The loss with the teacher's share in it: the divergence of the teacher's distribution from the student's, from
-    logits (B, T, V) of both, times the square of the temperature, which keeps its gradients as large (Hinton et al.
-    2015)."""
-    ours, theirs = ((x.float() / config.temperature).log_softmax(-1) for x in (logits, taught))
-    away = (theirs.exp() * (theirs - ours)).sum(-1)
-    divergence = config.temperature**2 * (away * weights).sum()
+def distillation_loss(
+    plain: Loss, logits: Tensor, teacher_logits: Tensor, weights: Tensor, config: Distillation
+) -> Loss:
+    """The loss mixed with the teacher's: KL(teacher || student) of the distributions given by the logits (B, T, V)
+    of both, times the square of the temperature, which preserves the scale of its gradients (Hinton et al. 2015)."""
+    student, teacher = ((x.float() / config.temperature).log_softmax(-1) for x in (logits, teacher_logits))
+    per_token = (teacher.exp() * (teacher - student)).sum(-1)
+    divergence = config.temperature**2 * (per_token * weights).sum()
     total = (1 - config.share) * plain.total + config.share * divergence
     return replace(plain, total=total, parts={**plain.parts, "divergence": divergence.detach()})
 
 
-def weighted_square(logits: Tensor, targets: Tensor, weights: Tensor) -> Loss:
-    """Squared errors of the first of logits (B, T, V), each weighted (B, T)."""
+def weighted_squared_error(logits: Tensor, targets: Tensor, weights: Tensor) -> Loss:
+    """Squared errors of the first output in logits (B, T, V), each weighted (B, T)."""
     total = (target_losses(logits, targets) * weights).sum()
     return Loss(total, total.detach(), weights.sum())
 
@@ -67,7 +68,7 @@ def weighted_cross_entropy(
     """Cross-entropy of logits (B, T, V) with targets (B, T), each weighted (B, T), in nats.
 
     z_loss adds z_loss * log(Z)^2 (PaLM, section 5); label_smoothing mixes the target with the uniform
-    distribution (Szegedy et al. 2016). Positions of weight 0 have no influence whatever they hold.
+    distribution (Szegedy et al. 2016). Positions of weight 0 have no influence.
     """
     flat, weights = logits.flatten(0, -2).float(), weights.flatten()
     nats = cross_entropy(flat, targets.flatten(), reduction="none")

@@ -1,6 +1,6 @@
-"""A task is an objective on a model: which logits are scored against what, and the loss of a batch.
+"""A task is an objective applied to a model: which logits are scored against which targets, and the loss of a batch.
 
-An objective is stated in config.py, reads records by its view in views.py, and gets its case in `build_task` here.
+An objective is configured in config.py, reads records by its view in views.py, and has its case in `build_task` here.
 """
 
 from __future__ import annotations
@@ -35,12 +35,18 @@ from isoform.objectives.config import (
     TokenRegression,
     WithCrossEntropy,
 )
-from isoform.objectives.losses import Loss, contrastive_logits, distilled, weighted_cross_entropy, weighted_square
+from isoform.objectives.losses import (
+    Loss,
+    contrastive_logits,
+    distillation_loss,
+    weighted_cross_entropy,
+    weighted_squared_error,
+)
 from isoform.objectives.views import View
 
 NO_TEACHER = "distillation needs a teacher; name a run or a folder with objective.teacher"
 DENSE_FROM = 0.9
-"""Fraction of a batch's targets that count, from which scoring the others too costs less than gathering these."""
+"""Fraction of counted targets from which scoring all targets of a batch costs less than gathering the counted ones."""
 
 
 class Scored(NamedTuple):
@@ -53,8 +59,8 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """view: how records are read; score: which logits of a batch are held against what; criterion: what is lost on
-    them; teach: adds what a teacher says of the same batch."""
+    """view: how records are read; score: the scored logits of a batch with their targets; criterion: their loss; teach:
+    adds a teacher's loss on the same batch."""
 
     view: View
     score: Callable[[Network, View, Batch, Auxiliary | None, bool], Scored]
@@ -62,11 +68,11 @@ class Task:
     teach: Callable[[View, Batch, Scored, Loss], Loss] | None = None
 
     def scored(self, model: Network, batch: Batch, *, dense: bool = False) -> Scored:
-        """The logits of a batch that count, as one row where few do, unless `dense`: then each in its place."""
+        """The counted logits of a batch: as one row if they are few, or all in their positions if `dense`."""
         return self.score(model, self.view, batch, None, dense)
 
     def loss(self, model: Network, batch: Batch) -> Loss:
-        """The loss of a batch, with what routed parts, early exits, heads further ahead and a teacher add to it."""
+        """The loss of a batch, with those of routers, early exits, multi-token prediction and a teacher."""
         recorder = recorder_of(["*.exits.*", "*.ahead.*"])
         auxiliary = Auxiliary(recorder=recorder)
         scored = self.score(model, self.view, batch, auxiliary, False)
@@ -80,19 +86,19 @@ class Task:
         return loss
 
     def _with_exits(self, loss: Loss, model: Network, batch: Batch, scored: Scored, hidden: list[Tensor]) -> Loss:
-        """Early exits answer like the last block."""
+        """Add the mean loss of early exits, which predict the same targets as the last block."""
         coordinates = batch.inputs.coordinates
         early = [self.criterion(model.logits(x, coordinates), scored.targets, scored.weights).total for x in hidden]
-        return _plus(loss, "exit_loss", _stack(model).exit_loss * torch.stack(early).mean())
+        return _add_part(loss, "exit_loss", _stack(model).exit_loss * torch.stack(early).mean())
 
     def _with_ahead(self, loss: Loss, model: Network, batch: Batch, scored: Scored, hidden: list[Tensor]) -> Loss:
-        """The d-th head says the token d positions after the next one, in the same document."""
+        """Add the mean loss of heads that predict the token d positions after the next one, in the same document."""
         document, totals = batch.inputs.coordinates.document, []
         for distance, x in enumerate(hidden, 1):
             same = document[:, distance:] == document[:, :-distance]
             logits, weights = model.logits(x[:, :-distance]), scored.weights[:, distance:] * same
             totals.append(self.criterion(logits, scored.targets[:, distance:], weights).total)
-        return _plus(loss, "ahead_loss", _stack(model).ahead_loss * torch.stack(totals).mean())
+        return _add_part(loss, "ahead_loss", _stack(model).ahead_loss * torch.stack(totals).mean())
 
 
 def _stack(model: Network):
@@ -101,14 +107,13 @@ def _stack(model: Network):
     return model.config.stacks[-1]
 
 
-def _plus(loss: Loss, name: str, more: Tensor) -> Loss:
-    return replace(loss, total=loss.total + more, parts={**loss.parts, name: more.detach()})
+def _add_part(loss: Loss, name: str, part: Tensor) -> Loss:
+    return replace(loss, total=loss.total + part, parts={**loss.parts, name: part.detach()})
 
 
 def with_auxiliary(loss: Loss, auxiliary: Auxiliary) -> Loss:
-    """The loss of the same pass with its auxiliary losses: as sums over the loss weight, so that sums over
-    micro-batches, divided once by the weight of the whole, give the mean of the micro-batches' means, weighted as their
-    other losses are."""
+    """The loss with the auxiliary losses of the same pass, multiplied by the loss weight: sums over micro-batches,
+    divided once by the total weight, are then means of the micro-batches' values, weighted like the other losses."""
     if not (auxiliary.losses or auxiliary.counts or auxiliary.loads):
         return loss
     sums = {name: value.detach() * loss.weight for name, value in auxiliary.losses.items()}
@@ -127,8 +132,8 @@ def logits_of(model: Network, view: View, batch: Batch, auxiliary: Auxiliary | N
 
 
 def scored_fraction(config: Model, weights: Tensor) -> float:
-    """Of targets with these loss weights (B, T) the fraction that the head scores: those that count if they are few,
-    unless it looks at a document as a whole, or other answers are scored beside these."""
+    """The fraction of targets with loss weights (B, T) that the head scores: the counted ones if few, else all.
+    Pooled heads, early exits and multi-token prediction score all."""
     config = as_transformer(config)
     if not isinstance(config, ModelConfig) or isinstance(config.head, Pooled):
         return 1.0
@@ -137,7 +142,7 @@ def scored_fraction(config: Model, weights: Tensor) -> float:
 
 
 def token_scores(model: Network, view: View, batch: Batch, auxiliary: Auxiliary | None, dense: bool) -> Scored:
-    """Each token's logits against its target; where few count only those, as one row."""
+    """Each token's logits with its target; if few targets count only those, as one row."""
     targets, weights = batch.targets, batch.loss_weights
     if dense or scored_fraction(model.config, weights) == 1:
         return Scored(logits_of(model, view, batch, auxiliary), targets, weights)
@@ -149,26 +154,26 @@ def token_scores(model: Network, view: View, batch: Batch, auxiliary: Auxiliary 
 def contrastive_scores(
     model: Network, view: View, batch: Batch, auxiliary: Auxiliary | None, dense: bool, *, temperature: float
 ) -> Scored:
-    """Each document's embedding against those of all partners in the batch, as one row."""
+    """Each document's embedding against those of all possible partners in the batch, as one row."""
     assert batch.source is not None
-    one = model(batch.inputs, view.inputs_mask, auxiliary=auxiliary)[batch.loss_weights > 0]
+    sources = model(batch.inputs, view.inputs_mask, auxiliary=auxiliary)[batch.loss_weights > 0]
     coordinates = batch.source.coordinates
     is_first = ((coordinates.index == 0) & (coordinates.document >= 0)).expand(batch.source.ids.shape)
-    other = model(batch.source, view.source_mask, auxiliary=auxiliary)[is_first]
-    return Scored(*contrastive_logits(one, other, temperature))
+    targets = model(batch.source, view.source_mask, auxiliary=auxiliary)[is_first]
+    return Scored(*contrastive_logits(sources, targets, temperature))
 
 
-def taught(
+def with_teacher(
     view: View, batch: Batch, scored: Scored, loss: Loss, *, teacher: Network | None, config: Distillation
 ) -> Loss:
-    """The loss with the teacher's answer to the same batch in it. Raises ValueError where there is no teacher."""
+    """The loss mixed with the teacher's on the same batch. Raises ValueError if there is no teacher."""
     if teacher is None:
         raise ValueError(NO_TEACHER)
     with torch.no_grad():
         logits = logits_of(teacher, view, batch)
     if logits.shape[1] != scored.logits.shape[1]:
         logits = logits[batch.loss_weights > 0].unsqueeze(0)
-    return distilled(loss, scored.logits, logits[..., : scored.logits.shape[-1]], scored.weights, config)
+    return distillation_loss(loss, scored.logits, logits[..., : scored.logits.shape[-1]], scored.weights, config)
 
 
 def _cross_entropy(objective: WithCrossEntropy) -> Callable[[Tensor, Tensor, Tensor], Loss]:
@@ -176,18 +181,18 @@ def _cross_entropy(objective: WithCrossEntropy) -> Callable[[Tensor, Tensor, Ten
 
 
 def build_task(objective: Objective, view: View, teacher: Network | None = None) -> Task:
-    """The task of an objective; `teacher`: whom a student of distillation learns from, needed by the loss alone."""
+    """The task of an objective; `teacher`: the teacher model of a distillation, needed for the loss alone."""
     match objective:
         case Causal() | Prefix() | Seq2seq() | Masked() | SpanCorruption() | DenoiserMixture():
             return Task(view, token_scores, _cross_entropy(objective))
         case Classification() | Tagging():
             return Task(view, token_scores, _cross_entropy(objective))
         case Regression() | TokenRegression():
-            return Task(view, token_scores, weighted_square)
+            return Task(view, token_scores, weighted_squared_error)
         case Contrastive(temperature=temperature):
             return Task(view, partial(contrastive_scores, temperature=temperature), weighted_cross_entropy)
         case Distillation():
-            teach = partial(taught, teacher=teacher, config=objective)
+            teach = partial(with_teacher, teacher=teacher, config=objective)
             return Task(view, token_scores, _cross_entropy(objective), teach)
         case _:
             assert_never(objective)

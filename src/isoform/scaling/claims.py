@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from isoform.config import ConfigError, from_dict, load_toml, unknown
-from isoform.data.config import under
+from isoform.data.config import resolve_path
 from isoform.recipe import Recipe, builtin_recipes, changed, load_recipe
 from isoform.scaling.config import Ladder, OneSize
 from isoform.scaling.curves import Estimate
@@ -147,9 +147,9 @@ def load_claim(name: str, *, quick: bool = False, data: str = "") -> Loaded:
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     _check(claim, list(recipes), path)
-    recipes = {arm: replace(recipe, data=recipe.data.under(data)) for arm, recipe in recipes.items()}
+    recipes = {arm: replace(recipe, data=recipe.data.resolve(data)) for arm, recipe in recipes.items()}
     measures = tuple(
-        replace(one, path=under(one.path, data)) if isinstance(one, Translation | Answers | Loss) else one
+        replace(one, path=resolve_path(one.path, data)) if isinstance(one, Translation | Answers | Loss) else one
         for one in claim.measures
     )
     return Loaded(path.stem, replace(claim, measures=measures), recipes, quick)

@@ -14,11 +14,11 @@ from isoform.model.parts import LayerNorm, RMSNorm, Rotary, Sinusoidal
 from isoform.scaling.claims import (
     FAILS,
     HOLDS,
-    UNTOLD,
+    UNDECIDED,
     Arm,
     Claim,
     Condition,
-    arms_of,
+    claim_arms,
     builtin_claims,
     decide,
     load_claim,
@@ -28,7 +28,7 @@ from isoform.scaling.config import OneSize
 from isoform.scaling.curves import Estimate, costs, crossing, gain, mismatches, score_forecasts
 from isoform.scaling.findings import Findings, Table, exact
 from isoform.scaling.lab import next_factor
-from isoform.scaling.ladder import as_written, plan_ladder
+from isoform.scaling.ladder import plan_one_size, plan_ladder
 from isoform.scaling.laws import PowerLaw
 from isoform.scaling.pages import Page, cost_tables, run_tables, to_html, to_markdown
 from isoform.scaling.statistics import Exponents, Forecasts, Gains, Published, Recovery
@@ -112,14 +112,14 @@ def test_the_runs_of_every_claim_are_enough_for_its_statistic_and_its_rule(name,
         law = replace(LAW, scale=LAW.scale * 1.3**number)
         ladder, asked = loaded.claim.ladder, loaded.claim.measures
         if isinstance(ladder, OneSize):
-            rungs = as_written(recipe, replace(ladder, compute=ladder.compute or 1e12), 1e9, 2048.0)
+            rungs = plan_one_size(recipe, replace(ladder, compute=ladder.compute or 1e12), 1e9, 2048.0)
         else:
             rungs = plan_ladder(replace(recipe, model=replace(recipe.model, vocab_size=90)), ladder)
         for rung in rungs:
             noise = 1 + 0.003 * ((7 * rung.seed + 3 * rung.group + number) % 5 - 2)
             made.append(
                 replace(
-                    planned(Job(arm, rung, f"{arm}{len(made)}")),
+                    planned_row(Job(arm, rung, f"{arm}{len(made)}")),
                     loss=float(law.loss(rung.compute)) * noise,
                     train_seconds=rung.compute / 1e10,
                     tokens_per_second=1e4,
@@ -127,15 +127,15 @@ def test_the_runs_of_every_claim_are_enough_for_its_statistic_and_its_rule(name,
                 )
             )
     findings = measure(loaded.claim, made)
-    assert sorted(findings.values) == sorted(loaded.claim.statistic.names(arms_of(loaded.claim)))
-    assert decide(loaded.claim, findings) in (HOLDS, FAILS, UNTOLD)
+    assert sorted(findings.values) == sorted(loaded.claim.statistic.names(claim_arms(loaded.claim)))
+    assert decide(loaded.claim, findings) in (HOLDS, FAILS, UNDECIDED)
     assert all(findings.values[c.value].low is not None for c in loaded.claim.rule), "no interval"
 
 
 @pytest.mark.parametrize("statistic", [Published(), Recovery(repetitions=2)])
 def test_statistics_without_runs_give_the_numbers_they_name(statistic):
     alone = claim(statistic, ())
-    assert sorted(measure(alone, []).values) == sorted(statistic.names(arms_of(alone)))
+    assert sorted(measure(alone, []).values) == sorted(statistic.names(claim_arms(alone)))
 
 
 def test_arms_change_the_arm_they_come_after_and_nothing_else():
@@ -172,7 +172,7 @@ def test_a_bound_compares_the_whole_interval(condition, estimate, answer):
 
 def test_a_rule_holds_if_every_bound_does():
     both = claim(Published(), (Condition(value="x", at_least=1), Condition(value="y", at_most=2)))
-    told = [((1, 1, 1), HOLDS), ((0.5, 0.5, 0.5), FAILS), ((1, 0.5, 1.5), UNTOLD)]
+    told = [((1, 1, 1), HOLDS), ((0.5, 0.5, 0.5), FAILS), ((1, 0.5, 1.5), UNDECIDED)]
     for (value, low, high), verdict in told:
         assert decide(both, Findings({"x": Estimate(value, low, high), "y": exact(1.0)})) == verdict
     assert decide(both, Findings({"x": Estimate(1, 0.5, 1.5), "y": exact(3.0)})) == FAILS
@@ -229,7 +229,7 @@ def test_an_arm_that_diverged_is_told_of_and_the_others_are_decided():
     lost = [replace(row, loss=None, reason="diverged: step 3") for row in rows(LAW, arm="b")]
     pairs = claim(Gains(), (Condition(value="b.most", at_least=1),), (Arm(name="a"), Arm(name="b"), Arm(name="c")))
     findings = measure(pairs, [*rows(LAW), *lost, *rows(LAW, arm="c", seed=1, noise=0.002)])
-    assert decide(pairs, findings) == UNTOLD and "b against a can't be told" in findings.notes[0]
+    assert decide(pairs, findings) == UNDECIDED and "b against a can't be told" in findings.notes[0]
     assert findings.values["c.most"].low < 1.1
 
 

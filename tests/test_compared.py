@@ -12,7 +12,7 @@ from isoform.config import ConfigError
 from isoform.data.config import Data, Part
 from isoform.objectives.config import Classification
 from isoform.recipe import changed, load_recipe
-from isoform.scaling.claims import UNTOLD, decide, load_claim, measure
+from isoform.scaling.claims import UNDECIDED, decide, load_claim, measure
 from isoform.scaling.config import OneSize
 from isoform.scaling.curves import difference, mean, pooled
 from isoform.scaling.ladder import as_written
@@ -114,13 +114,13 @@ def test_arms_are_made_as_written_and_go_on_from_others_and_are_asked_once(place
 
 def test_a_stated_compute_sets_the_steps():
     recipe = changed(load_recipe("shakespeare"), {"training": {"schedule": {"warmup_steps": 120}}})
-    plain, longer = (as_written(recipe, OneSize(compute=c, seeds=2), 1e9, 500.5) for c in (None, 2.4e12))
+    plain, longer = (plan_one_size(recipe, OneSize(compute=c, seeds=2), 1e9, 500.5) for c in (None, 2.4e12))
     assert [rung.seed for rung in plain] == [recipe.seed, recipe.seed + 1]
     assert plain[0].recipe.training == recipe.training and plain[0].compute == 1200 * 1e9
     training = longer[0].recipe.training
     assert (training.steps, training.schedule.warmup_steps, training.checkpoint_every) == (2400, 240, 500)
     assert longer[0].tokens == 2400 * 500.5 and longer[0].parameters == pytest.approx(1e9 / 500.5 / 6)
-    third, half = (as_written(recipe, OneSize(compute=c, share=0.5), 1e9, 500.5)[0] for c in (8e11, None))
+    third, half = (plan_one_size(recipe, OneSize(compute=c, share=0.5), 1e9, 500.5)[0] for c in (8e11, None))
     assert third.recipe.training.steps == 400 and half.recipe.training.steps == 600
     for wrong in ({"compute": -1.0}, {"share": 0.0}, {"seeds": 0}):
         with pytest.raises(ValueError, match="above 0"):
@@ -138,7 +138,7 @@ def test_means_and_differences_hold_the_truth_as_often_as_they_say():
     assert 0.875 < held / 1500 < 0.925 and 0.87 < apart / 1500 < 0.93
     assert mean([2.0]).low is None and difference([2.0], [1.0, 1.1]).low is None
     assert difference([1.0, 1.0], [2.0, 2.0]).high == -1.0
-    assert pooled([[1.0, 3.0], [5.0, 5.0]]) == pytest.approx(1.0) and pooled([]) is None
+    assert pooled_deviation([[1.0, 3.0], [5.0, 5.0]]) == pytest.approx(1.0) and pooled_deviation([]) is None
 
 
 def row(arm: str, seed: int, loss: float | None, **measures: float) -> Row:
@@ -232,7 +232,7 @@ def test_names_that_mean_nothing_or_two_things_are_refused_before_any_run_is_mad
 def test_an_arm_of_which_all_runs_diverged_leaves_its_rule_untold(place):
     claim = load_claim("own.toml").claim
     found = measure(claim, [row("read", 0, 1.0, prefix=1.0), row("fresh", 0, 1.0, accuracy=0.5), row("tuned", 0, None)])
-    assert decide(claim, found) == UNTOLD and found.notes == ["tuned: 1 of 1 runs diverged and are left out"]
+    assert decide(claim, found) == UNDECIDED and found.notes == ["tuned: 1 of 1 runs diverged and are left out"]
 
 
 def test_compute_of_an_arm_must_be_positive_and_at_one_size(place):

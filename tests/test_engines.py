@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from isoform.scaling import engines
-from isoform.scaling.engines import Command, Engine, Local, RayEngine, SlurmEngine, build_engine
+from isoform.scaling.engines import Command, Engine, LocalEngine, RayEngine, SlurmEngine, build_engine
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 
@@ -104,7 +104,7 @@ def slurm(tmp_path_factory) -> Iterator[None]:
 def engine(request, tmp_path_factory) -> Iterator[Engine]:
     match request.param:
         case "local":
-            made = Local(workers=2, threads=1)
+            made = LocalEngine(workers=2, threads=1)
         case "ray":
             request.getfixturevalue("two_nodes")
             made = RayEngine(workers=2, threads=1)
@@ -205,7 +205,7 @@ def test_a_command_that_is_killed_did_not_end_well(engine, tmp_path):
 
 
 def test_a_command_whose_watcher_is_killed_did_not_end_well(engine, tmp_path):
-    if isinstance(engine, Local):
+    if isinstance(engine, LocalEngine):
         pytest.skip("a process of this machine has no watcher but us")
     script = "import os, time; print('parent', os.getppid(), flush=True); time.sleep(1.5)"
     command = python(tmp_path, script)
@@ -243,7 +243,7 @@ def test_commands_that_are_started_together_are_one_array_which_slurm_leaves_to_
 
 
 def test_build_engine_names_what_is_absent(monkeypatch, tmp_path):
-    assert isinstance(build_engine("local", 3, 1, tmp_path), Local)
+    assert isinstance(build_engine("local", 3, 1, tmp_path), LocalEngine)
     for name, package in (("ray", "ray"), ("slurm", "submitit")):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(ValueError, match=rf"'{package}' is not installed; run: pip install 'isoform\[cluster\]'"):
@@ -274,9 +274,9 @@ def test_a_command_sees_the_gpu_it_was_given(two_nodes, tmp_path):
 ORPHAN = """
 import sys
 from pathlib import Path
-from isoform.scaling.engines import Command, Local
+from isoform.scaling.engines import Command, LocalEngine
 script = "import time; print('ready', flush=True); time.sleep(1); print('finished')"
-Local(1, 1).start(Command((sys.executable, "-c", script), (), Path(sys.argv[1])))
+LocalEngine(1, 1).start(Command((sys.executable, "-c", script), (), Path(sys.argv[1])))
 input()
 """
 

@@ -36,7 +36,7 @@ def test_the_budget_is_spent_and_the_decades_are_covered(budget, seeds):
         assert (
             rung.compute
             == 6 * rung.parameters * rung.tokens
-            == pytest.approx(6 * parameters(rung.recipe) * rung.tokens)
+            == pytest.approx(6 * effective_parameters(rung.recipe) * rung.tokens)
         )
         assert rung.tokens == rung.recipe.training.steps * rung.recipe.training.global_batch_tokens
 
@@ -73,20 +73,20 @@ def test_a_budget_in_minutes_is_the_compute_that_fits_at_the_measured_speed():
 def test_a_resized_model_keeps_its_heads_and_its_shape(width):
     block = replace(BLOCK, mixer=Attention(num_heads=4, num_kv_heads=2), feedforward=Gated(feedforward_dim=176))
     recipe = replace(RECIPE, model=replace(RECIPE.model, decoder=StackConfig(num_layers=4, blocks=(block,))))
-    model = resized(recipe, width).model
+    model = resize(recipe, width).model
     (sized,) = model.decoder.blocks
     assert model.head_dim(sized.attention) == 16
     assert sized.attention.num_heads == width // 16
     assert sized.attention.num_heads % sized.attention.num_kv_heads == 0
     assert model.decoder.num_layers == max(1, width // 16)
     assert sized.feedforward.feedforward_dim == pytest.approx(176 * width / 64, abs=4)
-    assert resized(recipe, width, 0.0).model.decoder.num_layers == 4
-    assert resized(recipe, width, 0.5).model.decoder.num_layers == round(4 * (width / 64) ** 0.5)
+    assert resize(recipe, width, 0.0).model.decoder.num_layers == 4
+    assert resize(recipe, width, 0.5).model.decoder.num_layers == round(4 * (width / 64) ** 0.5)
 
 
 @pytest.mark.parametrize(("width", "heads"), [(20, 1), (28, 2), (40, 2), (68, 4), (76, 5), (104, 6)])
 def test_widths_between_have_whole_heads_of_the_same_width(width, heads):
-    model = resized(RECIPE, width).model
+    model = resize(RECIPE, width).model
     (block,) = model.decoder.blocks
     assert block.attention.num_heads == heads and model.head_dim(block.attention) == 16
 
@@ -96,14 +96,14 @@ def test_every_preset_can_be_resized(name):
     recipe = recipe_of(
         PRESETS[name].model if PRESETS[name].model.vocab_size else replace(PRESETS[name].model, vocab_size=90)
     )
-    half = resized(recipe, recipe.model.model_dim // 2)
-    assert parameters(half) < parameters(recipe)
+    half = resize(recipe, recipe.model.model_dim // 2)
+    assert effective_parameters(half) < effective_parameters(recipe)
 
 
 def test_experts_are_resized_as_feed_forwards():
     block = replace(BLOCK, feedforward=Experts(num_experts=4, expert=Dense(feedforward_dim=256)))
     recipe = replace(RECIPE, model=replace(RECIPE.model, decoder=StackConfig(num_layers=2, blocks=(block,))))
-    sized = resized(recipe, 32).model.decoder.blocks[0].feedforward
+    sized = resize(recipe, 32).model.decoder.blocks[0].feedforward
     assert sized.num_experts == 4 and sized.expert.feedforward_dim == 128
 
 
@@ -120,7 +120,7 @@ def test_maximal_update_moves_adams_matrices_and_nothing_of_muon():
 
 
 def test_powers_move_rate_and_batch_with_compute():
-    own = 6 * parameters(RECIPE) * 500 * 1024
+    own = 6 * effective_parameters(RECIPE) * 500 * 1024
     ladder = Ladder(budget=1e15, decades=2.0, transfer=Powers(learning_rate=-0.2, batch=0.5))
     for rung in plan_ladder(RECIPE, ladder):
         times = rung.compute / own

@@ -36,7 +36,7 @@ def test_points_know_their_compute_and_refuse_what_is_no_loss():
     points = Points([1e6, 2e6], [1e8, 1e8], [3.0, 2.5], [1e7, np.inf])
     np.testing.assert_allclose(points.compute, [6e14, 1.2e15])
     assert len(points.where(points.loss < 2.8)) == 1
-    np.testing.assert_allclose(Points.of_compute(np.array([1e15, 3e15]), np.array([2.0, 1.0])).compute, [1e15, 3e15])
+    np.testing.assert_allclose(Points.from_compute(np.array([1e15, 3e15]), np.array([2.0, 1.0])).compute, [1e15, 3e15])
     for bad in (0.0, -1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match="loss of run 1"):
             Points([1e6, 2e6], [1e8, 1e8], [3.0, bad])

@@ -18,7 +18,7 @@ from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.parts import Attention, Dense, Experts, TokenChoice
 from isoform.preparation import prepare
 from isoform.recipe import Recipe
-from isoform.scaling.engines import Local
+from isoform.scaling.engines import LocalEngine
 from isoform.scaling.ladder import Rung
 from isoform.scaling.study import Study, fingerprint, make_job, rows_from_json, rows_to_json
 from isoform.terminal import Terminal
@@ -81,14 +81,14 @@ def test_an_id_is_the_content(text, tmp_path):
 def test_runs_are_made_once_and_rows_survive_json(text, tmp_path):
     jobs = [job(recipe(text, seed=seed), arm="ab"[seed]) for seed in (0, 1)]
     study = Study([*jobs, jobs[0]], tmp_path / "pool")
-    assert study.run(Local(2, 1), QUIET) and not study.open
+    assert study.run(LocalEngine(2, 1), QUIET) and not study.open
     assert [row.arm for row in study.rows] == ["a", "b"]
     for row in study.rows:
         assert row.is_finite and row.steps == 20 and row.num_parameters > 0 and row.tokens_per_second > 0
         assert row.machine["threads"] == 1 and row.data[0]["title"] == "text.txt"
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "pool").rglob("*.json*")}
     again = Study(jobs, tmp_path / "pool")
-    assert again.run(Local(2, 1), QUIET)
+    assert again.run(LocalEngine(2, 1), QUIET)
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "pool").rglob("*.json*")}
     known = rows_from_json(json.loads(json.dumps(rows_to_json(study.rows))))
     elsewhere = Study(jobs, tmp_path / "other", known)
@@ -105,7 +105,7 @@ def wait_for(condition, seconds=60):
 def test_a_worker_that_is_killed_goes_on_from_its_checkpoint(text, tmp_path):
     one, quick = job(recipe(text, steps=400, every=50)), job(recipe(text, seed=1))
     pool = tmp_path / "pool"
-    engine, killed = Local(2, 1), []
+    engine, killed = LocalEngine(2, 1), []
     start = engine.start
 
     def starting(command):
@@ -128,17 +128,17 @@ def test_a_worker_that_is_killed_goes_on_from_its_checkpoint(text, tmp_path):
     assert len(killed) == 2 and killed[0].returncode == -signal.SIGKILL
     assert [row.is_finite for row in study.rows] == [True, True]
     uninterrupted = Study([one], tmp_path / "other")
-    assert uninterrupted.run(Local(1, 1), QUIET)
+    assert uninterrupted.run(LocalEngine(1, 1), QUIET)
     assert uninterrupted.rows[0].loss == study.rows[0].loss
 
 
 CLIMB = """
 import sys
 from pathlib import Path
-from test_study import QUIET, Local, Study, job, recipe
+from test_study import QUIET, LocalEngine, Study, job, recipe
 text, pool = sys.argv[1:]
 jobs = [job(recipe(text, steps=400, every=50)), job(recipe(text, seed=1))]
-Study(jobs, Path(pool)).run(Local(2, 1), QUIET)
+Study(jobs, Path(pool)).run(LocalEngine(2, 1), QUIET)
 """
 
 
@@ -153,7 +153,7 @@ def test_the_parent_may_be_killed_and_nothing_is_made_twice(text, tmp_path):
     parent.kill()
     parent.wait()
     study = Study([long, short], pool)
-    assert study.run(Local(2, 1), QUIET)
+    assert study.run(LocalEngine(2, 1), QUIET)
     assert [row.is_finite for row in study.rows] == [True, True]
     assert (pool / short.id / "summary.json").stat().st_mtime_ns == finished
     assert "Traceback" not in (pool / f"{long.id}.log").read_text()
@@ -169,16 +169,16 @@ def test_a_study_that_is_asked_to_stop_saves_and_goes_on(text, tmp_path):
         stops.append(metrics.exists() and metrics.stat().st_size > 0)
         return stops[-1]
 
-    assert not study.run(Local(1, 1), QUIET, should_stop=should_stop)
+    assert not study.run(LocalEngine(1, 1), QUIET, should_stop=should_stop)
     (checkpoint,) = (pool / one.id / "checkpoints").glob("step-*")
     assert 0 < int(checkpoint.name.split("-")[1]) < 1200
-    assert study.run(Local(1, 1), QUIET) and study.rows[0].is_finite
+    assert study.run(LocalEngine(1, 1), QUIET) and study.rows[0].is_finite
 
 
 def test_a_diverged_run_has_no_loss_and_is_not_made_again(text, tmp_path, capfd):
     one = job(recipe(text, rate=1e30, steps=40))
     study = Study([one], tmp_path / "pool")
-    assert study.run(Local(1, 1), Terminal(quiet=True))
+    assert study.run(LocalEngine(1, 1), Terminal(quiet=True))
     (row,) = study.rows
     assert (not row.is_finite and "not finite" in row.reason) or "diverged: step" in row.reason
     assert row.reason in capfd.readouterr().err
@@ -189,7 +189,7 @@ def test_a_run_that_fails_says_what_it_said(text, tmp_path):
     one = job(recipe(text))
     study = Study([one], tmp_path / "pool")
     text.unlink()
-    assert study.run(Local(1, 1), QUIET)
+    assert study.run(LocalEngine(1, 1), QUIET)
     (row,) = study.rows
     assert row.reason.startswith("ended with 65: ") and "text.txt" in row.reason
     assert Study([one], tmp_path / "pool").open == [one]
@@ -207,9 +207,9 @@ def test_a_run_goes_on_from_another_and_waits_for_it(text, tmp_path):
     second = make_job("b", rung, fingerprint(prepared), start=first)
     assert second.id != make_job("b", rung, fingerprint(prepared)).id
     study = Study([second, first], tmp_path / "pool")
-    assert study.run(Local(2, 1), QUIET)
+    assert study.run(LocalEngine(2, 1), QUIET)
     alone = Study([make_job("b", rung, fingerprint(prepared))], tmp_path / "pool")
-    assert alone.run(Local(2, 1), QUIET)
+    assert alone.run(LocalEngine(2, 1), QUIET)
     started, dense_row = study.rows
     assert started.loss < alone.rows[0].loss - 0.3 and started.loss < dense_row.loss + 0.3
     known = rows_from_json(rows_to_json(study.rows))

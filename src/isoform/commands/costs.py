@@ -29,7 +29,7 @@ from isoform.terminal import Terminal, count, duration
 from isoform.training.memory import training_memory
 
 
-def costs_of(prepared: Prepared, machine: Machine) -> dict:
+def run_costs(prepared: Prepared, machine: Machine) -> dict:
     """What a run will take, as JSON values."""
     recipe, length = prepared.recipe, prepared.recipe.model.context_length
     model = as_transformer(recipe.model)
@@ -50,9 +50,9 @@ def costs_of(prepared: Prepared, machine: Machine) -> dict:
     }
 
 
-def say_costs(prepared: Prepared, machine: Machine, terminal: Terminal) -> None:
+def print_costs(prepared: Prepared, machine: Machine, terminal: Terminal) -> None:
     """The same in lines."""
-    costs = costs_of(prepared, machine)
+    costs = run_costs(prepared, machine)
     memory = costs["memory"]
     terminal.say(f"parameters      {costs['num_parameters']:,}  (counted)")
     terminal.say(f"training        {count(costs['flops'])}FLOP, {count(costs['flops_per_step'])}FLOP a step  (counted)")
@@ -76,8 +76,8 @@ def estimate(options: EstimateOptions, terminal: Terminal, name: str) -> Result:
     if is_model_path(name):
         return _estimate_model(load(name).recipe, None, machine, terminal, name)
     prepared = prepare(options.recipe)
-    say_costs(prepared, machine, terminal)
-    return Result({"recipe": name, **costs_of(prepared, machine)})
+    print_costs(prepared, machine, terminal)
+    return Result({"recipe": name, **run_costs(prepared, machine)})
 
 
 def _estimate_model(recipe: Recipe, published: str | None, machine: Machine, terminal: Terminal, name: str) -> Result:

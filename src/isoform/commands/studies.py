@@ -14,7 +14,7 @@ from isoform.machine import Machine
 from isoform.options import MachineOptions, ReproduceOptions, ScaleOptions, StudyOptions
 from isoform.scaling.claims import builtin_claims, load_claim
 from isoform.scaling.engines import build_engine
-from isoform.scaling.lab import Stopped, StudyExecutor, check, climb, other_recipe, plan, say_plan
+from isoform.scaling.lab import Stopped, StudyExecutor, check_claim, make_plan, run_ladder, comparison_recipe, plan, print_plan
 from isoform.terminal import ExitCode, Terminal
 
 
@@ -25,17 +25,17 @@ def scale(options: ScaleOptions, terminal: Terminal, name: str) -> Result:
     with _executor(options.study, options.machine, machine, out) as executor:
         arms = {title: options.recipe}
         if options.against:
-            other, recipe = other_recipe(options.recipe, options.against)
+            other, recipe = comparison_recipe(options.recipe, options.against)
             arms[other] = recipe
         plans, engine = {}, executor.engine
         for arm, recipe in arms.items():
             plans[arm] = plan(recipe, options.ladder, machine, workers=engine.slots, threads=engine.threads)
             terminal.say(arm if len(arms) > 1 else "", end="\n" if len(arms) > 1 else "")
-            say_plan(plans[arm], terminal)
+            print_plan(plans[arm], terminal)
         if options.dry_run:
             return Result({"plans": {arm: one.to_json() for arm, one in plans.items()}})
         try:
-            values = climb(
+            values = run_ladder(
                 plans,
                 executor,
                 machine,

@@ -136,7 +136,7 @@ def _noted(signals: tuple[int, ...]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-class Local(Engine):
+class LocalEngine(Engine):
     """Processes of this machine, as many at once as there are workers.
 
     They need nobody: if the process that started them is killed, they run on to their end. A Ctrl-C at the terminal
@@ -339,7 +339,7 @@ def build_engine(
     """
     match name:
         case "local":
-            return Local(workers, threads)
+            return LocalEngine(workers, threads)
         case "ray":
             return RayEngine(workers, threads, gpus=gpus)
         case "slurm":

@@ -62,7 +62,7 @@ def study(rows: Sequence[Row], forecast: float, num_unique: int, workers: int, p
     forecast: how many times the largest compute to look ahead; num_unique: tokens of the training text; prices: money
     per hour, by parts of a device's name or `here`. Raises ValueError for too few runs.
     """
-    findings, done = Findings(), finite(rows)
+    findings, done = Findings(), finite_rows(rows)
     fit, plain = curve(done), curve(done, with_floor=False)
     most = max(row.compute for row in done)
     at = most * forecast
@@ -224,8 +224,8 @@ def compare(findings: Findings, baseline: Sequence[Row], method: Sequence[Row]) 
     one = gain(baseline, method)
     names = baseline[0].arm, method[0].arm
     findings.values |= {"gain.least": one.least, "gain.most": one.most, "gain.growth": one.growth}
-    low = min(row.compute for row in finite(baseline))
-    high = max(row.compute for row in finite(baseline))
+    low = min(row.compute for row in finite_rows(baseline))
+    high = max(row.compute for row in finite_rows(baseline))
     at = crossing(base.law, other.law, low, high)
     beyond = crossing(base.law, other.law, high, high * 1e4) if at is None else None
     where = (

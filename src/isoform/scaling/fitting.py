@@ -302,7 +302,7 @@ def fit_power_law(
     if isinstance(compute, Points):
         points = compute
     elif loss is not None:
-        points = Points.of_compute(compute, loss)
+        points = Points.from_compute(compute, loss)
     else:
         raise ValueError("loss is missing: give Points, or compute and loss")
     x = np.log(points.compute)
@@ -316,7 +316,7 @@ def fit_shared_floor(methods: Sequence[Points], *, replicates: int = 200, seed: 
     No method can say more of a text than there is to be said, so that what curves share is known better from all of
     them. The floor lies in [0, 0.9] of the least loss. ValueError for a method of too few runs or too little spread.
     """
-    points = Points.of_compute(*(np.concatenate([getattr(p, name) for p in methods]) for name in ("compute", "loss")))
+    points = Points.from_compute(*(np.concatenate([getattr(p, name) for p in methods]) for name in ("compute", "loss")))
     for x in (np.log(p.compute) for p in methods):
         _require(points, 2, x[:, None], {"values of compute": x})
     if len(points) < 2 * len(methods) + 2:

@@ -17,14 +17,14 @@ from isoform.machine import Machine
 from isoform.model.cost import num_parameters
 from isoform.preparation import Prepared, prepare
 from isoform.recipe import Recipe, changed, load_recipe
-from isoform.scaling.claims import Arm, Claim, Loaded, decide, measure
+from isoform.scaling.claims import Arm, Claim, LoadedClaim, decide, measure
 from isoform.scaling.config import FixedRatio, Ladder, OneSize
 from isoform.scaling.curves import rows_by_arm
 from isoform.scaling.engines import Engine
 from isoform.scaling.findings import Findings, Table, compare, exact, study
-from isoform.scaling.ladder import Rung, after, as_written, halves, plan_ladder, scale_rates
+from isoform.scaling.ladder import Rung, after, plan_one_size, split_rung, plan_ladder, scale_rates
 from isoform.scaling.measures import take_measures
-from isoform.scaling.pages import StudyReport, origin_of, publish
+from isoform.scaling.pages import StudyReport, provenance, publish
 from isoform.scaling.study import Job, Row, Study, fingerprint, make_job, rows_from_json
 from isoform.terminal import Terminal, count, duration
 
@@ -43,7 +43,7 @@ class Stopped(Exception):
     """The user asked to end before all runs were made; what is done is kept."""
 
 
-def speed_here(prepared: Prepared, machine: Machine, threads: int) -> Callable[[Recipe], float]:
+def measured_speed(prepared: Prepared, machine: Machine, threads: int) -> Callable[[Recipe], float]:
     """FLOPs per second of a recipe's sizes, each measured once in some steps, with so many threads."""
     known: dict[int, float] = {}
 
@@ -109,7 +109,7 @@ class Plan:
 def plan(recipe: Recipe, ladder: Ladder, machine: Machine, *, workers: int, threads: int) -> Plan:
     """The runs of a ladder with what they will take. Raises ValueError for a budget or recipe that won't do."""
     prepared = prepare(recipe)
-    speed = speed_here(prepared, machine, threads)
+    speed = measured_speed(prepared, machine, threads)
 
     def shared(of: Recipe) -> float:
         return speed(of) * workers
@@ -120,7 +120,7 @@ def plan(recipe: Recipe, ladder: Ladder, machine: Machine, *, workers: int, thre
     return Plan(prepared, ladder, rungs, max(seconds, longest))
 
 
-def say_plan(planned: Plan, terminal: Terminal) -> None:
+def print_plan(planned: Plan, terminal: Terminal) -> None:
     """The plan as a table."""
     terminal.say(
         f"{'width':>7}{'layers':>7}{'parameters':>12}{'tokens':>11}{'FLOPs':>10}{'steps':>8}{'rate':>9}  seeds"
@@ -151,7 +151,7 @@ def make_runs(jobs: Sequence[Job], executor: StudyExecutor, terminal: Terminal, 
 
 
 def _sweep(
-    loaded: Loaded,
+    loaded: LoadedClaim,
     prepared: Mapping[str, Prepared],
     executor: StudyExecutor,
     terminal: Terminal,
@@ -206,7 +206,7 @@ def _at_rate(prepared: Prepared, factor: float) -> Prepared:
 
 
 def check(
-    loaded: Loaded,
+    loaded: LoadedClaim,
     executor: StudyExecutor,
     machine: Machine,
     terminal: Terminal,
@@ -238,7 +238,7 @@ def check(
         findings=findings,
         rows=rows,
         other_rows=other_rows,
-        origin=origin_of(command, rows, machine, executor.engine.slots),
+        origin=provenance(command, rows, machine, executor.engine.slots),
         numbers=[Table("Numbers, with 90 % intervals", ("number", "value", "rule"), numbers)],
         about={"claim": loaded.id, "question": claim.question},
         verdict={"rule": rule, "verdict": verdict},
@@ -247,7 +247,7 @@ def check(
 
 
 def _claim_rows(
-    loaded: Loaded, executor: StudyExecutor, terminal: Terminal, known: Mapping[str, Row]
+    loaded: LoadedClaim, executor: StudyExecutor, terminal: Terminal, known: Mapping[str, Row]
 ) -> tuple[list[Row], list[Row]]:
     """The rows that a claim's statistic is made of, and those of runs that led to them. Raises Stopped."""
     claim, prepared = loaded.claim, dict[str, Prepared]()
@@ -272,7 +272,7 @@ def _rungs(claim: Claim, arm: Arm, prepared: Prepared) -> list[Rung]:
     """The runs of an arm, in order of compute."""
     if isinstance(claim.ladder, OneSize):
         size = replace(claim.ladder, compute=arm.compute or claim.ladder.compute)
-        return as_written(prepared.recipe, size, prepared.flops_per_step, prepared.tokens_per_step)
+        return plan_one_size(prepared.recipe, size, prepared.flops_per_step, prepared.tokens_per_step)
     return plan_ladder(prepared.recipe, claim.ladder)
 
 
@@ -288,13 +288,13 @@ def _jobs(claim: Claim, name: str, prepared: Mapping[str, Prepared]) -> Iterator
             yield make_job(name, after(start.rung, rung), data, start=start)
         return
     for whole in plan_ladder(prepared[arm.starts].recipe, claim.ladder):
-        first, second = halves(prepared[name].recipe, claim.ladder, whole, arm.share)
+        first, second = split_rung(prepared[name].recipe, claim.ladder, whole, arm.share)
         start = make_job(name, first, data, "start")
         yield start
         yield make_job(name, second, data, start=start)
 
 
-def other_recipe(recipe: Recipe, other: str) -> tuple[str, Recipe]:
+def comparison_recipe(recipe: Recipe, other: str) -> tuple[str, Recipe]:
     """What a ladder is held against, and its name: a recipe by name or path, or KEY=VALUE,… changes of this one.
 
     Raises ConfigError for what can't be read.
@@ -320,7 +320,7 @@ def _value(text: str) -> object:
         return text
 
 
-def climb(
+def run_ladder(
     plans: Mapping[str, Plan],
     executor: StudyExecutor,
     machine: Machine,
@@ -351,7 +351,7 @@ def climb(
         lead=findings.lead,
         findings=findings,
         rows=rows,
-        origin=origin_of(command, rows, machine, executor.engine.slots),
+        origin=provenance(command, rows, machine, executor.engine.slots),
     )
     values = publish(report, out / "report.html", out / "study.json")
     for warning in values["warnings"]:

@@ -97,7 +97,7 @@ def _rungs(recipe: Recipe, ladder: Ladder, most: float) -> list[Rung]:
     return rungs
 
 
-def as_written(recipe: Recipe, size: OneSize, flops_per_step: float, tokens_per_step: float) -> list[Rung]:
+def plan_one_size(recipe: Recipe, size: OneSize, flops_per_step: float, tokens_per_step: float) -> list[Rung]:
     """The recipe itself, once for each seed; with another compute than its own its steps are more or fewer, and with
     them those of its warm-up and between checkpoints."""
     training, schedule = recipe.training, recipe.training.schedule
@@ -119,17 +119,17 @@ def after(start: Rung, rung: Rung) -> Rung:
     return replace(rung, compute=start.compute + rung.compute, tokens=start.tokens + rung.tokens)
 
 
-def halves(recipe: Recipe, ladder: Ladder, whole: Rung, share: float) -> tuple[Rung, Rung]:
+def split_rung(recipe: Recipe, ladder: Ladder, whole: Rung, share: float) -> tuple[Rung, Rung]:
     """A rung cut in two: a run that gets `share` of its compute, and one of `recipe`, at its width, that goes on from
     there with the rest."""
     own, seed = whole.recipe, whole.recipe.seed
     first = _with_compute(own, share * whole.compute, whole.group, seed, longer=share)
-    sized = _of_width(recipe, ladder, whole.width)
+    sized = _resize_to(recipe, ladder, whole.width)
     second = _rung(recipe, sized, ladder, (1 - share) * whole.compute, whole.group, seed)
     return first, after(first, second)
 
 
-def parameters(recipe: Recipe) -> float:
+def effective_parameters(recipe: Recipe) -> float:
     """Parameters as compute counts them: training FLOPs per token / 6."""
     length = recipe.model.context_length
     return training_flops(recipe.model, Shape(1, length, recipe.source_length or 0)) / length / 6
@@ -189,13 +189,13 @@ def _shares(ladder: Ladder) -> Iterator[tuple[float, float]]:
 def _rung(own: Recipe, sized: Recipe, ladder: Ladder, compute: float, group: int, seed: int) -> Rung:
     """A sized recipe with its steps, rates and seed; the warm-up keeps its share of the steps."""
     moved = _moved(own, sized, ladder, compute)
-    steps = compute / (6 * parameters(sized) * moved.training.global_batch_tokens)
+    steps = compute / (6 * effective_parameters(sized) * moved.training.global_batch_tokens)
     return _with_compute(moved, compute, group, seed, longer=steps / own.training.steps)
 
 
 def _with_compute(recipe: Recipe, compute: float, group: int, seed: int, *, longer: float) -> Rung:
     """A recipe of the right size with the steps for its compute; `longer`: by how much the warm-up is stretched."""
-    count, training = parameters(recipe), recipe.training
+    count, training = effective_parameters(recipe), recipe.training
     batch, schedule = training.global_batch_tokens, training.schedule
     steps = max(1, round(compute / (6 * count * batch)))
     training = replace(
@@ -223,7 +223,7 @@ def _moved(own: Recipe, sized: Recipe, ladder: Ladder, compute: float) -> Recipe
             return replace(sized, training=replace(training, optimizer=_for_width(training.optimizer, wider)))
         case Powers(learning_rate=rate, batch=batch):
             own_tokens = own.training.global_batch_tokens * own.training.steps
-            times = compute / (6 * parameters(own) * own_tokens)
+            times = compute / (6 * effective_parameters(own) * own_tokens)
             length = sized.model.context_length
             tokens = max(1, round(training.global_batch_tokens * times**batch / length)) * length
             moved = scale_rates(training.optimizer, times**rate)
@@ -268,22 +268,22 @@ def _nearest_size(recipe: Recipe, ladder: Ladder, target: float) -> Recipe:
     """The recipe at the width whose parameters are nearest to a number, on a logarithmic scale."""
 
     def sized(multiple: int) -> Recipe:
-        return _of_width(recipe, ladder, multiple * ladder.width_step)
+        return _resize_to(recipe, ladder, multiple * ladder.width_step)
 
     low, high = 1, 2
-    while parameters(sized(high)) < target:
+    while effective_parameters(sized(high)) < target:
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if parameters(sized(middle)) < target else (low, middle)
-    return min(sized(low), sized(high), key=lambda one: abs(math.log(parameters(one) / target)))
+        low, high = (middle, high) if effective_parameters(sized(middle)) < target else (low, middle)
+    return min(sized(low), sized(high), key=lambda one: abs(math.log(effective_parameters(one) / target)))
 
 
-def _of_width(recipe: Recipe, ladder: Ladder, width: int) -> Recipe:
-    return resized(recipe, width, ladder.depth_exponent, ladder.heads_keep)
+def _resize_to(recipe: Recipe, ladder: Ladder, width: int) -> Recipe:
+    return resize(recipe, width, ladder.depth_exponent, ladder.heads_keep)
 
 
-def resized(recipe: Recipe, width: int, depth_exponent: float = 1.0, heads_keep: HeadsKeep = "width") -> Recipe:
+def resize(recipe: Recipe, width: int, depth_exponent: float = 1.0, heads_keep: HeadsKeep = "width") -> Recipe:
     """The recipe at another width: heads keep their width or their number, layers follow the width's power, stated
     feed-forward widths keep their ratio.
 
@@ -292,26 +292,26 @@ def resized(recipe: Recipe, width: int, depth_exponent: float = 1.0, heads_keep:
     model = recipe.model
     times = width / model.model_dim
     if not isinstance(model, ModelConfig):
-        return replace(recipe, model=_resized_baseline(model, width, times**depth_exponent))
+        return replace(recipe, model=_resize_baseline(model, width, times**depth_exponent))
 
     encoder, decoder = (
-        None if stack is None else _resized_stack(model, stack, width, depth_exponent, heads_keep)
+        None if stack is None else _resize_stack(model, stack, width, depth_exponent, heads_keep)
         for stack in (model.encoder, model.decoder)
     )
     return replace(recipe, model=replace(model, model_dim=width, encoder=encoder, decoder=decoder))
 
 
-def _resized_stack(
+def _resize_stack(
     model: ModelConfig, stack: StackConfig, width: int, depth_exponent: float, heads_keep: HeadsKeep
 ) -> StackConfig:
     if stack.exits:
         raise ValueError("a ladder can't resize a model with early exits, which name its layers; leave exits out")
     layers = stack.num_layers * (width / model.model_dim) ** depth_exponent
-    blocks = tuple(_resized_block(model, block, width, heads_keep) for block in stack.blocks)
+    blocks = tuple(_resize_block(model, block, width, heads_keep) for block in stack.blocks)
     return replace(stack, num_layers=max(1, round(layers)), blocks=blocks)
 
 
-def _resized_baseline(model: Baseline, width: int, deeper: float) -> Baseline:
+def _resize_baseline(model: Baseline, width: int, deeper: float) -> Baseline:
     """A baseline at another width; a convolution stays deep enough to see what it should."""
     layers = max(1, round(model.num_layers * deeper))
     match model:
@@ -333,7 +333,7 @@ def _scaled(inner: int | None, times: float) -> int | None:
     return None if inner is None else max(8, round(inner * times / 8) * 8)
 
 
-def _resized_block(model: ModelConfig, block: BlockConfig, width: int, heads_keep: HeadsKeep) -> BlockConfig:
+def _resize_block(model: ModelConfig, block: BlockConfig, width: int, heads_keep: HeadsKeep) -> BlockConfig:
     times = width / model.model_dim
     resize = _more_heads if heads_keep == "width" else _wider_heads
     mixer, feedforward = block.mixer, block.feedforward
@@ -342,9 +342,9 @@ def _resized_block(model: ModelConfig, block: BlockConfig, width: int, heads_kee
     elif isinstance(mixer, LinearRecurrence):
         mixer = replace(mixer, state_dim=_scaled(mixer.state_dim, times))
     if isinstance(feedforward, Experts):
-        feedforward = replace(feedforward, expert=_resized_feedforward(feedforward.expert, times))
+        feedforward = replace(feedforward, expert=_resize_feedforward(feedforward.expert, times))
     elif feedforward is not None:
-        feedforward = _resized_feedforward(feedforward, times)
+        feedforward = _resize_feedforward(feedforward, times)
     return replace(block, mixer=mixer, feedforward=feedforward)
 
 
@@ -365,5 +365,5 @@ def _wider_heads(attention: Attention, head_dim: int, times: float) -> Attention
     return replace(attention, head_dim=max(2, round(head_dim * times / 2) * 2))
 
 
-def _resized_feedforward(feedforward: Dense | Gated, times: float) -> Dense | Gated:
+def _resize_feedforward(feedforward: Dense | Gated, times: float) -> Dense | Gated:
     return replace(feedforward, feedforward_dim=_scaled(feedforward.feedforward_dim, times))

@@ -45,7 +45,7 @@ class Points:
             object.__setattr__(self, name, values)
 
     @classmethod
-    def of_compute(cls, compute: Values, loss: Values) -> Points:
+    def from_compute(cls, compute: Values, loss: Values) -> Points:
         """Runs of which only compute (FLOPs) is known: N and D stand in for it as sqrt(C / 6) each."""
         side = np.sqrt(np.asarray(compute, np.float64) / 6)
         return cls(side, side, np.asarray(loss, np.float64))

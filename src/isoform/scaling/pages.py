@@ -20,7 +20,7 @@ from typing import Any
 from isoform.files import write_bytes, write_text
 from isoform.machine import Machine, describe
 from isoform.report import STYLE
-from isoform.scaling.curves import costs, left_out, mismatches
+from isoform.scaling.curves import costs, excluded_rows, mismatches
 from isoform.scaling.findings import Findings, Table
 from isoform.scaling.study import Row, rows_to_json
 from isoform.terminal import count, duration
@@ -51,7 +51,7 @@ class StudyReport:
     other_rows: Sequence[Row] = ()
     """Runs that led to those, as a sweep's."""
     origin: Mapping[str, Any]
-    """What `origin_of` gives."""
+    """What `provenance` gives."""
     numbers: Sequence[Table] = ()
     """What stands between costs and runs."""
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -79,7 +79,7 @@ def publish(report: StudyReport, page: Path, json_path: Path, *, prefix: str = "
         tables=[*findings.tables, *tables, *report.numbers, *run_tables(all_rows)],
         pictures=findings.pictures,
         notes=[*(f"{warning[0].upper()}{warning[1:]}." for warning in warnings), *findings.notes],
-        origin=[_origin_line(report.origin, with_runs=bool(all_rows))],
+        origin=[_provenance_line(report.origin, with_runs=bool(all_rows))],
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     pictures = {name: f"{prefix}{name.replace(' ', '-')}.png" for name in content.pictures}
@@ -90,7 +90,7 @@ def publish(report: StudyReport, page: Path, json_path: Path, *, prefix: str = "
     return values
 
 
-def origin_of(command: str, rows: Sequence[Row], machine: Machine, workers: int) -> dict[str, Any]:
+def provenance(command: str, rows: Sequence[Row], machine: Machine, workers: int) -> dict[str, Any]:
     """Where, with what and how often the numbers were measured: on the machine of the first row, or on this one."""
     packages = ("isoform", "torch", "numpy", "scipy")
     return {
@@ -108,7 +108,7 @@ def _repeats(rows: Sequence[Row]) -> dict[str, int]:
     return {"least": min(counts, default=0), "most": max(counts, default=0)}
 
 
-def _origin_line(origin: Mapping[str, Any], *, with_runs: bool) -> str:
+def _provenance_line(origin: Mapping[str, Any], *, with_runs: bool) -> str:
     machine = origin["machine"]
     about = ", ".join(f"{name} {number}" for name, number in origin["versions"].items())
     runs = (
@@ -176,7 +176,7 @@ def run_tables(rows: Sequence[Row]) -> list[Table]:
         "loss",
     )
     tables = [Table("Runs", head, lines)] if lines else []
-    if out := left_out(rows):
+    if out := excluded_rows(rows):
         tables.append(Table("Left out", ("run", "why"), tuple((row.id[:8], why) for row, why in out)))
     return tables
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from isoform.figures import COLORS, new_figure, to_png
-from isoform.scaling.curves import Scored, finite
+from isoform.scaling.curves import ScoredForecast, finite
 from isoform.scaling.fitting import Fit
 from isoform.scaling.minima import Minima
 from isoform.scaling.study import Row
@@ -30,7 +30,7 @@ def loss_against_cost(
     cost: Callable[[Row], float] = lambda row: row.compute,
     *,
     label: str = "training compute, FLOPs",
-    forecasts: Sequence[Scored] = (),
+    forecasts: Sequence[ScoredForecast] = (),
     reach: float = 1.0,
 ) -> bytes:
     """Runs and their curves by arm, with 90 % intervals of the curves if they are few; `reach`: how far beyond the runs
@@ -39,7 +39,7 @@ def loss_against_cost(
         raise ValueError(f"{len(curves)} arms can't be told apart in one picture; draw {len(STYLES)} or fewer")
     figure, axes = new_figure()
     for (arm, (rows, fit)), (color, marker, style) in zip(curves.items(), STYLES, strict=False):
-        rows = finite(rows)
+        rows = finite_rows(rows)
         at = np.array([cost(row) for row in rows])
         losses = np.array([row.loss for row in rows])
         axes.plot(at, losses, marker, color=color, markersize=4, alpha=0.75, label=arm)
@@ -111,7 +111,7 @@ def residuals(fit: Fit, at: Sequence[float]) -> bytes:
 def isoflop(rows: Sequence[Row], minima: Minima) -> bytes:
     """Loss against size at equal compute, with the parabola of each group and its minimum (Hoffmann et al. 2022)."""
     figure, axes = new_figure()
-    rows = finite(rows)
+    rows = finite_rows(rows)
     for group, color in zip(sorted({row.group for row in rows}), COLORS * 9, strict=False):
         there = [row for row in rows if row.group == group]
         sizes, losses = np.log([row.parameters for row in there]), np.array([row.loss for row in there])

@@ -27,7 +27,7 @@ from isoform.scaling.curves import (
     gain,
     interval,
     mean,
-    of_both,
+    interval_of_both,
     pooled,
     rows_by_arm,
     score_forecasts,
@@ -90,7 +90,7 @@ class Forecasts(Statistic):
             exact(middle),
             exact(middle / naive),
             exact(max(math.nan if w is None else w for w in widths)),
-            exact(sum(bool(one.is_held) for one in scored) / len(scored)),
+            exact(sum(bool(one.is_covered) for one in scored) / len(scored)),
             interval(fit, lambda law: law.exponent),
             interval(fit, lambda law: law.floor),
         )
@@ -107,13 +107,13 @@ class Forecasts(Statistic):
                 f"{one.actual:.4f}",
                 f"{one.error:.2%}",
                 f"{one.naive_error:.2%}",
-                "–" if one.is_held is None else "yes" if one.is_held else "no",
+                "–" if one.is_covered is None else "yes" if one.is_covered else "no",
             )
             for one in scored
         )
         findings.tables.append(Table("Forecasts from runs below 1/8 of the compute", head, lines))
         findings.pictures["the law"] = loss_against_cost({"runs": (rows, fit)}, forecasts=scored, reach=3)
-        findings.pictures["residuals"] = residuals(fit, [row.compute for row in finite(rows)])
+        findings.pictures["residuals"] = residuals(fit, [row.compute for row in finite_rows(rows)])
         return findings
 
 
@@ -216,7 +216,7 @@ class Exponents(Statistic):
     def _add(self, findings: Findings, by_arm: Mapping[str, Sequence[Row]], cost: CostAxis) -> None:
         """What curves over one cost say; both ends lie where all arms have runs."""
         fits = {arm: curve(runs, cost.of) for arm, runs in by_arm.items()}
-        ends = [(min(map(cost.of, finite(runs))), max(map(cost.of, finite(runs)))) for runs in by_arm.values()]
+        ends = [(min(map(cost.of, finite_rows(runs))), max(map(cost.of, finite_rows(runs)))) for runs in by_arm.values()]
         low, high = max(least for least, _ in ends), min(most for _, most in ends)
         for arm, fit in fits.items():
             of_fit = interval(fit, lambda law: law.exponent), interval(fit, lambda law: float(law.loss(high)))
@@ -231,7 +231,7 @@ class Exponents(Statistic):
                 flips[one].append(f"{other} at {count(beyond)}{cost.unit} by the curves, beyond the runs")
             findings.values[self._flip(one, other, cost)] = exact(math.nan if at is None else at)
             if cost is COMPUTE:
-                ratio = of_both(other_fit, fit, lambda a, b: float(a.loss(high)) / float(b.loss(high)))
+                ratio = interval_of_both(other_fit, fit, lambda a, b: float(a.loss(high)) / float(b.loss(high)))
                 findings.values[self._ratio(one, other)] = ratio
         lines = tuple(
             (arm, *(str(findings.values[name]) for name in self._of_arm(arm, cost)), ", ".join(flips[arm]) or "none")
@@ -292,7 +292,7 @@ class Compared(Statistic):
         """What one measure says, of which each arm has so many values as it has seeds."""
         means = {arm: mean(of_arm) for arm, of_arm in values.items()}
         findings.values |= {self._mean(arm, measure): estimate for arm, estimate in means.items()}
-        spread = pooled([of_arm for of_arm in values.values() if len(of_arm) > 1])
+        spread = pooled_deviation([of_arm for of_arm in values.values() if len(of_arm) > 1])
         if spread is not None:
             findings.values[self._noise(measure)] = exact(spread)
         pairs = {arm: other for arm, other in baselines.items() if arm in values and other in values}

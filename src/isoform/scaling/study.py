@@ -113,7 +113,7 @@ def make_job(arm: str, rung: Rung, data: str, purpose: str = "ladder", start: Jo
     return Job(arm, rung, hashlib.sha256(text.encode()).hexdigest()[:16], purpose, start)
 
 
-def planned(job: Job) -> Row:
+def planned_row(job: Job) -> Row:
     """What is known of a run before it is made."""
     rung, training = job.rung, job.rung.recipe.training
     return Row(
@@ -167,7 +167,7 @@ class Study:
 
     def row(self, job: Job) -> Row | None:
         """What is known of a run, if it ended."""
-        run, rung, base = Run(self.pool / job.id), job.rung, planned(job)
+        run, rung, base = Run(self.pool / job.id), job.rung, planned_row(job)
         if run.summary.exists():
             summary = json.loads(run.summary.read_text(encoding="utf-8"))
             loss = summary["validation_loss"]

@@ -18,8 +18,8 @@ from isoform.scaling.claims import (
     Arm,
     Claim,
     Condition,
-    claim_arms,
     builtin_claims,
+    claim_arms,
     decide,
     load_claim,
     measure,
@@ -28,11 +28,11 @@ from isoform.scaling.config import OneSize
 from isoform.scaling.curves import Estimate, costs, crossing, gain, mismatches, score_forecasts
 from isoform.scaling.findings import Findings, Table, exact
 from isoform.scaling.lab import next_factor
-from isoform.scaling.ladder import plan_one_size, plan_ladder
+from isoform.scaling.ladder import plan_ladder, plan_one_size
 from isoform.scaling.laws import PowerLaw
 from isoform.scaling.pages import Page, cost_tables, run_tables, to_html, to_markdown
 from isoform.scaling.statistics import Exponents, Forecasts, Gains, Published, Recovery
-from isoform.scaling.study import Job, Row, planned
+from isoform.scaling.study import Job, Row
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -14,8 +14,7 @@ from isoform.objectives.config import Classification
 from isoform.recipe import changed, load_recipe
 from isoform.scaling.claims import UNDECIDED, decide, load_claim, measure
 from isoform.scaling.config import OneSize
-from isoform.scaling.curves import difference, mean, pooled
-from isoform.scaling.ladder import as_written
+from isoform.scaling.curves import difference, mean
 from isoform.scaling.statistics import Arms, Compared
 from isoform.scaling.study import Row
 

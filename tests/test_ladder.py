@@ -10,7 +10,7 @@ from isoform.model.parts import Attention, Dense, Experts, Gated
 from isoform.model.presets import PRESETS
 from isoform.recipe import Recipe, recipe_of
 from isoform.scaling.config import SMALL, FixedRatio, IsoFlop, Ladder, MuP, Powers, Unchanged
-from isoform.scaling.ladder import LEAST_STEPS, parameters, plan_ladder, resized, scale_rates
+from isoform.scaling.ladder import LEAST_STEPS, plan_ladder, scale_rates
 from isoform.training.config import AdamW, Muon, Training
 
 BLOCK = BlockConfig(mixer=Attention(num_heads=4))

@@ -8,7 +8,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
-from isoform.commands.costs import run_costs, print_costs
+from isoform.commands.costs import print_costs, run_costs
 from isoform.commands.verb import Result, chosen_machine, interruptions
 from isoform.config import kind_of
 from isoform.experiment import train as train_recipe

@@ -197,7 +197,7 @@ def _check(claim: Claim, arms: Sequence[str], path: Path) -> None:
         if arm not in arms:
             raise unknown("arm", arm, arms, where=f"measures of {path}")
         if times > 1:
-            raise ConfigError(f"{path}: {what!r} is measured twice of the arm {arm}; rename one")
+            raise ConfigError(f"{path}: {what!r} is measured twice for the arm {arm}; rename one")
     numbers = claim.statistic.names(claim_arms(claim))
     for condition in claim.rule:
         if condition.value not in numbers:

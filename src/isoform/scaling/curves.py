@@ -176,25 +176,27 @@ def gain(
     share one floor, that of the text. The 90 % intervals combine the noise between seeds with the uncertainty of the
     curves. Raises ValueError for too few runs.
     """
-    by_group = [{g: [r for r in finite_rows(rows) if r.group == g] for g in _groups(rows)} for rows in (baseline, method)]
+    by_group = [
+        {g: [r for r in finite_rows(rows) if r.group == g] for g in _groups(rows)} for rows in (baseline, method)
+    ]
     groups = [g for g in by_group[0] if g in by_group[1]]
     if len(groups) < 3:
         raise ValueError(f"both arms have runs at {len(groups)} computes; {3 - len(groups)} more would suffice")
     both = [[row for g in groups for row in arm[g]] for arm in by_group]
     fit = fit_shared_floor([_points(rows, cost) for rows in both])
     spread, df = _spread([arm[g] for arm in by_group for g in groups], fit)
-    costs = np.array([[fmean(math.log(cost(row)) for row in arm[g]) for g in groups] for arm in by_group])
+    log_costs = np.array([[fmean(math.log(cost(row)) for row in arm[g]) for g in groups] for arm in by_group])
     observed = np.array([[fmean(math.log(row.loss or math.nan) for row in arm[g]) for g in groups] for arm in by_group])
     seeds = np.array([[len(arm[g]) for g in groups] for arm in by_group])
 
     def multipliers(law: PowerLaw, losses: np.ndarray) -> np.ndarray:
         """Log multiplier at each size: the cost at which the shifted law reaches the method's loss, over the method's."""
-        shift = np.log(law.loss(np.exp(costs[0]))) - losses[0]
+        shift = np.log(law.loss(np.exp(log_costs[0]))) - losses[0]
         above = np.maximum(np.exp(losses[1] + shift) - law.floor, 1e-6 * np.exp(losses[1]))
-        return math.log(law.scale) - np.log(above) / law.exponent - costs[1]
+        return math.log(law.scale) - np.log(above) / law.exponent - log_costs[1]
 
     def ends_and_growth(logs: np.ndarray) -> tuple[float, float, float]:
-        return float(np.exp(logs[0])), float(np.exp(logs[-1])), float(np.polyfit(costs[1], logs, 1)[0])
+        return float(np.exp(logs[0])), float(np.exp(logs[-1])), float(np.polyfit(log_costs[1], logs, 1)[0])
 
     values, rng = ends_and_growth(multipliers(fit.law.laws[0], observed)), np.random.default_rng(0)
     drawn = []

@@ -1,10 +1,10 @@
 """Fitting the laws to runs, with intervals from a bootstrap.
 
-Every law is fitted to the logarithm of the loss by one batched Levenberg-Marquardt descent: first from all the starts of
-a fit at once, then for all its bootstrap replicates at once.
+Every law is fitted to the logarithm of the loss by one batched Levenberg-Marquardt descent, first from all the starts
+of a fit at once, then for all its bootstrap replicates at once.
 
-- the residual is log(predicted) - log(observed), under a Huber loss (Hoffmann et al. 2022, 3.3) whose width is twice the
-  noise estimated from the data: their 1e-3 amounts to absolute deviations, which lose a third of the efficiency;
+- the residual is log(predicted) - log(observed), under a Huber loss (Hoffmann et al. 2022, 3.3) whose width is twice
+  the noise estimated from the data: their 1e-3 amounts to absolute deviations, which lose a third of the efficiency;
 - replicates are new data: the fitted law times resampled residuals, each scaled up by its leverage, all of them by
   sqrt(df / chi2_df), so that percentiles become Student's for a law that is linear in its parameters;
 - runs that share size and data (seeds) also share the law's misfit there, a variance component of its own.
@@ -154,7 +154,7 @@ def _bounded_step(
 
 
 def _solve_free(h: np.ndarray, g: np.ndarray, step: np.ndarray, fixed: np.ndarray) -> np.ndarray:
-    """The step [b, p] to the minimum of the quadratic of slope g and curvature h, with the `fixed` components of `step`."""
+    """The step [b, p] to the minimum of the quadratic of slope g and curvature h, its `fixed` components unchanged."""
     fixed_step = np.where(fixed, step, 0)
     free = h * (~fixed[:, :, None] & ~fixed[:, None, :])
     free += np.eye(h.shape[1]) * fixed[:, :, None]
@@ -257,7 +257,7 @@ def _notes(form: Form, theta: np.ndarray, jacobian: np.ndarray) -> Iterator[str]
         elif form.upper[i] - theta[i] < 1e-9:
             yield at_upper
         elif np.abs(jacobian[:, i]).max() < 1e-6:
-            yield f"these runs don't determine a parameter of the law, which keeps its initial value: {at_lower} or above"
+            yield f"these runs don't determine a parameter, which keeps its initial value: {at_lower} or above"
 
 
 def _require(points: Points, free: int, distinct: np.ndarray, spreads: dict[str, np.ndarray]) -> None:
@@ -266,7 +266,8 @@ def _require(points: Points, free: int, distinct: np.ndarray, spreads: dict[str,
     missing = free + 1 - num_distinct
     if missing > 0:
         raise ValueError(
-            f"{num_distinct} different runs for a law of {free} parameters: {missing} more, of other sizes, would suffice"
+            f"{num_distinct} different runs for a law of {free} parameters: "
+            f"{missing} more, of other sizes, would suffice"
         )
     for name, values in spreads.items():
         num_values = len(np.unique(np.round(values, 6)))
@@ -315,7 +316,8 @@ def fit_power_law(
 def fit_shared_floor(methods: Sequence[Points], *, replicates: int = 200, seed: int = 0) -> Fit[SharedFloor]:
     """(scale_i / C)^exponent_i + floor through the runs of each method i, with one floor for all.
 
-    The entropy of a text bounds every method, so that all runs together estimate the floor better. It lies in [0, 0.9] of the least loss. ValueError for a method of too few runs or too little spread.
+    The entropy of a text bounds every method, so that all runs together estimate the floor better. It lies in [0, 0.9]
+    of the least loss. ValueError for a method with too few runs or too little spread.
     """
     points = Points.from_compute(*(np.concatenate([getattr(p, name) for p in methods]) for name in ("compute", "loss")))
     for x in (np.log(p.compute) for p in methods):

@@ -48,8 +48,8 @@ class Form(ABC, Generic[Law]):
 class PowerLawForm(Form[PowerLaw]):
     """log L = height + log(middle (1 + slope / γ (exp(-γ (log C - centre)) - 1))), γ = slope + (1 - slope) between.
 
-    Height and slope are those of the curve in the middle of the runs; `between` places the exponent γ between the slope,
-    which is its value without a floor, and 1. In floor and exponent themselves the descent would creep along a curved
+    Height and slope are those of the curve in the middle of the runs; `between` places the exponent γ between the
+    slope, which is its value without a floor, and 1. In floor and exponent themselves the descent would creep along a curved
     valley.
     """
 
@@ -184,8 +184,8 @@ class ChinchillaForm(Form[Chinchilla]):
 class KaplanForm(Form[Kaplan]):
     """log L = middle + αD log(exp((p - αN (log N - cx)) / αD) + exp(q / αD - (log D - cy))).
 
-    The parameters are p, αN, q, αD: p = αN log(Nc / N) and q = αD log(Dc / D) in the middle of the runs, (cx, cy), which
-    are the log losses there, less their mean, if D or N respectively were infinite.
+    The parameters are p, αN, q, αD: p = αN log(Nc / N) and q = αD log(Dc / D) in the middle of the runs, (cx, cy),
+    which are the log losses there, less their mean, if D or N respectively were infinite.
     """
 
     def __init__(self, points: Points) -> None:
@@ -281,7 +281,7 @@ class DataConstrainedForm(Form[DataConstrained]):
     def _through_optimum(
         self, by_optimum: np.ndarray, balance: np.ndarray, alpha: np.ndarray, beta: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Contributions of a (and -b), α and β to the loss's derivative through log N_opt, from the derivative in log N_opt."""
+        """Derivatives of the loss in a (and -b), α and β through log N_opt, from that in log N_opt."""
         both, ratio = alpha + beta, beta / alpha
         by_balance, by_ratio = 1 + ratio, self.log_unique + balance
         by_a = by_optimum * by_balance / both
@@ -299,7 +299,7 @@ class DataConstrainedForm(Form[DataConstrained]):
 def _effective_log(
     first: np.ndarray, again: np.ndarray, decay: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Log of the effective number of `exp(first)` items repeated `again` times, and its derivatives in log decay and `first`."""
+    """Log of the effective number of `exp(first)` items repeated `again` times; derivatives in log decay and `first`."""
     fading = np.exp(-again / decay)
     times = 1 + decay * (1 - fading)
     return first + np.log(times), (times - 1 - again * fading) / times, 1 - fading * (again + 1) / times

@@ -54,8 +54,8 @@ class Rung:
 def plan_ladder(recipe: Recipe, ladder: Ladder, *, speed: Callable[[Recipe], float] | None = None) -> list[Rung]:
     """The runs of a ladder, in order of compute; the recipe's vocabulary must be filled in.
 
-    speed: from a recipe to its FLOPs per second here, used if the ladder's budget is in minutes. Raises ValueError for a
-    budget that is too small, with a sufficient one, and for a recipe that can't be resized.
+    speed: from a recipe to its FLOPs per second here, used if the ladder's budget is in minutes. Raises ValueError for
+    a budget that is too small, with a sufficient one, and for a recipe that can't be resized.
     """
     if recipe.start:
         raise ValueError(f"a ladder resizes the model, which then can't start from {recipe.start}; leave start out")
@@ -70,7 +70,7 @@ def plan_ladder(recipe: Recipe, ladder: Ladder, *, speed: Callable[[Recipe], flo
         spent, needed = (sum(rung.compute for rung in _rungs(recipe, ladder, top)) for top in (most, enough))
         raise ValueError(
             f"the budget of {spent:.2g} FLOPs is too small for this ladder: its shortest run would take {short} steps, "
-            f"and fewer than {LEAST_STEPS} are not informative; {needed:.2g} FLOPs would suffice, or fewer decades, or a "
+            f"and fewer than {LEAST_STEPS} are too few; {needed:.2g} FLOPs would suffice, or fewer decades, or a "
             f"smaller training.global_batch_tokens"
         )
     return rungs
@@ -118,7 +118,7 @@ def continue_from(start: Rung, rung: Rung) -> Rung:
 
 
 def split_rung(recipe: Recipe, ladder: Ladder, whole: Rung, share: float) -> tuple[Rung, Rung]:
-    """A rung split in two: a run with `share` of its compute, and one of `recipe` at its width that continues from there
+    """A rung split in two: a run with `share` of its compute, and one of `recipe` at its width that continues from it
     with the rest."""
     seed = whole.recipe.seed
     first = _with_compute(whole.recipe, share * whole.compute, whole.group, seed, warmup_factor=share)

@@ -76,7 +76,7 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """The cost of a conversation in which every answer is conditioned on all earlier turns, computed from the config."""
+    """Cost of a conversation in which every answer is conditioned on all earlier turns, computed from the config."""
 
     name: str
     what: Literal["read_again", "bytes_held"]

@@ -82,7 +82,8 @@ def isoflop_minima(points: Points, groups: np.ndarray | None = None) -> Minima:
     """A parabola of log loss in log N through each group of runs of equal compute (Hoffmann et al. 2022, 3.2).
 
     `groups` are [n] labels; None: a gap of more than 10 % in compute separates groups. The noise is pooled over groups.
-    A group whose minimum lies outside its sizes, or is not significant, is excluded with a note. ValueError for a group that spans more than 30 % in compute.
+    A group whose minimum lies outside its sizes, or is not significant, is excluded with a note. ValueError
+    for a group that spans more than 30 % in compute.
     """
     labels = _group_by_compute(points.compute) if groups is None else np.asarray(groups)
     if labels.shape != points.loss.shape:
@@ -131,7 +132,7 @@ def _minimum(parabola: _Parabola, noise: float | None, degrees: int) -> Minimum 
 
 
 def _fieller(parabola: _Parabola, noise: float, degrees: int) -> tuple[float, float] | None:
-    """The sizes N at which slope + 2 bend x doesn't differ significantly from 0 (Fieller 1954, 90 %); None if unbounded."""
+    """The sizes N at which slope + 2 bend x isn't significantly different from 0 (Fieller 1954, 90 %); None if unbounded."""
     from scipy.special import stdtrit
 
     _, slope, bend = parabola.coefficients

@@ -1,7 +1,7 @@
 """Simulated ladders of runs with a known law, and how well a fit recovers it.
 
-A 90 % interval is calibrated if it covers the truth in 90 % of simulated ladders, and a forecast's interval if it covers
-the loss of one more run. Noise is log-normal: seeds differ by a fraction of the loss.
+A 90 % interval is calibrated if it covers the truth in 90 % of simulated ladders, and a forecast's interval if it
+covers the loss of one more run. Noise is log-normal: seeds differ by a fraction of the loss.
 """
 
 from __future__ import annotations

@@ -194,8 +194,8 @@ class Exponents(Statistic):
     """The curves of all arms side by side, over compute and over seconds; where their order flips.
 
     Numbers, for each arm NAME: NAME.exponent, NAME.loss (at the largest compute), NAME.seconds_exponent,
-    .seconds_loss; for every pair OTHER/NAME, the ratio of their losses at the largest compute, and NAME/OTHER.flip_compute and
-    .flip_seconds, where their order flips.
+    .seconds_loss; for every pair OTHER/NAME, the ratio of their losses at the largest compute, and
+    NAME/OTHER.flip_compute and .flip_seconds, where their order flips.
     """
 
     def names(self, arms: Arms) -> list[str]:

@@ -190,7 +190,7 @@ def gain(
     seeds = np.array([[len(arm[g]) for g in groups] for arm in by_group])
 
     def multipliers(law: PowerLaw, losses: np.ndarray) -> np.ndarray:
-        """Log multiplier at each size: log cost at which the shifted law reaches the method's loss, less the method's."""
+        """Log multiplier at each size, of the cost at which the shifted law reaches the method's loss."""
         shift = np.log(law.loss(np.exp(log_costs[0]))) - losses[0]
         above = np.maximum(np.exp(losses[1] + shift) - law.floor, 1e-6 * np.exp(losses[1]))
         return math.log(law.scale) - np.log(above) / law.exponent - log_costs[1]

@@ -49,8 +49,8 @@ class PowerLawForm(Form[PowerLaw]):
     """log L = height + log(middle (1 + slope / γ (exp(-γ (log C - centre)) - 1))), γ = slope + (1 - slope) between.
 
     Height and slope are those of the curve in the middle of the runs; `between` places the exponent γ between the
-    slope, which is its value without a floor, and 1. In floor and exponent themselves the descent would creep along a curved
-    valley.
+    slope, which is its value without a floor, and 1. In floor and exponent themselves the descent would creep along a
+    curved valley.
     """
 
     def __init__(self, points: Points, *, with_floor: bool) -> None:
@@ -299,7 +299,7 @@ class DataConstrainedForm(Form[DataConstrained]):
 def _effective_log(
     first: np.ndarray, again: np.ndarray, decay: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Log of the effective number of `exp(first)` items repeated `again` times; derivatives in log decay and `first`."""
+    """Log of the effective number of `exp(first)` items repeated `again` times; derivatives by log decay, `first`."""
     fading = np.exp(-again / decay)
     times = 1 + decay * (1 - fading)
     return first + np.log(times), (times - 1 - again * fading) / times, 1 - fading * (again + 1) / times

@@ -132,7 +132,7 @@ def _minimum(parabola: _Parabola, noise: float | None, degrees: int) -> Minimum 
 
 
 def _fieller(parabola: _Parabola, noise: float, degrees: int) -> tuple[float, float] | None:
-    """The sizes N at which slope + 2 bend x isn't significantly different from 0 (Fieller 1954, 90 %); None if unbounded."""
+    """The sizes N at which slope + 2 bend x is not significantly nonzero (Fieller 1954, 90 %); None if unbounded."""
     from scipy.special import stdtrit
 
     _, slope, bend = parabola.coefficients

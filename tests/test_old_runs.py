@@ -171,7 +171,7 @@ def test_a_claim_finds_its_published_runs(claim, monkeypatch):
     monkeypatch.setattr(lab, "prepare", lambda *recipe_and_codec: next(prepared))
     monkeypatch.setattr(lab, "make_runs", plan_runs)
     with pytest.raises(Planned):
-        lab.check(loaded, None, None, QUIET, RESULTS, command="", extend=True)
+        lab.check_claim(loaded, None, None, QUIET, RESULTS, command="", extend=True)
     assert ids == known.keys()
 
 

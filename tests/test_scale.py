@@ -26,7 +26,7 @@ optimizer = {{ kind = "adamw", learning_rate = 0.01 }}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scale")
     text = " ".join(WORDS[(i * i + i // 3) % len(WORDS)] for i in range(20000))
     (folder / "text.txt").write_text(text[:-4000])
@@ -36,55 +36,55 @@ def place(tmp_path_factory):
     return folder
 
 
-def scale(place: Path, *flags: str) -> int:
-    return main(["scale", str(place / "small.toml"), "--pool", str(place / "pool"), *flags])
+def scale(folder: Path, *flags: str) -> int:
+    return main(["scale", str(folder / "small.toml"), "--pool", str(folder / "pool"), *flags])
 
 
 LADDER = ("--budget", "8e9", "--decades", "0.9", "--design.sizes", "6", "--design.tokens_per_parameter", "4")
 
 
-def test_a_dry_run_says_everything_and_makes_nothing(place, capsys):
-    assert scale(place, *LADDER, "--dry_run", "--json") == 0
+def test_a_dry_run_prints_the_plan_and_runs_nothing(folder, capsys):
+    assert scale(folder, *LADDER, "--dry_run", "--json") == 0
     shown = capsys.readouterr()
     (plan,) = json.loads(shown.out)["plans"].values()
     assert plan["runs"] == 6 == len(plan["sizes"])
     assert plan["flops"] == pytest.approx(8e9, rel=0.05) and plan["seconds"] > 0 and plan["disk_bytes"] > 0
-    assert 0 < plan["epochs"] < 1 and not (place / "pool").exists()
+    assert 0 < plan["epochs"] < 1 and not (folder / "pool").exists()
     assert "6 runs" in shown.err and "of disk" in shown.err and "epochs" in shown.err
 
 
-def test_a_ladder_is_climbed_fitted_and_reported_and_the_second_time_only_reported(place, capsys):
-    out = place / "first"
-    assert scale(place, *LADDER, "--out", str(out), "--price.here", "0.5", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
+def test_a_ladder_is_run_fitted_and_reported_and_the_second_time_only_reported(folder, capsys):
+    out = folder / "first"
+    assert scale(folder, *LADDER, "--out", str(out), "--price.here", "0.5", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
     for name in ("forecast", "exponent", "floor"):
-        value, low, high = told["values"][name]
+        value, low, high = printed["values"][name]
         assert low <= value <= high, name
     study = json.loads((out / "study.json").read_text())
     assert len(study["rows"]) == 6 and study["repeats"] == {"least": 1, "most": 1} and study["seeds"] == [0]
-    pool = {path.stem for path in (place / "pool").glob("*.toml")}
+    pool = {path.stem for path in (folder / "pool").glob("*.toml")}
     assert {row["id"] for row in study["rows"]} == pool
     for row in study["rows"]:
-        summary = json.loads((place / "pool" / row["id"] / "summary.json").read_text())
+        summary = json.loads((folder / "pool" / row["id"] / "summary.json").read_text())
         assert summary["validation_loss"] == row["loss"] and summary["flops"] == pytest.approx(row["compute"])
     page = (out / "report.html").read_text()
     for words in ("What time buys", "Laws", "Runs", "1 hour", "NVIDIA H200", "forecast to be", "Chinchilla"):
         assert words in page, words
-    assert str(place) not in page and str(place) not in (out / "study.json").read_text()
+    assert str(folder) not in page and str(folder) not in (out / "study.json").read_text()
     for picture in ("loss-against-compute.png", "residuals.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
-    stamps = {path: path.stat().st_mtime_ns for path in (place / "pool").rglob("summary.json")}
-    assert scale(place, *LADDER, "--out", str(place / "again")) == 0
-    assert stamps == {path: path.stat().st_mtime_ns for path in (place / "pool").rglob("summary.json")}
-    assert json.loads((place / "again/study.json").read_text())["values"] == study["values"]
+    stamps = {path: path.stat().st_mtime_ns for path in (folder / "pool").rglob("summary.json")}
+    assert scale(folder, *LADDER, "--out", str(folder / "again")) == 0
+    assert stamps == {path: path.stat().st_mtime_ns for path in (folder / "pool").rglob("summary.json")}
+    assert json.loads((folder / "again/study.json").read_text())["values"] == study["values"]
 
 
-def test_two_recipes_are_compared_and_a_forecast_is_verified(place, capsys):
+def test_two_recipes_are_compared_and_a_forecast_is_verified(folder, capsys):
     flags = ("--against", "training.optimizer.learning_rate=0.0005", "--forecast", "2", "--verify")
-    assert scale(place, *LADDER, *flags, "--out", str(place / "two")) == 0
+    assert scale(folder, *LADDER, *flags, "--out", str(folder / "two")) == 0
     shown = capsys.readouterr().out
     assert "is worth" in shown and "the forecast was off by" in shown
-    study = json.loads((place / "two/study.json").read_text())
+    study = json.loads((folder / "two/study.json").read_text())
     assert study["values"]["gain.most"][0] < 1
     assert sorted({row["arm"] for row in study["rows"]}) == [
         "forecast",
@@ -99,14 +99,16 @@ def test_two_recipes_are_compared_and_a_forecast_is_verified(place, capsys):
     )
 
 
-def test_what_wont_do_is_said_with_what_would(place, capsys):
-    assert scale(place, "--budget", "1e7", "--decades", "1") == 65
+def test_unsuitable_budgets_and_changes_are_refused_with_a_remedy(folder, capsys):
+    assert scale(folder, "--budget", "1e7", "--decades", "1") == 65
     assert "would suffice" in capsys.readouterr().err
-    assert scale(place, "--budget", "2e9", "--decades", "0.2", "--design.sizes", "2", "--out", str(place / "few")) == 65
+    assert (
+        scale(folder, "--budget", "2e9", "--decades", "0.2", "--design.sizes", "2", "--out", str(folder / "few")) == 65
+    )
     assert "would suffice" in capsys.readouterr().err
-    assert scale(place, *LADDER, "--against", "training.stepz=3", "--dry_run") == 65
+    assert scale(folder, *LADDER, "--against", "training.stepz=3", "--dry_run") == 65
     assert 'unknown key "stepz"' in capsys.readouterr().err
-    assert scale(place, "--decades", "-1") == 65
+    assert scale(folder, "--decades", "-1") == 65
     assert "decades=-1" in capsys.readouterr().err
     assert main(["scale"]) == 65
     assert "name a recipe" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Studies with real processes: what is done is skipped, what was cut goes on, what fails is told."""
+"""Studies with real processes: finished runs are skipped, interrupted ones resumed, failures reported."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.parts import Attention, Dense, Experts, TokenChoice
 from isoform.preparation import prepare
 from isoform.recipe import Recipe
-from isoform.scaling.engines import Local
+from isoform.scaling.engines import LocalEngine
 from isoform.scaling.ladder import Rung
 from isoform.scaling.study import Study, fingerprint, make_job, rows_from_json, rows_to_json
 from isoform.terminal import Terminal
@@ -58,41 +58,41 @@ def text(tmp_path):
     return path
 
 
-def job(of: Recipe, arm="a", group=0):
-    prepared = prepare(of)
-    rung = Rung(prepared.recipe, 100.0, of.training.steps * 64, 6e4 * of.training.steps, group)
+def job(run_recipe: Recipe, arm="a", group=0):
+    prepared, steps = prepare(run_recipe), run_recipe.training.steps
+    rung = Rung(prepared.recipe, 100.0, steps * 64, 6e4 * steps, group)
     return make_job(arm, rung, fingerprint(prepared))
 
 
-def test_an_id_is_the_content(text, tmp_path):
+def test_an_id_is_a_hash_of_the_content(text, tmp_path):
     elsewhere = tmp_path / "copy.txt"
     elsewhere.write_text(TEXT)
-    one = job(recipe(text))
-    assert job(recipe(elsewhere)).id == one.id == job(replace(recipe(text), sample_prompt="x", expected_loss=1.0)).id
-    others = [
+    first = job(recipe(text))
+    assert job(recipe(elsewhere)).id == first.id == job(replace(recipe(text), sample_prompt="x", expected_loss=1.0)).id
+    changed = [
         recipe(text, seed=1),
         recipe(text, steps=21),
         replace(recipe(text), data=Data(path=str(text), fraction=0.5)),
     ]
     elsewhere.write_text(TEXT + "!")
-    assert len({one.id, job(recipe(elsewhere)).id, *(job(other).id for other in others)}) == 5
+    assert len({first.id, job(recipe(elsewhere)).id, *(job(r).id for r in changed)}) == 5
 
 
 def test_runs_are_made_once_and_rows_survive_json(text, tmp_path):
     jobs = [job(recipe(text, seed=seed), arm="ab"[seed]) for seed in (0, 1)]
     study = Study([*jobs, jobs[0]], tmp_path / "pool")
-    assert study.run(Local(2, 1), QUIET) and not study.open
+    assert study.run(LocalEngine(2, 1), QUIET) and not study.pending
     assert [row.arm for row in study.rows] == ["a", "b"]
     for row in study.rows:
         assert row.is_finite and row.steps == 20 and row.num_parameters > 0 and row.tokens_per_second > 0
         assert row.machine["threads"] == 1 and row.data[0]["title"] == "text.txt"
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "pool").rglob("*.json*")}
     again = Study(jobs, tmp_path / "pool")
-    assert again.run(Local(2, 1), QUIET)
+    assert again.run(LocalEngine(2, 1), QUIET)
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "pool").rglob("*.json*")}
-    known = rows_from_json(json.loads(json.dumps(rows_to_json(study.rows))))
-    elsewhere = Study(jobs, tmp_path / "other", known)
-    assert not elsewhere.open and elsewhere.rows == study.rows
+    imported = rows_from_json(json.loads(json.dumps(rows_to_json(study.rows))))
+    elsewhere = Study(jobs, tmp_path / "other", imported)
+    assert not elsewhere.pending and elsewhere.rows == study.rows
 
 
 def wait_for(condition, seconds=60):
@@ -102,47 +102,47 @@ def wait_for(condition, seconds=60):
         time.sleep(0.02)
 
 
-def test_a_worker_that_is_killed_goes_on_from_its_checkpoint(text, tmp_path):
-    one, quick = job(recipe(text, steps=400, every=50)), job(recipe(text, seed=1))
+def test_a_worker_that_is_killed_resumes_from_its_checkpoint(text, tmp_path):
+    long, short = job(recipe(text, steps=400, every=50)), job(recipe(text, seed=1))
     pool = tmp_path / "pool"
-    engine, killed = Local(2, 1), []
+    engine, killed = LocalEngine(2, 1), []
     start = engine.start
 
-    def starting(command):
+    def record_start(command):
         ticket = start(command)
-        if one.id in str(command.log):
+        if long.id in str(command.log):
             killed.append(ticket.handle)
         return ticket
 
-    engine.start = starting
+    engine.start = record_start
 
     def kill():
-        wait_for(lambda: list((pool / one.id / "checkpoints").glob("step-*")))
+        wait_for(lambda: list((pool / long.id / "checkpoints").glob("step-*")))
         killed[0].kill()
 
     killer = threading.Thread(target=kill)
     killer.start()
-    study = Study([one, quick], pool)
+    study = Study([long, short], pool)
     assert study.run(engine, QUIET)
     killer.join()
     assert len(killed) == 2 and killed[0].returncode == -signal.SIGKILL
     assert [row.is_finite for row in study.rows] == [True, True]
-    uninterrupted = Study([one], tmp_path / "other")
-    assert uninterrupted.run(Local(1, 1), QUIET)
+    uninterrupted = Study([long], tmp_path / "other")
+    assert uninterrupted.run(LocalEngine(1, 1), QUIET)
     assert uninterrupted.rows[0].loss == study.rows[0].loss
 
 
 CLIMB = """
 import sys
 from pathlib import Path
-from test_study import QUIET, Local, Study, job, recipe
+from test_study import QUIET, LocalEngine, Study, job, recipe
 text, pool = sys.argv[1:]
 jobs = [job(recipe(text, steps=400, every=50)), job(recipe(text, seed=1))]
-Study(jobs, Path(pool)).run(Local(2, 1), QUIET)
+Study(jobs, Path(pool)).run(LocalEngine(2, 1), QUIET)
 """
 
 
-def test_the_parent_may_be_killed_and_nothing_is_made_twice(text, tmp_path):
+def test_the_parent_may_be_killed_and_no_run_is_repeated(text, tmp_path):
     pool = tmp_path / "pool"
     path = [os.path.dirname(__file__), *sys.path]  # noqa: PTH120
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
@@ -153,74 +153,74 @@ def test_the_parent_may_be_killed_and_nothing_is_made_twice(text, tmp_path):
     parent.kill()
     parent.wait()
     study = Study([long, short], pool)
-    assert study.run(Local(2, 1), QUIET)
+    assert study.run(LocalEngine(2, 1), QUIET)
     assert [row.is_finite for row in study.rows] == [True, True]
     assert (pool / short.id / "summary.json").stat().st_mtime_ns == finished
     assert "Traceback" not in (pool / f"{long.id}.log").read_text()
 
 
-def test_a_study_that_is_asked_to_stop_saves_and_goes_on(text, tmp_path):
-    one, pool = job(recipe(text, steps=1200, every=300)), tmp_path / "pool"
-    study = Study([one], pool)
+def test_a_study_that_is_stopped_saves_and_resumes(text, tmp_path):
+    run, pool = job(recipe(text, steps=1200, every=300)), tmp_path / "pool"
+    study = Study([run], pool)
     stops = []
 
     def should_stop():
-        metrics = pool / one.id / "metrics.jsonl"
+        metrics = pool / run.id / "metrics.jsonl"
         stops.append(metrics.exists() and metrics.stat().st_size > 0)
         return stops[-1]
 
-    assert not study.run(Local(1, 1), QUIET, should_stop=should_stop)
-    (checkpoint,) = (pool / one.id / "checkpoints").glob("step-*")
+    assert not study.run(LocalEngine(1, 1), QUIET, should_stop=should_stop)
+    (checkpoint,) = (pool / run.id / "checkpoints").glob("step-*")
     assert 0 < int(checkpoint.name.split("-")[1]) < 1200
-    assert study.run(Local(1, 1), QUIET) and study.rows[0].is_finite
+    assert study.run(LocalEngine(1, 1), QUIET) and study.rows[0].is_finite
 
 
-def test_a_diverged_run_has_no_loss_and_is_not_made_again(text, tmp_path, capfd):
-    one = job(recipe(text, rate=1e30, steps=40))
-    study = Study([one], tmp_path / "pool")
-    assert study.run(Local(1, 1), Terminal(quiet=True))
+def test_a_diverged_run_has_no_loss_and_is_not_repeated(text, tmp_path, capfd):
+    run = job(recipe(text, rate=1e30, steps=40))
+    study = Study([run], tmp_path / "pool")
+    assert study.run(LocalEngine(1, 1), Terminal(quiet=True))
     (row,) = study.rows
     assert (not row.is_finite and "not finite" in row.reason) or "diverged: step" in row.reason
     assert row.reason in capfd.readouterr().err
-    assert not Study([one], tmp_path / "pool").open
+    assert not Study([run], tmp_path / "pool").pending
 
 
-def test_a_run_that_fails_says_what_it_said(text, tmp_path):
-    one = job(recipe(text))
-    study = Study([one], tmp_path / "pool")
+def test_a_failed_run_is_reported_with_its_error(text, tmp_path):
+    run = job(recipe(text))
+    study = Study([run], tmp_path / "pool")
     text.unlink()
-    assert study.run(Local(1, 1), QUIET)
+    assert study.run(LocalEngine(1, 1), QUIET)
     (row,) = study.rows
     assert row.reason.startswith("ended with 65: ") and "text.txt" in row.reason
-    assert Study([one], tmp_path / "pool").open == [one]
+    assert Study([run], tmp_path / "pool").pending == [run]
 
 
-def test_a_run_goes_on_from_another_and_waits_for_it(text, tmp_path):
+def test_a_run_starts_from_another_and_waits_for_it(text, tmp_path):
     dense = recipe(text, steps=60)
     block = dense.model.decoder.blocks[0]
     experts = Experts(num_experts=4, expert=Dense(), router=TokenChoice(num_active=2))
-    grown = replace(dense.model, decoder=StackConfig(num_layers=1, blocks=(replace(block, feedforward=experts),)))
+    upcycled = replace(dense.model, decoder=StackConfig(num_layers=1, blocks=(replace(block, feedforward=experts),)))
     first = job(dense)
-    child = replace(dense, model=grown, training=replace(dense.training, steps=5))
+    child = replace(dense, model=upcycled, training=replace(dense.training, steps=5))
     prepared = prepare(child)
     rung = Rung(prepared.recipe, 100.0, 65 * 64, 6e4 * 65, 0)
     second = make_job("b", rung, fingerprint(prepared), start=first)
     assert second.id != make_job("b", rung, fingerprint(prepared)).id
     study = Study([second, first], tmp_path / "pool")
-    assert study.run(Local(2, 1), QUIET)
-    alone = Study([make_job("b", rung, fingerprint(prepared))], tmp_path / "pool")
-    assert alone.run(Local(2, 1), QUIET)
+    assert study.run(LocalEngine(2, 1), QUIET)
+    scratch = Study([make_job("b", rung, fingerprint(prepared))], tmp_path / "pool")
+    assert scratch.run(LocalEngine(2, 1), QUIET)
     started, dense_row = study.rows
-    assert started.loss < alone.rows[0].loss - 0.3 and started.loss < dense_row.loss + 0.3
-    known = rows_from_json(rows_to_json(study.rows))
-    assert not Study([second, first], tmp_path / "elsewhere", known).open
-    del known[second.id]
-    assert set(Study([second, first], tmp_path / "elsewhere", known).open) == {first, second}
+    assert started.loss < scratch.rows[0].loss - 0.3 and started.loss < dense_row.loss + 0.3
+    imported = rows_from_json(rows_to_json(study.rows))
+    assert not Study([second, first], tmp_path / "elsewhere", imported).pending
+    del imported[second.id]
+    assert set(Study([second, first], tmp_path / "elsewhere", imported).pending) == {first, second}
 
 
 def test_two_recipes_with_one_id_are_refused(text, tmp_path):
-    one, pool = job(recipe(text)), tmp_path / "pool"
+    run, pool = job(recipe(text)), tmp_path / "pool"
     pool.mkdir()
-    (pool / f"{one.id}.toml").write_text(dump_toml(recipe(text, steps=7)))
+    (pool / f"{run.id}.toml").write_text(dump_toml(recipe(text, steps=7)))
     with pytest.raises(ValueError, match="recipe of another run with the same id"):
-        Study([one], pool)
+        Study([run], pool)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 FIELDS: dict[str, dict[str, str]] = {
     "block_config": {"mixer": "attention"},
+    "conversation": {"question_tokens": "asked", "answer_tokens": "said"},
     "lookup": {"num_token_types": "num_kinds"},
     "masked": {"mask_rate": "hidden"},
     "patches": {"class_token": "class_piece"},

@@ -1,4 +1,4 @@
-"""What a recipe or a model costs, before anything is trained."""
+"""The costs of a recipe or a model, before training."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from isoform.terminal import Terminal, count, duration
 from isoform.training.memory import training_memory
 
 
-def costs_of(prepared: Prepared, machine: Machine) -> dict:
-    """What a run will take, as JSON values."""
+def run_costs(prepared: Prepared, machine: Machine) -> dict:
+    """The costs of a run, as JSON values."""
     recipe, length = prepared.recipe, prepared.recipe.model.context_length
     model = as_transformer(recipe.model)
-    process = peak_memory(machine)  # what libraries and data take already
+    process = peak_memory(machine)  # used by libraries and data already
     peak = measured_peaks(machine).matmul
     flops = prepared.flops_per_step * recipe.training.steps
     shape = Shape(recipe.rows_per_pass, length, recipe.source_length or 0)
@@ -50,14 +50,14 @@ def costs_of(prepared: Prepared, machine: Machine) -> dict:
     }
 
 
-def say_costs(prepared: Prepared, machine: Machine, terminal: Terminal) -> None:
-    """The same in lines."""
-    costs = costs_of(prepared, machine)
+def print_costs(prepared: Prepared, machine: Machine, terminal: Terminal) -> None:
+    """Print the costs of a run."""
+    costs = run_costs(prepared, machine)
     memory = costs["memory"]
     terminal.say(f"parameters      {costs['num_parameters']:,}  (counted)")
     terminal.say(f"training        {count(costs['flops'])}FLOP, {count(costs['flops_per_step'])}FLOP a step  (counted)")
     terminal.say(f"tokens          {count(costs['tokens'])}")
-    terminal.say(f"memory          {count(sum(memory.values()))}B  (estimated; the allocator takes more)")
+    terminal.say(f"memory          {count(sum(memory.values()))}B  (estimated; the allocator needs more)")
     for what, size in memory.items():
         terminal.say(f"  {what:<14}{count(size)}B")
     if costs["cache_bytes_per_token"] is not None:
@@ -76,12 +76,12 @@ def estimate(options: EstimateOptions, terminal: Terminal, name: str) -> Result:
     if is_model_path(name):
         return _estimate_model(load(name).recipe, None, machine, terminal, name)
     prepared = prepare(options.recipe)
-    say_costs(prepared, machine, terminal)
-    return Result({"recipe": name, **costs_of(prepared, machine)})
+    print_costs(prepared, machine, terminal)
+    return Result({"recipe": name, **run_costs(prepared, machine)})
 
 
 def _estimate_model(recipe: Recipe, published: str | None, machine: Machine, terminal: Terminal, name: str) -> Result:
-    """What one row of full context costs to train on, to read, and to continue by one token; on which roof each is."""
+    """Costs of training on, reading and continuing one row of full context, with the roofline of each."""
     model, peaks = as_transformer(recipe.model), measured_peaks(machine)
     length = model.context_length
     decoder = model if isinstance(model, ModelConfig) and model.decoder is not None else None
@@ -105,8 +105,8 @@ def _estimate_model(recipe: Recipe, published: str | None, machine: Machine, ter
     cache = 0 if decoder is None else full_cache_bytes(decoder, bytes_per_number=2)
     if decoder is not None:
         terminal.say(f"  cache         {count(cache)}B  (counted, bfloat16, full context)")
-    there = {f"{device_name(machine.device)} (measured)": peaks, **KNOWN_PEAKS}
-    width = max(map(len, there)) + 2
+    devices = {f"{device_name(machine.device)} (measured)": peaks, **KNOWN_PEAKS}
+    width = max(map(len, devices)) + 2
     values: dict = {
         "model": name,
         "num_parameters": parameters,
@@ -115,26 +115,28 @@ def _estimate_model(recipe: Recipe, published: str | None, machine: Machine, ter
         "shape": asdict(shape),
         "memory": memory,
         "cache_bytes": cache,
-        "work": {what: _roofs(flops, moved, there) for what, (flops, moved) in work.items()},
+        "work": {what: _roofs(flops, moved, devices) for what, (flops, moved) in work.items()},
     }
 
-    def say(head: str, cells: Iterable[str]) -> None:
+    def print_line(head: str, cells: Iterable[str]) -> None:
         terminal.say(f"{head:<{width}}" + "".join(f"{cell:<22}" for cell in cells))
 
-    says = [(key, values["work"][key]) for key in work]
-    say("", work)
-    say("FLOPs", (count(w["flops"]) for _, w in says))
-    say("bytes moved at least", (f"{count(w['bytes'])}B" for _, w in says))
-    say("FLOPs per byte", (f"{w['intensity']:.1f}" for _, w in says))
-    for device in there:
-        roofs = [w["roofs"][device] for _, w in says]
-        say(device, (f"{1000 * roof['seconds']:,.3g} ms  {roof['binds']}" for roof in roofs))
-    terminal.say("times are lower bounds, by what binds: products or memory; GPUs by their data sheets, in bfloat16")
+    columns = [values["work"][key] for key in work]
+    print_line("", work)
+    print_line("FLOPs", (count(w["flops"]) for w in columns))
+    print_line("bytes moved at least", (f"{count(w['bytes'])}B" for w in columns))
+    print_line("FLOPs per byte", (f"{w['intensity']:.1f}" for w in columns))
+    for device in devices:
+        roofs = [w["roofs"][device] for w in columns]
+        print_line(device, (f"{1000 * roof['seconds']:,.3g} ms  {roof['binds']}" for roof in roofs))
+    terminal.say(
+        "times are lower bounds from the roofline, by products or memory; GPUs by their data sheets, in bfloat16"
+    )
     return Result(values)
 
 
 def _roofs(flops: int, moved: int, peaks: Mapping[str, Peaks]) -> dict:
-    """The least time of a work on each machine, and which of its roofs says so (Williams et al. 2009)."""
+    """Lower bound of the time on each device by its roofline, and which roof binds (Williams et al. 2009)."""
     roofs = {}
     for device, peak in peaks.items():
         by_products, by_memory = flops / peak.matmul, moved / peak.copy

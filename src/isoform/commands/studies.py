@@ -1,4 +1,4 @@
-"""Ladders and claims."""
+"""The commands scale and reproduce."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from isoform.machine import Machine
 from isoform.options import MachineOptions, ReproduceOptions, ScaleOptions, StudyOptions
 from isoform.scaling.claims import builtin_claims, load_claim
 from isoform.scaling.engines import build_engine
-from isoform.scaling.lab import Stopped, StudyExecutor, check, climb, other_recipe, plan, say_plan
+from isoform.scaling.lab import (
+    Stopped,
+    StudyExecutor,
+    check_claim,
+    comparison_recipe,
+    make_plan,
+    print_plan,
+    run_ladder,
+)
 from isoform.terminal import ExitCode, Terminal
 
 
@@ -25,17 +33,17 @@ def scale(options: ScaleOptions, terminal: Terminal, name: str) -> Result:
     with _executor(options.study, options.machine, machine, out) as executor:
         arms = {title: options.recipe}
         if options.against:
-            other, recipe = other_recipe(options.recipe, options.against)
-            arms[other] = recipe
+            arm, recipe = comparison_recipe(options.recipe, options.against)
+            arms[arm] = recipe
         plans, engine = {}, executor.engine
         for arm, recipe in arms.items():
-            plans[arm] = plan(recipe, options.ladder, machine, workers=engine.slots, threads=engine.threads)
+            plans[arm] = make_plan(recipe, options.ladder, machine, workers=engine.slots, threads=engine.threads)
             terminal.say(arm if len(arms) > 1 else "", end="\n" if len(arms) > 1 else "")
-            say_plan(plans[arm], terminal)
+            print_plan(plans[arm], terminal)
         if options.dry_run:
-            return Result({"plans": {arm: one.to_json() for arm, one in plans.items()}})
+            return Result({"plans": {arm: plan.to_json() for arm, plan in plans.items()}})
         try:
-            values = climb(
+            values = run_ladder(
                 plans,
                 executor,
                 machine,
@@ -44,10 +52,10 @@ def scale(options: ScaleOptions, terminal: Terminal, name: str) -> Result:
                 forecast=options.forecast,
                 verify=options.verify,
                 prices=options.price,
-                command=_typed("scale"),
+                command=_command_line("scale"),
             )
         except Stopped:
-            terminal.say("stopped after a clean save; the same command goes on")
+            terminal.say("stopped after a clean save; the same command continues")
             return Result({"stopped": True}, ExitCode.TRANSIENT)
     terminal.say(f"report         {out / 'report.html'}")
     return Result({"out": str(out), **values})
@@ -62,9 +70,11 @@ def reproduce(options: ReproduceOptions, terminal: Terminal) -> Result:
     terminal.say(f"{loaded.claim.question}\n")
     with _executor(options.study, options.machine, machine, out) as executor:
         try:
-            values = check(loaded, executor, machine, terminal, out, command=_typed("reproduce"), extend=options.extend)
+            values = check_claim(
+                loaded, executor, machine, terminal, out, command=_command_line("reproduce"), extend=options.extend
+            )
         except Stopped:
-            terminal.say("stopped after a clean save; the same command goes on")
+            terminal.say("stopped after a clean save; the same command continues")
             return Result({"stopped": True}, ExitCode.TRANSIENT)
     for condition in loaded.claim.rule:
         terminal.say(f"  {condition!s:<52}{_estimate(values['values'][condition.value])}")
@@ -77,7 +87,7 @@ def reproduce(options: ReproduceOptions, terminal: Terminal) -> Result:
 
 @contextmanager
 def _executor(options: StudyOptions, machine: MachineOptions, device: Machine, out: Path) -> Iterator[StudyExecutor]:
-    """The engine of a study, let go of at the end, and what its runs are told."""
+    """The engine of a study, closed at the end, and the flags of its runs."""
     on_cpu = device.device.type == "cpu"
     workers = options.workers or ((os.cpu_count() or 1) if on_cpu else 1)
     flags = [
@@ -101,32 +111,32 @@ def _executor(options: StudyOptions, machine: MachineOptions, device: Machine, o
 
 def _estimate(ends: Sequence[float | None]) -> str:
     value, low, high = ends
-    said = "–" if value is None else f"{value:.4g}"
-    return said if low is None or high is None or low == high else f"{said} ({low:.4g} to {high:.4g})"
+    text = "–" if value is None else f"{value:.4g}"
+    return text if low is None or high is None or low == high else f"{text} ({low:.4g} to {high:.4g})"
 
 
-def _typed(verb: str) -> str:
-    """The command line, for a page: without the folders of this machine."""
+def _command_line(verb: str) -> str:
+    """The command line for a page, without this machine's folders."""
     words = sys.argv[sys.argv.index(verb) + 1 :] if verb in sys.argv else []
-    kept, skips = [], False
+    shown, skip_next = [], False
     for word in words:
-        if skips or word in ("--out", "--pool", "--json", "-q", "--quiet"):
-            skips = word in ("--out", "--pool")
+        if skip_next or word in ("--out", "--pool", "--json", "-q", "--quiet"):
+            skip_next = word in ("--out", "--pool")
             continue
-        kept.append(Path(word).name if "/" in word else word)
-    return " ".join(["isoform", verb, *kept])
+        shown.append(Path(word).name if "/" in word else word)
+    return " ".join(["isoform", verb, *shown])
 
 
 def _list_claims(out: Path, terminal: Terminal) -> Result:
-    """All claims with their verdicts, of the whole runs and of the quick ones."""
-    found = {}
+    """All claims with the verdicts of their full and quick forms."""
+    claims = {}
     for name in builtin_claims():
         verdicts = {}
         for kind, path in (("full", out / f"{name}.json"), ("quick", out / f"{name}-quick.json")):
             if path.exists():
                 verdicts[kind] = json.loads(path.read_text(encoding="utf-8"))["verdict"]
         claim = load_claim(name).claim
-        found[name] = {"question": claim.question, "budget": claim.budget, "verdicts": verdicts}
-        said = "; ".join(v if kind == "full" else f"quick: {v}" for kind, v in verdicts.items())
-        terminal.say(f"{name:<18}{claim.question}\n{'':<18}{said or 'not run yet'} ({claim.budget})")
-    return Result({"claims": found})
+        claims[name] = {"question": claim.question, "budget": claim.budget, "verdicts": verdicts}
+        text = "; ".join(v if kind == "full" else f"quick: {v}" for kind, v in verdicts.items())
+        terminal.say(f"{name:<18}{claim.question}\n{'':<18}{text or 'not run yet'} ({claim.budget})")
+    return Result({"claims": claims})

@@ -8,7 +8,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
-from isoform.commands.costs import costs_of, say_costs
+from isoform.commands.costs import print_costs, run_costs
 from isoform.commands.verb import Result, chosen_machine, interruptions
 from isoform.config import kind_of
 from isoform.experiment import train as train_recipe
@@ -30,8 +30,8 @@ def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
         recipe = replace(recipe, expected_loss=None)  # it was measured for the recipe as written
     if options.dry_run:
         prepared = prepare(recipe)
-        say_costs(prepared, machine, terminal)
-        return Result(costs_of(prepared, machine))
+        print_costs(prepared, machine, terminal)
+        return Result(run_costs(prepared, machine))
     with interruptions() as received:
         run = train_recipe(
             recipe,

@@ -1,7 +1,7 @@
 """A claim is a file: question, source, runs, statistic, and the rule that decides, written before the runs.
 
-What a statistic makes of the runs is a `Findings`: numbers with intervals, tables and pictures. The rule compares the
-numbers with bounds: all intervals inside, the claim holds; one outside, it doesn't; else it can't be told.
+A statistic turns the runs into `Findings`: numbers with intervals, tables and figures. The rule compares the numbers
+with bounds: if all intervals lie inside, the claim holds; if one lies outside, it doesn't; otherwise it is undecided.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Condition:
         return f"{self.value} ≤ {self.at_most:g}" if self.at_least is None else f"{self.value} ≥ {self.at_least:g}"
 
     def verdict(self, estimate: Estimate) -> bool | None:
-        """Whether the whole interval is inside (True) or outside (False); None where it isn't told."""
+        """Whether the whole interval is inside (True) or outside (False); None if it is undecided."""
         low, high = estimate.low, estimate.high
         if low is None or high is None or math.isnan(estimate.value):
             return None
@@ -53,52 +53,52 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One way of doing it: the claim's recipe with these changes.
+    """One variant: the claim's recipe with these changes.
 
-    In a file, an arm with `for_each`, a list of earlier arms, stands for as many, each called "EARLIER, NAME", which
-    change and start from those; and are held against what was made of the one that `against` names.
+    In a file, an arm with `for_each`, a list of earlier arms, is copied for each of them. A copy is called "EARLIER,
+    NAME", changes and starts from that earlier arm, and is compared with the copy for the arm that `against` names.
     """
 
     name: str
     after: str = ""
-    """The earlier arm whose recipe it changes; empty: the claim's own."""
+    """The earlier arm whose recipe it changes; empty: the claim's recipe."""
     against: str = ""
-    """The arm it is held against; empty: the one it comes after, or else the first."""
+    """The arm it is compared with; empty: the one named by `after`, or else the first."""
     starts: str = ""
-    """An earlier arm: each run goes on from a run of that arm that had `share` of its compute; where arms are as
-    written, from the whole run with its seed."""
+    """An earlier arm: each run continues from a run of that arm with `share` of its compute; at one size, from the
+    complete run with the same seed."""
     share: float = 0.5
     compute: float | None = None
-    """Training FLOPs in the place of the claim's, where arms are as written."""
+    """Training FLOPs instead of the claim's, at one size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One question, and how it is decided."""
+    """A question, and how it is decided."""
 
     question: str
     source: str
     says: str
-    """What the source says."""
+    """What the source claims."""
     statistic: AnyStatistic
     rule: tuple[Condition, ...]
     reads: str = ""
-    """What the numbers mean together, for the page."""
+    """How to read the numbers, for the page."""
     budget: str = ""
-    """About how long it takes, where."""
+    """Roughly how long it takes, and on what."""
     recipe: str = ""
     ladder: Ladder | OneSize = Ladder()
-    """Sizes of one recipe, or each arm as it is written."""
+    """Several sizes of one recipe, or each arm as written."""
     sweep: tuple[float, ...] = ()
-    """Factors of the learning rate that each arm tries on the ladder's second compute, with one seed; the best is
-    taken for all its runs."""
+    """Factors of the learning rate that each arm tries at the ladder's second compute, with one seed; the best is used
+    for all its runs."""
     arms: tuple[Arm, ...] = ()
     measures: tuple[Measure, ...] = ()
-    """What is asked of each run beside its loss."""
+    """Measured of each run besides its loss."""
 
 
 @dataclass(frozen=True, eq=False)
-class Loaded:
+class LoadedClaim:
     """A claim with the recipes of its arms."""
 
     id: str
@@ -108,7 +108,7 @@ class Loaded:
 
     @property
     def name(self) -> str:
-        """What its files are called."""
+        """The stem of its file names."""
         return f"{self.id}-quick" if self.is_quick else self.id
 
 
@@ -117,14 +117,14 @@ def builtin_claims() -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent.parent / "claims").glob("*.toml"))}
 
 
-def load_claim(name: str, *, quick: bool = False, data: str = "") -> Loaded:
-    """A built-in claim by its id, or a TOML file by its path; quick: with what its [quick] table changes.
+def load_claim(name: str, *, quick: bool = False, data: str = "") -> LoadedClaim:
+    """A built-in claim by its id, or a TOML file by its path; quick: with the changes of its [quick] table.
 
-    data: the folder in which its relative data paths are looked for (empty: the working directory).
+    data: the folder that relative data paths start from (empty: the working directory).
 
-    Raises ConfigError for what is unknown or contradictory.
+    Raises ConfigError for unknown names and contradictions.
     """
-    path = _path_of(name)
+    path = _claim_path(name)
     table = load_toml(path)
     quick_changes = table.pop("quick", None)
     if quick:
@@ -149,14 +149,14 @@ def load_claim(name: str, *, quick: bool = False, data: str = "") -> Loaded:
     _check(claim, list(recipes), path)
     recipes = {arm: replace(recipe, data=recipe.data.resolve(data)) for arm, recipe in recipes.items()}
     measures = tuple(
-        replace(one, path=resolve_path(one.path, data)) if isinstance(one, Translation | Answers | Loss) else one
-        for one in claim.measures
+        replace(m, path=resolve_path(m.path, data)) if isinstance(m, Translation | Answers | Loss) else m
+        for m in claim.measures
     )
-    return Loaded(path.stem, replace(claim, measures=measures), recipes, quick)
+    return LoadedClaim(path.stem, replace(claim, measures=measures), recipes, quick)
 
 
-def _path_of(name: str) -> Path:
-    """The file of a built-in claim, or the one that a path names."""
+def _claim_path(name: str) -> Path:
+    """The file of a built-in claim, or the given path."""
     if name.endswith(".toml") or "/" in name:
         return Path(name)
     claims = builtin_claims()
@@ -168,8 +168,8 @@ def _path_of(name: str) -> Path:
 def _recipes(
     claim: Claim, path: Path, changes: Mapping[str, Any], arm_changes: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Recipe]:
-    """The recipe of each arm: the claim's with its `changes`, or an earlier arm's, with the arm's own."""
-    base, recipes = changed(_base(claim.recipe, path), changes), dict[str, Recipe]()
+    """The recipe of each arm: the claim's with its `changes`, or an earlier arm's, with the arm's changes."""
+    base, recipes = changed(_base_recipe(claim.recipe, path), changes), dict[str, Recipe]()
     for arm in claim.arms:
         if arm.after and arm.after not in recipes:
             raise unknown("arm", arm.after, recipes)
@@ -178,7 +178,7 @@ def _recipes(
 
 
 def _check(claim: Claim, arms: Sequence[str], path: Path) -> None:
-    """ConfigError for names that mean nothing, or two things, and for what its ladder has no place for."""
+    """ConfigError for unknown or duplicate names, and for fields that its kind of ladder doesn't support."""
     names = [arm.name for arm in claim.arms]
     for arm in claim.arms:
         if arm.compute is not None and (arm.compute <= 0 or not isinstance(claim.ladder, OneSize)):
@@ -187,25 +187,25 @@ def _check(claim: Claim, arms: Sequence[str], path: Path) -> None:
             )
         if arm.starts and arm.starts not in names[: names.index(arm.name)]:
             raise ConfigError(f"{path}: the arm {arm.name} starts from {arm.starts!r}, which is no earlier arm")
-        for other in filter(None, (arm.against, arm.starts)):
-            if other not in names or other == arm.name:
-                raise unknown("arm", other, names, where=str(path))
+        for reference in filter(None, (arm.against, arm.starts)):
+            if reference not in names or reference == arm.name:
+                raise unknown("arm", reference, names, where=str(path))
     if len(set(names)) < len(names):
         raise ConfigError(f"{path}: two arms have the same name; rename one")
-    asked = [("loss", arm) for arm in arms] + [(m.name, arm) for m in claim.measures for arm in m.arms or arms]
-    for (what, arm), times in Counter(asked).items():
+    pairs = [("loss", arm) for arm in arms] + [(m.name, arm) for m in claim.measures for arm in m.arms or arms]
+    for (what, arm), times in Counter(pairs).items():
         if arm not in arms:
             raise unknown("arm", arm, arms, where=f"measures of {path}")
         if times > 1:
-            raise ConfigError(f"{path}: {what!r} is measured twice of the arm {arm}; give one another name")
-    numbers = claim.statistic.names(arms_of(claim))
+            raise ConfigError(f"{path}: {what!r} is measured twice for the arm {arm}; rename one")
+    numbers = claim.statistic.names(claim_arms(claim))
     for condition in claim.rule:
         if condition.value not in numbers:
             raise unknown("value", condition.value, numbers, where=f"the rule of {path}")
 
 
 def _expand_arms(arms: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """The arms of a file, with copies of one that is there `for_each` of several; and their names by that one's."""
+    """The arms of a file, each `for_each` expanded into copies; and the names of the copies, by the arm's name."""
     full_arms: list[dict[str, Any]] = []
     copies: dict[str, list[str]] = {}
     for arm in arms:
@@ -220,20 +220,20 @@ def _expand_arms(arms: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]
 
 
 def _copy_for(arm: Mapping[str, Any], earlier: str) -> dict[str, Any]:
-    """What an arm `for_each` of several is for one of them."""
+    """The copy of an arm with `for_each` for one earlier arm."""
     fields = {key: value for key, value in arm.items() if key != "for_each"}
-    other = fields.get("against", "")
-    against = f"{other}, {arm['name']}" if other not in ("", earlier) else ""
+    reference = fields.get("against", "")
+    against = f"{reference}, {arm['name']}" if reference not in ("", earlier) else ""
     return {**fields, "name": f"{earlier}, {arm['name']}", "after": earlier, "starts": earlier, "against": against}
 
 
-def _base(name: str, claim: Path) -> Recipe:
-    """A built-in recipe, or one that lies beside the claim."""
+def _base_recipe(name: str, claim: Path) -> Recipe:
+    """A built-in recipe, or one in the claim's folder."""
     return load_recipe(name if name in builtin_recipes() else str(claim.parent / name))
 
 
 def _merge_tables(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables merged, everything else replaced."""
+    """Nested tables merged, everything else replaced."""
     merged = dict(base)
     for key, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -241,34 +241,34 @@ def _merge_tables(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[s
     return merged
 
 
-HOLDS, FAILS, UNTOLD = "holds", "does not hold", "can't be told at this budget"
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "can't be told at this budget"
 
 
 def decide(claim: Claim, findings: Findings) -> str:
-    """The verdict of the rule. Raises ConfigError for a bound on a number that the statistic doesn't give."""
-    answers = []
+    """The verdict of the rule. Raises ConfigError for a bound on a number that the statistic doesn't compute."""
+    verdicts = []
     for condition in claim.rule:
         if condition.value not in findings.values:
             raise unknown("value", condition.value, findings.values, where="the rule")
-        answers.append(condition.verdict(findings.values[condition.value]))
-    return FAILS if False in answers else UNTOLD if None in answers else HOLDS
+        verdicts.append(condition.verdict(findings.values[condition.value]))
+    return FAILS if False in verdicts else UNDECIDED if None in verdicts else HOLDS
 
 
 def measure(claim: Claim, rows: Sequence[Row]) -> Findings:
-    """The claim's statistic of its runs. Raises ValueError where the runs are too few for it."""
-    arms = arms_of(claim)
+    """The claim's statistic, computed from its runs. Raises ValueError for too few runs."""
+    arms = claim_arms(claim)
     findings, numbers = claim.statistic.measure(arms, rows), claim.statistic.names(arms)
     for condition in claim.rule:
-        if condition.value in numbers:  # which no run could tell, since all of an arm diverged
+        if condition.value in numbers:  # missing, since all runs of an arm diverged
             findings.values.setdefault(condition.value, Estimate(math.nan))
     return findings
 
 
-def arms_of(claim: Claim) -> Arms:
-    """The arms of a claim, as its statistic sees them."""
+def claim_arms(claim: Claim) -> Arms:
+    """The arms of a claim, as its statistic needs them."""
     names = tuple(arm.name for arm in claim.arms)
     baselines = {arm.name: arm.against or arm.after or names[0] for arm in claim.arms[1:]}
     measures: dict[str, tuple[str, ...]] = {}
-    for one in claim.measures:
-        measures[one.name] = (*measures.get(one.name, ()), *(one.arms or names))
+    for m in claim.measures:
+        measures[m.name] = (*measures.get(m.name, ()), *(m.arms or names))
     return Arms(names, baselines, measures)

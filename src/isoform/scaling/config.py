@@ -1,4 +1,4 @@
-"""How a study climbs: sizes by one dial, tokens per size, seeds, and how hyper-parameters move along. Torch-free."""
+"""Configuration of a ladder of runs: sizes, tokens per size, seeds, hyper-parameter transfer. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class FixedRatio:
 
     sizes: int = 8
     tokens_per_parameter: float = 20.0
-    """Parameters as compute counts them: training FLOPs per token / 6."""
+    """Effective parameters: training FLOPs per token / 6."""
 
     def __post_init__(self) -> None:
         if self.sizes < 1 or self.tokens_per_parameter <= 0:
@@ -21,15 +21,15 @@ class FixedRatio:
 
 @dataclass(frozen=True, kw_only=True)
 class IsoFlop:
-    """Groups of equal compute, in each of which size is traded against tokens (Hoffmann et al. 2022, section 3.2)."""
+    """Groups of equal compute, each of which trades size against tokens (Hoffmann et al. 2022, section 3.2)."""
 
     groups: int = 4
     sizes: int = 5
-    """Of each group."""
+    """In each group."""
     tokens_per_parameter: float = 20.0
-    """Of the middle size of a group."""
+    """At the middle size of a group."""
     spread: float = 30.0
-    """Most tokens per parameter in a group, divided by the fewest."""
+    """Ratio of the most to the fewest tokens per parameter in a group."""
 
     def __post_init__(self) -> None:
         if self.groups < 1 or self.sizes < 1 or self.tokens_per_parameter <= 0 or self.spread < 1:
@@ -44,14 +44,15 @@ Design = FixedRatio | IsoFlop
 
 @dataclass(frozen=True, kw_only=True)
 class MuP:
-    """Maximal update (Yang et al. 2022): Adam's rate for matrices falls as 1 / width, its decay keeps the product;
-    the rate of tables, and Muon's, whose updates have a fixed spectral norm, stay. The batch stays."""
+    """Maximal update parametrization (Yang et al. 2022): Adam's learning rate for matrices falls as 1 / width, and its
+    weight decay rises so that their product is constant. The rate of embeddings, and Muon's, whose updates have a
+    fixed spectral norm, stay. The batch stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Powers:
-    """Powers of a run's compute relative to the recipe's own, as they are fitted to sweeps (DeepSeek 2024 found -0.125
-    and 0.33)."""
+    """Powers of a run's compute relative to the recipe's own, as fitted to sweeps (DeepSeek 2024 found -0.125 and
+    0.33)."""
 
     learning_rate: float = -0.125
     batch: float = 0.33
@@ -59,7 +60,7 @@ class Powers:
 
 @dataclass(frozen=True, kw_only=True)
 class Unchanged:
-    """The recipe's own rates and batch at every size."""
+    """The recipe's learning rates and batch at every size."""
 
 
 Transfer = MuP | Powers | Unchanged
@@ -75,16 +76,16 @@ class Ladder:
     budget: float = 1e13
     """Training FLOPs of all runs together."""
     minutes: float | None = None
-    """Instead of a budget: so many minutes here, at measured speed."""
+    """Instead of a budget: minutes on this machine, at measured speed."""
     decades: float = 2.0
-    """Between the least and the most compute of a run, in powers of ten."""
+    """Range of compute from the smallest run to the largest, in powers of ten."""
     design: Design = FixedRatio()
     depth_exponent: float = 1.0
     """Layers grow as this power of the width: 1 keeps the recipe's ratio of width to depth, 0 its depth."""
     heads_keep: HeadsKeep = "width"
-    """At another width heads are either more or fewer, or as many and wider or narrower, which is smoother."""
+    """At another width, keep each head's width and change their number, or keep the number, which is smoother."""
     width_step: int = 8
-    """Widths are multiples of this; finer steps follow the wanted sizes more smoothly."""
+    """Widths are multiples of this; finer steps match the target sizes more closely."""
     transfer: Transfer = MuP()
     seeds: int = 1
     small_seeds: int = 1
@@ -101,12 +102,12 @@ class Ladder:
 
 @dataclass(frozen=True, kw_only=True)
 class OneSize:
-    """No ladder: each recipe as it is written, once for each seed."""
+    """No ladder: each recipe as written, once for each seed."""
 
     compute: float | None = None
-    """Training FLOPs of each run, which set its steps; absent: the recipe's own steps."""
+    """Training FLOPs of each run, which set its steps; None: the recipe's steps."""
     share: float = 1.0
-    """So much of the compute that is stated, by an arm or here, or of the recipe's own steps."""
+    """Fraction to use of the compute stated by an arm or here, or of the recipe's steps."""
     seeds: int = 1
 
     def __post_init__(self) -> None:
@@ -117,4 +118,4 @@ class OneSize:
 
 
 SMALL = 1 / 8
-"""Runs below this part of the largest compute are cheap: they get more seeds, and forecasts start from them."""
+"""Runs below this fraction of the largest compute are cheap: they get more seeds, and forecasts are fitted to them."""

@@ -1,4 +1,4 @@
-"""What the turns of a conversation cost in which each answer is given all that came before, by arithmetic."""
+"""Cost of the turns of a conversation in which each answer is conditioned on all earlier turns, by arithmetic."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class ConversationTurn:
     """A question and its answer."""
 
     read: int
-    """Tokens that are read for the first time."""
+    """Tokens read for the first time."""
     read_again: int
-    """Tokens that were read in an earlier turn and have to be read again."""
+    """Tokens of earlier turns that have to be read again."""
     bytes_held: int
-    """Keys and values that are held when the answer ends."""
+    """Keys and values cached when the answer ends."""
 
 
 def conversation_turns(
@@ -29,17 +29,17 @@ def conversation_turns(
     is_causal: bool,
     bytes_per_number: int = 4,
 ) -> list[ConversationTurn]:
-    """The turns of a conversation whose questions and answers have so many tokens each.
+    """The turns of a conversation with `question_tokens` and `answer_tokens` per turn.
 
-    is_causal: whether what is given is seen only by what follows it, so that it need not be read again as it grows. An
-    encoder still reads the answers that the decoder wrote, unless both are one stack that is read layer by layer.
+    is_causal: whether the source is attended to causally, so that it need not be read again as it grows. An encoder
+    still reads the answers that the decoder generated, unless both are one stack with layerwise memory.
     """
     decoder, encoder = config.decoder, config.encoder
-    assert decoder is not None, "only a decoder answers"
+    assert decoder is not None, "only a decoder generates"
     is_one_stack = encoder is None or (config.share_stacks and decoder.memory_layers == "layerwise")
     decoder_bytes = key_value_bytes(config, decoder, bytes_per_number=bytes_per_number)
     encoder_bytes = 0
-    if encoder is not None and is_causal and not is_one_stack:  # it goes on from keys and values of its own
+    if encoder is not None and is_causal and not is_one_stack:  # it continues from its own keys and values
         encoder_bytes = key_value_bytes(config, encoder, bytes_per_number=bytes_per_number)
     turns = []
     for turn in range(num_turns):
@@ -48,7 +48,7 @@ def conversation_turns(
             read_again = past
         else:
             read_again = 0 if is_one_stack or turn == 0 else answer_tokens
-        given = past + question_tokens
-        held = decoder_bytes * (given + answer_tokens) + encoder_bytes * given
-        turns.append(ConversationTurn(question_tokens, read_again, held))
+        source = past + question_tokens
+        cached = decoder_bytes * (source + answer_tokens) + encoder_bytes * source
+        turns.append(ConversationTurn(question_tokens, read_again, cached))
     return turns

@@ -1,9 +1,9 @@
 """Where the commands of a study run: on this machine, in a Ray cluster, or under Slurm.
 
-A command is a line of words like `isoform train RECIPE --out FOLDER`: it can be resumed, and does nothing when it is
-done already. So an engine needs no memory of its own: it starts commands, says how they ended and asks them to end; who
-starts what again, and when, is its caller's business. Between machines go words, never objects of ours; the nodes of a
-cluster are expected to share a file system and to have the same environment installed.
+A command is a list of arguments like `isoform train RECIPE --out FOLDER`: it can be resumed, and does nothing if it has
+already finished. So an engine is stateless: it starts commands, returns their exit codes and terminates them; restarts
+are the caller's business. Only strings are sent between machines, never objects of this package; the nodes of a cluster
+must share a file system and have the same environment installed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import Any, Literal
 from isoform.machine import library
 
 CANNOT_START = 127
-"""The code of a command that could not be started, as shells have it; its log says why."""
+"""Exit code of a command that could not be started, as in shells; its log contains the reason."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A process to run: its words, what is added to its environment, and the file its output goes to."""
+    """A process to run: its arguments, additional environment variables, and the file for its output."""
 
     words: tuple[str, ...]
     environment: tuple[tuple[str, str], ...]
@@ -37,41 +37,41 @@ class Command:
 
 @dataclass(eq=False)
 class Ticket:
-    """A command that was started: what its engine knows it by, and whether it was asked to end."""
+    """A started command: the engine's handle of it, and whether it was asked to stop."""
 
     handle: Any
     is_stopped: bool = False
 
 
 class Engine(ABC):
-    """Where commands run, each with `threads` CPUs, which it is told by OMP_NUM_THREADS unless it says otherwise."""
+    """Where commands run, each with `threads` CPUs, set as OMP_NUM_THREADS unless its own environment sets that."""
 
     threads: int
 
     @property
     @abstractmethod
     def slots(self) -> int:
-        """Commands that run at once; large where the engine queues those that have to wait."""
+        """Maximal number of concurrent commands; large if the engine queues commands itself."""
 
     @abstractmethod
     def start(self, command: Command) -> Ticket:
-        """Start it, or queue it; its output is added to its log."""
+        """Start or queue a command; its output is appended to its log."""
 
     def start_all(self, commands: Sequence[Command]) -> list[Ticket]:
-        """Start several, together where that spares a queue."""
+        """Start several commands, together if that shortens a queue."""
         return [self.start(command) for command in commands]
 
     @abstractmethod
     def code(self, ticket: Ticket) -> int | None:
-        """How it ended: its exit code, or minus the signal that ended it; None while it runs or waits.
+        """Exit code, or minus the signal that ended the command; None while it runs or waits.
 
-        A command that was lost with its node has -9, one that was asked to end before it began -15.
+        It is -9 for a command lost with its node, and -15 for one stopped before it began.
         """
 
     def stop(self, ticket: Ticket) -> None:
-        """Ask it to end after a clean save (SIGTERM), without waiting.
+        """Ask a command to save and exit (SIGTERM), without waiting.
 
-        Asking again does nothing: a second SIGTERM would end a run before it has saved.
+        Further calls do nothing: a second SIGTERM would end a run before it has saved.
         """
         if not ticket.is_stopped:
             ticket.is_stopped = True
@@ -81,17 +81,17 @@ class Engine(ABC):
     def _end(self, ticket: Ticket) -> None:
         """Send SIGTERM, once."""
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to let go of
-        """Let go of what the engine holds; commands should have ended before."""
+    def close(self) -> None:  # noqa: B027 - most have nothing to release
+        """Release the engine's resources; all commands should have ended."""
 
     def _arguments(self, command: Command) -> tuple[list[str], dict[str, str], str, str]:
-        """What `launch` takes, as plain values: the log and the current folder by their full paths."""
+        """Arguments of `launch`, as plain values; log and current folder are absolute paths."""
         environment = {"OMP_NUM_THREADS": str(self.threads), **dict(command.environment)}
         return list(command.words), environment, str(command.log.absolute()), str(Path.cwd())
 
 
 def launch(words: list[str], environment: dict[str, str], log: str, folder: str) -> subprocess.Popen[bytes] | None:
-    """Start words in a folder, their output added to a log; None if that can't be done, which the log then says."""
+    """Start a process in a folder, its output appended to a log; None if it can't start, with the error in the log."""
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     with Path(log).open("ab") as file:
         try:
@@ -109,16 +109,16 @@ def launch(words: list[str], environment: dict[str, str], log: str, folder: str)
 
 
 def run(words: list[str], environment: dict[str, str], log: str, folder: str, signals: tuple[int, ...]) -> int:
-    """Launch words and wait for their exit code; of `signals`, the first is passed on to them as SIGTERM.
+    """Launch a process and wait for its exit code; the first of `signals` to arrive is passed on to it as SIGTERM.
 
-    This is all that a node runs of ours. Signals are noted and looked at between waits, so that none is lost while
-    the process is being made.
+    This is all of this package that a node runs. Signals are recorded and checked between waits, so that none is lost
+    while the process is starting.
     """
-    with _noted(signals) as asked:
-        process = launch(words, environment, log, folder) if not asked else None
+    with _record_signals(signals) as received:
+        process = launch(words, environment, log, folder) if not received else None
         if process is None:
-            return -signal.SIGTERM if asked else CANNOT_START
-        while not asked:
+            return -signal.SIGTERM if received else CANNOT_START
+        while not received:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(0.2)
         process.terminate()
@@ -126,21 +126,20 @@ def run(words: list[str], environment: dict[str, str], log: str, folder: str, si
 
 
 @contextlib.contextmanager
-def _noted(signals: tuple[int, ...]) -> Iterator[list[int]]:
-    asked: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in signals}
+def _record_signals(signals: tuple[int, ...]) -> Iterator[list[int]]:
+    received: list[int] = []
+    previous = {number: signal.signal(number, lambda number, _: received.append(number)) for number in signals}
     try:
-        yield asked
+        yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-class Local(Engine):
-    """Processes of this machine, as many at once as there are workers.
+class LocalEngine(Engine):
+    """Processes of this machine, at most `workers` at once.
 
-    They need nobody: if the process that started them is killed, they run on to their end. A Ctrl-C at the terminal
-    reaches them as well as it.
+    They outlive the process that started them if it is killed. A Ctrl-C at the terminal reaches them too.
     """
 
     def __init__(self, workers: int, threads: int) -> None:
@@ -162,24 +161,24 @@ class Local(Engine):
 
 
 class RayEngine(Engine):
-    """Tasks of a Ray cluster: of the one that RAY_ADDRESS names (`auto`: that of this machine), else of its own.
+    """Tasks of the Ray cluster at RAY_ADDRESS (`auto`: that of this machine), by default of a new one.
 
-    Without a name Ray would also take the cluster that another study made for itself, which goes away with it. A task
-    that is lost with its node or its worker is not tried again by Ray: the caller decides. When the process that
-    started them ends, however it does, Ray ends its tasks.
+    Without an address Ray could also join the cluster that another study started, which ends with that study. Ray does
+    not retry a task that is lost with its node or worker: the caller decides. Ray ends the tasks when the process that
+    started them ends.
     """
 
     def __init__(self, workers: int, threads: int, *, gpus: float = 0) -> None:
         self.threads, self.ray = threads, library("ray", extra="cluster")
         self.needs = {"CPU": threads, **({"GPU": gpus} if gpus else {})}
-        self.is_ours = not self.ray.is_initialized()
-        if self.is_ours:
-            with _own_sigterm():
+        self.owns_cluster = not self.ray.is_initialized()
+        if self.owns_cluster:
+            with _preserve_sigterm():
                 self._connect(workers)
         if self.slots == 0:
             self.close()
-            wanted = " and ".join(f"{number} {what}" for what, number in self.needs.items())
-            raise ValueError(f"no node of the Ray cluster has {wanted}; let each command have fewer")
+            resources = " and ".join(f"{number} {what}" for what, number in self.needs.items())
+            raise ValueError(f"no node of the Ray cluster has {resources}; request fewer for each command")
         self.run = self.ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(run)
 
     def _connect(self, workers: int) -> None:
@@ -188,16 +187,18 @@ class RayEngine(Engine):
         if address == "local":
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             options |= {"num_cpus": workers * self.threads, "include_dashboard": False}
-            options |= {"object_store_memory": 10**8}  # exit codes are all that lies there
+            options |= {"object_store_memory": 10**8}  # it stores only exit codes
         try:
             self.ray.init(address, **options)
         except ConnectionError as error:
-            raise ValueError(f"no Ray cluster answers at RAY_ADDRESS={address}; start it, or unset that") from error
+            raise ValueError(
+                f"no Ray cluster answers at RAY_ADDRESS={address}; start it, or unset RAY_ADDRESS"
+            ) from error
 
     @property
     def slots(self) -> int:
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        return sum(min(int(has.get(what, 0) // number) for what, number in self.needs.items()) for has in nodes)
+        return sum(min(int(node.get(what, 0) // number) for what, number in self.needs.items()) for node in nodes)
 
     def start(self, command: Command) -> Ticket:
         return Ticket(self.run.remote(*self._arguments(command), (signal.SIGINT, signal.SIGTERM)))
@@ -212,24 +213,24 @@ class RayEngine(Engine):
         except errors.TaskCancelledError:
             return -signal.SIGTERM
         except errors.RayTaskError:
-            raise  # ours: the node lacks the package, or doesn't share the file system
+            raise  # from `run`: the node lacks the package, or doesn't share the file system
         except errors.RayError:
             return -9
 
     def _end(self, ticket: Ticket) -> None:
-        self.ray.cancel(ticket.handle, force=False)  # comes as SIGINT, which `run` passes on as SIGTERM
+        self.ray.cancel(ticket.handle, force=False)  # sends SIGINT, which `run` passes on as SIGTERM
 
     def close(self) -> None:
-        if self.is_ours:
+        if self.owns_cluster:
             self.ray.shutdown()
 
 
 class SlurmEngine(Engine):
-    """Jobs under Slurm, submitted by submitit; those that are started together are one array.
+    """Jobs under Slurm, submitted by submitit; commands started together form one array.
 
-    They outlive the process that submitted them. Slurm is told not to requeue them, since their caller starts them
-    again, and to send SIGTERM a while before their time is up. submitit pickles the call of `run`, by its name and
-    with plain words.
+    They outlive the process that submitted them. Slurm is configured not to requeue them, since the caller restarts
+    them, and to send SIGTERM before their time limit. submitit pickles the call of `run`, by its name and with plain
+    values.
     """
 
     def __init__(
@@ -259,10 +260,10 @@ class SlurmEngine(Engine):
             slurm_additional_parameters={"signal": "TERM@90", "no-requeue": True},
         )
         self.patience = 30.0 if cluster == "slurm" else 0.0
-        """Seconds between two looks at the queue, and until a job that left it without a result counts as lost."""
+        """Seconds between checks of the queue, and until a job that left it without a result counts as lost."""
         self.queue: set[str] | None = None
         self.queue_seen = -self.patience
-        self.gone_since: dict[Ticket, float] = {}
+        self.missing_since: dict[Ticket, float] = {}
 
     @property
     def slots(self) -> int:
@@ -274,7 +275,7 @@ class SlurmEngine(Engine):
     def start_all(self, commands: Sequence[Command]) -> list[Ticket]:
         if not commands:
             return []
-        # Slurm itself sends signals to every process of a job; passed on, they would arrive twice.
+        # Slurm sends signals to every process of a job; passed on, they would arrive twice.
         signals = () if self.cluster == "slurm" else (signal.SIGTERM, signal.SIGUSR2)
         with self.executor.batch():
             jobs = [self.executor.submit(run, *self._arguments(command), signals) for command in commands]
@@ -282,23 +283,25 @@ class SlurmEngine(Engine):
 
     def code(self, ticket: Ticket) -> int | None:
         now, job = time.monotonic(), ticket.handle
-        is_gone = job.done() if self.cluster == "local" else self._has_left_queue(job.job_id, now)
+        has_ended = job.done() if self.cluster == "local" else self._has_left_queue(job.job_id, now)
         if job.paths.result_pickle.exists():
             return job.result()
-        if not is_gone:
-            self.gone_since.pop(ticket, None)
+        if not has_ended:
+            self.missing_since.pop(ticket, None)
             if ticket.is_stopped and self.cluster == "local":
-                self._end(ticket)  # a local job loses the signal that meets it as it begins; `run` takes only the first
-        elif now - self.gone_since.setdefault(ticket, now) >= self.patience:
+                self._end(
+                    ticket
+                )  # a local job loses a signal that arrives as it starts; `run` passes on only the first
+        elif now - self.missing_since.setdefault(ticket, now) >= self.patience:
             return -signal.SIGTERM if ticket.is_stopped else -9
         return None
 
     def _has_left_queue(self, job_id: str, now: float) -> bool:
-        """Whether Slurm has done with a job, as it says itself: sacct, which submitit asks, is not on every cluster."""
+        """Whether a job has left Slurm's queue, by squeue: sacct, which submitit uses, is not on every cluster."""
         if now - self.queue_seen >= self.patience:
             words = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
-            said = subprocess.run(words, capture_output=True, text=True, check=False)
-            self.queue, self.queue_seen = set(said.stdout.split()) if said.returncode == 0 else None, now
+            result = subprocess.run(words, capture_output=True, text=True, check=False)
+            self.queue, self.queue_seen = set(result.stdout.split()) if result.returncode == 0 else None, now
         return self.queue is not None and job_id not in self.queue
 
     def _end(self, ticket: Ticket) -> None:
@@ -310,16 +313,16 @@ class SlurmEngine(Engine):
 
 
 @contextlib.contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep what this process does on SIGTERM, which ray.init would replace."""
+def _preserve_sigterm() -> Iterator[None]:
+    """Restore this process's handler of SIGTERM, which ray.init replaces."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, handler)
 
 
 def build_engine(
@@ -332,14 +335,14 @@ def build_engine(
     timeout_min: int = 240,
     partition: str | None = None,
 ) -> Engine:
-    """An engine for commands of `threads` CPUs each; `workers` of them at once, where the engine doesn't know better.
+    """An engine for commands of `threads` CPUs each, `workers` of them at once, unless a cluster sets the number.
 
-    folder is for Slurm's scripts; gpus are each command's in a cluster; a Slurm job has timeout_min minutes, and is
-    asked to end before they are over. Raises ValueError for what is absent.
+    folder: for Slurm's scripts; gpus: of each command in a cluster; timeout_min: time limit of a Slurm job in minutes,
+    shortly before which it is asked to stop. Raises ValueError for missing packages or clusters.
     """
     match name:
         case "local":
-            return Local(workers, threads)
+            return LocalEngine(workers, threads)
         case "ray":
             return RayEngine(workers, threads, gpus=gpus)
         case "slurm":

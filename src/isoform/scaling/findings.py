@@ -1,4 +1,4 @@
-"""What is found in runs: numbers with intervals, tables, pictures, sentences; and what one ladder, or two, say."""
+"""Results computed from runs: numbers with intervals, tables, figures, sentences; analysis of one ladder or two."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from statistics import fmean
 import numpy as np
 
 from isoform.machine import KNOWN_PEAKS
-from isoform.scaling.curves import Estimate, crossing, curve, finite, gain, interval, to_points
+from isoform.scaling.curves import Estimate, crossing, curve, finite_rows, gain, interval, to_points
 from isoform.scaling.fitting import Fit, fit_chinchilla, fit_data_constrained, fit_kaplan
 from isoform.scaling.laws import Chinchilla, PowerLaw
 from isoform.scaling.minima import Minima, fit_exponent, isoflop_minima
 from isoform.scaling.pictures import isoflop, loss_against_cost, residuals
 from isoform.scaling.study import Row
 
-FAR = 1000
-"""Times the largest run's cost beyond which nothing is told."""
+MAX_EXTRAPOLATION = 1000
+"""Multiple of the largest run's cost beyond which nothing is forecast."""
 
 
 @dataclass(frozen=True)
@@ -32,42 +32,43 @@ class Table:
 
 @dataclass
 class Findings:
-    """What a statistic made of the runs."""
+    """What a statistic computed from the runs."""
 
     values: dict[str, Estimate] = field(default_factory=dict)
     tables: list[Table] = field(default_factory=list)
     pictures: dict[str, bytes] = field(default_factory=dict)
-    """PNG files by what they show."""
+    """PNG files by title."""
     notes: list[str] = field(default_factory=list)
     lead: list[str] = field(default_factory=list)
-    """What a reader should see first."""
+    """The main results, at the top of the page."""
 
 
 def exact(value: float) -> Estimate:
-    """A number that is what it is."""
+    """A number without uncertainty."""
     return Estimate(value, value, value)
 
 
-HOURS = {"1 minute": 60.0, "1 hour": 3600.0, "1 day": 86400.0}
-TOGETHER = 0.95
-"""Correlation of log N and log D from which their parts in the loss can't be told apart."""
+BUDGET_SECONDS = {"1 minute": 60.0, "1 hour": 3600.0, "1 day": 86400.0}
+MAX_CORRELATION = 0.95
+"""Correlation of log N and log D above which their effects on the loss can't be distinguished."""
 
 GPU_UTILISATION = 0.4
-"""What is assumed of a GPU that isn't here: the part of its data sheet's peak that training reaches."""
+"""Assumed fraction of its data sheet's peak that training reaches on a GPU that wasn't measured."""
 
 
-def study(rows: Sequence[Row], forecast: float, num_unique: int, workers: int, prices: Mapping[str, float]) -> Findings:
-    """What one ladder says: laws, forecast, compute-optimal sizes, what time and money buy.
+def analyse_ladder(
+    rows: Sequence[Row], forecast: float, num_unique: int, workers: int, prices: Mapping[str, float]
+) -> Findings:
+    """Analysis of one ladder: laws, forecast, compute-optimal sizes, what time and money buy.
 
-    forecast: how many times the largest compute to look ahead; num_unique: tokens of the training text; prices: money
-    per hour, by parts of a device's name or `here`. Raises ValueError for too few runs.
+    forecast: multiple of the largest compute to forecast; num_unique: tokens of the training text; prices: money per
+    hour, by parts of a device's name or `here`. Raises ValueError for too few runs.
     """
-    findings, done = Findings(), finite(rows)
-    fit, plain = curve(done), curve(done, with_floor=False)
-    most = max(row.compute for row in done)
-    at = most * forecast
-    said = fit.forecast(lambda law: float(law.loss(at)))
-    findings.values["forecast"] = Estimate(said.loss, said.low, said.high)
+    findings, finished = Findings(), finite_rows(rows)
+    fit, plain = curve(finished), curve(finished, with_floor=False)
+    compute = max(row.compute for row in finished) * forecast
+    predicted = fit.forecast(lambda law: float(law.loss(compute)))
+    findings.values["forecast"] = Estimate(predicted.loss, predicted.low, predicted.high)
     findings.values |= {
         "exponent": interval(fit, lambda law: law.exponent),
         "floor": interval(fit, lambda law: law.floor),
@@ -76,40 +77,40 @@ def study(rows: Sequence[Row], forecast: float, num_unique: int, workers: int, p
     law = fit.law
     findings.lead.append(
         f"Loss falls as {law.floor:.4g} + ({law.scale:.3g} / C)^{law.exponent:.4g}; at {forecast:g} times the largest "
-        f"run's compute, {at:.3g} FLOPs, it is forecast to be {findings.values['forecast']}."
+        f"run's compute, {compute:.3g} FLOPs, it is forecast to be {findings.values['forecast']}."
     )
-    if len(done) < 6:
-        findings.notes.append(f"{len(done)} runs were fitted; intervals are given from six on.")
+    if len(finished) < 6:
+        findings.notes.append(f"{len(finished)} runs were fitted; intervals need at least six.")
     lines: list[tuple[str, ...]] = [
         ("L(C) with a floor", f"{law.floor:.4g} + ({law.scale:.4g} / C)^{law.exponent:.4g}", f"{fit.noise:.2%}"),
         ("L(C) without", f"({plain.law.scale:.4g} / C)^{plain.law.exponent:.4g}", f"{plain.noise:.2%}"),
     ]
-    sizes = _sizes(findings, done, num_unique, lines)
+    sizes = _fit_size_laws(findings, finished, num_unique, lines)
     head = ("law", "fitted", "residual")
     findings.tables.append(Table("Laws", head, tuple(lines)))
-    _budgets(findings, sizes, fit, done, workers, prices)
+    _add_budgets(findings, sizes, fit, finished, workers, prices)
     if sizes is not None:
-        _serving(findings, sizes.law, max(done, key=lambda row: row.compute))
-    findings.pictures["loss against compute"] = loss_against_cost({"runs": (done, fit)}, reach=forecast)
-    findings.pictures["residuals"] = residuals(fit, [row.compute for row in done])
-    groups = [[row for row in done if row.group == group] for group in sorted({row.group for row in done})]
+        _add_serving(findings, sizes.law, max(finished, key=lambda row: row.compute))
+    findings.pictures["loss against compute"] = loss_against_cost({"runs": (finished, fit)}, reach=forecast)
+    findings.pictures["residuals"] = residuals(fit, [row.compute for row in finished])
+    groups = [[row for row in finished if row.group == group] for group in sorted({row.group for row in finished})]
     if any(len({row.width for row in group}) >= 3 for group in groups):
-        minima = isoflop_minima(to_points(done), np.array([row.group for row in done]))
-        findings.pictures["equal compute"] = isoflop(done, minima)
-        _minima(findings, minima)
+        minima = isoflop_minima(to_points(finished), np.array([row.group for row in finished]))
+        findings.pictures["equal compute"] = isoflop(finished, minima)
+        _add_minima(findings, minima)
     findings.notes += [*fit.notes]
     return findings
 
 
-def _sizes(
+def _fit_size_laws(
     findings: Findings, rows: Sequence[Row], num_unique: int, lines: list[tuple[str, ...]]
 ) -> Fit[Chinchilla] | None:
-    """The laws of size and data, as far as the runs tell them apart."""
+    """Fit the laws of size and data, as far as the runs distinguish the two."""
     points = to_points(rows)
     chinchilla = None
     try:
-        if float(np.corrcoef(np.log(points.parameters), np.log(points.tokens))[0, 1]) > TOGETHER:
-            raise ValueError("size and tokens rise together in these runs, which --design.kind iso_flop avoids")
+        if float(np.corrcoef(np.log(points.parameters), np.log(points.tokens))[0, 1]) > MAX_CORRELATION:
+            raise ValueError("size and tokens rise together in these runs; --design.kind iso_flop avoids that")
         chinchilla = fit_chinchilla(points)
     except ValueError as error:
         findings.notes.append(f"Chinchilla's law is not fitted: {error}.")
@@ -120,12 +121,12 @@ def _sizes(
         findings.values["optimal_exponent"] = interval(chinchilla, lambda law: law.optimal_exponent)
         largest = max(rows, key=lambda row: row.compute)
         n, d = largest.parameters, float(largest.tokens)
-        now = float(law.loss(n, d))
-        for what, there in (("twice the tokens", (n, 2 * d)), ("twice the parameters", (2 * n, d))):
-            change = interval(chinchilla, lambda law, there=there: float(law.loss(*there) / law.loss(n, d)) - 1)
+        loss = float(law.loss(n, d))
+        for what, doubled in (("twice the tokens", (n, 2 * d)), ("twice the parameters", (2 * n, d))):
+            change = interval(chinchilla, lambda law, doubled=doubled: float(law.loss(*doubled) / law.loss(n, d)) - 1)
             findings.values[what.replace(" ", "_")] = change
             findings.notes.append(
-                f"At the largest run, {what} would change the loss of {now:.4f} by {_percent(change)}."
+                f"At the largest run, {what} would change the loss of {loss:.4f} by {_percent(change)}."
             )
     for name, fitter in (("Kaplan", fit_kaplan), ("repeated data", fit_data_constrained)):
         if name == "repeated data":
@@ -133,12 +134,12 @@ def _sizes(
                 continue
             points = to_points(rows, num_unique)
         try:
-            other = fitter(points)
+            fit = fitter(points)
         except ValueError as error:
             findings.notes.append(f"The law of {name} is not fitted: {error}.")
             continue
-        numbers = ", ".join(f"{key} {value:.4g}" for key, value in vars(other.law).items())
-        lines.append((name, numbers, f"{other.noise:.2%}"))
+        numbers = ", ".join(f"{key} {value:.4g}" for key, value in vars(fit.law).items())
+        lines.append((name, numbers, f"{fit.noise:.2%}"))
     return chinchilla
 
 
@@ -148,7 +149,7 @@ def _percent(estimate: Estimate) -> str:
     return f"{estimate.value:+.2%} ({estimate.low:+.2%} to {estimate.high:+.2%})"
 
 
-def _budgets(
+def _add_budgets(
     findings: Findings,
     sizes: Fit[Chinchilla] | None,
     fit: Fit[PowerLaw],
@@ -156,9 +157,9 @@ def _budgets(
     workers: int,
     prices: Mapping[str, float],
 ) -> None:
-    """What a minute, an hour and a day buy here and on named GPUs, and the best size for each.
+    """Add the table of what a minute, an hour and a day buy here and on known GPUs, with the best size for each.
 
-    Without a law of size and data the ladder's own ratio is taken, and its curve.
+    Without a law of size and data it uses the ladder's ratio of tokens to parameters, and its curve.
     """
     largest = max(rows, key=lambda row: row.compute)
     ratio = math.exp(fmean(math.log(row.tokens / row.parameters) for row in rows))
@@ -166,7 +167,7 @@ def _budgets(
     rates |= {name: peaks.matmul * GPU_UTILISATION for name, peaks in KNOWN_PEAKS.items()}
     lines = []
     for device, rate in rates.items():
-        for words, seconds in HOURS.items():
+        for words, seconds in BUDGET_SECONDS.items():
             budget = rate * seconds
             if sizes is None:
                 best = exact(math.sqrt(budget / 6 / ratio))
@@ -177,17 +178,17 @@ def _budgets(
             price = next((price for part, price in prices.items() if part.lower() in device.lower()), None)
             money = "–" if price is None else f"{price * seconds / 3600:.3g}"
             times = budget / largest.compute
-            said = str(loss) if times <= FAR else "too far to say"
+            text = str(loss) if times <= MAX_EXTRAPOLATION else "too far to forecast"
             size = f"{budget:.3g}", f"{best:.3g}", f"{budget / 6 / best.value:.3g}"
-            lines.append((device, words, money, *size, said, f"{times:.2g} ×"))
+            lines.append((device, words, money, *size, text, f"{times:.2g} ×"))
     how = f"at the ladder's {ratio:.3g} tokens per parameter" if sizes is None else "by Chinchilla's law"
     head = ("device", "for", "money", "FLOPs", "parameters", "tokens", "loss", "beyond the largest run")
     title = f"What time buys, {how}; GPUs at {GPU_UTILISATION:.0%} of their data sheets"
     findings.tables.append(Table(title, head, tuple(lines)))
 
 
-def _serving(findings: Findings, law: Chinchilla, largest: Row) -> None:
-    """The cheapest model of a loss when what it will serve is counted too."""
+def _add_serving(findings: Findings, law: Chinchilla, largest: Row) -> None:
+    """Add the table of the cheapest model for a loss with the cost of inference included."""
     lines, loss = [], float(law.loss(*law.optimum(largest.compute)))
     for times in (0, 10, 1000):
         served = times * largest.tokens
@@ -197,8 +198,8 @@ def _serving(findings: Findings, law: Chinchilla, largest: Row) -> None:
     findings.tables.append(Table(f"Cheapest way to {loss:.4f} nats, serving included", head, tuple(lines)))
 
 
-def _minima(findings: Findings, minima: Minima) -> None:
-    """The best size of each group, and the power of compute that it grows by."""
+def _add_minima(findings: Findings, minima: Minima) -> None:
+    """Add the best size of each group, and the power of compute with which it grows."""
     lines = tuple(
         (
             f"{m.compute:.3g}",
@@ -219,25 +220,25 @@ def _minima(findings: Findings, minima: Minima) -> None:
 
 
 def compare(findings: Findings, baseline: Sequence[Row], method: Sequence[Row]) -> None:
-    """Add how one ladder does against another: the multiplier at both ends, whether it grows, where they cross."""
-    base, other = curve(baseline), curve(method)
-    one = gain(baseline, method)
+    """Add a comparison of two ladders: the compute multiplier at both ends, its growth, where the curves cross."""
+    baseline_fit, method_fit = curve(baseline), curve(method)
+    gained = gain(baseline, method)
     names = baseline[0].arm, method[0].arm
-    findings.values |= {"gain.least": one.least, "gain.most": one.most, "gain.growth": one.growth}
-    low = min(row.compute for row in finite(baseline))
-    high = max(row.compute for row in finite(baseline))
-    at = crossing(base.law, other.law, low, high)
-    beyond = crossing(base.law, other.law, high, high * 1e4) if at is None else None
+    findings.values |= {"gain.least": gained.least, "gain.most": gained.most, "gain.growth": gained.growth}
+    low = min(row.compute for row in finite_rows(baseline))
+    high = max(row.compute for row in finite_rows(baseline))
+    inside = crossing(baseline_fit.law, method_fit.law, low, high)
+    beyond = crossing(baseline_fit.law, method_fit.law, high, high * 1e4) if inside is None else None
     where = (
-        f"They cross at {at:.3g} FLOPs."
-        if at is not None
-        else f"By their curves they cross at {beyond:.3g} FLOPs, beyond the runs."
+        f"They cross at {inside:.3g} FLOPs."
+        if inside is not None
+        else f"Extrapolated, they cross at {beyond:.3g} FLOPs, beyond the runs."
         if beyond is not None
         else "They don't cross."
     )
     findings.lead.append(
-        f"{names[1]} is worth {one.least} times the compute of {names[0]} at the least compute and {one.most} times at "
-        f"the most: {one.verdict}. {where}"
+        f"{names[1]} is worth {gained.least} times the compute of {names[0]} at the smallest compute and {gained.most} "
+        f"times at the largest: {gained.verdict}. {where}"
     )
-    both = {names[0]: (baseline, base), names[1]: (method, other)}
+    both = {names[0]: (baseline, baseline_fit), names[1]: (method, method_fit)}
     findings.pictures["side by side"] = loss_against_cost(both)

@@ -1,7 +1,7 @@
-"""The laws as they are fitted: well-scaled numbers within bounds, the log loss that they predict, and its derivatives.
+"""Parametrizations for fitting: well-scaled parameters within bounds, the log loss they predict, and its derivatives.
 
-Each form takes the logarithms of N, D or C from the middle of the runs, so that its numbers are near 1 and hardly
-correlated, and knows where a descent may begin.
+Each form centres the logarithms of N, D or C on the runs, so that its parameters are near 1 and hardly correlated, and
+has starts for a descent.
 """
 
 from __future__ import annotations
@@ -15,49 +15,49 @@ import numpy as np
 from isoform.scaling.laws import Chinchilla, DataConstrained, Kaplan, Law, Points, PowerLaw, SharedFloor
 
 EXPONENTS = (0.01, 2.0)
-"""Where exponents of N and of D may lie; that of compute is at most 1, as β α / (α + β) is with both at 2."""
+"""Bounds of the exponents of N and of D; that of compute is at most 1, as β α / (α + β) is with both at 2."""
 
 LEAST_SLOPE = 0.005
-"""Of log loss in log compute, in the middle of the runs: flatter runs have no law to be found."""
+"""Least slope of log loss in log compute, in the middle of the runs: flatter runs don't determine a law."""
 
-Words = tuple[tuple[str, str], ...]
-"""[p], what it means that a number lies at its lower or its upper bound."""
+BoundNotes = tuple[tuple[str, str], ...]
+"""[p], notes on each parameter at its lower and at its upper bound."""
 
 
 class Form(ABC, Generic[Law]):
-    """A law of p numbers beside n runs."""
+    """A law of p parameters, for n runs."""
 
-    words: Words
+    bound_notes: BoundNotes
     lower: np.ndarray
     """[p]"""
     upper: np.ndarray
     starts: np.ndarray
     """[s, p]"""
     coordinates: np.ndarray
-    """[n, k], logs of what the law reads: equal rows are seeds of one run."""
+    """[n, k], logs of the law's inputs: equal rows are seeds of one run."""
 
     @abstractmethod
     def predict(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers [b, p] to log loss [b, n] and its derivatives [b, n, p]."""
+        """From parameters [b, p], the log loss [b, n] and its derivatives [b, n, p]."""
 
     @abstractmethod
     def build(self, theta: np.ndarray) -> Law:
-        """The law of numbers [p]."""
+        """The law of parameters [p]."""
 
 
 class PowerLawForm(Form[PowerLaw]):
     """log L = height + log(middle (1 + slope / γ (exp(-γ (log C - centre)) - 1))), γ = slope + (1 - slope) between.
 
-    Height and slope are those of the curve in the middle of the runs; between says where the exponent γ lies between
-    the slope, which is its value without a floor, and 1. In floor and exponent themselves the descent would creep along
-    a bent valley.
+    Height and slope are those of the curve in the middle of the runs; `between` places the exponent γ between the
+    slope, which is its value without a floor, and 1. In floor and exponent themselves the descent would creep along a
+    curved valley.
     """
 
     def __init__(self, points: Points, *, with_floor: bool) -> None:
         x = np.log(points.compute)
         self.middle, self.centre = np.exp(np.log(points.loss).mean()), x.mean()
         self.dx = x - self.centre
-        self.words = (
+        self.bound_notes = (
             ("the loss is at its lower bound", "the loss is at its upper bound"),
             (f"the loss hardly falls: its slope is at the bound, {LEAST_SLOPE}", "the slope is at its bound, 0.99"),
             ("the floor is at its bound, 0", "the exponent is at its bound, 1"),
@@ -89,23 +89,23 @@ class PowerLawForm(Form[PowerLaw]):
 class SharedFloorForm(Form[SharedFloor]):
     """log L = log level + log(1 + share (exp(-slope / share (log C - centre)) - 1)), share = 1 - floor least / level.
 
-    The numbers are log level (less the mean log loss) and slope of each method in the middle of its runs; then the
-    floor, over the least loss of all.
+    The parameters are log level (less the mean log loss) and slope of each method in the middle of its runs; then the
+    floor, relative to the least loss of all.
     """
 
     def __init__(self, methods: Sequence[Points], points: Points) -> None:
-        """points: the runs of all methods, one after the other."""
+        """points: the runs of all methods, concatenated."""
         n, logs = len(methods), [np.log(p.compute) for p in methods]
         self.method = np.repeat(np.arange(n), [len(p) for p in methods])
         x, self.centre = np.log(points.compute), np.array([each.mean() for each in logs])
         self.height = np.array([np.log(p.loss).mean() for p in methods])
         self.dx, self.least = x - self.centre[self.method], float(points.loss.min())
-        of_one = (
+        of_method = (
             ("a loss is at its lower bound", "a loss is at its upper bound"),
             (f"a loss hardly falls: its slope is at the bound, {LEAST_SLOPE}", "a slope is at its bound, 0.99"),
         )
         floor = ("the floor is at its bound, 0", "the floor is at its bound, 0.9 of the least loss")
-        self.words = (*of_one * n, floor)
+        self.bound_notes = (*of_method * n, floor)
         self.lower, self.upper = np.array([*[-1, LEAST_SLOPE] * n, 0]), np.array([*[1, 0.99] * n, 0.9])
         shares = (0, 0.2, 0.5, 0.8)
         self.starts = np.array([[*[0, slope] * n, share] for slope in (0.01, 0.03, 0.1, 0.3) for share in shares])
@@ -135,8 +135,8 @@ class SharedFloorForm(Form[SharedFloor]):
         return SharedFloor(tuple(laws))
 
 
-CHINCHILLA_WORDS = (
-    ("the floor is at its bound, 0", "the floor is at its bound, the least loss seen"),
+CHINCHILLA_BOUND_NOTES = (
+    ("the floor is at its bound, 0", "the floor is at its bound, the least observed loss"),
     ("the number of parameters has no effect", "scale_n is at its upper bound"),
     (f"alpha is at its bound, {EXPONENTS[0]}", f"alpha is at its bound, {EXPONENTS[1]}"),
     ("the number of tokens has no effect", "scale_d is at its upper bound"),
@@ -149,20 +149,20 @@ CHINCHILLA_UPPER = np.array([1, 5, EXPONENTS[1], 5, EXPONENTS[1]])
 class ChinchillaForm(Form[Chinchilla]):
     """log L = log(least (floor + exp(a - α (log N - cx)) + exp(b - β (log D - cy)))).
 
-    The numbers are floor, a, α, b, β: the two terms in the middle of the runs, (cx, cy), over the least loss.
+    The parameters are floor, a, α, b, β: the two terms in the middle of the runs, (cx, cy), relative to the least loss.
     """
 
     def __init__(self, points: Points) -> None:
         x, y = np.log(points.parameters), np.log(points.tokens)
         self.least, self.cx, self.cy = points.loss.min(), x.mean(), y.mean()
         self.dx, self.dy = x - self.cx, y - self.cy
-        self.words, self.lower, self.upper = CHINCHILLA_WORDS, CHINCHILLA_LOWER, CHINCHILLA_UPPER
+        self.bound_notes, self.lower, self.upper = CHINCHILLA_BOUND_NOTES, CHINCHILLA_LOWER, CHINCHILLA_UPPER
         grid = (0.1, 0.25, 0.5, 1.0)
         self.starts = np.array([self._start(points.loss, alpha, beta) for alpha in grid for beta in grid])
         self.coordinates = np.stack([x, y], 1)
 
     def _start(self, loss: np.ndarray, alpha: float, beta: float) -> list[float]:
-        """For a pair of exponents the rest is linear: relative least squares, cut off at a little above 0."""
+        """With fixed exponents the rest is linear: relative least squares, clipped a little above 0."""
         columns = np.stack([np.ones_like(self.dx), np.exp(-alpha * self.dx), np.exp(-beta * self.dy)], 1)
         columns *= (self.least / loss)[:, None]
         floor, a, b = np.linalg.lstsq(columns, np.ones(len(loss)), rcond=None)[0]
@@ -184,8 +184,8 @@ class ChinchillaForm(Form[Chinchilla]):
 class KaplanForm(Form[Kaplan]):
     """log L = middle + αD log(exp((p - αN (log N - cx)) / αD) + exp(q / αD - (log D - cy))).
 
-    The numbers are p, αN, q, αD: p = αN log(Nc / N) and q = αD log(Dc / D) in the middle of the runs, (cx, cy), which
-    are the log losses there, less their mean, if the other were without end.
+    The parameters are p, αN, q, αD: p = αN log(Nc / N) and q = αD log(Dc / D) in the middle of the runs, (cx, cy),
+    which are the log losses there, less their mean, if D or N respectively were infinite.
     """
 
     def __init__(self, points: Points) -> None:
@@ -193,7 +193,7 @@ class KaplanForm(Form[Kaplan]):
         self.cx, self.cy, self.middle = x.mean(), y.mean(), np.log(points.loss).mean()
         self.dx, self.dy = x - self.cx, y - self.cy
         low, high = EXPONENTS
-        self.words = (
+        self.bound_notes = (
             ("the number of parameters has no effect", "critical_n is at its upper bound"),
             (f"alpha_n is at its bound, {low}", f"alpha_n is at its bound, {high}"),
             ("the number of tokens has no effect", "critical_d is at its upper bound"),
@@ -220,30 +220,30 @@ class KaplanForm(Form[Kaplan]):
 
 
 class DataConstrainedForm(Form[DataConstrained]):
-    """Chinchilla's form of the worths N' and D', with the logs of two decays (Muennighoff et al. 2023, section 3).
+    """Chinchilla's form in the effective N' and D', with the logs of two decays (Muennighoff et al. 2023, section 3).
 
         L = E + A / N'^α + B / D'^β
         D' = U_D (1 + r_D (1 - exp(-R_D / r_D)))     U_D = min(D, U)           R_D = D / U_D - 1
         N' = U_N (1 + r_N (1 - exp(-R_N / r_N)))     U_N = min(N, N_opt(U))    R_N = N / U_N - 1
         log N_opt(U) = g + β / α (log U + g)         g = log(α A / (β B)) / (α + β)
 
-    U is the data set and N_opt(U) are the parameters that Chinchilla's law would spend on it, so that α, β, A and B
-    move U_N as well as the loss. The numbers are floor, a, α, b, β as of `ChinchillaForm`, log r_D, log r_N.
+    U is the size of the data set and N_opt(U) the optimal model size for it by Chinchilla's law, so that α, β, A and B
+    affect U_N as well as the loss. The parameters are floor, a, α, b, β as in `ChinchillaForm`, log r_D, log r_N.
     """
 
     def __init__(self, points: Points, starts: Sequence[Chinchilla]) -> None:
-        """starts: laws without repeats from which the descent begins, each with several decays."""
+        """starts: laws without repetition from which the descent begins, each with several decays."""
         assert points.unique_tokens is not None
         self.x, y = np.log(points.parameters), np.log(points.tokens)
-        self.is_endless = np.isinf(points.unique_tokens)
-        self.log_unique = np.log(np.where(self.is_endless, 1.0, points.unique_tokens))
+        self.is_infinite = np.isinf(points.unique_tokens)
+        self.log_unique = np.log(np.where(self.is_infinite, 1.0, points.unique_tokens))
         self.least, self.cx, self.cy = points.loss.min(), self.x.mean(), y.mean()
-        self.first_d = np.where(self.is_endless, y, np.minimum(y, self.log_unique))
+        self.first_d = np.where(self.is_infinite, y, np.minimum(y, self.log_unique))
         self.repeats_d = np.expm1(y - self.first_d)
         nothing, new = "0.05: repeats are worth nothing", "1000: repeats are new"
         of_d = (f"decay_d is at its bound, {nothing}", f"decay_d is at its bound, {new}")
         of_n = ("decay_n is at its bound, 0.05", "decay_n is at its bound, 1000")
-        self.words = (*CHINCHILLA_WORDS, of_d, of_n)
+        self.bound_notes = (*CHINCHILLA_BOUND_NOTES, of_d, of_n)
         low, high = np.log([[0.05, 0.05], [1000, 1000]])
         self.lower, self.upper = np.append(CHINCHILLA_LOWER, low), np.append(CHINCHILLA_UPPER, high)
         decays = [(np.log(rd), np.log(rn)) for rd in (1, 6, 40) for rn in (1, 6, 40)]
@@ -259,10 +259,10 @@ class DataConstrainedForm(Form[DataConstrained]):
         floor, a, alpha, b, beta, log_rd, log_rn = theta.T[..., None]
         balance = (np.log(alpha / beta) + a + alpha * self.cx - b - beta * self.cy) / (alpha + beta)
         optimum = balance + beta / alpha * (self.log_unique + balance)
-        is_over = (optimum < self.x) & ~self.is_endless
+        is_over = (optimum < self.x) & ~self.is_infinite
         first_n = np.where(is_over, optimum, self.x)
-        log_n, n_by_rn, n_by_first = _worth(first_n, np.expm1(self.x - first_n), np.exp(log_rn))
-        log_d, d_by_rd, _ = _worth(self.first_d, self.repeats_d, np.exp(log_rd))
+        log_n, n_by_rn, n_by_first = _effective_log(first_n, np.expm1(self.x - first_n), np.exp(log_rn))
+        log_d, d_by_rd, _ = _effective_log(self.first_d, self.repeats_d, np.exp(log_rd))
         u, v = np.exp(a - alpha * (log_n - self.cx)), np.exp(b - beta * (log_d - self.cy))
         total = floor + u + v
         by_optimum = -alpha * u * np.where(is_over, n_by_first, 0)
@@ -281,7 +281,7 @@ class DataConstrainedForm(Form[DataConstrained]):
     def _through_optimum(
         self, by_optimum: np.ndarray, balance: np.ndarray, alpha: np.ndarray, beta: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What a (and -b), α and β add to the derivative of the loss by way of log N_opt, given that by log N_opt."""
+        """Derivatives of the loss in a (and -b), α and β through log N_opt, from that in log N_opt."""
         both, ratio = alpha + beta, beta / alpha
         by_balance, by_ratio = 1 + ratio, self.log_unique + balance
         by_a = by_optimum * by_balance / both
@@ -296,8 +296,10 @@ class DataConstrainedForm(Form[DataConstrained]):
         return DataConstrained(*law, float(np.exp(log_rd)), float(np.exp(log_rn)))
 
 
-def _worth(first: np.ndarray, again: np.ndarray, decay: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Log worth of `exp(first)` seen `again` times more, and its derivatives by log decay and by `first`."""
+def _effective_log(
+    first: np.ndarray, again: np.ndarray, decay: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Log of the effective number of `exp(first)` items repeated `again` times; derivatives by log decay, `first`."""
     fading = np.exp(-again / decay)
     times = 1 + decay * (1 - fading)
     return first + np.log(times), (times - 1 - again * fading) / times, 1 - fading * (again + 1) / times

@@ -1,4 +1,4 @@
-"""The two things done here: climb a ladder (plan, run, fit, forecast, report) and check a claim."""
+"""Run a ladder (plan, train, fit, forecast, report) and check a claim."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from isoform.machine import Machine
 from isoform.model.cost import num_parameters
 from isoform.preparation import Prepared, prepare
 from isoform.recipe import Recipe, changed, load_recipe
-from isoform.scaling.claims import Arm, Claim, Loaded, decide, measure
+from isoform.scaling.claims import Arm, Claim, LoadedClaim, decide, measure
 from isoform.scaling.config import FixedRatio, Ladder, OneSize
 from isoform.scaling.curves import rows_by_arm
 from isoform.scaling.engines import Engine
-from isoform.scaling.findings import Findings, Table, compare, exact, study
-from isoform.scaling.ladder import Rung, after, as_written, halves, plan_ladder, scale_rates
+from isoform.scaling.findings import Findings, Table, analyse_ladder, compare, exact
+from isoform.scaling.ladder import Rung, continue_from, plan_ladder, plan_one_size, scale_rates, split_rung
 from isoform.scaling.measures import take_measures
-from isoform.scaling.pages import StudyReport, origin_of, publish
+from isoform.scaling.pages import StudyReport, provenance, publish
 from isoform.scaling.study import Job, Row, Study, fingerprint, make_job, rows_from_json
 from isoform.terminal import Terminal, count, duration
 
 
 @dataclass(frozen=True, eq=False)
 class StudyExecutor:
-    """What makes the runs: an engine, what `isoform train` is told, when to stop, and where runs lie."""
+    """How runs are made: an engine, flags of `isoform train`, when to stop, and the folder of the runs."""
 
     engine: Engine
     flags: tuple[str, ...]
@@ -40,39 +40,39 @@ class StudyExecutor:
 
 
 class Stopped(Exception):
-    """The user asked to end before all runs were made; what is done is kept."""
+    """The user stopped the study before all runs were made; finished runs stay."""
 
 
-def speed_here(prepared: Prepared, machine: Machine, threads: int) -> Callable[[Recipe], float]:
-    """FLOPs per second of a recipe's sizes, each measured once in some steps, with so many threads."""
-    known: dict[int, float] = {}
+def measured_speed(prepared: Prepared, machine: Machine, threads: int) -> Callable[[Recipe], float]:
+    """A function from a recipe to its FLOPs per second with `threads` threads, measured once for each width."""
+    speeds: dict[int, float] = {}
 
     def speed(recipe: Recipe) -> float:
         width = recipe.model.model_dim
-        if width not in known:
-            before = torch.get_num_threads()
+        if width not in speeds:
+            num_threads = torch.get_num_threads()
             torch.set_num_threads(threads)
             try:
-                known[width] = measure_speed(replace(prepared, recipe=recipe), machine)
+                speeds[width] = measure_speed(replace(prepared, recipe=recipe), machine)
             finally:
-                torch.set_num_threads(before)
-        return known[width]
+                torch.set_num_threads(num_threads)
+        return speeds[width]
 
     return speed
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A ladder before it is climbed."""
+    """The planned runs of a ladder."""
 
     prepared: Prepared
     ladder: Ladder
     rungs: Sequence[Rung]
     seconds: float
-    """On this machine, all workers together; by speeds measured just now."""
+    """On this machine with all workers, by measured speeds."""
 
     def to_json(self) -> dict[str, Any]:
-        """What is planned, as JSON values."""
+        """The plan as JSON values."""
         return {
             "runs": len(self.rungs),
             "flops": self.compute,
@@ -91,7 +91,7 @@ class Plan:
 
     @property
     def epochs(self) -> float:
-        """How often the longest run sees its text."""
+        """Epochs of the longest run."""
         return max(rung.tokens for rung in self.rungs) / self.num_tokens
 
     @property
@@ -102,94 +102,95 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        """Weights, one checkpoint with the optimizer's memory, and its successor while it is written."""
+        """Weights, one checkpoint with the optimizer's state, and the next one while it is being written."""
         return sum(4 * num_parameters(rung.recipe.model) * (1 + 2 * 3) for rung in self.rungs)
 
 
-def plan(recipe: Recipe, ladder: Ladder, machine: Machine, *, workers: int, threads: int) -> Plan:
-    """The runs of a ladder with what they will take. Raises ValueError for a budget or recipe that won't do."""
+def make_plan(recipe: Recipe, ladder: Ladder, machine: Machine, *, workers: int, threads: int) -> Plan:
+    """The runs of a ladder and their costs. Raises ValueError for an unsuitable budget or recipe."""
     prepared = prepare(recipe)
-    speed = speed_here(prepared, machine, threads)
+    speed = measured_speed(prepared, machine, threads)
 
-    def shared(of: Recipe) -> float:
-        return speed(of) * workers
+    def total_speed(recipe: Recipe) -> float:
+        return speed(recipe) * workers
 
-    rungs = plan_ladder(prepared.recipe, ladder, speed=shared)
-    seconds = sum(rung.compute / shared(rung.recipe) for rung in rungs)
+    rungs = plan_ladder(prepared.recipe, ladder, speed=total_speed)
+    seconds = sum(rung.compute / total_speed(rung.recipe) for rung in rungs)
     longest = max(rung.compute / speed(rung.recipe) for rung in rungs)
     return Plan(prepared, ladder, rungs, max(seconds, longest))
 
 
-def say_plan(planned: Plan, terminal: Terminal) -> None:
-    """The plan as a table."""
+def print_plan(plan: Plan, terminal: Terminal) -> None:
+    """Print a plan as a table."""
     terminal.say(
         f"{'width':>7}{'layers':>7}{'parameters':>12}{'tokens':>11}{'FLOPs':>10}{'steps':>8}{'rate':>9}  seeds"
     )
-    of_size: dict[tuple, list[Rung]] = {}
-    for rung in planned.rungs:
-        of_size.setdefault((rung.group, rung.width), []).append(rung)
-    for there in of_size.values():
-        one = there[0]
+    by_size: dict[tuple, list[Rung]] = {}
+    for rung in plan.rungs:
+        by_size.setdefault((rung.group, rung.width), []).append(rung)
+    for seeds in by_size.values():
+        rung = seeds[0]
         terminal.say(
-            f"{one.width:>7}{one.num_layers:>7}{one.parameters:>12.3g}{one.tokens:>11.3g}{one.compute:>10.2e}"
-            f"{one.recipe.training.steps:>8}{one.recipe.training.optimizer.learning_rate:>9.2g}  {len(there)}"
+            f"{rung.width:>7}{rung.num_layers:>7}{rung.parameters:>12.3g}{rung.tokens:>11.3g}{rung.compute:>10.2e}"
+            f"{rung.recipe.training.steps:>8}{rung.recipe.training.optimizer.learning_rate:>9.2g}  {len(seeds)}"
         )
     terminal.say(
-        f"{len(planned.rungs)} runs, {count(planned.compute)}FLOP, about {duration(planned.seconds)} here, "
-        f"{count(planned.disk_bytes)}B of disk, "
-        f"{planned.epochs:.2g} epochs of {count(planned.num_tokens)} tokens at most"
+        f"{len(plan.rungs)} runs, {count(plan.compute)}FLOP, about {duration(plan.seconds)} here, "
+        f"{count(plan.disk_bytes)}B of disk, "
+        f"at most {plan.epochs:.2g} epochs of {count(plan.num_tokens)} tokens"
     )
 
 
-def make_runs(jobs: Sequence[Job], executor: StudyExecutor, terminal: Terminal, known: Mapping[str, Row]) -> list[Row]:
-    """The rows of all jobs, after the missing ones are made. Raises Stopped."""
-    runs = Study(jobs, executor.pool, known)
-    done = runs.run(executor.engine, terminal, flags=executor.flags, should_stop=executor.should_stop)
-    if not done:
+def make_runs(
+    jobs: Sequence[Job], executor: StudyExecutor, terminal: Terminal, imported: Mapping[str, Row]
+) -> list[Row]:
+    """The rows of all jobs, after training the missing ones. Raises Stopped."""
+    study = Study(jobs, executor.pool, imported)
+    if not study.run(executor.engine, terminal, flags=executor.flags, should_stop=executor.should_stop):
         raise Stopped
-    return runs.rows
+    return study.rows
 
 
 def _sweep(
-    loaded: Loaded,
+    loaded: LoadedClaim,
     prepared: Mapping[str, Prepared],
     executor: StudyExecutor,
     terminal: Terminal,
-    known: Mapping[str, Row],
+    imported: Mapping[str, Row],
 ) -> tuple[dict[str, float], list[Row]]:
-    """The factor of the learning rate that serves each arm best at the second compute of the ladder; a sweep whose best
-    lies at its end goes on beyond it."""
+    """The best factor of the learning rate for each arm at the ladder's second compute; a sweep whose best lies at its
+    end continues beyond it."""
     claim, rows = loaded.claim, list[Row]()
     losses: dict[str, dict[float, float]] = {arm: {} for arm in prepared}
     waiting = {arm: list(claim.sweep) for arm in prepared}
     while waiting:
-        tried = dict[str, tuple[str, float]]()
+        trials = dict[str, tuple[str, float]]()
         jobs = []
         for arm, factors in waiting.items():
             for factor in factors:
-                rungs = _rungs(claim, _arm(claim, arm), _at_rate(prepared[arm], factor))
+                rungs = _rungs(claim, _arm(claim, arm), _scale_rate(prepared[arm], factor))
                 group = min(1, max(rung.group for rung in rungs))
                 rung = next(rung for rung in rungs if rung.group == group)
                 jobs.append(make_job(arm, rung, fingerprint(prepared[arm]), "sweep"))
-                tried[jobs[-1].id] = arm, factor
-        made = make_runs(jobs, executor, terminal, known)
-        rows += made
-        for row in made:
-            arm, factor = tried[row.id]
+                trials[jobs[-1].id] = arm, factor
+        trial_rows = make_runs(jobs, executor, terminal, imported)
+        rows += trial_rows
+        for row in trial_rows:
+            arm, factor = trials[row.id]
             losses[arm][factor] = math.inf if row.loss is None else row.loss
-        waiting = {arm: [beyond] for arm, of in losses.items() if (beyond := next_factor(of)) is not None}
+        waiting = {arm: [factor] for arm, of_arm in losses.items() if (factor := next_factor(of_arm)) is not None}
     best = {}
-    for arm, of in losses.items():
-        best[arm] = min(of, key=lambda factor: of[factor])
-        if not math.isfinite(of[best[arm]]):
-            raise ValueError(f"the arm {arm} diverged at every learning rate of its sweep; give smaller factors")
-        terminal.say(f"{arm}: learning rate × {best[arm]:g} ({of[best[arm]]:.4f})")
+    for arm, of_arm in losses.items():
+        best[arm] = min(of_arm, key=lambda factor: of_arm[factor])
+        if not math.isfinite(of_arm[best[arm]]):
+            raise ValueError(f"the arm {arm} diverged at every learning rate of its sweep; use smaller factors")
+        terminal.say(f"{arm}: learning rate × {best[arm]:g} ({of_arm[best[arm]]:.4f})")
     return best, rows
 
 
 def next_factor(losses: Mapping[float, float], most: int = 8) -> float | None:
-    """Beyond which end a sweep of factors, with the loss of each, has to go on because its best lies there, by the step
-    before; None where it lies inside, where nothing could be told, and after `most` factors."""
+    """The next factor of a sweep whose best loss lies at an end, by the ratio of the last step; None if the best lies
+    inside, with a single factor or no finite loss, and after `most` factors."""
     factors = sorted(losses)
     best = min(factors, key=lambda factor: losses[factor])
     if len(factors) in (1, most) or not math.isfinite(losses[best]):
@@ -199,14 +200,14 @@ def next_factor(losses: Mapping[float, float], most: int = 8) -> float | None:
     return best * best / factors[1] if best == factors[0] else None
 
 
-def _at_rate(prepared: Prepared, factor: float) -> Prepared:
+def _scale_rate(prepared: Prepared, factor: float) -> Prepared:
     training = prepared.recipe.training
     training = replace(training, optimizer=scale_rates(training.optimizer, factor))
     return replace(prepared, recipe=replace(prepared.recipe, training=training))
 
 
-def check(
-    loaded: Loaded,
+def check_claim(
+    loaded: LoadedClaim,
     executor: StudyExecutor,
     machine: Machine,
     terminal: Terminal,
@@ -215,13 +216,13 @@ def check(
     command: str,
     extend: bool = False,
 ) -> dict[str, Any]:
-    """Make a claim's runs, decide it, and write its page, pictures and JSON; gives what the JSON holds. Raises Stopped.
+    """Make a claim's runs, decide it, and write its page, figures and JSON; returns the JSON's values. Raises Stopped.
 
-    extend: runs that the JSON in `out` knows are taken from there.
+    extend: use the runs in the JSON file in `out` instead of making them again.
     """
     claim, path = loaded.claim, out / f"{loaded.name}.json"
-    known = rows_from_json(json.loads(path.read_text(encoding="utf-8"))["rows"]) if extend and path.exists() else {}
-    rows, other_rows = _claim_rows(loaded, executor, terminal, known)
+    imported = rows_from_json(json.loads(path.read_text(encoding="utf-8"))["rows"]) if extend and path.exists() else {}
+    rows, other_rows = _claim_rows(loaded, executor, terminal, imported)
     rows = take_measures(claim.measures, rows, executor.pool, machine)
     findings = measure(claim, rows)
     verdict = decide(claim, findings)
@@ -232,13 +233,13 @@ def check(
         title=claim.question,
         lead=[
             f"**{verdict[0].upper()}{verdict[1:]}.** {claim.reads}".strip(),
-            f"What is said: {claim.says} ({claim.source})",
+            f"The source's claim: {claim.says} ({claim.source})",
             f"The rule, written before the runs: {'; '.join(rule)}.",
         ],
         findings=findings,
         rows=rows,
         other_rows=other_rows,
-        origin=origin_of(command, rows, machine, executor.engine.slots),
+        provenance=provenance(command, rows, machine, executor.engine.slots),
         numbers=[Table("Numbers, with 90 % intervals", ("number", "value", "rule"), numbers)],
         about={"claim": loaded.id, "question": claim.question},
         verdict={"rule": rule, "verdict": verdict},
@@ -247,19 +248,19 @@ def check(
 
 
 def _claim_rows(
-    loaded: Loaded, executor: StudyExecutor, terminal: Terminal, known: Mapping[str, Row]
+    loaded: LoadedClaim, executor: StudyExecutor, terminal: Terminal, imported: Mapping[str, Row]
 ) -> tuple[list[Row], list[Row]]:
-    """The rows that a claim's statistic is made of, and those of runs that led to them. Raises Stopped."""
+    """The rows that a claim's statistic uses, and those of its sweeps and starts. Raises Stopped."""
     claim, prepared = loaded.claim, dict[str, Prepared]()
     for arm, recipe in loaded.recipes.items():
         start = _arm(claim, arm).starts
         prepared[arm] = prepare(recipe, prepared[start].codec if start else None)
     factors, other_rows = dict.fromkeys(prepared, 1.0), list[Row]()
     if claim.sweep and prepared:
-        factors, other_rows = _sweep(loaded, prepared, executor, terminal, known)
-    at_rates = {arm: _at_rate(one, factors[arm]) for arm, one in prepared.items()}
-    jobs = [job for arm in at_rates for job in _jobs(claim, arm, at_rates)]
-    rows = make_runs(jobs, executor, terminal, known) if jobs else []
+        factors, other_rows = _sweep(loaded, prepared, executor, terminal, imported)
+    tuned = {arm: _scale_rate(of_arm, factors[arm]) for arm, of_arm in prepared.items()}
+    jobs = [job for arm in tuned for job in _jobs(claim, arm, tuned)]
+    rows = make_runs(jobs, executor, terminal, imported) if jobs else []
     other_rows += [row for row in rows if row.purpose != "ladder"]
     return [row for row in rows if row.purpose == "ladder"], other_rows
 
@@ -272,55 +273,55 @@ def _rungs(claim: Claim, arm: Arm, prepared: Prepared) -> list[Rung]:
     """The runs of an arm, in order of compute."""
     if isinstance(claim.ladder, OneSize):
         size = replace(claim.ladder, compute=arm.compute or claim.ladder.compute)
-        return as_written(prepared.recipe, size, prepared.flops_per_step, prepared.tokens_per_step)
+        return plan_one_size(prepared.recipe, size, prepared.flops_per_step, prepared.tokens_per_step)
     return plan_ladder(prepared.recipe, claim.ladder)
 
 
 def _jobs(claim: Claim, name: str, prepared: Mapping[str, Prepared]) -> Iterator[Job]:
-    """The runs of an arm, and those that they start from."""
+    """The runs of an arm, and those they start from."""
     arm, data = _arm(claim, name), fingerprint(prepared[name])
     if not arm.starts:
         yield from (make_job(name, rung, data) for rung in _rungs(claim, arm, prepared[name]))
         return
     if isinstance(claim.ladder, OneSize):
-        firsts = _jobs(claim, arm.starts, prepared)
-        for start, rung in zip(firsts, _rungs(claim, arm, prepared[name]), strict=True):
-            yield make_job(name, after(start.rung, rung), data, start=start)
+        starts = _jobs(claim, arm.starts, prepared)
+        for start, rung in zip(starts, _rungs(claim, arm, prepared[name]), strict=True):
+            yield make_job(name, continue_from(start.rung, rung), data, start=start)
         return
     for whole in plan_ladder(prepared[arm.starts].recipe, claim.ladder):
-        first, second = halves(prepared[name].recipe, claim.ladder, whole, arm.share)
+        first, second = split_rung(prepared[name].recipe, claim.ladder, whole, arm.share)
         start = make_job(name, first, data, "start")
         yield start
         yield make_job(name, second, data, start=start)
 
 
-def other_recipe(recipe: Recipe, other: str) -> tuple[str, Recipe]:
-    """What a ladder is held against, and its name: a recipe by name or path, or KEY=VALUE,… changes of this one.
+def comparison_recipe(recipe: Recipe, against: str) -> tuple[str, Recipe]:
+    """Name and recipe of a second ladder: a recipe by name or path, or KEY=VALUE,… changes of `recipe`.
 
-    Raises ConfigError for what can't be read.
+    Raises ConfigError for an unreadable recipe or unknown keys.
     """
-    if "=" not in other:
-        return Path(other).stem, load_recipe(other)
+    if "=" not in against:
+        return Path(against).stem, load_recipe(against)
     changes: dict[str, Any] = {}
-    for change in other.split(","):
+    for change in against.split(","):
         key, _, value = change.partition("=")
         table = changes
         *path, last = key.strip().split(".")
         for step in path:
             table = table.setdefault(step, {})
-        table[last] = _value(value.strip())
-    return other, changed(recipe, changes)
+        table[last] = _parse_value(value.strip())
+    return against, changed(recipe, changes)
 
 
-def _value(text: str) -> object:
-    """A value as TOML reads it, or else the words themselves."""
+def _parse_value(text: str) -> object:
+    """A TOML value, or else the text itself."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
 
 
-def climb(
+def run_ladder(
     plans: Mapping[str, Plan],
     executor: StudyExecutor,
     machine: Machine,
@@ -332,18 +333,18 @@ def climb(
     prices: Mapping[str, float] | None = None,
     command: str = "isoform scale",
 ) -> dict[str, Any]:
-    """Make the runs of one ladder, or of two that are compared, and write report.html, its pictures and study.json.
+    """Make the runs of one ladder, or of two to compare, and write report.html, its figures and study.json.
 
-    forecast: how many times the largest run's compute to look ahead; verify: train that run too. Raises Stopped, and
-    ValueError where too few runs ended well for any fit.
+    forecast: multiple of the largest run's compute to forecast; verify: train that run too. Raises Stopped, and
+    ValueError if too few runs succeeded for a fit.
     """
-    jobs = [make_job(arm, rung, fingerprint(one.prepared)) for arm, one in plans.items() for rung in one.rungs]
+    jobs = [make_job(arm, rung, fingerprint(plan.prepared)) for arm, plan in plans.items() for rung in plan.rungs]
     rows = make_runs(jobs, executor, terminal, {})
-    first, *others = plans
+    first, *rest = plans
     by_arm = rows_by_arm(rows)
-    findings = study(by_arm[first], forecast, plans[first].num_tokens, executor.engine.slots, prices or {})
-    for other in others:
-        compare(findings, by_arm[first], by_arm[other])
+    findings = analyse_ladder(by_arm[first], forecast, plans[first].num_tokens, executor.engine.slots, prices or {})
+    for arm in rest:
+        compare(findings, by_arm[first], by_arm[arm])
     if verify:
         rows.append(_verify(plans[first], findings, executor, terminal, forecast))
     report = StudyReport(
@@ -351,7 +352,7 @@ def climb(
         lead=findings.lead,
         findings=findings,
         rows=rows,
-        origin=origin_of(command, rows, machine, executor.engine.slots),
+        provenance=provenance(command, rows, machine, executor.engine.slots),
     )
     values = publish(report, out / "report.html", out / "study.json")
     for warning in values["warnings"]:
@@ -361,27 +362,27 @@ def climb(
     return {key: value for key, value in values.items() if key != "rows"}
 
 
-def _verify(planned: Plan, findings: Findings, executor: StudyExecutor, terminal: Terminal, forecast: float) -> Row:
-    """Train the run that was forecast, and add what became of the forecast to the findings."""
-    largest = planned.rungs[-1]
-    ladder = replace(planned.ladder, minutes=None, seeds=1, small_seeds=1, decades=0.0)
+def _verify(plan: Plan, findings: Findings, executor: StudyExecutor, terminal: Terminal, forecast: float) -> Row:
+    """Train the forecast run, and add the forecast's error to the findings."""
+    largest = plan.rungs[-1]
+    ladder = replace(plan.ladder, minutes=None, seeds=1, small_seeds=1, decades=0.0)
     ladder = replace(ladder, budget=largest.compute * forecast, design=_single(ladder))
-    (rung,) = plan_ladder(planned.prepared.recipe, ladder)
-    job = make_job("forecast", replace(rung, group=largest.group + 1), fingerprint(planned.prepared), "verify")
+    (rung,) = plan_ladder(plan.prepared.recipe, ladder)
+    job = make_job("forecast", replace(rung, group=largest.group + 1), fingerprint(plan.prepared), "verify")
     (row,) = make_runs([job], executor, terminal, {})
-    said = findings.values["forecast"]
+    predicted = findings.values["forecast"]
     if row.loss is None:
-        findings.lead.append(f"The run that was forecast has no loss: {row.reason}.")
+        findings.lead.append(f"The forecast run has no loss: {row.reason}.")
         return row
     inside = (
-        "no interval was given"
-        if said.low is None or said.high is None
-        else ("inside the interval" if said.low <= row.loss <= said.high else "outside the interval")
+        "without an interval"
+        if predicted.low is None or predicted.high is None
+        else ("inside the interval" if predicted.low <= row.loss <= predicted.high else "outside the interval")
     )
-    findings.values["forecast_error"] = exact(abs(said.value / row.loss - 1))
+    findings.values["forecast_error"] = exact(abs(predicted.value / row.loss - 1))
     findings.lead.append(
-        f"The run that was forecast reached {row.loss:.4f}: the forecast was off by "
-        f"{abs(said.value / row.loss - 1):.2%}, {inside}."
+        f"The forecast run reached {row.loss:.4f}: the forecast was off by "
+        f"{abs(predicted.value / row.loss - 1):.2%}, {inside}."
     )
     return row
 

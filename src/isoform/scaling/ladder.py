@@ -1,7 +1,7 @@
-"""From a budget and a recipe to a list of runs: one dial, the width, sets depth and heads; compute sets the tokens.
+"""From a budget and a recipe to a list of runs: the width sets depth and heads, compute sets the tokens.
 
-Parameters are counted as compute counts them, N = training FLOPs per token / 6, so that C = 6 N D holds exactly, with
-attention, head and routed experts in it (as the FLOPs per token of DeepSeek 2024).
+Parameters are effective parameters, N = training FLOPs per token / 6, so that C = 6 N D holds exactly, with attention,
+head and routed experts included (as in the FLOPs per token of DeepSeek 2024).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from isoform.scaling.config import SMALL, FixedRatio, HeadsKeep, IsoFlop, Ladder
 from isoform.training.config import AdamW, Muon, Optimizer
 
 LEAST_STEPS = 20
-"""Optimizer steps below which a run says nothing about its size."""
+"""Optimizer steps below which a run doesn't represent its size."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Rung:
 
     recipe: Recipe
     parameters: float
-    """As compute counts them."""
+    """Effective parameters, N."""
     tokens: int
     compute: float
-    """Training FLOPs, those of the run that it starts from included."""
+    """Training FLOPs, including those of the run it starts from."""
     group: int
     """Runs of one group have the same compute."""
 
@@ -54,15 +54,13 @@ class Rung:
 def plan_ladder(recipe: Recipe, ladder: Ladder, *, speed: Callable[[Recipe], float] | None = None) -> list[Rung]:
     """The runs of a ladder, in order of compute; the recipe's vocabulary must be filled in.
 
-    speed: FLOPs per second of a recipe here, asked if the ladder's budget is in minutes. Raises ValueError for a budget
-    that is too small, saying what would suffice, and for a recipe that can't be made smaller.
+    speed: from a recipe to its FLOPs per second here, used if the ladder's budget is in minutes. Raises ValueError for
+    a budget that is too small, with a sufficient one, and for a recipe that can't be resized.
     """
     if recipe.start:
-        raise ValueError(
-            f"a ladder makes models of other sizes, which can't start from {recipe.start}; leave start out"
-        )
+        raise ValueError(f"a ladder resizes the model, which then can't start from {recipe.start}; leave start out")
     if recipe.data.rows == "bucketed":
-        raise ValueError("a ladder counts compute by rows of one length; set data.rows to packed")
+        raise ValueError("a ladder computes FLOPs for rows of one length; set data.rows to packed")
     most = _most_compute(recipe, ladder, speed)
     rungs = _rungs(recipe, ladder, most)
     if (short := _shortest(rungs)) < LEAST_STEPS:
@@ -72,7 +70,7 @@ def plan_ladder(recipe: Recipe, ladder: Ladder, *, speed: Callable[[Recipe], flo
         spent, needed = (sum(rung.compute for rung in _rungs(recipe, ladder, top)) for top in (most, enough))
         raise ValueError(
             f"the budget of {spent:.2g} FLOPs is too small for this ladder: its shortest run would take {short} steps, "
-            f"and fewer than {LEAST_STEPS} say nothing; {needed:.2g} FLOPs would suffice, or fewer decades, or a "
+            f"and fewer than {LEAST_STEPS} are too few; {needed:.2g} FLOPs would suffice, or fewer decades, or a "
             f"smaller training.global_batch_tokens"
         )
     return rungs
@@ -87,56 +85,56 @@ def _rungs(recipe: Recipe, ladder: Ladder, most: float) -> list[Rung]:
     rungs = []
     for group, compute in enumerate(_computes(ladder, most)):
         seeds = _num_seeds(ladder, compute / most)
-        taken: set[int] = set()
+        widths: set[int] = set()
         for ratio in _ratios(ladder):
             sized = _nearest_size(recipe, ladder, math.sqrt(compute / (6 * ratio)))
-            if sized.model.model_dim in taken:
+            if sized.model.model_dim in widths:
                 continue
-            taken.add(sized.model.model_dim)
+            widths.add(sized.model.model_dim)
             rungs += [_rung(recipe, sized, ladder, compute, group, recipe.seed + i) for i in range(seeds)]
     return rungs
 
 
-def as_written(recipe: Recipe, size: OneSize, flops_per_step: float, tokens_per_step: float) -> list[Rung]:
-    """The recipe itself, once for each seed; with another compute than its own its steps are more or fewer, and with
-    them those of its warm-up and between checkpoints."""
+def plan_one_size(recipe: Recipe, size: OneSize, flops_per_step: float, tokens_per_step: float) -> list[Rung]:
+    """The recipe as written, once for each seed; a stated compute scales its steps, and with them those of the warm-up
+    and between checkpoints."""
     training, schedule = recipe.training, recipe.training.schedule
-    whole = training.steps if size.compute is None else size.compute / flops_per_step
-    if (steps := max(1, round(size.share * whole))) != training.steps:
+    full_steps = training.steps if size.compute is None else size.compute / flops_per_step
+    if (steps := max(1, round(size.share * full_steps))) != training.steps:
         times = steps / training.steps
         schedule = replace(schedule, warmup_steps=round(schedule.warmup_steps * times))
         every = math.ceil(training.checkpoint_every * times)
         training = replace(training, steps=steps, schedule=schedule, checkpoint_every=every)
     compute, tokens = training.steps * flops_per_step, round(training.steps * tokens_per_step)
-    own = replace(recipe, training=training, expected_loss=None)
+    run = replace(recipe, training=training, expected_loss=None)
     return [
-        Rung(replace(own, seed=recipe.seed + i), compute / tokens / 6, tokens, compute, 0) for i in range(size.seeds)
+        Rung(replace(run, seed=recipe.seed + i), compute / tokens / 6, tokens, compute, 0) for i in range(size.seeds)
     ]
 
 
-def after(start: Rung, rung: Rung) -> Rung:
-    """A rung as what goes on from another one, whose compute and tokens count too."""
+def continue_from(start: Rung, rung: Rung) -> Rung:
+    """A rung as the continuation of another, whose compute and tokens are added."""
     return replace(rung, compute=start.compute + rung.compute, tokens=start.tokens + rung.tokens)
 
 
-def halves(recipe: Recipe, ladder: Ladder, whole: Rung, share: float) -> tuple[Rung, Rung]:
-    """A rung cut in two: a run that gets `share` of its compute, and one of `recipe`, at its width, that goes on from
-    there with the rest."""
-    own, seed = whole.recipe, whole.recipe.seed
-    first = _with_compute(own, share * whole.compute, whole.group, seed, longer=share)
-    sized = _of_width(recipe, ladder, whole.width)
+def split_rung(recipe: Recipe, ladder: Ladder, whole: Rung, share: float) -> tuple[Rung, Rung]:
+    """A rung split in two: a run with `share` of its compute, and one of `recipe` at its width that continues from it
+    with the rest."""
+    seed = whole.recipe.seed
+    first = _with_compute(whole.recipe, share * whole.compute, whole.group, seed, warmup_factor=share)
+    sized = _resize_to(recipe, ladder, whole.width)
     second = _rung(recipe, sized, ladder, (1 - share) * whole.compute, whole.group, seed)
-    return first, after(first, second)
+    return first, continue_from(first, second)
 
 
-def parameters(recipe: Recipe) -> float:
-    """Parameters as compute counts them: training FLOPs per token / 6."""
+def effective_parameters(recipe: Recipe) -> float:
+    """N: training FLOPs per token / 6."""
     length = recipe.model.context_length
     return training_flops(recipe.model, Shape(1, length, recipe.source_length or 0)) / length / 6
 
 
 def _computes(ladder: Ladder, most: float) -> Sequence[float]:
-    """The compute of each group, least first."""
+    """The compute of each group, in increasing order."""
     count = ladder.design.sizes if isinstance(ladder.design, FixedRatio) else ladder.design.groups
     if count == 1:
         return [most]
@@ -144,7 +142,7 @@ def _computes(ladder: Ladder, most: float) -> Sequence[float]:
 
 
 def _ratios(ladder: Ladder) -> Sequence[float]:
-    """Tokens per parameter of a group's runs, the smallest model first."""
+    """Tokens per parameter of a group's runs, in order of model size."""
     match ladder.design:
         case FixedRatio(tokens_per_parameter=ratio):
             return [ratio]
@@ -156,12 +154,12 @@ def _ratios(ladder: Ladder) -> Sequence[float]:
 
 
 def _most_compute(recipe: Recipe, ladder: Ladder, speed: Callable[[Recipe], float] | None) -> float:
-    """The compute of the largest run that makes the whole ladder cost its budget."""
+    """The compute of the largest run for which the whole ladder costs its budget."""
     if ladder.minutes is None:
         return ladder.budget / sum(share for share, _ in _shares(ladder))
     assert speed is not None, "a budget in minutes needs a measured speed"
     low, high = 1e3, 1e30
-    for _ in range(60):  # time grows with the largest run's compute, so its logarithm can be halved towards it
+    for _ in range(60):  # bisection in the logarithm: time grows with the largest run's compute
         most = math.sqrt(low * high)
         seconds = 0.0
         for share, ratio in _shares(ladder):
@@ -174,34 +172,34 @@ def _most_compute(recipe: Recipe, ladder: Ladder, speed: Callable[[Recipe], floa
 
 
 def _num_seeds(ladder: Ladder, share: float) -> int:
-    """Of a run with this part of the largest run's compute."""
+    """Number of seeds of a run with `share` of the largest run's compute."""
     return ladder.seeds if share > SMALL * (1 + 1e-9) else max(ladder.seeds, ladder.small_seeds)
 
 
 def _shares(ladder: Ladder) -> Iterator[tuple[float, float]]:
-    """Of each run, seeds counted: its compute as a part of the largest run's, and its tokens per parameter."""
+    """For each run of each seed: its compute as a fraction of the largest run's, and its tokens per parameter."""
     for compute in _computes(ladder, 1.0):
         seeds = _num_seeds(ladder, compute)
         for ratio in _ratios(ladder):
             yield from [(compute, ratio)] * seeds
 
 
-def _rung(own: Recipe, sized: Recipe, ladder: Ladder, compute: float, group: int, seed: int) -> Rung:
-    """A sized recipe with its steps, rates and seed; the warm-up keeps its share of the steps."""
-    moved = _moved(own, sized, ladder, compute)
-    steps = compute / (6 * parameters(sized) * moved.training.global_batch_tokens)
-    return _with_compute(moved, compute, group, seed, longer=steps / own.training.steps)
+def _rung(base: Recipe, sized: Recipe, ladder: Ladder, compute: float, group: int, seed: int) -> Rung:
+    """A resized recipe with its steps, learning rates and seed; the warm-up keeps its share of the steps."""
+    moved = _transfer(base, sized, ladder, compute)
+    steps = compute / (6 * effective_parameters(sized) * moved.training.global_batch_tokens)
+    return _with_compute(moved, compute, group, seed, warmup_factor=steps / base.training.steps)
 
 
-def _with_compute(recipe: Recipe, compute: float, group: int, seed: int, *, longer: float) -> Rung:
-    """A recipe of the right size with the steps for its compute; `longer`: by how much the warm-up is stretched."""
-    count, training = parameters(recipe), recipe.training
+def _with_compute(recipe: Recipe, compute: float, group: int, seed: int, *, warmup_factor: float) -> Rung:
+    """A resized recipe with the steps for its compute; warmup_factor: scales the steps of the warm-up."""
+    count, training = effective_parameters(recipe), recipe.training
     batch, schedule = training.global_batch_tokens, training.schedule
     steps = max(1, round(compute / (6 * count * batch)))
     training = replace(
         training,
         steps=steps,
-        schedule=replace(schedule, warmup_steps=round(schedule.warmup_steps * longer)),
+        schedule=replace(schedule, warmup_steps=round(schedule.warmup_steps * warmup_factor)),
         validate_every=0,
         sample_every=0,
         checkpoint_every=max(1, steps // 8),
@@ -212,28 +210,28 @@ def _with_compute(recipe: Recipe, compute: float, group: int, seed: int, *, long
     return Rung(run, count, steps * batch, 6 * count * steps * batch, group)
 
 
-def _moved(own: Recipe, sized: Recipe, ladder: Ladder, compute: float) -> Recipe:
-    """The sized recipe with the hyper-parameters that its width or compute asks for."""
+def _transfer(base: Recipe, sized: Recipe, ladder: Ladder, compute: float) -> Recipe:
+    """The resized recipe with hyper-parameters transferred to its width or compute."""
     training = sized.training
     match ladder.transfer:
         case Unchanged():
             return sized
         case MuP():
-            wider = sized.model.model_dim / own.model.model_dim
+            wider = sized.model.model_dim / base.model.model_dim
             return replace(sized, training=replace(training, optimizer=_for_width(training.optimizer, wider)))
         case Powers(learning_rate=rate, batch=batch):
-            own_tokens = own.training.global_batch_tokens * own.training.steps
-            times = compute / (6 * parameters(own) * own_tokens)
+            base_tokens = base.training.global_batch_tokens * base.training.steps
+            times = compute / (6 * effective_parameters(base) * base_tokens)
             length = sized.model.context_length
             tokens = max(1, round(training.global_batch_tokens * times**batch / length)) * length
-            moved = scale_rates(training.optimizer, times**rate)
-            return replace(sized, training=replace(training, optimizer=moved, global_batch_tokens=tokens))
+            optimizer = scale_rates(training.optimizer, times**rate)
+            return replace(sized, training=replace(training, optimizer=optimizer, global_batch_tokens=tokens))
         case _:
             assert_never(ladder.transfer)
 
 
 def _for_width(optimizer: Optimizer, wider: float) -> Optimizer:
-    """Yang et al. 2022, table 8: matrices learn at 1 / width, tables and vectors as before."""
+    """Yang et al. 2022, table 8: the rate of matrices falls as 1 / width, that of embeddings and vectors stays."""
     match optimizer:
         case AdamW(learning_rate=rate, embedding_learning_rate=tables):
             return replace(
@@ -265,54 +263,54 @@ def scale_rates(optimizer: Optimizer, factor: float) -> Optimizer:
 
 
 def _nearest_size(recipe: Recipe, ladder: Ladder, target: float) -> Recipe:
-    """The recipe at the width whose parameters are nearest to a number, on a logarithmic scale."""
+    """The recipe at the width whose parameters are nearest to `target`, on a logarithmic scale."""
 
     def sized(multiple: int) -> Recipe:
-        return _of_width(recipe, ladder, multiple * ladder.width_step)
+        return _resize_to(recipe, ladder, multiple * ladder.width_step)
 
     low, high = 1, 2
-    while parameters(sized(high)) < target:
+    while effective_parameters(sized(high)) < target:
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if parameters(sized(middle)) < target else (low, middle)
-    return min(sized(low), sized(high), key=lambda one: abs(math.log(parameters(one) / target)))
+        low, high = (middle, high) if effective_parameters(sized(middle)) < target else (low, middle)
+    return min(sized(low), sized(high), key=lambda recipe: abs(math.log(effective_parameters(recipe) / target)))
 
 
-def _of_width(recipe: Recipe, ladder: Ladder, width: int) -> Recipe:
-    return resized(recipe, width, ladder.depth_exponent, ladder.heads_keep)
+def _resize_to(recipe: Recipe, ladder: Ladder, width: int) -> Recipe:
+    return resize(recipe, width, ladder.depth_exponent, ladder.heads_keep)
 
 
-def resized(recipe: Recipe, width: int, depth_exponent: float = 1.0, heads_keep: HeadsKeep = "width") -> Recipe:
-    """The recipe at another width: heads keep their width or their number, layers follow the width's power, stated
+def resize(recipe: Recipe, width: int, depth_exponent: float = 1.0, heads_keep: HeadsKeep = "width") -> Recipe:
+    """The recipe at another width: heads keep their width or their number, layers scale as a power of the width, stated
     feed-forward widths keep their ratio.
 
-    Raises ValueError for early exits, which name layers that may be gone.
+    Raises ValueError for early exits, since they refer to layers that may no longer exist.
     """
     model = recipe.model
     times = width / model.model_dim
     if not isinstance(model, ModelConfig):
-        return replace(recipe, model=_resized_baseline(model, width, times**depth_exponent))
+        return replace(recipe, model=_resize_baseline(model, width, times**depth_exponent))
 
     encoder, decoder = (
-        None if stack is None else _resized_stack(model, stack, width, depth_exponent, heads_keep)
+        None if stack is None else _resize_stack(model, stack, width, depth_exponent, heads_keep)
         for stack in (model.encoder, model.decoder)
     )
     return replace(recipe, model=replace(model, model_dim=width, encoder=encoder, decoder=decoder))
 
 
-def _resized_stack(
+def _resize_stack(
     model: ModelConfig, stack: StackConfig, width: int, depth_exponent: float, heads_keep: HeadsKeep
 ) -> StackConfig:
     if stack.exits:
-        raise ValueError("a ladder can't resize a model with early exits, which name its layers; leave exits out")
+        raise ValueError("a ladder can't resize a model with early exits, which refer to its layers; leave exits out")
     layers = stack.num_layers * (width / model.model_dim) ** depth_exponent
-    blocks = tuple(_resized_block(model, block, width, heads_keep) for block in stack.blocks)
+    blocks = tuple(_resize_block(model, block, width, heads_keep) for block in stack.blocks)
     return replace(stack, num_layers=max(1, round(layers)), blocks=blocks)
 
 
-def _resized_baseline(model: Baseline, width: int, deeper: float) -> Baseline:
-    """A baseline at another width; a convolution stays deep enough to see what it should."""
+def _resize_baseline(model: Baseline, width: int, deeper: float) -> Baseline:
+    """A baseline at another width; a convolution keeps at least the layers that its receptive field needs."""
     layers = max(1, round(model.num_layers * deeper))
     match model:
         case LSTM():
@@ -333,37 +331,37 @@ def _scaled(inner: int | None, times: float) -> int | None:
     return None if inner is None else max(8, round(inner * times / 8) * 8)
 
 
-def _resized_block(model: ModelConfig, block: BlockConfig, width: int, heads_keep: HeadsKeep) -> BlockConfig:
+def _resize_block(model: ModelConfig, block: BlockConfig, width: int, heads_keep: HeadsKeep) -> BlockConfig:
     times = width / model.model_dim
-    resize = _more_heads if heads_keep == "width" else _wider_heads
+    resize_heads = _more_heads if heads_keep == "width" else _wider_heads
     mixer, feedforward = block.mixer, block.feedforward
     if isinstance(mixer, Attention):
-        mixer = resize(mixer, model.head_dim(mixer), times)
+        mixer = resize_heads(mixer, model.head_dim(mixer), times)
     elif isinstance(mixer, LinearRecurrence):
         mixer = replace(mixer, state_dim=_scaled(mixer.state_dim, times))
     if isinstance(feedforward, Experts):
-        feedforward = replace(feedforward, expert=_resized_feedforward(feedforward.expert, times))
+        feedforward = replace(feedforward, expert=_resize_feedforward(feedforward.expert, times))
     elif feedforward is not None:
-        feedforward = _resized_feedforward(feedforward, times)
+        feedforward = _resize_feedforward(feedforward, times)
     return replace(block, mixer=mixer, feedforward=feedforward)
 
 
 def _more_heads(attention: Attention, head_dim: int, times: float) -> Attention:
-    """As many heads more as the model is wider, of the same width, with as many heads to a key as they divide by."""
+    """The number of heads scaled with the model's width, each as wide as before, in groups that divide it."""
     heads = max(1, round(attention.num_heads * times))
     groups = attention.num_heads // (attention.num_kv_heads or attention.num_heads)
     keys = None if attention.num_kv_heads is None else max(1, heads // groups)
     if attention.num_kv_heads == 1:
-        keys = 1  # multi-query is so at every size
+        keys = 1  # multi-query at every size
     while keys is not None and heads % keys:
         keys -= 1
     return replace(attention, num_heads=heads, num_kv_heads=keys, head_dim=head_dim)
 
 
 def _wider_heads(attention: Attention, head_dim: int, times: float) -> Attention:
-    """As many heads, of even width, since positions turn them by pairs."""
+    """The same number of heads, of even width, since rotary positions rotate pairs."""
     return replace(attention, head_dim=max(2, round(head_dim * times / 2) * 2))
 
 
-def _resized_feedforward(feedforward: Dense | Gated, times: float) -> Dense | Gated:
+def _resize_feedforward(feedforward: Dense | Gated, times: float) -> Dense | Gated:
     return replace(feedforward, feedforward_dim=_scaled(feedforward.feedforward_dim, times))

@@ -1,7 +1,7 @@
-"""The published laws of how loss falls with size, data and compute, and the runs that they are held against.
+"""Published scaling laws of the loss in size, data and compute, and the runs they are fitted to.
 
-Everywhere N is "parameters as compute counts them": the training FLOPs of a token over six, so that C = 6 N D exactly.
-D is the tokens seen in training, C is in FLOPs, the loss in nats per token, all of it float64.
+N is always the effective parameters, training FLOPs per token / 6, so that C = 6 N D exactly. D is the tokens seen in
+training, C is in FLOPs, the loss in nats per token, all float64.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ Values = float | np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """Runs to be fitted: arrays of one length n. ValueError for lengths that differ and for what isn't above 0."""
+    """Runs to fit: arrays of one length n. ValueError for lengths that differ and for values that aren't above 0."""
 
     parameters: np.ndarray
-    """N, training FLOPs of a token over six."""
+    """N, training FLOPs per token / 6."""
     tokens: np.ndarray
     """D, tokens seen, each epoch counted."""
     loss: np.ndarray
     """Nats per token."""
     unique_tokens: np.ndarray | None = None
-    """U, tokens of the data set; what is seen beyond it are repeats. None: nothing is repeated."""
+    """U, tokens of the data set; tokens seen beyond it are repeats. None: no repetition."""
 
     def __post_init__(self) -> None:
         for name in ("parameters", "tokens", "loss", "unique_tokens"):
@@ -34,19 +34,17 @@ class Points:
                 continue
             values = np.atleast_1d(np.asarray(getattr(self, name), np.float64))
             if values.ndim != 1 or values.shape != np.shape(np.atleast_1d(self.loss)):
-                raise ValueError(f"{name} has shape {values.shape}; every field is one number a run")
-            # A data set may be without end.
-            sound = values > 0 if name == "unique_tokens" else (values > 0) & np.isfinite(values)
-            if not sound.all():
-                bad = int(np.argmin(sound))
-                raise ValueError(
-                    f"{name} of run {bad} is {values[bad]}; leave out runs that have no finite value above 0"
-                )
+                raise ValueError(f"{name} has shape {values.shape}; every field needs one number per run")
+            # A data set may be infinite.
+            valid = values > 0 if name == "unique_tokens" else (values > 0) & np.isfinite(values)
+            if not valid.all():
+                bad = int(np.argmin(valid))
+                raise ValueError(f"{name} of run {bad} is {values[bad]}; leave out runs without a finite value above 0")
             object.__setattr__(self, name, values)
 
     @classmethod
-    def of_compute(cls, compute: Values, loss: Values) -> Points:
-        """Runs of which only compute (FLOPs) is known: N and D stand in for it as sqrt(C / 6) each."""
+    def from_compute(cls, compute: Values, loss: Values) -> Points:
+        """Runs with known compute (FLOPs) only: N and D are set to sqrt(C / 6) each."""
         side = np.sqrt(np.asarray(compute, np.float64) / 6)
         return cls(side, side, np.asarray(loss, np.float64))
 
@@ -59,7 +57,7 @@ class Points:
         return len(self.loss)
 
     def where(self, mask: np.ndarray) -> Points:
-        """The runs that a boolean mask or an array of numbers picks."""
+        """The runs selected by a boolean mask or an index array."""
         unique = None if self.unique_tokens is None else self.unique_tokens[mask]
         return Points(self.parameters[mask], self.tokens[mask], self.loss[mask], unique)
 
@@ -72,7 +70,7 @@ class PowerLaw:
     """FLOPs at which the part above the floor is one nat."""
     exponent: float
     floor: float = 0.0
-    """Nats that no compute takes away."""
+    """Irreducible loss, nats."""
 
     def loss(self, compute: Values) -> np.ndarray:
         """Nats per token at `compute` FLOPs."""
@@ -81,7 +79,7 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class SharedFloor:
-    """Power laws of several methods on one text, whose floor is that of the text."""
+    """Power laws of several methods on one text, with one floor, that of the text."""
 
     laws: tuple[PowerLaw, ...]
 
@@ -106,11 +104,11 @@ class Chinchilla:
 
     @property
     def optimal_exponent(self) -> float:
-        """a in N ∝ C^a at the least loss for its compute: β / (α + β) (eq. 4)."""
+        """a in compute-optimal N ∝ C^a: β / (α + β) (eq. 4)."""
         return self.beta / (self.alpha + self.beta)
 
     def optimum(self, compute: Values) -> tuple[np.ndarray, np.ndarray]:
-        """N and D of the least loss that `compute` FLOPs buy (eq. 4)."""
+        """N and D of the least loss for `compute` FLOPs (eq. 4)."""
         product = np.asarray(compute, np.float64) / 6
         balance = self.alpha * self.scale_n / (self.beta * self.scale_d)
         n = balance ** (1 / (self.alpha + self.beta)) * product**self.optimal_exponent
@@ -124,7 +122,7 @@ class Chinchilla:
     def inference_optimum(self, target_loss: Values, inference_tokens: Values) -> tuple[np.ndarray, np.ndarray]:
         """N and D that reach `target_loss` nats at the least 6 N D + 2 N D_inference (Sardana et al. 2023).
 
-        `inference_tokens` are the tokens that the model will serve. ValueError for a loss that isn't above the floor.
+        `inference_tokens`: tokens to serve, D_inference. ValueError for a loss that isn't above the floor.
         """
         above = np.asarray(target_loss, np.float64) - self.floor
         served = np.asarray(inference_tokens, np.float64)
@@ -133,11 +131,11 @@ class Chinchilla:
         above, served = np.broadcast_arrays(above, served)
 
         def sizes(logit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            # The share of the loss above the floor that is N's to answer for is 1 / (1 + exp(-logit)).
+            # N's share of the loss above the floor is 1 / (1 + exp(-logit)).
             n = (self.scale_n * (1 + np.exp(-logit)) / above) ** (1 / self.alpha)
             return n, (self.scale_d * (1 + np.exp(logit)) / above) ** (1 / self.beta)
 
-        # The slope of the cost in log N falls with the share; it is above 0 at the optimum without serving.
+        # The slope of the cost in log N falls with the share; it is above 0 at the optimum without inference.
         low = np.full(above.shape, np.log(self.beta / self.alpha))
         high = low + 100
         for _ in range(100):
@@ -165,11 +163,11 @@ class Kaplan:
 
 @dataclass(frozen=True)
 class DataConstrained:
-    """Chinchilla's law of what D tokens and N parameters are worth when data repeat (Muennighoff et al. 2023).
+    """Chinchilla's law of effective tokens and parameters when data repeat (Muennighoff et al. 2023).
 
-    With U tokens in the data set, D tokens seen are worth U_D (1 + r (1 - exp(-R / r))): U_D = min(D, U) are seen for
-    the first time, R = D / U_D - 1 times again, and r = `decay_d`. Parameters likewise, where the first ones are
-    those that Chinchilla's law would spend on the U tokens, with `decay_n`.
+    With U tokens in the data set, D tokens seen are worth U_D (1 + r (1 - exp(-R / r))) new ones: U_D = min(D, U) are
+    unique, R = D / U_D - 1 is the number of repetitions, and r = `decay_d`. Parameters likewise with `decay_n`, where
+    U_N is at most the optimal model size for the U tokens by Chinchilla's law.
     """
 
     floor: float
@@ -178,17 +176,17 @@ class DataConstrained:
     scale_d: float
     beta: float
     decay_d: float
-    """R_D*: after about so many repeats the worth of one more has fallen to 1 / e."""
+    """R_D*: the number of repetitions after which the value of another one has fallen to 1 / e."""
     decay_n: float
     """R_N*."""
 
     @property
     def unconstrained(self) -> Chinchilla:
-        """The law of a data set without end."""
+        """The law of an infinite data set."""
         return Chinchilla(self.floor, self.scale_n, self.alpha, self.scale_d, self.beta)
 
     def loss(self, parameters: Values, tokens: Values, unique_tokens: Values = np.inf) -> np.ndarray:
-        """Nats per token of N parameters after D tokens, drawn from a data set of U."""
+        """Nats per token of N parameters after D tokens, from a data set of U tokens."""
         n, d, u = (np.asarray(x, np.float64) for x in (parameters, tokens, unique_tokens))
         first_d = np.minimum(d, u)
         balance = np.log(self.alpha * self.scale_n / (self.beta * self.scale_d)) / (self.alpha + self.beta)

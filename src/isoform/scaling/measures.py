@@ -1,6 +1,6 @@
-"""What is asked of a finished run beside its loss: how well it translates, what another objective makes of it.
+"""Measures of a finished run besides its loss: translation quality, accuracy, the loss of another objective.
 
-An answer is kept beside the run, by what was asked and of which data, so that it is asked once.
+A value is saved in the run's folder under a hash of the measure and its data, so that it is computed once.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from isoform.scaling.study import Row
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What training measured last: the loss, or the share of answers that are right."""
+    """The last validation of training: the loss, or the accuracy."""
 
     name: str
     what: Literal["loss", "accuracy"]
     arms: tuple[str, ...] = ()
-    """Of which arms it is asked; empty: all."""
+    """The arms to measure; empty: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Translation:
-    """BLEU of the answers to held-out sources."""
+    """BLEU of the translations of validation sources."""
 
     name: str
     path: str
@@ -50,13 +50,13 @@ class Translation:
     beams: int = 5
     length_penalty: float = 1.0
     limit: int = 0
-    """The first so many pairs; 0: all."""
+    """Number of pairs, the first ones; 0: all."""
     arms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The share of held-out sources that are answered as they should be, to the letter, by the most probable tokens."""
+    """Exact match: the share of validation sources whose greedy output equals the target."""
 
     name: str
     path: str
@@ -65,28 +65,28 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """The loss on held-out records of what another objective asks, in nats per token."""
+    """The validation loss of another objective, in nats per token."""
 
     name: str
     objective: Objective
     path: str = ""
-    """Empty: what the run itself held out."""
+    """Empty: the run's own validation split."""
     arms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """What a conversation costs, counted, in which every answer is given all that came before."""
+    """Cost of a conversation in which every answer is conditioned on all earlier turns, computed from the config."""
 
     name: str
     what: Literal["read_again", "bytes_held"]
-    """Tokens that were read before and are read again, the mean of the turns; or bytes of keys and values held when
-    the last one ends."""
+    """Tokens of earlier turns that are read again, the mean over turns; or bytes of keys and values cached when the
+    last turn ends."""
     turns: int = 20
-    asked: int = 32
-    """New tokens of a turn."""
-    said: int = 32
-    """Tokens of an answer."""
+    question_tokens: int = 32
+    """New tokens of each turn."""
+    answer_tokens: int = 32
+    """Tokens of each answer."""
     arms: tuple[str, ...] = ()
 
 
@@ -94,17 +94,17 @@ Measure = Validation | Translation | Answers | Loss | Conversation
 
 
 def take_measures(measures: Sequence[Measure], rows: Sequence[Row], pool: Path, machine: Machine) -> list[Row]:
-    """The rows with what was asked of their runs; those that have it, or no loss, are left as they are."""
-    return [_measured(measures, row, pool, machine) for row in rows]
+    """The rows with the measures of their runs; those that have them, or no loss, are unchanged."""
+    return [_measure_row(measures, row, pool, machine) for row in rows]
 
 
-def _measured(measures: Sequence[Measure], row: Row, pool: Path, machine: Machine) -> Row:
-    asked = [one for one in measures if (not one.arms or row.arm in one.arms) and one.name not in row.measures]
-    if not row.is_finite or not asked:
+def _measure_row(measures: Sequence[Measure], row: Row, pool: Path, machine: Machine) -> Row:
+    missing = [m for m in measures if (not m.arms or row.arm in m.arms) and m.name not in row.measures]
+    if not row.is_finite or not missing:
         return row
-    taken = {one.name: _value(one, pool / row.id, machine) for one in asked}
-    values = {name: value for name, (value, _) in taken.items()}
-    signatures = {name: signature for name, (_, signature) in taken.items() if signature}
+    results = {m.name: _value(m, pool / row.id, machine) for m in missing}
+    values = {name: value for name, (value, _) in results.items()}
+    signatures = {name: signature for name, (_, signature) in results.items() if signature}
     return replace(row, measures=row.measures | values, signatures=row.signatures | signatures)
 
 
@@ -116,15 +116,15 @@ def _conversation(measure: Conversation, recipe: Recipe) -> float:
     turns = conversation_turns(
         recipe.model,
         measure.turns,
-        question_tokens=measure.asked,
-        answer_tokens=measure.said,
+        question_tokens=measure.question_tokens,
+        answer_tokens=measure.answer_tokens,
         is_causal=is_causal,
     )
     return float(turns[-1].bytes_held if measure.what == "bytes_held" else fmean(turn.read_again for turn in turns))
 
 
 def _value(measure: Measure, folder: Path, machine: Machine) -> tuple[float, str]:
-    """The number, and what beside the answers decides it, where that has a name."""
+    """The number, and the signature of its computation, if it has one."""
     if isinstance(measure, Validation):
         value = json.loads(Run(folder).summary.read_text(encoding="utf-8"))[f"validation_{measure.what}"]
         if value is None:
@@ -135,12 +135,12 @@ def _value(measure: Measure, folder: Path, machine: Machine) -> tuple[float, str
     split = load_source(measure.path, measure.path) if measure.path else None
     data = "" if split is None else ",".join(source.sha256 for source in split.sources)
     which = measure.form if isinstance(measure, Translation) else "value"
-    asked = {key: value for key, value in to_dict(measure).items() if key not in ("name", "path", "arms", "form")}
-    said = json.dumps([type(measure).__name__, asked, data])
-    path = folder / f"measure-{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"
+    fields = {key: value for key, value in to_dict(measure).items() if key not in ("name", "path", "arms", "form")}
+    cache_key = json.dumps([type(measure).__name__, fields, data])
+    path = folder / f"measure-{hashlib.sha256(cache_key.encode()).hexdigest()[:16]}.json"
     if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return float(kept["values"][which]), kept["signatures"].get(which, "")
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        return float(saved["values"][which]), saved["signatures"].get(which, "")
     trained, signatures = load(folder, machine.device, machine.dtype), {}
     match measure:
         case Translation(limit=limit):
@@ -152,14 +152,14 @@ def _value(measure: Measure, folder: Path, machine: Machine) -> tuple[float, str
             signatures = {"tokenised": score.tokenised.signature, "plain": score.plain.signature}
         case Answers():
             assert split is not None
-            found = answer_lines(trained, [record["source"] for record in split.validation], Beam(size=1))
-            right = [each[0][0] == record["target"] for each, record in zip(found, split.validation, strict=True)]
-            values = {which: fmean(right)}
+            outputs = answer_lines(trained, [record["source"] for record in split.validation], Beam(size=1))
+            matches = [best[0][0] == record["target"] for best, record in zip(outputs, split.validation, strict=True)]
+            values = {which: fmean(matches)}
         case Loss(objective=objective):
             recipe = replace(trained.recipe, objective=objective, data=replace(trained.recipe.data, rows="packed"))
             records = (load_records(recipe.data)[1] if split is None else split).validation
             values = {which: evaluate_validation(trained.model, recipe, trained.codec, records, machine).loss}
         case _:
             assert_never(measure)
-    write_text(path, json.dumps({"asked": asked, "values": values, "signatures": signatures}) + "\n")
+    write_text(path, json.dumps({"asked": fields, "values": values, "signatures": signatures}) + "\n")
     return values[which], signatures.get(which, "")

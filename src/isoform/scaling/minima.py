@@ -1,4 +1,4 @@
-"""The best size at each compute, and the power of compute that it grows by (Hoffmann et al. 2022, 3.2)."""
+"""The best size at each compute, and the power of compute with which it grows (Hoffmann et al. 2022, 3.2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from isoform.scaling.laws import Points
 
 @dataclass(frozen=True)
 class Minimum:
-    """Where the loss of runs of one compute is least."""
+    """The minimum of the loss at one compute."""
 
     compute: float
     """FLOPs, the geometric mean of the group."""
@@ -20,16 +20,16 @@ class Minimum:
     tokens: float
     loss: float
     error: float | None
-    """Standard error of log N; None where no run is left over to tell noise."""
+    """Standard error of log N; None without degrees of freedom to estimate the noise."""
     interval: tuple[float, float] | None
-    """Of `parameters`, 90 % (Fieller 1954)."""
+    """90 % interval of `parameters` (Fieller 1954)."""
     degrees: int
-    """Of freedom, with which noise is known: that of all groups together."""
+    """Degrees of freedom of the noise, pooled over groups."""
 
 
 @dataclass(frozen=True)
 class Minima:
-    """The minima that were found, and what has to be said of groups that were left out."""
+    """The minima, and notes on excluded groups."""
 
     minima: tuple[Minimum, ...]
     notes: tuple[str, ...]
@@ -45,7 +45,7 @@ class Minima:
 
 
 def _group_by_compute(compute: np.ndarray, gap: float = 1.1) -> np.ndarray:
-    """[n], the number of each run's group: a gap of more than 10 % between neighbours begins another."""
+    """[n], the index of each run's group: a gap of more than 10 % begins a new one."""
     order = np.argsort(compute)
     group = np.empty(len(compute), int)
     group[order] = np.cumsum(np.diff(np.log(compute[order]), prepend=-np.inf) > np.log(gap))
@@ -63,7 +63,7 @@ class _Parabola:
     coefficients: np.ndarray
     """[3], top, slope and bend."""
     covariance: np.ndarray
-    """[3, 3], of the coefficients, over the variance of the noise."""
+    """[3, 3], of the coefficients, divided by the variance of the noise."""
     squares: float
     """Sum of the squared residuals."""
 
@@ -81,9 +81,9 @@ def _parabola(group: Points, compute: float) -> _Parabola:
 def isoflop_minima(points: Points, groups: np.ndarray | None = None) -> Minima:
     """A parabola of log loss in log N through each group of runs of equal compute (Hoffmann et al. 2022, 3.2).
 
-    `groups` are [n] labels; absent, runs belong together whose compute follows within 10 %. The noise is taken to be
-    that of all groups together. A group whose minimum lies outside its sizes, or isn't told from noise, is left out,
-    with a note. ValueError for a group that spans more than 30 % in compute.
+    `groups` are [n] labels; None: a gap of more than 10 % in compute separates groups. The noise is pooled over groups.
+    A group whose minimum lies outside its sizes, or is not significant, is excluded with a note. ValueError
+    for a group that spans more than 30 % in compute.
     """
     labels = _group_by_compute(points.compute) if groups is None else np.asarray(groups)
     if labels.shape != points.loss.shape:
@@ -93,11 +93,13 @@ def isoflop_minima(points: Points, groups: np.ndarray | None = None) -> Minima:
         group = points.where(labels == label)
         span = group.compute.max() / group.compute.min()
         if span > 1.3:
-            raise ValueError(f"compute in group {label} spans a factor of {span:.2f}; split it, below 1.3 is one group")
+            raise ValueError(
+                f"compute in group {label} spans a factor of {span:.2f}; split it: a group spans less than 1.3"
+            )
         compute = float(np.exp(np.log(group.compute).mean()))
         sizes = len(np.unique(np.round(np.log(group.parameters), 6)))
         if sizes < 3:
-            notes.append(f"{compute:.3g} FLOPs left out: {sizes} sizes, and a parabola needs three")
+            notes.append(f"{compute:.3g} FLOPs excluded: {sizes} sizes, and a parabola needs three")
         else:
             parabolas.append(_parabola(group, compute))
     degrees = sum(len(parabola.log_sizes) - 3 for parabola in parabolas)
@@ -108,29 +110,29 @@ def isoflop_minima(points: Points, groups: np.ndarray | None = None) -> Minima:
         if isinstance(minimum, Minimum):
             minima.append(minimum)
         else:
-            notes.append(f"{parabola.compute:.3g} FLOPs left out: {minimum}")
+            notes.append(f"{parabola.compute:.3g} FLOPs excluded: {minimum}")
     return Minima(tuple(minima), tuple(notes))
 
 
 def _minimum(parabola: _Parabola, noise: float | None, degrees: int) -> Minimum | str:
-    """The minimum of a parabola, or why there is none; `noise` is the variance of log loss, None where unknown."""
+    """The minimum of a parabola, or why there is none; `noise` is the variance of log loss, None if unknown."""
     x, centre, (top, slope, bend) = parabola.log_sizes, parabola.centre, parabola.coefficients
     if bend <= 0 or not x.min() <= centre - slope / (2 * bend) <= x.max():
         return "the minimum lies outside its sizes"
-    place = -slope / (2 * bend)
+    offset = -slope / (2 * bend)
     error = interval = None
     if noise is not None:
         interval = _fieller(parabola, noise, degrees)
         if interval is None:
-            return "its bend isn't told from noise"
-        gradient = np.array([0, 1, 2 * place]) / (2 * bend)
+            return "its curvature can't be distinguished from noise"
+        gradient = np.array([0, 1, 2 * offset]) / (2 * bend)
         error = float(np.sqrt(noise * gradient @ parabola.covariance @ gradient))
-    n, loss = float(np.exp(centre + place)), float(np.exp(top + slope * place / 2))
+    n, loss = float(np.exp(centre + offset)), float(np.exp(top + slope * offset / 2))
     return Minimum(parabola.compute, n, parabola.compute / (6 * n), loss, error, interval, degrees)
 
 
 def _fieller(parabola: _Parabola, noise: float, degrees: int) -> tuple[float, float] | None:
-    """The sizes N whose slope, slope + 2 bend x, isn't told from 0 (Fieller 1954, 90 %); None if they have no end."""
+    """The sizes N at which slope + 2 bend x is not significantly nonzero (Fieller 1954, 90 %); None if unbounded."""
     from scipy.special import stdtrit
 
     _, slope, bend = parabola.coefficients
@@ -146,19 +148,19 @@ def _fieller(parabola: _Parabola, noise: float, degrees: int) -> tuple[float, fl
 
 @dataclass(frozen=True)
 class Exponent:
-    """N = coefficient · C^exponent at the least loss for its compute; that of D is 1 - exponent."""
+    """Compute-optimal N = coefficient · C^exponent; the exponent of D is 1 - exponent."""
 
     exponent: float
     coefficient: float
     interval: tuple[float, float] | None
-    """Of the exponent."""
+    """Interval of the exponent."""
 
 
 def fit_exponent(minima: Minima, level: float = 0.9) -> Exponent:
     """A line through log N of the minima over log C, each weighted by its error (Hoffmann et al. 2022, 3.2).
 
-    Where the minima scatter more about the line than their errors say, the interval is widened by as much.
-    No interval where their errors aren't known. ValueError below two minima of different compute.
+    If the minima scatter more about the line than their errors imply, the interval is widened accordingly.
+    No interval if their errors are unknown. ValueError below two minima of different compute.
     """
     from scipy.special import stdtrit
 
@@ -177,8 +179,8 @@ def fit_exponent(minima: Minima, level: float = 0.9) -> Exponent:
     interval = None
     if has_errors:
         spread = (weights * dx**2).sum() ** -0.5
-        left = weights * (y - constant - exponent * x) ** 2
-        excess = left.sum() / (len(x) - 2) if len(x) > 2 else 0
+        squares = weights * (y - constant - exponent * x) ** 2
+        excess = squares.sum() / (len(x) - 2) if len(x) > 2 else 0
         reach = float(stdtrit(minima[0].degrees, (1 + level) / 2) * spread * max(1, excess) ** 0.5)
         interval = (exponent - reach, exponent + reach)
     return Exponent(exponent, float(np.exp(constant)), interval)

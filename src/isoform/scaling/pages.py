@@ -1,6 +1,6 @@
-"""A study as it is published: a page of findings, costs and every run, and the same as JSON.
+"""Publication of a study: a page of findings, costs and all runs, and a JSON file of the same.
 
-Pages are HTML that needs nothing else, or Markdown beside its pictures.
+Pages are self-contained HTML, or Markdown with image files beside it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from isoform.files import write_bytes, write_text
 from isoform.machine import Machine, describe
 from isoform.report import STYLE
-from isoform.scaling.curves import costs, left_out, mismatches
+from isoform.scaling.curves import costs, excluded_rows, mismatches
 from isoform.scaling.findings import Findings, Table
 from isoform.scaling.study import Row, rows_to_json
 from isoform.terminal import count, duration
@@ -28,46 +28,46 @@ from isoform.terminal import count, duration
 
 @dataclass
 class Page:
-    """What is told, in order."""
+    """The parts of a page, in order."""
 
     title: str
     lead: list[str]
     tables: list[Table] = field(default_factory=list)
     pictures: dict[str, bytes] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    origin: list[str] = field(default_factory=list)
+    provenance: list[str] = field(default_factory=list)
     """Command, machine, versions."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StudyReport:
-    """A study that has ended."""
+    """A finished study."""
 
     title: str
     lead: Sequence[str]
     findings: Findings
     rows: Sequence[Row]
-    """The runs that the findings are made of."""
+    """The runs that the findings are computed from."""
     other_rows: Sequence[Row] = ()
-    """Runs that led to those, as a sweep's."""
-    origin: Mapping[str, Any]
-    """What `origin_of` gives."""
+    """Auxiliary runs, such as those of a sweep."""
+    provenance: Mapping[str, Any]
+    """The result of `provenance`."""
     numbers: Sequence[Table] = ()
-    """What stands between costs and runs."""
+    """Tables between costs and runs."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """What the JSON begins with."""
+    """The first keys of the JSON."""
     verdict: Mapping[str, Any] = field(default_factory=dict)
-    """What it says before the numbers."""
+    """The keys of the JSON before the numbers."""
 
 
 def publish(report: StudyReport, page: Path, json_path: Path, *, prefix: str = "") -> dict[str, Any]:
-    """Write a page (.md or .html), its pictures beside it (PREFIX…png), and the JSON; gives what the JSON holds."""
+    """Write a page (.md or .html), its figures beside it (PREFIX…png), and the JSON; returns the JSON's values."""
     all_rows = [*report.other_rows, *report.rows]
     tables, warnings = cost_tables(report.rows)
     findings = report.findings
     values = {
         **report.about,
-        **report.origin,
+        **report.provenance,
         **report.verdict,
         "values": {key: [_finite(v) for v in (e.value, e.low, e.high)] for key, e in findings.values.items()},
         "warnings": warnings,
@@ -79,7 +79,7 @@ def publish(report: StudyReport, page: Path, json_path: Path, *, prefix: str = "
         tables=[*findings.tables, *tables, *report.numbers, *run_tables(all_rows)],
         pictures=findings.pictures,
         notes=[*(f"{warning[0].upper()}{warning[1:]}." for warning in warnings), *findings.notes],
-        origin=[_origin_line(report.origin, with_runs=bool(all_rows))],
+        provenance=[_provenance_line(report.provenance, with_runs=bool(all_rows))],
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     pictures = {name: f"{prefix}{name.replace(' ', '-')}.png" for name in content.pictures}
@@ -90,8 +90,8 @@ def publish(report: StudyReport, page: Path, json_path: Path, *, prefix: str = "
     return values
 
 
-def origin_of(command: str, rows: Sequence[Row], machine: Machine, workers: int) -> dict[str, Any]:
-    """Where, with what and how often the numbers were measured: on the machine of the first row, or on this one."""
+def provenance(command: str, rows: Sequence[Row], machine: Machine, workers: int) -> dict[str, Any]:
+    """Command, machine (the first row's, or this one), versions, seeds and repetitions of the numbers."""
     packages = ("isoform", "torch", "numpy", "scipy")
     return {
         "command": command,
@@ -103,18 +103,16 @@ def origin_of(command: str, rows: Sequence[Row], machine: Machine, workers: int)
 
 
 def _repeats(rows: Sequence[Row]) -> dict[str, int]:
-    """Runs per size: fewest and most."""
+    """Fewest and most runs per size."""
     counts = Counter((row.arm, row.group, row.width) for row in rows).values()
     return {"least": min(counts, default=0), "most": max(counts, default=0)}
 
 
-def _origin_line(origin: Mapping[str, Any], *, with_runs: bool) -> str:
-    machine = origin["machine"]
-    about = ", ".join(f"{name} {number}" for name, number in origin["versions"].items())
-    runs = (
-        f", {machine['threads']} thread(s) a run, {machine['workers']} runs side by side, {machine['dtype']} products"
-    )
-    return f"`{origin['command']}` · {machine['device']}{runs if with_runs else ''} · {about}"
+def _provenance_line(source: Mapping[str, Any], *, with_runs: bool) -> str:
+    machine = source["machine"]
+    about = ", ".join(f"{name} {number}" for name, number in source["versions"].items())
+    runs = f", {machine['threads']} thread(s) per run, {machine['workers']} runs at once, {machine['dtype']} products"
+    return f"`{source['command']}` · {machine['device']}{runs if with_runs else ''} · {about}"
 
 
 def _finite(value: float | None) -> float | None:
@@ -122,30 +120,30 @@ def _finite(value: float | None) -> float | None:
 
 
 def cost_tables(rows: Sequence[Row]) -> tuple[list[Table], list[str]]:
-    """What each arm costs at its largest compute, side by side, and what is not equal; nothing for no runs."""
-    found = costs(rows)
+    """A table of each arm's costs at its largest compute, and warnings of unequal costs; both empty without runs."""
+    arm_costs = costs(rows)
     lines = tuple(
         (
-            one.arm,
-            f"{one.num_parameters:,.0f}",
-            f"{one.num_active_parameters:,.0f}",
-            f"{one.compute:.3g}",
-            f"{count(one.tokens_per_second)}",
-            duration(one.train_seconds),
-            f"{count(one.peak_memory_bytes)}B",
-            "–" if one.energy_joules is None else f"{count(one.energy_joules)}J",
-            f"{one.loss:.4f}",
+            cost.arm,
+            f"{cost.num_parameters:,.0f}",
+            f"{cost.num_active_parameters:,.0f}",
+            f"{cost.compute:.3g}",
+            f"{count(cost.tokens_per_second)}",
+            duration(cost.train_seconds),
+            f"{count(cost.peak_memory_bytes)}B",
+            "–" if cost.energy_joules is None else f"{count(cost.energy_joules)}J",
+            f"{cost.loss:.4f}",
         )
-        for one in found
+        for cost in arm_costs
     )
     head = ("arm", "parameters", "active", "FLOPs", "tokens/s", "training", "peak memory", "energy", "loss")
     if not lines:
         return [], []
-    return [Table("Cost of the largest runs, counted and measured", head, lines)], mismatches(found)
+    return [Table("Cost of the largest runs, counted and measured", head, lines)], mismatches(arm_costs)
 
 
 def run_tables(rows: Sequence[Row]) -> list[Table]:
-    """Every run, and those that no fit uses."""
+    """Tables of all runs, and of those excluded from fits."""
     lines = tuple(
         (
             row.id[:8],
@@ -176,13 +174,13 @@ def run_tables(rows: Sequence[Row]) -> list[Table]:
         "loss",
     )
     tables = [Table("Runs", head, lines)] if lines else []
-    if out := left_out(rows):
-        tables.append(Table("Left out", ("run", "why"), tuple((row.id[:8], why) for row, why in out)))
+    if excluded := excluded_rows(rows):
+        tables.append(Table("Excluded", ("run", "reason"), tuple((row.id[:8], reason) for row, reason in excluded)))
     return tables
 
 
 def to_html(page: Page) -> str:
-    """One file that needs nothing else."""
+    """A self-contained HTML page."""
     parts = [f"<h1>{html.escape(page.title)}</h1>"]
     parts += [f'<p class="lead">{html.escape(line)}</p>' for line in page.lead]
     for name, png in page.pictures.items():
@@ -200,7 +198,7 @@ def to_html(page: Page) -> str:
             f"<h2>{html.escape(table.title)}</h2>"
             f"<div style='overflow-x:auto'><table><tr>{head}</tr>{lines}</table></div>"
         )
-    parts += [f"<p><small>{html.escape(line)}</small></p>" for line in page.origin]
+    parts += [f"<p><small>{html.escape(line)}</small></p>" for line in page.provenance]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width">\n<title>{html.escape(page.title)} · isoform</title>'
@@ -209,7 +207,7 @@ def to_html(page: Page) -> str:
 
 
 def to_markdown(page: Page, files: Mapping[str, str]) -> str:
-    """Markdown beside its pictures, whose file names are given by what they show."""
+    """A Markdown page; files: the file name of each figure by its title."""
     parts = [f"# {page.title}", *page.lead]
     parts += [f"![{name}]({files[name]})" for name in page.pictures]
     parts += page.notes
@@ -217,5 +215,5 @@ def to_markdown(page: Page, files: Mapping[str, str]) -> str:
         lines = [table.head, tuple("---" for _ in table.head), *table.lines]
         body = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
         parts.append(f"## {table.title}\n\n{body}")
-    parts += page.origin
+    parts += page.provenance
     return "\n\n".join(parts) + "\n"

@@ -1,4 +1,4 @@
-"""Pictures of studies: curves on logarithmic axes with their intervals, residuals, parabolas. PNG bytes come out."""
+"""Figures of studies as PNG bytes: curves on logarithmic axes with their intervals, residuals, parabolas."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from isoform.figures import COLORS, new_figure, to_png
-from isoform.scaling.curves import Scored, finite
+from isoform.scaling.curves import ScoredForecast, finite_rows
 from isoform.scaling.fitting import Fit
 from isoform.scaling.minima import Minima
 from isoform.scaling.study import Row
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STYLES = [(color, marker, line) for marker, line in (("o", "-"), ("s", "--"), ("^", ":")) for color in COLORS]
-"""Of arms, in their order: no two look alike."""
-MOST_BANDS = 4
-"""Intervals of more curves than that would hide each other."""
+"""Styles of the arms in order, all distinct."""
+MAX_BANDS = 4
+"""Intervals of more curves than this would hide each other."""
 
 
 def loss_against_cost(
@@ -30,34 +30,34 @@ def loss_against_cost(
     cost: Callable[[Row], float] = lambda row: row.compute,
     *,
     label: str = "training compute, FLOPs",
-    forecasts: Sequence[Scored] = (),
+    forecasts: Sequence[ScoredForecast] = (),
     reach: float = 1.0,
 ) -> bytes:
-    """Runs and their curves by arm, with 90 % intervals of the curves if they are few; `reach`: how far beyond the runs
-    they go on. Raises ValueError for more arms than there are ways to draw one."""
+    """Runs and curves of each arm, with 90 % intervals of up to `MAX_BANDS` curves; reach: multiple of the largest cost
+    to which curves extend. Raises ValueError for more arms than there are styles."""
     if len(curves) > len(STYLES):
-        raise ValueError(f"{len(curves)} arms can't be told apart in one picture; draw {len(STYLES)} or fewer")
+        raise ValueError(f"{len(curves)} arms can't be distinguished in one figure; draw {len(STYLES)} or fewer")
     figure, axes = new_figure()
     for (arm, (rows, fit)), (color, marker, style) in zip(curves.items(), STYLES, strict=False):
-        rows = finite(rows)
-        at = np.array([cost(row) for row in rows])
+        rows = finite_rows(rows)
+        costs = np.array([cost(row) for row in rows])
         losses = np.array([row.loss for row in rows])
-        axes.plot(at, losses, marker, color=color, markersize=4, alpha=0.75, label=arm)
-        if fit is None or not len(at):
+        axes.plot(costs, losses, marker, color=color, markersize=4, alpha=0.75, label=arm)
+        if fit is None or not len(costs):
             continue
-        line = np.geomspace(at.min(), at.max() * reach, 120)
+        line = np.geomspace(costs.min(), costs.max() * reach, 120)
         axes.plot(line, fit.law.loss(line), style, color=color, linewidth=1.3)
-        if fit.replicates and len(curves) <= MOST_BANDS:
+        if fit.replicates and len(curves) <= MAX_BANDS:
             each = np.array([law.loss(line) for law in fit.replicates])
             axes.fill_between(line, *np.quantile(each, (0.05, 0.95), axis=0), color=color, alpha=0.15, linewidth=0)
     for i, scored in enumerate(forecasts):
-        said = scored.forecast
-        if said.low is not None and said.high is not None:
-            bars = [[said.loss - said.low], [said.high - said.loss]]
+        forecast = scored.forecast
+        if forecast.low is not None and forecast.high is not None:
+            bars = [[forecast.loss - forecast.low], [forecast.high - forecast.loss]]
             words = "forecast from runs below 1/8 of the compute" if i == 0 else None
             axes.errorbar(
                 [scored.compute],
-                [said.loss],
+                [forecast.loss],
                 yerr=bars,
                 fmt="_",
                 color="#1d2430",
@@ -76,7 +76,7 @@ def _logarithmic(axes: Axes, label: str) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(label)
-    axes.set_ylabel("held-out loss, nats per token")
+    axes.set_ylabel("validation loss, nats per token")
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(LogLocator(subs=(1,) if high / low > 100 else (1, 2, 5)))
     axes.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
@@ -89,19 +89,19 @@ def _logarithmic(axes: Axes, label: str) -> None:
 
 
 def _even(low: float, high: float) -> list[float]:
-    """At least four round numbers between two ends."""
+    """At least four round numbers between `low` and `high`."""
     for step in (5.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02):
-        found = [round(i * step, 2) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-        if len(found) >= 4:
-            return found
+        ticks = [round(i * step, 2) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+        if len(ticks) >= 4:
+            return ticks
     return [low, high]
 
 
-def residuals(fit: Fit, at: Sequence[float]) -> bytes:
-    """What the law leaves unexplained, in percent, run by run."""
+def residuals(fit: Fit, compute: Sequence[float]) -> bytes:
+    """The residuals of the law against compute, in percent."""
     figure, axes = new_figure(height=2.6)
     axes.axhline(0, color="#4d5866", linewidth=0.8)
-    axes.plot(at, 100 * np.asarray(fit.residuals), "o", color=COLORS[0], markersize=4, alpha=0.75)
+    axes.plot(compute, 100 * np.asarray(fit.residuals), "o", color=COLORS[0], markersize=4, alpha=0.75)
     axes.set_xscale("log")
     axes.set_xlabel("training compute, FLOPs")
     axes.set_ylabel("residual, %")
@@ -111,11 +111,11 @@ def residuals(fit: Fit, at: Sequence[float]) -> bytes:
 def isoflop(rows: Sequence[Row], minima: Minima) -> bytes:
     """Loss against size at equal compute, with the parabola of each group and its minimum (Hoffmann et al. 2022)."""
     figure, axes = new_figure()
-    rows = finite(rows)
+    rows = finite_rows(rows)
     for group, color in zip(sorted({row.group for row in rows}), COLORS * 9, strict=False):
-        there = [row for row in rows if row.group == group]
-        sizes, losses = np.log([row.parameters for row in there]), np.array([row.loss for row in there])
-        compute = float(np.median([row.compute for row in there]))
+        members = [row for row in rows if row.group == group]
+        sizes, losses = np.log([row.parameters for row in members]), np.array([row.loss for row in members])
+        compute = float(np.median([row.compute for row in members]))
         axes.plot(np.exp(sizes), losses, "o", color=color, markersize=4, label=f"{count(compute)}FLOP")
         if len(set(sizes.tolist())) >= 3:
             line = np.linspace(sizes.min(), sizes.max(), 60)
@@ -123,8 +123,8 @@ def isoflop(rows: Sequence[Row], minima: Minima) -> bytes:
     for minimum in minima:
         axes.plot(minimum.parameters, minimum.loss, "*", color="#1d2430", markersize=9)
     axes.set_xscale("log")
-    axes.set_xlabel("parameters, as compute counts them")
-    axes.set_ylabel("held-out loss, nats per token")
+    axes.set_xlabel("effective parameters")
+    axes.set_ylabel("validation loss, nats per token")
     axes.legend(frameon=False)
     return to_png(figure)
 
@@ -153,7 +153,7 @@ def _dots(numbers: Mapping[str, Interval], label: str) -> tuple[Figure, Axes]:
 
 
 def multipliers(gains: Mapping[str, Interval], label: str) -> bytes:
-    """The same on a logarithmic axis around 1."""
+    """Multipliers with their intervals on a logarithmic axis, with a line at 1."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     figure, axes = _dots(gains, label)

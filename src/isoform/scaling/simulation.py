@@ -1,7 +1,7 @@
-"""Ladders of runs whose truth is known, and how well a fit finds it again.
+"""Simulated ladders of runs with a known law, and how well a fit recovers it.
 
-The one idea: an interval of 90 % is honest if it holds the truth in 90 % of ladders drawn anew, and a forecast's if it
-holds what one more run shows. Noise is log-normal: what seeds differ by is a share of the loss.
+A 90 % interval is calibrated if it covers the truth in 90 % of simulated ladders, and a forecast's interval if it
+covers the loss of one more run. Noise is log-normal: seeds differ by a fraction of the loss.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ NUMBERS: dict[type[AnyLaw], tuple[str, ...]] = {
     Kaplan: ("alpha_n", "alpha_d"),
     DataConstrained: ("alpha", "beta", "decay_d", "decay_n"),
 }
-"""Of each law, the numbers that a recovery looks at."""
+"""The numbers of each law that a recovery compares."""
 
 
 @dataclass(frozen=True, eq=False)
 class Design:
-    """Runs to be made: arrays of one length n."""
+    """Runs to simulate: arrays of one length n."""
 
     parameters: np.ndarray
     """N."""
@@ -41,7 +41,7 @@ class Design:
         return 6 * self.parameters * self.tokens
 
     def beyond(self, reach: float) -> Design:
-        """One run of `reach` times the largest compute, at the design's mean D / N, of its largest data set."""
+        """One run of `reach` times the largest compute, at the design's mean D / N, with its largest data set."""
         product = reach * self.compute.max() / 6
         ratio = np.exp(np.log(self.tokens / self.parameters).mean())
         unique = None if self.unique_tokens is None else self.unique_tokens.max(keepdims=True)
@@ -57,10 +57,10 @@ def isoflop_design(
     tokens_per_parameter: float = 20.0,
     span: float = 100.0,
 ) -> Design:
-    """Groups of equal compute (FLOPs), even in its logarithm, with a range of sizes each.
+    """Groups of equal compute (FLOPs), evenly spaced in its logarithm, with a range of sizes each.
 
-    In a group D / N covers a factor of `span` about `tokens_per_parameter`, so that sizes cover its root. A wide span
-    tells N from D: at 100 the exponents of 40 runs are half again as sharp as at 10.
+    In a group D / N covers a factor of `span` around `tokens_per_parameter`, so that sizes cover its root. A wide span
+    separates N from D: at 100 the exponents of 40 runs are 1.5 times as precise as at 10.
     """
     compute = np.repeat(np.geomspace(lowest, highest, groups), sizes)
     ratio = np.tile(tokens_per_parameter * np.geomspace(span**-0.5, span**0.5, sizes), groups)
@@ -75,7 +75,7 @@ def ladder_design(
     seeds: int = 3,
     tokens_per_parameter: float = 20.0,
 ) -> Design:
-    """Sizes even in the logarithm of compute (FLOPs), all at one D / N, with some seeds each."""
+    """Sizes evenly spaced in the logarithm of compute (FLOPs), all at one D / N, with `seeds` runs each."""
     compute = np.repeat(lowest * 10 ** np.linspace(0, decades, sizes), seeds)
     return Design((compute / 6 / tokens_per_parameter) ** 0.5, (compute / 6 * tokens_per_parameter) ** 0.5)
 
@@ -99,15 +99,15 @@ def simulate_ladder(law: AnyLaw, design: Design, noise: float, rng: np.random.Ge
 
 @dataclass(frozen=True)
 class Coverage:
-    """How often an interval held the truth, and where the true share lies with 95 % (Wilson 1927)."""
+    """The share of intervals that cover the truth, with its 95 % interval (Wilson 1927)."""
 
     share: float
     low: float
     high: float
 
 
-def _wilson(held: np.ndarray) -> Coverage:
-    n, share, z = len(held), float(held.mean()), 1.96
+def _wilson(covered: np.ndarray) -> Coverage:
+    n, share, z = len(covered), float(covered.mean()), 1.96
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5 / (1 + z**2 / n)
     return Coverage(share, middle - half, middle + half)
@@ -115,7 +115,7 @@ def _wilson(held: np.ndarray) -> Coverage:
 
 @dataclass(frozen=True, eq=False)
 class Recovery:
-    """What fits to r simulated ladders found, for k numbers of the law."""
+    """Results of fits to r simulated ladders, for k numbers of the law."""
 
     law: AnyLaw
     names: tuple[str, ...]
@@ -126,37 +126,37 @@ class Recovery:
     intervals: np.ndarray
     """[r, k, 2]"""
     forecasts: np.ndarray
-    """[r, 3]: a new run's loss by the fitted law, and its interval."""
-    seen: np.ndarray
-    """[r], what that run showed."""
+    """[r, 3], a new run's loss by the fitted law, and its interval."""
+    observed: np.ndarray
+    """[r], the loss of that run."""
     level: float
-    """Of the intervals."""
-    noted: int = 0
-    """In how many repetitions the fit had something to say, such as a number at its bound."""
+    """Confidence level of the intervals."""
+    num_noted: int = 0
+    """Number of repetitions whose fit has notes, such as a parameter at its bound."""
 
     @property
     def errors(self) -> np.ndarray:
-        """[r, k], relative to the truth, as absolute values."""
+        """[r, k], absolute errors relative to the truth."""
         return np.abs(self.estimates / self.truth - 1)
 
     def median_error(self, name: str) -> float:
-        """Of the number called `name`, relative."""
+        """Median relative error of `name`."""
         return float(np.median(self.errors[:, self.names.index(name)]))
 
     def error_quantile(self, name: str, share: float = 0.9) -> float:
-        """What `share` of the relative errors of `name` lie below."""
+        """The quantile at `share` of the relative errors of `name`."""
         return float(np.quantile(self.errors[:, self.names.index(name)], share))
 
     def coverage(self, name: str) -> Coverage:
-        """How often the interval of `name` held the truth; of "forecast", how often it held the new run."""
+        """How often the interval of `name` covers the truth; for "forecast", the new run."""
         if name == "forecast":
-            return _wilson((self.forecasts[:, 1] <= self.seen) & (self.seen <= self.forecasts[:, 2]))
+            return _wilson((self.forecasts[:, 1] <= self.observed) & (self.observed <= self.forecasts[:, 2]))
         i = self.names.index(name)
         return _wilson((self.intervals[:, i, 0] <= self.truth[i]) & (self.truth[i] <= self.intervals[:, i, 1]))
 
     @property
     def forecast_width(self) -> float:
-        """The median forecast's interval, high less low, over its loss."""
+        """Median width of the forecast's interval, relative to its loss."""
         return float(np.median((self.forecasts[:, 2] - self.forecasts[:, 1]) / self.forecasts[:, 0]))
 
 
@@ -171,30 +171,30 @@ def recovery(
     replicates: int = 200,
     level: float = 0.9,
 ) -> Recovery:
-    """Draw ladders of `law`, fit each, and compare: the law's numbers, and a new run at `reach` times the compute.
+    """Simulate ladders of `law`, fit each, and compare the law's numbers, and a new run at `reach` times the compute.
 
-    Without a design, a power law gets nine sizes with three seeds each over 1.5 decades, the laws of N and D get 40
-    runs in five groups of equal compute from 1e18 to 1e21 FLOPs. `noise` is that of the log loss of one run.
+    design: by default nine sizes with three seeds each over 1.5 decades for a power law, and 40 runs in five groups of
+    equal compute from 1e18 to 1e21 FLOPs for the laws of N and D; noise: standard deviation of a run's log loss.
     """
     if design is None:
         design = ladder_design() if isinstance(law, PowerLaw) else isoflop_design()
-    ahead = design.beyond(reach)
+    new_run = design.beyond(reach)
     names = NUMBERS[type(law)]
 
-    def numbers(of: AnyLaw) -> list[float]:
-        return [getattr(of, name) for name in names]
+    def numbers(law: AnyLaw) -> list[float]:
+        return [getattr(law, name) for name in names]
 
-    estimates, intervals, forecasts, seen, noted = [], [], [], [], 0
+    estimates, intervals, forecasts, observed, num_noted = [], [], [], [], 0
     for i in range(repetitions):
         rng = np.random.default_rng([seed, i])
         points = simulate_ladder(law, design, noise, rng)
         fit = _fit_like(law, points, replicates, i)
         estimates.append(numbers(fit.law))
-        intervals.append([fit.interval(lambda of, name=name: getattr(of, name), level) for name in names])
-        forecast = fit.forecast(lambda of: _losses(of, ahead)[0], level)
+        intervals.append([fit.interval(lambda law, name=name: getattr(law, name), level) for name in names])
+        forecast = fit.forecast(lambda law: _losses(law, new_run)[0], level)
         forecasts.append([forecast.loss, forecast.low, forecast.high])
-        seen.append(simulate_ladder(law, ahead, noise, rng).loss[0])
-        noted += bool(fit.notes)
+        observed.append(simulate_ladder(law, new_run, noise, rng).loss[0])
+        num_noted += bool(fit.notes)
     return Recovery(
         law,
         names,
@@ -202,14 +202,14 @@ def recovery(
         np.array(estimates),
         np.array(intervals, np.float64),
         np.array(forecasts, np.float64),
-        np.array(seen),
+        np.array(observed),
         level,
-        noted,
+        num_noted,
     )
 
 
 def _fit_like(law: AnyLaw, points: Points, replicates: int, seed: int) -> Fit:
-    """The fit of the law's kind."""
+    """Fit a law of the same type."""
     match law:
         case PowerLaw():
             return fit_power_law(points, replicates=replicates, seed=seed)

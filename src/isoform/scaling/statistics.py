@@ -1,7 +1,6 @@
-"""What is made of the runs of a claim: a statistic is a class that says which numbers it gives, and measures them.
+"""Statistics of a claim's runs: each is a class with the names of its numbers and a method that computes them.
 
-A rule is checked by the names before any run is made. Names and measured numbers are made of the same tuples, so that
-they can't part.
+A rule is checked against the names before any run is made. Names and numbers use the same tuples, so that they agree.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from isoform.scaling.curves import (
     crossing,
     curve,
     difference,
-    finite,
+    finite_rows,
     gain,
     interval,
+    interval_of_both,
     mean,
-    of_both,
-    pooled,
+    pooled_deviation,
     rows_by_arm,
     score_forecasts,
 )
-from isoform.scaling.findings import FAR, Findings, Table, exact
+from isoform.scaling.findings import MAX_EXTRAPOLATION, Findings, Table, exact
 from isoform.scaling.fitting import Fit
 from isoform.scaling.laws import Chinchilla, PowerLaw
 from isoform.scaling.pictures import dots, loss_against_cost, multipliers, residuals
@@ -42,25 +41,25 @@ from isoform.terminal import count
 
 @dataclass(frozen=True)
 class Arms:
-    """The arms of a claim, as its statistic sees them."""
+    """The arms of a claim, as its statistic needs them."""
 
     names: tuple[str, ...]
     baselines: Mapping[str, str]
-    """Each arm but the first, and the one that it is held against."""
+    """The baseline of each arm but the first."""
     measures: Mapping[str, tuple[str, ...]]
-    """What is asked of runs beside their loss, and of which arms."""
+    """The arms of each measure besides the loss."""
 
 
 class Statistic(ABC):
-    """A question to the runs of a claim."""
+    """A statistic of the runs of a claim."""
 
     @abstractmethod
     def names(self, arms: Arms) -> list[str]:
-        """The numbers that runs of these arms give, if none of them diverges."""
+        """The numbers computed from runs of these arms, if none of them diverges."""
 
     @abstractmethod
     def measure(self, arms: Arms, rows: Sequence[Row]) -> Findings:
-        """These numbers, with tables and pictures. Raises ValueError where the runs are too few."""
+        """The numbers, with tables and figures. Raises ValueError for too few runs."""
 
 
 def _names(subject: str, numbers: Sequence[str]) -> list[str]:
@@ -71,8 +70,8 @@ def _names(subject: str, numbers: Sequence[str]) -> list[str]:
 class Forecasts(Statistic):
     """The largest computes, each forecast from the runs below 1/8 of it.
 
-    Numbers: median_error, error_of_naive (that of the forecast / that of "it stays the same"), widest (half of the
-    widest interval, as a part of the loss), held (share of intervals that hold), exponent and floor of the law.
+    Numbers: median_error, error_of_naive (the forecast's error / that of forecasting no change), widest (half of the
+    widest interval, as a fraction of the loss), held (share of intervals that cover), exponent and floor of the law.
     """
 
     top: int = 3
@@ -84,49 +83,49 @@ class Forecasts(Statistic):
 
     def measure(self, arms: Arms, rows: Sequence[Row]) -> Findings:
         scored, fit = score_forecasts(rows, self.top), curve(rows)
-        middle, naive = median(one.error for one in scored), median(one.naive_error for one in scored)
-        widths = [one.half_width for one in scored]
+        middle, naive = median(s.error for s in scored), median(s.naive_error for s in scored)
+        widths = [s.half_width for s in scored]
         numbers = (
             exact(middle),
             exact(middle / naive),
             exact(max(math.nan if w is None else w for w in widths)),
-            exact(sum(bool(one.is_held) for one in scored) / len(scored)),
+            exact(sum(bool(s.is_covered) for s in scored) / len(scored)),
             interval(fit, lambda law: law.exponent),
             interval(fit, lambda law: law.floor),
         )
         findings = Findings(dict(zip(self.NUMBERS, numbers, strict=True)), notes=[*fit.notes])
         head = (
             *("compute, FLOPs", "runs fitted", "forecast, nats", "reached", "error"),
-            *("same as the largest fitted", "held"),
+            *("error without change", "covered"),
         )
         lines = tuple(
             (
-                f"{one.compute:.3g}",
-                f"{one.num_fitted}",
-                f"{Estimate(one.forecast.loss, one.forecast.low, one.forecast.high)}",
-                f"{one.actual:.4f}",
-                f"{one.error:.2%}",
-                f"{one.naive_error:.2%}",
-                "–" if one.is_held is None else "yes" if one.is_held else "no",
+                f"{s.compute:.3g}",
+                f"{s.num_fitted}",
+                f"{Estimate(s.forecast.loss, s.forecast.low, s.forecast.high)}",
+                f"{s.actual:.4f}",
+                f"{s.error:.2%}",
+                f"{s.naive_error:.2%}",
+                "–" if s.is_covered is None else "yes" if s.is_covered else "no",
             )
-            for one in scored
+            for s in scored
         )
         findings.tables.append(Table("Forecasts from runs below 1/8 of the compute", head, lines))
         findings.pictures["the law"] = loss_against_cost({"runs": (rows, fit)}, forecasts=scored, reach=3)
-        findings.pictures["residuals"] = residuals(fit, [row.compute for row in finite(rows)])
+        findings.pictures["residuals"] = residuals(fit, [row.compute for row in finite_rows(rows)])
         return findings
 
 
 @dataclass(frozen=True)
 class CostAxis:
-    """What a loss is held against."""
+    """The cost on the horizontal axis of a curve."""
 
     name: str
-    of: Callable[[Row], float]
+    value: Callable[[Row], float]
     label: str
     unit: str
     prefix: str
-    """Of the names of numbers."""
+    """Prefix of the names of numbers."""
 
 
 COMPUTE = CostAxis("compute", lambda row: row.compute, "training compute, FLOPs", "FLOP", "")
@@ -135,14 +134,14 @@ SECONDS = CostAxis("seconds", lambda row: row.train_seconds, "training seconds, 
 
 @dataclass(frozen=True, kw_only=True)
 class Gains(Statistic):
-    """Each arm against another: compute multipliers at both ends, and their growth.
+    """Each arm against its baseline: compute multipliers at both ends, and their growth.
 
-    Numbers, for each arm NAME: NAME.least, NAME.most, NAME.growth; and NAME.whole, the multiplier at the most compute
-    against the first arm.
+    Numbers, for each arm NAME: NAME.least, NAME.most, NAME.growth; and NAME.whole, the multiplier at the largest
+    compute against the first arm.
     """
 
     over: Literal["compute", "seconds"] = "compute"
-    """Training FLOPs, or seconds of measured training."""
+    """Training FLOPs, or measured training seconds."""
 
     NUMBERS = ("least", "most", "growth", "whole")
 
@@ -155,29 +154,37 @@ class Gains(Statistic):
         for arm, baseline in arms.baselines.items():
             names = _names(arm, self.NUMBERS)
             try:
-                one = gain(by_arm[baseline], by_arm[arm], cost.of)
-                whole = gain(by_arm[first], by_arm[arm], cost.of).most
+                gained = gain(by_arm[baseline], by_arm[arm], cost.value)
+                whole = gain(by_arm[first], by_arm[arm], cost.value).most
             except ValueError as error:  # an arm whose runs diverged
-                findings.notes.append(f"{arm} against {baseline} can't be told: {error}")
+                findings.notes.append(f"{arm} against {baseline} is undecided: {error}")
                 findings.values |= dict.fromkeys(names, Estimate(math.nan))
                 continue
-            findings.values |= dict(zip(names, (one.least, one.most, one.growth, whole), strict=True))
-            ends = (str(one.least), str(one.most), str(one.growth))
-            lines.append((arm, baseline, *ends, f"{one.loss_change:+.2%}", one.verdict))
-            intervals[f"{arm} against {baseline}"] = (one.most.value, one.most.low, one.most.high)
-        head = ("arm", "against", f"{self.over} multiplier, least", "… most", "growth (exponent)", "loss", "verdict")
+            findings.values |= dict(zip(names, (gained.least, gained.most, gained.growth, whole), strict=True))
+            ends = (str(gained.least), str(gained.most), str(gained.growth))
+            lines.append((arm, baseline, *ends, f"{gained.loss_change:+.2%}", gained.verdict))
+            intervals[f"{arm} against {baseline}"] = (gained.most.value, gained.most.low, gained.most.high)
+        head = (
+            "arm",
+            "against",
+            f"{self.over} multiplier, smallest",
+            "… largest",
+            "growth (exponent)",
+            "loss",
+            "verdict",
+        )
         findings.tables.append(Table("Gains", head, tuple(lines)))
         curves = {arm: (runs, _curve_or_none(runs, cost)) for arm, runs in by_arm.items()}
-        findings.pictures["curves"] = loss_against_cost(curves, cost.of, label=cost.label)
+        findings.pictures["curves"] = loss_against_cost(curves, cost.value, label=cost.label)
         label = f"{self.over} multiplier at the largest size, 90 % interval"
         findings.pictures["multipliers"] = multipliers(intervals, label)
         return findings
 
 
 def _curve_or_none(rows: Sequence[Row], cost: CostAxis) -> Fit[PowerLaw] | None:
-    """The curve of an arm, unless its runs are too few."""
+    """The curve of an arm; None for too few runs."""
     try:
-        return curve(rows, cost.of)
+        return curve(rows, cost.value)
     except ValueError:
         return None
 
@@ -186,26 +193,26 @@ def _curve_or_none(rows: Sequence[Row], cost: CostAxis) -> Fit[PowerLaw] | None:
 class Exponents(Statistic):
     """The curves of all arms side by side, over compute and over seconds; where their order flips.
 
-    Numbers, for each arm NAME: NAME.exponent, NAME.loss (at the most compute), NAME.seconds_exponent, .seconds_loss;
-    for every pair OTHER/NAME, the ratio of their losses at the most compute, and NAME/OTHER.flip_compute and
-    .flip_seconds, where their order flips.
+    Numbers, for each arm NAME: NAME.exponent, NAME.loss (at the largest compute), NAME.seconds_exponent,
+    .seconds_loss; for every pair OTHER/NAME, the ratio of their losses at the largest compute, and
+    NAME/OTHER.flip_compute and .flip_seconds, where their order flips.
     """
 
     def names(self, arms: Arms) -> list[str]:
         costs, pairs = (COMPUTE, SECONDS), [*combinations(arms.names, 2)]
-        names = [name for arm in arms.names for cost in costs for name in self._of_arm(arm, cost)]
-        for one, other in pairs:
-            names += [self._ratio(one, other), *(self._flip(one, other, cost) for cost in costs)]
+        names = [name for arm in arms.names for cost in costs for name in self._arm_names(arm, cost)]
+        for first, second in pairs:
+            names += [self._ratio(first, second), *(self._flip(first, second, cost) for cost in costs)]
         return names
 
-    def _of_arm(self, arm: str, cost: CostAxis) -> list[str]:
+    def _arm_names(self, arm: str, cost: CostAxis) -> list[str]:
         return _names(arm, (f"{cost.prefix}exponent", f"{cost.prefix}loss"))
 
-    def _ratio(self, one: str, other: str) -> str:
-        return f"{other}/{one}"
+    def _ratio(self, first: str, second: str) -> str:
+        return f"{second}/{first}"
 
-    def _flip(self, one: str, other: str, cost: CostAxis) -> str:
-        return f"{one}/{other}.flip_{cost.name}"
+    def _flip(self, first: str, second: str, cost: CostAxis) -> str:
+        return f"{first}/{second}.flip_{cost.name}"
 
     def measure(self, arms: Arms, rows: Sequence[Row]) -> Findings:
         findings, by_arm = Findings(), rows_by_arm(rows)
@@ -214,54 +221,57 @@ class Exponents(Statistic):
         return findings
 
     def _add(self, findings: Findings, by_arm: Mapping[str, Sequence[Row]], cost: CostAxis) -> None:
-        """What curves over one cost say; both ends lie where all arms have runs."""
-        fits = {arm: curve(runs, cost.of) for arm, runs in by_arm.items()}
-        ends = [(min(map(cost.of, finite(runs))), max(map(cost.of, finite(runs)))) for runs in by_arm.values()]
+        """Add the curves over one cost, compared in the range in which all arms have runs."""
+        fits = {arm: curve(runs, cost.value) for arm, runs in by_arm.items()}
+        ends = [
+            (min(map(cost.value, finite_rows(runs))), max(map(cost.value, finite_rows(runs))))
+            for runs in by_arm.values()
+        ]
         low, high = max(least for least, _ in ends), min(most for _, most in ends)
         for arm, fit in fits.items():
             of_fit = interval(fit, lambda law: law.exponent), interval(fit, lambda law: float(law.loss(high)))
-            findings.values |= dict(zip(self._of_arm(arm, cost), of_fit, strict=True))
+            findings.values |= dict(zip(self._arm_names(arm, cost), of_fit, strict=True))
         flips: dict[str, list[str]] = {arm: [] for arm in fits}
-        for (one, fit), (other, other_fit) in combinations(fits.items(), 2):
-            at = crossing(fit.law, other_fit.law, low, high)
-            beyond = crossing(fit.law, other_fit.law, high, high * FAR) if at is None else None
-            if at is not None:
-                flips[one].append(f"{other} at {count(at)}{cost.unit}")
+        for (first, first_fit), (second, second_fit) in combinations(fits.items(), 2):
+            inside = crossing(first_fit.law, second_fit.law, low, high)
+            beyond = crossing(first_fit.law, second_fit.law, high, high * MAX_EXTRAPOLATION) if inside is None else None
+            if inside is not None:
+                flips[first].append(f"{second} at {count(inside)}{cost.unit}")
             elif beyond is not None:
-                flips[one].append(f"{other} at {count(beyond)}{cost.unit} by the curves, beyond the runs")
-            findings.values[self._flip(one, other, cost)] = exact(math.nan if at is None else at)
+                flips[first].append(f"{second} at {count(beyond)}{cost.unit}, extrapolated beyond the runs")
+            findings.values[self._flip(first, second, cost)] = exact(math.nan if inside is None else inside)
             if cost is COMPUTE:
-                ratio = of_both(other_fit, fit, lambda a, b: float(a.loss(high)) / float(b.loss(high)))
-                findings.values[self._ratio(one, other)] = ratio
+                ratio = interval_of_both(second_fit, first_fit, lambda a, b: float(a.loss(high)) / float(b.loss(high)))
+                findings.values[self._ratio(first, second)] = ratio
         lines = tuple(
-            (arm, *(str(findings.values[name]) for name in self._of_arm(arm, cost)), ", ".join(flips[arm]) or "none")
+            (arm, *(str(findings.values[name]) for name in self._arm_names(arm, cost)), ", ".join(flips[arm]) or "none")
             for arm in fits
         )
         head = ("arm", "exponent", f"loss at {count(high)}{cost.unit}", "order flips with")
         findings.tables.append(Table(f"Over {cost.name}", head, lines))
         curves = {arm: (by_arm[arm], fit) for arm, fit in fits.items()}
-        findings.pictures[f"over {cost.name}"] = loss_against_cost(curves, cost.of, label=cost.label)
+        findings.pictures[f"over {cost.name}"] = loss_against_cost(curves, cost.value, label=cost.label)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared(Statistic):
     """Arms of one size side by side: the mean over seeds of the loss and of each of the claim's measures.
 
-    Means have intervals of Student's distribution, differences have Welch's (1947).
+    Means have Student intervals, differences Welch intervals (1947).
 
-    Numbers, for each arm NAME and measure M, of which `loss` is one: NAME.M, and NAME.M.change against the arm that it
-    is held against; M.noise, the standard deviation of runs that differ in their seed alone, over all arms.
+    Numbers, for each arm NAME and measure M, of which `loss` is one: NAME.M, and NAME.M.change from its
+    baseline; M.noise, the standard deviation of runs that differ only in their seed, pooled over arms.
     """
 
     loss: bool = True
-    """Whether the losses are to be compared; those of different objectives can't be."""
+    """Whether to compare losses; those of different objectives can't be."""
 
     def names(self, arms: Arms) -> list[str]:
         measures = {"loss": arms.names, **arms.measures} if self.loss else arms.measures
         names = [self._noise(measure) for measure in measures]
         for measure, among in measures.items():
             names += [self._mean(arm, measure) for arm in among]
-            pairs = [(arm, other) for arm, other in arms.baselines.items() if arm in among and other in among]
+            pairs = [(arm, base) for arm, base in arms.baselines.items() if arm in among and base in among]
             names += [self._change(arm, measure) for arm, _ in pairs]
         return names
 
@@ -283,33 +293,33 @@ class Compared(Statistic):
         findings.notes += dict.fromkeys(f"{name}: {how}" for row in rows for name, how in row.signatures.items())
         num_runs = Counter(row.arm for row in rows)
         for arm, num_lost in Counter(row.arm for row in rows if not row.is_finite).items():
-            findings.notes.append(f"{arm}: {num_lost} of {num_runs[arm]} runs diverged and are left out")
+            findings.notes.append(f"{arm}: {num_lost} of {num_runs[arm]} runs diverged and are excluded")
         return findings
 
     def _add(
         self, findings: Findings, measure: str, values: Mapping[str, list[float]], baselines: Mapping[str, str]
     ) -> None:
-        """What one measure says, of which each arm has so many values as it has seeds."""
+        """Add one measure, with the values of each arm's seeds."""
         means = {arm: mean(of_arm) for arm, of_arm in values.items()}
         findings.values |= {self._mean(arm, measure): estimate for arm, estimate in means.items()}
-        spread = pooled([of_arm for of_arm in values.values() if len(of_arm) > 1])
+        spread = pooled_deviation([of_arm for of_arm in values.values() if len(of_arm) > 1])
         if spread is not None:
             findings.values[self._noise(measure)] = exact(spread)
-        pairs = {arm: other for arm, other in baselines.items() if arm in values and other in values}
-        changes = {arm: difference(values[arm], values[other]) for arm, other in pairs.items()}
+        pairs = {arm: base for arm, base in baselines.items() if arm in values and base in values}
+        changes = {arm: difference(values[arm], values[base]) for arm, base in pairs.items()}
         findings.values |= {self._change(arm, measure): change for arm, change in changes.items()}
         lines = tuple(
             (arm, f"{len(of_arm)}", str(means[arm]), pairs.get(arm, "–"), str(changes.get(arm, "–")))
             for arm, of_arm in values.items()
         )
-        title = measure if spread is None else f"{measure}; runs that differ in their seed alone: ± {spread:.3g}"
+        title = measure if spread is None else f"{measure}; standard deviation between seeds: {spread:.3g}"
         findings.tables.append(Table(title, ("arm", "seeds", "mean", "against", "difference"), lines))
         if len(means) > 1:
             findings.pictures[measure] = dots({arm: (e.value, e.low, e.high) for arm, e in means.items()}, measure)
 
 
 def _values(rows: Sequence[Row], measure: str) -> list[float]:
-    """What was measured of the runs that were asked."""
+    """The values of a measure, of the runs that have it."""
     values = [row.loss if measure == "loss" else row.measures.get(measure) for row in rows]
     return [value for value in values if value is not None]
 
@@ -323,7 +333,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery(Statistic):
-    """Published laws, fitted to simulated ladders that are drawn from them.
+    """Published laws, and fits to ladders simulated from them.
 
     Numbers, for each truth: NAME.alpha_median_error, .alpha_p90_error, .alpha_coverage, the same for beta,
     .forecast_coverage, .forecast_width, .optimal_exponent_coverage and .recovered_exponent (median, 5 and 95 %).
@@ -348,9 +358,9 @@ class Recovery(Statistic):
             result = simulation.recovery(law, repetitions=self.repetitions)
             findings.values |= dict(zip(_names(name, self.NUMBERS), self._numbers(result), strict=True))
             for what in self.INTERVALS:
-                held = result.coverage(what)
-                lines.append((name, what, f"{held.share:.1%}", f"{held.low:.1%} to {held.high:.1%}"))
-        head = ("truth", "what", "held by its 90 % interval", "95 % interval of that share")
+                coverage = result.coverage(what)
+                lines.append((name, what, f"{coverage.share:.1%}", f"{coverage.low:.1%} to {coverage.high:.1%}"))
+        head = ("truth", "number", "coverage of its 90 % interval", "95 % interval of that share")
         title = f"Coverage over {self.repetitions} simulated ladders of 40 runs"
         findings.tables.append(Table(title, head, tuple(lines)))
         return findings
@@ -366,7 +376,7 @@ class Recovery(Statistic):
 
 @dataclass(frozen=True, kw_only=True)
 class Published(Statistic):
-    """The best size, and tokens for it, that the published constants of Chinchilla's law imply.
+    """The compute-optimal size and tokens that the published constants of Chinchilla's law imply.
 
     Numbers, for besiroglu and hoffmann: NAME.exponent of the optimal size, NAME.tokens_per_parameter at `compute`.
     """
@@ -391,4 +401,4 @@ class Published(Statistic):
 
 
 AnyStatistic = Forecasts | Gains | Exponents | Compared | Recovery | Published
-"""What `kind` may name in the `statistic` of a claim."""
+"""The types that `kind` selects in the `statistic` of a claim."""

@@ -1,7 +1,7 @@
-"""A study is a list of runs: each has an id made of its content, is skipped when done and resumed when cut.
+"""A study is a list of runs: each has an id that hashes its content, is skipped if finished and resumed if interrupted.
 
-A run is one command, `isoform train FILE --out FOLDER`, so that it survives whatever happens to the process that asked
-for it, and any engine can carry it. POOL/ID.toml is its recipe, POOL/ID its run directory, POOL/ID.log what it said.
+A run is one command, `isoform train FILE --out FOLDER`, so that it survives the process that started it, and any engine
+can execute it. POOL/ID.toml is its recipe, POOL/ID its run directory, POOL/ID.log its output.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from isoform.scaling.ladder import Rung
 from isoform.terminal import ExitCode, Terminal, count, duration
 
 ATTEMPTS = 3
-"""Starts without a new checkpoint in between after which a run is given up."""
+"""Starts without a new checkpoint in between before a run counts as failed."""
 
 RESTARTABLE = (ExitCode.TRANSIENT, ExitCode.INTERRUPTED)
-"""Endings after which a run is started again, as after a signal that ended it."""
+"""Exit codes after which a run is restarted, as after a signal."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a study: which arm of the comparison it belongs to, and what it is."""
+    """One run of a study, and its arm of the comparison."""
 
     arm: str
     rung: Rung
@@ -45,12 +45,12 @@ class Job:
     purpose: str = "ladder"
     """ladder, sweep (of learning rates), verify, or start (of another run)."""
     start: Job | None = None
-    """The run whose model it goes on from."""
+    """The run from whose model it starts."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of a finished run; every published number is made of these."""
+    """The results of a finished run; every published number is computed from these."""
 
     id: str
     arm: str
@@ -59,11 +59,11 @@ class Row:
     width: int
     group: int
     parameters: float
-    """As compute counts them: training FLOPs per token / 6."""
+    """Effective parameters: training FLOPs per token / 6."""
     tokens: int
     compute: float
     loss: float | None
-    """Held out, nats per token; None if the run diverged."""
+    """Validation loss, nats per token; None if the run diverged."""
     reason: str = ""
     """Why there is no loss."""
     learning_rate: float = 0.0
@@ -77,34 +77,34 @@ class Row:
     utilisation: float = 0.0
     peak_memory_bytes: int = 0
     energy_joules: float | None = None
-    """Of the whole machine; None where its counters can't be read."""
+    """Of the whole machine; None if its counters can't be read."""
     steps: int = 0
     measures: dict[str, float] = field(default_factory=dict)
-    """What else was asked of it."""
+    """Further measures, by name."""
     signatures: dict[str, str] = field(default_factory=dict)
-    """What decides such a number beside the run, as the library that gives it writes it (sacrebleu's signatures)."""
+    """How a measure was computed, as its library reports it (sacrebleu's signatures)."""
     machine: dict[str, Any] = field(default_factory=dict)
     data: tuple[dict[str, Any], ...] = ()
 
     @property
     def is_finite(self) -> bool:
-        """Whether there is a loss to look at."""
+        """Whether there is a finite loss."""
         return self.loss is not None and math.isfinite(self.loss)
 
 
 ID_VERSION = 1
-"""Counts up when a default of a recipe's fields changes. Ids are made of what is said beyond the defaults, so that a
-new field, which is off where nobody knew of it, leaves the runs of old studies where they are found."""
+"""Increases when a default of a recipe's fields changes. Ids hash the fields that differ from their defaults, so that a
+new field that is off by default doesn't change the ids of earlier runs."""
 
 
 def fingerprint(prepared: Prepared) -> str:
-    """What the data of a recipe are, wherever they lie."""
+    """Hashes of the data of a recipe, independent of their paths."""
     return ",".join(source.sha256 for source in prepared.split.sources)
 
 
 def make_job(arm: str, rung: Rung, data: str, purpose: str = "ladder", start: Job | None = None) -> Job:
-    """A run with its id: the hash of what its recipe says beyond the defaults, with the data's fingerprint in place of
-    their paths, and the id of the run it starts from in place of that one's."""
+    """A run with its id: the hash of its recipe's fields other than defaults, with the data's fingerprint instead of
+    paths, and the id of the run it starts from instead of its path."""
     content = stated(replace(rung.recipe, sample_prompt="", expected_loss=None))
     content["data"] = stated(replace(rung.recipe.data, path="", validation_path=""))
     if start is not None:
@@ -113,8 +113,8 @@ def make_job(arm: str, rung: Rung, data: str, purpose: str = "ladder", start: Jo
     return Job(arm, rung, hashlib.sha256(text.encode()).hexdigest()[:16], purpose, start)
 
 
-def planned(job: Job) -> Row:
-    """What is known of a run before it is made."""
+def planned_row(job: Job) -> Row:
+    """The row of a run before it is made."""
     rung, training = job.rung, job.rung.recipe.training
     return Row(
         id=job.id,
@@ -141,15 +141,15 @@ class _Running:
 
 
 class Study:
-    """The runs of a list of jobs in a pool folder that may hold those of other studies."""
+    """The runs of a list of jobs, in a pool folder that may be shared with other studies."""
 
-    def __init__(self, jobs: Sequence[Job], pool: Path, known: Mapping[str, Row] | None = None) -> None:
-        """known: rows of runs that were made elsewhere and are taken as they are."""
+    def __init__(self, jobs: Sequence[Job], pool: Path, imported: Mapping[str, Row] | None = None) -> None:
+        """imported: rows by id of runs made elsewhere, used as they are."""
         self.jobs = list({job.id: job for job in jobs}.values())
-        self.pool, self.known, self.failures = pool, dict(known or {}), dict[str, str]()
-        for job in self.jobs:  # what is only known of can't be started from
+        self.pool, self.imported, self.failures = pool, dict(imported or {}), dict[str, str]()
+        for job in self.jobs:  # an imported row has no model to start from
             if job.start is not None and self.row(job) is None:
-                self.known.pop(job.start.id, None)
+                self.imported.pop(job.start.id, None)
         for job in jobs:
             self._check(job)
 
@@ -157,42 +157,42 @@ class Study:
         path = self.pool / f"{job.id}.toml"
         if not path.exists():
             return
-        there = from_dict(Recipe, load_toml(path))
-        start = job.rung.recipe.start if job.start is None else there.start
-        if to_dict(there) != to_dict(replace(job.rung.recipe, data=there.data, start=start)):
+        saved = from_dict(Recipe, load_toml(path))
+        start = job.rung.recipe.start if job.start is None else saved.start
+        if to_dict(saved) != to_dict(replace(job.rung.recipe, data=saved.data, start=start)):
             raise ValueError(
-                f"{path} is the recipe of another run with the same id; it was changed by hand or copied: move it and "
+                f"{path} is the recipe of another run with the same id; it was edited or copied: move it and "
                 f"{self.pool / job.id} away, or choose another --pool"
             )
 
     def row(self, job: Job) -> Row | None:
-        """What is known of a run, if it ended."""
-        run, rung, base = Run(self.pool / job.id), job.rung, planned(job)
+        """The row of a run, if it ended."""
+        run, rung, base = Run(self.pool / job.id), job.rung, planned_row(job)
         if run.summary.exists():
             summary = json.loads(run.summary.read_text(encoding="utf-8"))
             loss = summary["validation_loss"]
-            taken = {name: summary[name] for name in _FROM_SUMMARY if name in summary}
-            row = replace(base, loss=loss, data=tuple(summary["data"]), **taken)
-            return row if row.is_finite else replace(row, loss=None, reason="the held-out loss is not finite")
+            fields = {name: summary[name] for name in _FROM_SUMMARY if name in summary}
+            row = replace(base, loss=loss, data=tuple(summary["data"]), **fields)
+            return row if row.is_finite else replace(row, loss=None, reason="the validation loss is not finite")
         if run.diverged.exists():
-            said = json.loads(run.diverged.read_text(encoding="utf-8"))
-            return replace(base, reason=f"diverged: {said['message'].split(';')[0]}")
+            report = json.loads(run.diverged.read_text(encoding="utf-8"))
+            return replace(base, reason=f"diverged: {report['message'].split(';')[0]}")
         if job.start is not None and (start := self.row(job.start)) is not None and not start.is_finite:
-            return replace(base, reason=f"the run {start.id} that it starts from has no loss")
+            return replace(base, reason=f"the run {start.id} from which it starts has no loss")
         if job.id in self.failures:
             return replace(base, reason=self.failures[job.id])
-        if job.id in self.known:
-            return replace(self.known[job.id], arm=job.arm, purpose=job.purpose, group=rung.group)
+        if job.id in self.imported:
+            return replace(self.imported[job.id], arm=job.arm, purpose=job.purpose, group=rung.group)
         return None
 
     @property
     def rows(self) -> list[Row]:
-        """What is known of all runs that ended, in the order of the jobs."""
+        """The rows of all runs that ended, in the order of the jobs."""
         return [row for job in self.jobs if (row := self.row(job)) is not None]
 
     @property
-    def open(self) -> list[Job]:
-        """The runs that are still to be made, the most expensive first, which fills all workers to the end."""
+    def pending(self) -> list[Job]:
+        """The runs still to be made, the most expensive first, which balances the workers."""
         return sorted((j for j in self.jobs if self.row(j) is None), key=lambda j: (-j.rung.compute, j.id))
 
     def run(
@@ -204,39 +204,39 @@ class Study:
         should_stop: Callable[[], bool] = lambda: False,
         poll: float = 0.2,
     ) -> bool:
-        """Make the runs that are missing; False if it was asked to stop before the end.
+        """Make the missing runs; returns False if stopped before the end.
 
-        flags: of `isoform train`, such as --device. A run that was killed is started again and goes on from its
-        checkpoint; one that another process is making is waited for; one that fails is noted and left.
+        flags: of `isoform train`, such as --device. A run that was killed is restarted from its checkpoint; one that
+        another process is making is waited for; one that fails is recorded and skipped.
         """
         self.pool.mkdir(parents=True, exist_ok=True)
-        waiting, running = self.open, []
+        waiting, running = self.pending, []
         attempts: dict[str, int] = {}
         total, started = sum(job.rung.compute for job in waiting), time.perf_counter()
         if waiting:
-            terminal.say(f"{len(self.jobs) - len(waiting)} of {len(self.jobs)} runs are done")
+            terminal.say(f"{len(self.jobs) - len(waiting)} of {len(self.jobs)} runs are finished")
         with terminal.progress(100) as bar:
             while waiting or running:
                 if should_stop():
-                    for one in running:
-                        engine.stop(one.ticket)
-                    while any(engine.code(one.ticket) is None for one in running):
+                    for current in running:
+                        engine.stop(current.ticket)
+                    while any(engine.code(current.ticket) is None for current in running):
                         time.sleep(poll)
                     return False
-                free = list(islice(self._free(waiting), engine.slots - len(running)))
-                waiting = [job for job in waiting if job not in free]
-                free = [job for job in free if self.row(job) is None]  # another process may have made it meanwhile
-                tickets = engine.start_all([self._command(job, flags) for job in free])
-                running += [_Running(job, one, self._step(job)) for job, one in zip(free, tickets, strict=True)]
-                for one in list(running):
-                    code = engine.code(one.ticket)
+                ready = list(islice(self._ready(waiting), engine.slots - len(running)))
+                waiting = [job for job in waiting if job not in ready]
+                ready = [job for job in ready if self.row(job) is None]  # another process may have made it meanwhile
+                tickets = engine.start_all([self._command(job, flags) for job in ready])
+                running += [_Running(job, t, self._step(job)) for job, t in zip(ready, tickets, strict=True)]
+                for current in list(running):
+                    code = engine.code(current.ticket)
                     if code is None:
                         continue
-                    running.remove(one)
-                    self._ended(one, code, waiting, attempts, terminal)
-                to_go = sum(job.rung.compute for job in waiting) + sum(map(self._left, running))
+                    running.remove(current)
+                    self._finish(current, code, waiting, attempts, terminal)
+                remaining = sum(job.rung.compute for job in waiting) + sum(map(self._remaining_compute, running))
                 words = f"% of the compute, {len(waiting) + len(running)} runs to go"
-                bar.update(min(99, int(100 * (1 - to_go / total))) if waiting or running else 100, words)
+                bar.update(min(99, int(100 * (1 - remaining / total))) if waiting or running else 100, words)
                 time.sleep(poll)
         if total:
             terminal.say(f"{count(total)}FLOP in {duration(time.perf_counter() - started)}")
@@ -261,42 +261,42 @@ class Study:
         )
         return Command((*words, *flags), (), self.pool / f"{job.id}.log")
 
-    def _free(self, jobs: Sequence[Job]) -> Iterator[Job]:
-        """Those that no other process is making, and whose start is made."""
+    def _ready(self, jobs: Sequence[Job]) -> Iterator[Job]:
+        """The jobs that no other process is making and whose start has ended."""
         return (
             job
             for job in jobs
             if (job.start is None or self.row(job.start) is not None) and not is_in_use(self.pool / job.id)
         )
 
-    def _left(self, one: _Running) -> float:
-        """FLOPs that a run still has to go from its newest checkpoint."""
-        rung = one.job.rung
-        return rung.compute * (1 - self._step(one.job) / rung.recipe.training.steps)
+    def _remaining_compute(self, running: _Running) -> float:
+        """FLOPs that remain after a run's newest checkpoint."""
+        rung = running.job.rung
+        return rung.compute * (1 - self._step(running.job) / rung.recipe.training.steps)
 
     def _step(self, job: Job) -> int:
-        """How far a run's newest checkpoint is, by its name."""
+        """The step of a run's newest checkpoint, by its name."""
         names = [p.name for p in (self.pool / job.id / "checkpoints").glob("step-*")]
         return max((int(name.split("-")[1]) for name in names), default=0)
 
-    def _ended(
-        self, one: _Running, code: int, waiting: list[Job], attempts: dict[str, int], terminal: Terminal
+    def _finish(
+        self, running: _Running, code: int, waiting: list[Job], attempts: dict[str, int], terminal: Terminal
     ) -> None:
-        job = one.job
+        job = running.job
         if (row := self.row(job)) is not None:
             if not row.is_finite:
-                terminal.warn(f"the run {job.id} ({_words(job)}) {row.reason}")
+                terminal.warn(f"the run {job.id} ({_describe(job)}) {row.reason}")
             return
         step = self._step(job)
-        attempts[job.id] = 0 if step > one.step else attempts.get(job.id, 0) + 1
+        attempts[job.id] = 0 if step > running.step else attempts.get(job.id, 0) + 1
         if (code < 0 or code in RESTARTABLE) and attempts[job.id] < ATTEMPTS:
             waiting.insert(0, job)
             return
         log = self.pool / f"{job.id}.log"
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
-        said = lines[-1].removeprefix("isoform: ") if lines else "nothing"
-        self.failures[job.id] = f"ended with {code}: {said}"
-        terminal.warn(f"the run {job.id} ({_words(job)}) ended with {code}: {said}; all it said is in {log}")
+        message = lines[-1].removeprefix("isoform: ") if lines else "no output"
+        self.failures[job.id] = f"ended with {code}: {message}"
+        terminal.warn(f"the run {job.id} ({_describe(job)}) ended with {code}: {message}; its output is in {log}")
 
 
 _FROM_SUMMARY = (
@@ -313,7 +313,7 @@ _FROM_SUMMARY = (
 )
 
 
-def _words(job: Job) -> str:
+def _describe(job: Job) -> str:
     return f"{job.arm}, width {job.rung.width}, {count(job.rung.compute)}FLOP, seed {job.rung.seed}"
 
 
@@ -323,9 +323,9 @@ def rows_to_json(rows: Iterable[Row]) -> list[dict]:
 
 
 def rows_from_json(values: Iterable[dict[str, Any]]) -> dict[str, Row]:
-    """Rows by id, as they were written."""
-    found: dict[str, Row] = {}
+    """Rows by id, from the values of `rows_to_json`."""
+    rows: dict[str, Row] = {}
     for value in values:
-        taken: dict[str, Any] = {**value, "data": tuple(value["data"])}
-        found[value["id"]] = Row(**taken)
-    return found
+        fields: dict[str, Any] = {**value, "data": tuple(value["data"])}
+        rows[value["id"]] = Row(**fields)
+    return rows

@@ -22,9 +22,9 @@ from isoform.config import (
     nearest,
     overlay,
     parse_flags,
-    stated,
+    non_defaults,
     to_dict,
-    unknown,
+    unknown_name,
 )
 
 
@@ -281,7 +281,7 @@ def test_the_refusals_of_a_config_get_its_path() -> None:
 
 
 def test_unknown_names_without_a_near_one() -> None:
-    assert str(unknown("verb", "zzz", ["train", "serve"])) == 'unknown verb "zzz": (known: train, serve)'
+    assert str(unknown_name("verb", "zzz", ["train", "serve"])) == 'unknown verb "zzz": (known: train, serve)'
     assert nearest("trian", ["train", "serve"]) == "train"
 
 
@@ -489,6 +489,6 @@ def test_what_is_stated_leaves_defaults_out_and_stays_when_fields_come_later():
         for outer, inner in (recipe(), recipe(("b", object, None), ("c", str, "off")))
     )
     expected = {"kind": "inner", "a": 2}
-    assert stated(before)["x"] == expected and stated(before) == stated(after)
-    assert stated(before)["parts"] == [{"kind": "inner"}, {"kind": "inner", "a": 3}] and "kept" not in stated(before)
-    assert stated(replace(after, kept=6)) != stated(after)
+    assert non_defaults(before)["x"] == expected and non_defaults(before) == non_defaults(after)
+    assert non_defaults(before)["parts"] == [{"kind": "inner"}, {"kind": "inner", "a": 3}] and "kept" not in non_defaults(before)
+    assert non_defaults(replace(after, kept=6)) != non_defaults(after)

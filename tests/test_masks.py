@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from isoform.batch import plain_coordinates
-from isoform.mask import Causal, Coordinates, FixedSparse, Full, Local2D, Mask, Prefix, Strided, Window, attended
+from isoform.mask import Causal, Coordinates, FixedSparse, Full, Local2D, Mask, Prefix, Strided, Window, dense_mask
 from isoform.model.lowering import interval, reach
 
 LENGTH = 17
@@ -15,7 +15,7 @@ LENGTH = 17
 def seen(mask: Mask, at: Coordinates | None = None) -> list[set[int]]:
     """The keys that each query of one row sees."""
     at = plain_coordinates(1, LENGTH) if at is None else at
-    return [set(row.nonzero()[:, 0].tolist()) for row in attended(mask, at, at)[0]]
+    return [set(row.nonzero()[:, 0].tolist()) for row in dense_mask(mask, at, at)[0]]
 
 
 @pytest.mark.parametrize("stride", [1, 3, 5, 20])
@@ -71,7 +71,7 @@ def test_masks_and_their_combinations(mask, allows):
 def test_no_or_opens_a_door_between_documents(mask):
     document = torch.tensor([[0] * 5 + [1] * 6 + [-1] * 2 + [2] * 4])
     index = torch.tensor([[*range(5), *range(6), 0, 1, *range(4)]])
-    edges = attended(mask, *[Coordinates(document, index, index < 2)] * 2)[0]
+    edges = dense_mask(mask, *[Coordinates(document, index, index < 2)] * 2)[0]
     same = (document[0][:, None] == document[0]) & (document[0] >= 0)
     assert not (edges & ~same).any()
     assert edges[same].any()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from isoform.batch import Encoding, Example, Tokens, collate, plain_coordinates, plain_tokens
-from isoform.mask import Causal, Full, Prefix, Window, attended
+from isoform.mask import Causal, Full, Prefix, Window, dense_mask
 from isoform.model.activations import activation_numbers
 from isoform.model.config import BlockConfig, Initialization, ModelConfig, StackConfig
 from isoform.model.cost import Shape, forward_flops, num_parameters, training_flops
@@ -126,7 +126,7 @@ def test_kernels_against_the_predicate(mask, kv_heads):
     plain = plain_coordinates(2, 9)
     packed = collate([[example(3, 1, 2), example(4, 2, 1)], [example(9, 3, 4)]], 9).inputs.coordinates
     for coordinates in (plain, packed):
-        edges = attended(mask, coordinates, coordinates).unsqueeze(1)
+        edges = dense_mask(mask, coordinates, coordinates).unsqueeze(1)
         scores = q @ k.repeat_interleave(4 // kv_heads, 1).mT / 8**0.5
         weights = scores.masked_fill(~edges, -torch.inf).softmax(-1).nan_to_num()
         expected = weights @ v.repeat_interleave(4 // kv_heads, 1)
@@ -146,7 +146,7 @@ def test_a_query_without_keys_gives_zeros_and_no_gradient():
 
 def test_no_or_opens_a_door_between_documents():
     coordinates = collate([[example(3, 1, 2), example(3, 2, 2)]], 8).inputs.coordinates
-    seen = attended(Causal() | Full() | Prefix(), coordinates, coordinates)[0]
+    seen = dense_mask(Causal() | Full() | Prefix(), coordinates, coordinates)[0]
     assert not seen[:3, 3:].any() and not seen[3:6, :3].any() and not seen[6:].any() and not seen[:, 6:].any()
 
 

@@ -23,7 +23,7 @@ from isoform.run import Run, load
 from isoform.scaling import engines
 from isoform.terminal import Terminal
 from isoform.training.config import AdamW, Muon, Training
-from isoform.training.ledger import CLOCK_FIELDS, read_metrics
+from isoform.training.metrics import CLOCK_FIELDS, read_metrics
 
 CPU = choose_machine("cpu", "float32")
 PLAIN = Dense(activation="relu2")

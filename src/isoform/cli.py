@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from isoform import __version__
-from isoform.config import ConfigError, parse_flags, unknown
+from isoform.config import ConfigError, parse_flags, unknown_name
 from isoform.terminal import ExitCode, Terminal
 
 STARTED = time.perf_counter()
@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _call(name: str, arguments: list[str], terminal: Terminal):
     if name not in VERBS:
-        raise unknown("verb", name, VERBS)
+        raise unknown_name("verb", name, VERBS)
     verb = VERBS[name]
     kind = getattr(import_module("isoform.options"), verb.options)
     prog = f"isoform {name}"

@@ -49,7 +49,7 @@ def nearest(name: str, options: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, list(options), n=1)), None)
 
 
-def unknown(what: str, name: str, options: Iterable[str], *, where: str = "") -> ConfigError:
+def unknown_name(what: str, name: str, options: Iterable[str], *, where: str = "") -> ConfigError:
     """The error for a name that is not among the options: `where` it stands, the nearest, all known."""
     options = list(options)
     place, near = f" in {where}" if where else "", nearest(name, options)
@@ -98,16 +98,16 @@ def to_dict(value: object, *, in_full: bool = False) -> dict[str, Any]:
     return _write(type(value), value, _NOTHING, in_full)
 
 
-def stated(value: Any) -> Any:
+def non_defaults(value: Any) -> Any:
     """Plain data of what a dataclass says beyond its defaults: fields that come later leave it as it was."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         said = {"kind": kind_of(type(value))}
         for field in dataclasses.fields(value):
             default = field.default_factory() if callable(field.default_factory) else field.default
             if (there := getattr(value, field.name)) != default:
-                said[field.name] = stated(there)
+                said[field.name] = non_defaults(there)
         return said
-    return [stated(item) for item in value] if isinstance(value, tuple) else value
+    return [non_defaults(item) for item in value] if isinstance(value, tuple) else value
 
 
 def load_toml(path: str | Path) -> dict[str, Any]:
@@ -284,7 +284,7 @@ def _read_table(hint: Any, data: Mapping[str, Any], base: Any, where: str, *, me
         if kind not in kinds and (today := history.kind_today(kind, kinds)) is not None:
             _BEFORE.get()[kind], kind = today, today
         if kind not in kinds:
-            raise unknown("kind", kind, kinds, where=where)
+            raise unknown_name("kind", kind, kinds, where=where)
         cls, data = kinds[kind], {key: data[key] for key in data if key != "kind"}
     if cls is None:
         raise _at(where, f"needs a kind (known: {', '.join(kinds)})")
@@ -297,7 +297,7 @@ def _read_table(hint: Any, data: Mapping[str, Any], base: Any, where: str, *, me
             _BEFORE.get()[name] = today
             name = today
         if name not in hints:
-            raise unknown("key", key, hints, where=where)
+            raise unknown_name("key", key, hints, where=where)
         at = where if _marked(cls).get(name) else _join(where, name)
         values[name] = _read(hints[name], item, values[name], at, merge=merge and type(base) is cls)
     if missing := [f"{name} ({_expected(hints[name])})" for name in hints if values[name] is _NOTHING]:

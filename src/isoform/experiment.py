@@ -60,7 +60,7 @@ from isoform.recipe import Recipe
 from isoform.run import Run, Trained
 from isoform.terminal import Progress as Bar
 from isoform.terminal import Terminal, count
-from isoform.training.ledger import JsonLedger, cut_metrics, read_metrics
+from isoform.training.metrics import MetricsLog, truncate_metrics, read_metrics
 from isoform.training.optimizer import build_optimizers, freeze, load_optimizer_state, named_slots, optimizer_state
 from isoform.training.trainer import Diverged, Progress, train_loop
 
@@ -274,7 +274,7 @@ class _Session:
             self.joules_before = state["energy_joules"]
             if 0 < self.progress.step < self.recipe.training.steps:
                 self.terminal.say(f"continuing {self.run.folder} from step {self.progress.step}")
-        cut_metrics(self.run.metrics, self.progress.step)
+        truncate_metrics(self.run.metrics, self.progress.step)
         self.run.samples.touch()
         os.truncate(self.run.samples, samples_length)
 
@@ -295,7 +295,7 @@ class _Session:
             return
         for stale in (self.run.summary, self.run.report, self.run.weights, self.run.diverged):
             stale.unlink(missing_ok=True)  # of the shorter run that this one extends
-        ledger = JsonLedger(self.run.metrics)
+        ledger = MetricsLog(self.run.metrics)
         try:
             with self.terminal.progress(training.steps, first) as self.bar:
                 train_loop(

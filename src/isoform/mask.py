@@ -1,7 +1,7 @@
 """Who may attend to whom, as data: a Mask is a frozen expression, evaluated on Coordinates.
 
 One predicate, `allowed_pair`, is the whole rule: both tokens belong to the same document and the mask allows
-the pair; `attended` is that for all pairs. Kernels get shortcuts of it and are tested against it. Nothing here needs
+the pair; `dense_mask` is that for all pairs. Kernels get shortcuts of it and are tested against it. Nothing here needs
 torch to be imported.
 """
 
@@ -209,6 +209,6 @@ def allowed_pair(mask: Mask, query: Coordinates, key: Coordinates) -> Tensor:
     return (query.document >= 0) & (query.document == key.document) & mask.allows(query, key)
 
 
-def attended(mask: Mask, query: Coordinates, key: Coordinates) -> Tensor:
+def dense_mask(mask: Mask, query: Coordinates, key: Coordinates) -> Tensor:
     """The predicate for all pairs: queries (B, T) and keys (B, S) to booleans (B, T, S)."""
     return allowed_pair(mask, query.map(lambda t: t.unsqueeze(2)), key.map(lambda t: t.unsqueeze(1)))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from isoform.codecs.config import Characters, Codec
-from isoform.config import ConfigError, from_dict, kind_of, load_toml, overlay, to_dict, unknown
+from isoform.config import ConfigError, from_dict, kind_of, load_toml, overlay, to_dict, unknown_name
 from isoform.data.config import Data
 from isoform.model.baseline_config import Baseline, Model
 from isoform.model.config import Head, MaskedVocabulary, ModelConfig, Pooled, Vocabulary
@@ -154,7 +154,7 @@ def load_recipe(name: str, *, start: str = "", model_of: ModelOf | None = None) 
     """
     known = builtin_recipes()
     if not _is_path(name) and name not in known:
-        raise unknown("recipe", name, known)
+        raise unknown_name("recipe", name, known)
     data = load_toml(Path(name) if _is_path(name) else known[name])
     return recipe_from_dict({**data, "start": start} if start else data, model_of)
 
@@ -165,7 +165,7 @@ def load_form(name: str) -> Recipe:
     if _is_path(name) or name in known:
         return load_recipe(name)
     if name not in PRESETS:
-        raise unknown("recipe or preset", name, [*known, *PRESETS])
+        raise unknown_name("recipe or preset", name, [*known, *PRESETS])
     return recipe_of(PRESETS[name].model)
 
 
@@ -218,7 +218,7 @@ def _without_preset(data: Mapping[str, Any], model_of: ModelOf | None = None) ->
     if preset == START:
         return {**data, "model": _laid_over(_model_of_start(data, model_of), model)}
     if preset not in PRESETS:
-        raise unknown("preset", str(preset), [START, *PRESETS])
+        raise unknown_name("preset", str(preset), [START, *PRESETS])
     if (kind := model.get("kind", "model_config")) != "model_config":
         raise ConfigError(
             f"model: preset={preset!r} with kind={kind!r}: presets are Transformers; leave one of them out"

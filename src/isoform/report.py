@@ -20,7 +20,7 @@ from isoform.objectives.config import Classification
 from isoform.recipe import Recipe
 from isoform.run import Run, load
 from isoform.terminal import count, duration
-from isoform.training.ledger import read_metrics
+from isoform.training.metrics import read_metrics
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --paper: #ffffff; --faint: #5b6675; --line: #d9dee5; --box: #f5f7f9; }

@@ -36,7 +36,7 @@ from isoform.run import Run, Trained, export, load
 from isoform.scaling.claims import load_claim
 from isoform.scaling.ladder import Rung
 from isoform.scaling.study import make_job
-from isoform.training.ledger import read_metrics
+from isoform.training.metrics import read_metrics
 
 HERE = Path(__file__).parent
 CPU = choose_machine("cpu", "float32")

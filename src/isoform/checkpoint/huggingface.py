@@ -23,7 +23,7 @@ from isoform.checkpoint.families.canonical import canonical
 from isoform.checkpoint.families.family import Family, NotRepresentable
 from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.families.registry import FAMILIES
-from isoform.checkpoint.tensors import Place, StoredTensor, build_empty, fill, places_of, state_of
+from isoform.checkpoint.tensors import Place, StoredTensor, build_empty, fill, slices_of, state_of
 from isoform.config import differences, to_dict
 from isoform.model.baseline_config import Model
 from isoform.model.config import ModelConfig
@@ -87,7 +87,7 @@ def read_folder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> T
         family = _family_of(config, where)
         tensors = {_full_name(family, name): tensor for name, tensor in tensors.items()}
         model = build_empty(read_config(family, config, set(tensors), where), tensors, where)
-        places = places_of(model, family.names, family.transforms)
+        places = slices_of(model, family.names, family.transforms)
         _check(places, tensors, family, where)
         return fill(model, places, tensors, dtype)
 
@@ -228,7 +228,7 @@ def family_of(config: ModelConfig) -> tuple[Family, dict]:
         except NotRepresentable as error:
             wordless[family.model_type] = [str(error)]
             continue
-        places = places_of(model, family.names, family.transforms)
+        places = slices_of(model, family.names, family.transforms)
         names = {place.name for parts in places.values() for place in parts}
         homeless = [ours for ours, parts in places.items() if not parts]
         back = canonical(family.read(Fields(written, family.model_type), names))
@@ -266,7 +266,7 @@ def write_folder(model: Transformer, folder: Path, extra: Mapping[str, object] |
     family, written = family_of(model.config)
     folder.mkdir(parents=True, exist_ok=True)
     theirs: dict[str, Tensor] = {}
-    places = places_of(model, family.names, family.transforms)
+    places = slices_of(model, family.names, family.transforms)
     for ours, tensor in state_of(model).items():
         for place in places[ours]:
             theirs[place.name] = place.to_theirs(tensor.detach().cpu()).contiguous()

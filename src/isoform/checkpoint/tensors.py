@@ -113,7 +113,7 @@ def build_empty(config: ModelConfig, tensors: Mapping[str, StoredTensor], where:
         return Transformer(config)
 
 
-def places_of(
+def slices_of(
     model: Transformer, names: Mapping[str, str], transforms: Mapping[str, Transform] | None = None
 ) -> dict[str, list[Place]]:
     """Where the parts of each of our tensors lie; an empty list for one that the table has no name for."""

@@ -22,7 +22,7 @@ RENAMED = (
 )
 
 
-def name_today(name: str) -> str:
+def current_name(name: str) -> str:
     """What a parameter that an earlier layout called `name` is called."""
     for before, today in RENAMED:
         name = re.sub(before, today, name)
@@ -34,7 +34,7 @@ def upgraded(tensors: Mapping[str, Tensor], layout: int, model: nn.Module) -> di
     each, whose name goes on after the parameter's."""
     if layout == LAYOUT:
         return dict(tensors)
-    tensors, groups = {name_today(name): tensor for name, tensor in tensors.items()}, groups_of(model)
+    tensors, groups = {current_name(name): tensor for name, tensor in tensors.items()}, groups_of(model)
     for name, tensor in tensors.items():
         sizes = groups.get(name) or groups.get(name.rpartition(".")[0])
         if sizes is not None and tensor.dim() > 0:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from isoform import __version__
-from isoform.commands.verb import Result, chosen_machine
+from isoform.commands.common import Result, chosen_machine
 from isoform.config import differences, to_dict
 from isoform.machine import compiler, describe, measured_peaks
 from isoform.model.cost import num_parameters

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from isoform.commands.costs import costs_of, say_costs
-from isoform.commands.verb import Result, chosen_machine, interruptions
+from isoform.commands.common import Result, chosen_machine, interruptions
 from isoform.config import kind_of
 from isoform.experiment import train as train_recipe
 from isoform.inspection.rows import read_rows, to_lines

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isoform.batch import Tokens
 from isoform.codecs.codec import Codec, TextCodec
-from isoform.mask import Mask, attended
+from isoform.mask import Mask, dense_mask
 from isoform.preparation import Prepared
 
 IGNORED, EMPTY = "·", " "
@@ -76,7 +76,7 @@ def _side(codec: Codec, tokens: Tokens, mask: Mask) -> Side:
     documents = column(at.document)
     given = np.zeros(len(documents), bool) if at.prefix is None else column(at.prefix)
     names = [EMPTY if s < 0 else _token(codec, i) for i, s in zip(tokens.ids[0].tolist(), documents, strict=True)]
-    return Side(names, documents, given, attended(mask, at, at)[0].numpy())
+    return Side(names, documents, given, dense_mask(mask, at, at)[0].numpy())
 
 
 def _token(codec: Codec, token: int) -> str:

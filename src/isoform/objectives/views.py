@@ -16,7 +16,7 @@ import numpy as np
 from isoform.batch import Encoding, Example, collate
 from isoform.codecs.codec import Codec, TextCodec, as_text
 from isoform.mask import Causal as CausalMask
-from isoform.mask import Full, Mask, attended
+from isoform.mask import Full, Mask, dense_mask
 from isoform.mask import Prefix as PrefixMask
 from isoform.objectives.config import (
     Causal,
@@ -226,5 +226,5 @@ def _check_same(one: Example, other: Example) -> None:
 def _check_unseen(mask: Mask, inputs: Encoding, weights: np.ndarray) -> None:
     """Of tokens that predict the next: none may attend to it."""
     batch = collate([[Example(inputs, inputs.ids, weights)]], len(inputs))
-    seen = attended(mask, batch.inputs.coordinates, batch.inputs.coordinates)[0].diagonal(1).numpy()
+    seen = dense_mask(mask, batch.inputs.coordinates, batch.inputs.coordinates)[0].diagonal(1).numpy()
     assert not (seen & (weights[:-1] > 0)).any(), "a token may attend to what it should say"

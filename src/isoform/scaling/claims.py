@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isoform.config import ConfigError, from_dict, load_toml, unknown
+from isoform.config import ConfigError, from_dict, load_toml, unknown_name
 from isoform.data.config import under
 from isoform.recipe import Recipe, builtin_recipes, changed, load_recipe
 from isoform.scaling.config import Ladder, OneSize
@@ -161,7 +161,7 @@ def _path_of(name: str) -> Path:
         return Path(name)
     claims = builtin_claims()
     if name not in claims:
-        raise unknown("claim", name, claims)
+        raise unknown_name("claim", name, claims)
     return claims[name]
 
 
@@ -172,7 +172,7 @@ def _recipes(
     base, recipes = changed(_base(claim.recipe, path), changes), dict[str, Recipe]()
     for arm in claim.arms:
         if arm.after and arm.after not in recipes:
-            raise unknown("arm", arm.after, recipes)
+            raise unknown_name("arm", arm.after, recipes)
         recipes[arm.name] = changed(recipes.get(arm.after, base), arm_changes.get(arm.name, {}))
     return recipes
 
@@ -189,19 +189,19 @@ def _check(claim: Claim, arms: Sequence[str], path: Path) -> None:
             raise ConfigError(f"{path}: the arm {arm.name} starts from {arm.starts!r}, which is no earlier arm")
         for other in filter(None, (arm.against, arm.starts)):
             if other not in names or other == arm.name:
-                raise unknown("arm", other, names, where=str(path))
+                raise unknown_name("arm", other, names, where=str(path))
     if len(set(names)) < len(names):
         raise ConfigError(f"{path}: two arms have the same name; rename one")
     asked = [("loss", arm) for arm in arms] + [(m.name, arm) for m in claim.measures for arm in m.arms or arms]
     for (what, arm), times in Counter(asked).items():
         if arm not in arms:
-            raise unknown("arm", arm, arms, where=f"measures of {path}")
+            raise unknown_name("arm", arm, arms, where=f"measures of {path}")
         if times > 1:
             raise ConfigError(f"{path}: {what!r} is measured twice of the arm {arm}; give one another name")
     numbers = claim.statistic.names(arms_of(claim))
     for condition in claim.rule:
         if condition.value not in numbers:
-            raise unknown("value", condition.value, numbers, where=f"the rule of {path}")
+            raise unknown_name("value", condition.value, numbers, where=f"the rule of {path}")
 
 
 def _expand_arms(arms: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
@@ -249,7 +249,7 @@ def decide(claim: Claim, findings: Findings) -> str:
     answers = []
     for condition in claim.rule:
         if condition.value not in findings.values:
-            raise unknown("value", condition.value, findings.values, where="the rule")
+            raise unknown_name("value", condition.value, findings.values, where="the rule")
         answers.append(condition.verdict(findings.values[condition.value]))
     return FAILS if False in answers else UNTOLD if None in answers else HOLDS
 

@@ -9,7 +9,7 @@ from typing import Any, assert_never
 import torch
 from torch import Tensor, nn
 
-from isoform.checkpoint.versions import name_today
+from isoform.checkpoint.versions import current_name
 from isoform.model.component import Role, roles_of
 from isoform.training.config import (
     AdamW,
@@ -133,7 +133,7 @@ ORTHOGONAL = {Role.MATRIX, Role.OUTPUT, Role.ADAPTER}
 def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
     """Leave the parameters as they are whose names begin so. Raises ValueError for a beginning that none has."""
     for beginning in beginnings:
-        start = name_today(f"{beginning.rstrip('.')}.")
+        start = current_name(f"{beginning.rstrip('.')}.")
         found = [p for n, p in model.named_parameters() if f"{n}.".startswith(start)]
         if not found:
             known = sorted({".".join(n.split(".")[:2]) for n, _ in model.named_parameters()})

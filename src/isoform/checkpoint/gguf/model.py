@@ -14,7 +14,7 @@ from torch import Tensor
 from isoform.checkpoint.gguf.architectures import Architecture, architecture_of, read_config
 from isoform.checkpoint.gguf.format import Header, TensorInfo, check_format, read_header, read_numbers
 from isoform.checkpoint.gguf.tokenizer import read_tokenizer
-from isoform.checkpoint.tensors import Place, StoredTensor, build_empty, fill, places_of
+from isoform.checkpoint.tensors import Place, StoredTensor, build_empty, fill, slices_of
 from isoform.model.config import ModelConfig
 from isoform.model.transformer import Transformer
 
@@ -41,7 +41,7 @@ def read_gguf(path: str | Path) -> GGUFModel:
         for name, info in header.tensors.items()
     }
     model = build_empty(config, tensors, str(path))
-    places = places_of(model, kind.names)
+    places = slices_of(model, kind.names)
     _check_tensors(header, kind, places)
     tokenizer = read_tokenizer(header, config.vocab_size)
     return GGUFModel(fill(model, places, tensors), tokenizer)

@@ -11,7 +11,7 @@ CLOCK_FIELDS = frozenset({"tokens_per_second", "train_seconds", "utilisation"})
 """Fields read from a clock: the only ones in which a resumed run's ledger may differ."""
 
 
-class JsonLedger:
+class MetricsLog:
     """Lines of metrics in a file; every line is flushed, so that a killed run leaves what it knew."""
 
     def __init__(self, path: Path) -> None:
@@ -41,7 +41,7 @@ def read_metrics(path: Path) -> list[dict]:
     return lines
 
 
-def cut_metrics(path: Path, step: int) -> None:
+def truncate_metrics(path: Path, step: int) -> None:
     """Keep the lines up to `step`, which is where the run goes on from."""
     kept = [line for line in read_metrics(path) if line["step"] <= step]
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from harness import in_turn, keep, ratios, summary
+from harness import in_turn, save_results, ratios, summary
 
 from isoform.generation.config import Sampling
 from isoform.generation.decode import Prompt, decode_loop
@@ -72,7 +72,7 @@ def main() -> None:
             "times_transformers": {who: ratios(seconds, who, "transformers") for who in ("isoform", "bfloat16")},
             "equal_outputs": {who: made[who] == made["transformers"] for who in ("isoform", "bfloat16")},
         }
-    keep("decoding", results)
+    save_results("decoding", results)
 
 
 if __name__ == "__main__":

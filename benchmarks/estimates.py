@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import replace
 
 import torch
-from harness import isoform, keep
+from harness import isoform, save_results
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -63,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measured = {n: memory(options.path, flags, f"{folder}/{n}") for n, flags in MEMORY.items()}
-    keep("estimates", {"presets": {name: counted(name) for name in PRESETS}, "memory": measured})
+    save_results("estimates", {"presets": {name: counted(name) for name in PRESETS}, "memory": measured})
 
 
 if __name__ == "__main__":

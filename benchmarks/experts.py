@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from harness import in_turn, keep, ratios, summary
+from harness import in_turn, save_results, ratios, summary
 from torch import nn
 
 from isoform.batch import plain_tokens
@@ -113,7 +113,7 @@ def main() -> None:
                 name: summary([1e6 * s / PIECES_IN_TURN for s in seconds[name]]) for name in alone
             }
             results[f"{kind}, {str(dtype).removeprefix('torch.')}"] = of_kind
-    keep("experts", {"experts": 8, "active": 2, "width": DIM, "tokens": ROWS * LENGTH, **results})
+    save_results("experts", {"experts": 8, "active": 2, "width": DIM, "tokens": ROWS * LENGTH, **results})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from harness import in_turn, keep, ratios, summary
+from harness import in_turn, save_results, ratios, summary
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from isoform.machine import Machine, choose_machine, measured_peaks
@@ -100,7 +100,7 @@ def main() -> None:
     seconds = in_turn(works, rounds=options.rounds)
     tokens, peak = options.steps * weights.numel(), measured_peaks(machine).matmul
     flops = options.steps * training_flops(config, Shape(*shape))
-    keep(
+    save_results(
         f"gpu-{machine.device.type}",
         {
             "shape": {"layers": options.layers, "width": options.width, "rows": shape[0], "context": shape[1]},

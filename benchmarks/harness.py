@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 
-def keep(name: str, values: dict[str, object], device: str = "cpu") -> None:
+def save_results(name: str, values: dict[str, object], device: str = "cpu") -> None:
     """Print the values and keep them in results/NAME.json, with machine, versions and command."""
     machine = describe(choose_machine(device))
     versions = {package: version(package) for package in ("isoform", "torch", "transformers", "numpy")}

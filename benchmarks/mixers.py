@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from harness import in_turn, keep, ratios, summary
+from harness import in_turn, save_results, ratios, summary
 
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.parts import LSTM, Attention, CausalConvolution, Gated, LinearRecurrence, Mixer, RMSNorm
@@ -61,7 +61,7 @@ def main() -> None:
             }
             for name, of_mixer in seconds.items()
         }
-    keep("mixers", {"tokens": TOKENS, "lengths": values})
+    save_results("mixers", {"tokens": TOKENS, "lengths": values})
 
 
 if __name__ == "__main__":

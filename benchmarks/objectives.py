@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import in_turn, keep, ratios, summary, training_steps
+from harness import in_turn, save_results, ratios, summary, training_steps
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForMaskedLM, PreTrainedModel
 
 from isoform.batch import Batch, Encoding, Example, collate
@@ -38,7 +38,7 @@ from isoform.model.transformer import Transformer
 from isoform.objectives.config import Masked, Objective, Seq2seq
 from isoform.objectives.task import build_task
 from isoform.objectives.views import View, build_view
-from isoform.recipe import changed, load_form, load_recipe
+from isoform.recipe import with_changes, load_form, load_recipe
 from isoform.run import Trained, load
 from isoform.training.config import AdamW
 from isoform.training.optimizer import build_optimizers
@@ -209,11 +209,11 @@ def translator(data: Path, folder: Path) -> Trained:
     block = {"mixer": {"num_heads": 4}, "feedforward": {"feedforward_dim": 1024}}
     stack = {"num_layers": 3, "blocks": {"0": block}}
     shape = {"model_dim": 256, "vocab_size": 0, "context_length": 64, "encoder": stack, "decoder": stack}
-    model = changed(load_form("bart"), {"model": shape}).model
+    model = with_changes(load_form("bart"), {"model": shape}).model
     training = {"steps": LEARNED, "average_checkpoints": 1, "checkpoint_every": 0, "keep_checkpoints": 1}
     optimizer = {"kind": "adamw", "learning_rate": 1e-3}
     training |= {"validate_every": 0, "optimizer": optimizer, "schedule": {"warmup_steps": 50}}
-    recipe = changed(load_recipe("multi30k"), {"training": training})
+    recipe = with_changes(load_recipe("multi30k"), {"training": training})
     run = train(replace(recipe, model=model, data=recipe.data.under(str(data))), folder)
     return load(run.folder)
 
@@ -279,7 +279,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
     choose_machine("cpu")  # before any thread starts, as a process that trains does, so that all flush subnormals
-    keep(
+    save_results(
         "objectives",
         {
             "masked": trained("masked", bert, masked_rows(options.steps), Masked(), options.rounds),

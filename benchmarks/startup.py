@@ -12,10 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import in_turn, keep, summary
+from harness import in_turn, save_results, summary
 
 ISOFORM = [str(Path(sys.executable).with_name("isoform"))]
-VERBS = ("train", "generate", "evaluate", "estimate", "doctor", "recipes")
+COMMANDS = ("train", "generate", "evaluate", "estimate", "doctor", "recipes")
 
 
 def helps(*words: str) -> None:
@@ -42,10 +42,10 @@ def main() -> None:
     parser.add_argument("path")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    works = {"isoform --help": helps, **{f"isoform {v} --help": lambda v=v: helps(v) for v in VERBS}}
+    works = {"isoform --help": helps, **{f"isoform {v} --help": lambda v=v: helps(v) for v in COMMANDS}}
     seconds = in_turn(works, rounds=options.rounds)
     first = [seconds_to_first_step(options.path) for _ in range(options.rounds + 1)][1:]
-    keep(
+    save_results(
         "startup",
         {"seconds": {name: summary(times) for name, times in seconds.items()}, "first_step_seconds": summary(first)},
     )

@@ -12,7 +12,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from harness import isoform, keep, peer, summary
+from harness import isoform, save_results, peer, summary
 
 RATES = ("1e-3", "2e-3", "4e-3")
 FIELDS = ("validation_loss", "train_seconds", "wall_seconds")
@@ -51,7 +51,7 @@ def main() -> None:
         theirs = [peer("peer_training.py", path, "--learning-rate", best, "--seed", str(s)) for s in range(2)]
         long = runs_of("tinyshakespeare", path, range(options.long_seeds), folder)
     peer_seconds = summary([run["train_seconds"] for run in theirs])
-    keep(
+    save_results(
         "tinyshakespeare",
         {
             "data": {"title": "Tiny Shakespeare", "bytes": options.path.stat().st_size},

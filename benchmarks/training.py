@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from harness import in_turn, keep, ratios, summary, training_steps
+from harness import in_turn, save_results, ratios, summary, training_steps
 from peer_training import BATCH, CONTEXT, build_model
 
 from isoform.data.loader import StreamLoader
@@ -97,7 +97,7 @@ def main() -> None:
     }
     seconds = in_turn(works, rounds=options.rounds)
     tokens = options.steps * BATCH * CONTEXT
-    keep(
+    save_results(
         "training",
         {
             "tokens_per_second": {name: summary([tokens / s for s in times]) for name, times in seconds.items()},

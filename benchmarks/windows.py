@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from harness import in_turn, keep, ratios, summary
+from harness import in_turn, save_results, ratios, summary
 
 from isoform.batch import plain_coordinates
 from isoform.mask import Causal, Mask, Window
@@ -94,7 +94,7 @@ def main() -> None:
                 name: in_a_process(*common, "--memory", name)["megabytes"] for name in ("causal", "window")
             },
         }
-    keep("windows", results)
+    save_results("windows", results)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 
 import isoform
 from isoform import options
-from isoform.cli import VERBS, main
+from isoform.cli import COMMANDS, main
 from isoform.model.presets import PRESETS
 
 SNAPSHOT = Path(__file__).parent / "snapshots/interface.json"
@@ -62,7 +62,7 @@ def test_the_interface_changes_only_on_purpose():
     """Written anew with UPDATE_SNAPSHOTS=1; the difference belongs into the changelog."""
     now = {
         "names": isoform.__all__,
-        "verbs": {name: flags(getattr(options, verb.options)) for name, verb in VERBS.items()},
+        "commands": {name: flags(getattr(options, command.options)) for name, command in COMMANDS.items()},
     }
     if os.environ.get("UPDATE_SNAPSHOTS"):
         SNAPSHOT.parent.mkdir(exist_ok=True)
@@ -79,8 +79,8 @@ def test_public_names_are_there():
 
 HELP = """
 import sys
-from isoform.cli import VERBS, main
-for arguments in [[], ["--help"], *[[verb, "--help"] for verb in VERBS], ["train", "shakespeare", "-h"]]:
+from isoform.cli import COMMANDS, main
+for arguments in [[], ["--help"], *[[command, "--help"] for command in COMMANDS], ["train", "shakespeare", "-h"]]:
     print("=== isoform", *arguments)
     try:
         main(arguments)
@@ -94,7 +94,7 @@ def test_help_never_loads_torch():
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     pages = done.stdout.split("=== ")[1:]
-    assert len(pages) == 3 + len(VERBS) and all(page.count("isoform") > 1 for page in pages)
+    assert len(pages) == 3 + len(COMMANDS) and all(page.count("isoform") > 1 for page in pages)
 
 
 def test_version(capsys):
@@ -103,7 +103,7 @@ def test_version(capsys):
 
 
 def spoken(capsys, *arguments: str) -> dict:
-    """The one JSON object a verb prints."""
+    """The one JSON object a command prints."""
     assert main([*arguments, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
@@ -184,7 +184,7 @@ def test_estimate_doctor_recipes(here, capsys):
 
 
 BAD = {
-    "unknown verb": (["trian"], 'did you mean "train"?'),
+    "unknown command": (["trian"], 'did you mean "train"?'),
     "no recipe": (["train"], "name a recipe"),
     "unknown recipe": (["train", "shakespear"], 'did you mean "shakespeare"?'),
     "no such TOML": (["train", "nothing.toml"], "nothing.toml"),

@@ -281,7 +281,7 @@ def test_the_refusals_of_a_config_get_its_path() -> None:
 
 
 def test_unknown_names_without_a_near_one() -> None:
-    assert str(unknown_name("verb", "zzz", ["train", "serve"])) == 'unknown verb "zzz": (known: train, serve)'
+    assert str(unknown_name("command", "zzz", ["train", "serve"])) == 'unknown command "zzz": (known: train, serve)'
     assert nearest("trian", ["train", "serve"]) == "train"
 
 

@@ -1,6 +1,6 @@
 """The command line: a table of verbs, and what their endings mean to whoever started them.
 
-Modules are named by strings and imported when their verb is called, so that help never waits for torch.
+Modules are named by strings and imported when their command is called, so that help never waits for torch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ STARTED = time.perf_counter()
 
 
 @dataclass(frozen=True)
-class Verb:
-    """What a verb takes, what it calls, and a line about it."""
+class Command:
+    """What a command takes, what it calls, and a line about it."""
 
     options: str
     function: str
@@ -34,23 +34,23 @@ class Verb:
     """What stands before the flags: a `recipe`, or a `form`, which is a recipe, a preset or a trained model."""
 
 
-VERBS = {
-    "train": Verb("TrainOptions", "training:train", "train a recipe, or continue a run", "recipe"),
-    "generate": Verb("GenerateOptions", "writing:generate", "continue a text with a trained model"),
-    "evaluate": Verb("EvaluateOptions", "writing:evaluate", "loss and bits per byte, on any text"),
-    "inspect": Verb("InspectOptions", "training:inspect", "look at training rows and masks", "recipe"),
-    "estimate": Verb("EstimateOptions", "costs:estimate", "parameters, FLOPs, memory, time", "form"),
-    "scale": Verb("ScaleOptions", "studies:scale", "ladder of sizes, law, forecast, report", "recipe"),
-    "reproduce": Verb("ReproduceOptions", "studies:reproduce", "check a claim; --list"),
-    "convert": Verb("ConvertOptions", "about:convert", "Hugging Face folders and GGUF files"),
-    "doctor": Verb("DoctorOptions", "about:doctor", "what this machine can do"),
-    "recipes": Verb("RecipesOptions", "about:recipes", "recipes and presets; --diff A B"),
+COMMANDS = {
+    "train": Command("TrainOptions", "training:train", "train a recipe, or continue a run", "recipe"),
+    "generate": Command("GenerateOptions", "writing:generate", "continue a text with a trained model"),
+    "evaluate": Command("EvaluateOptions", "writing:evaluate", "loss and bits per byte, on any text"),
+    "inspect": Command("InspectOptions", "training:inspect", "look at training rows and masks", "recipe"),
+    "estimate": Command("EstimateOptions", "costs:estimate", "parameters, FLOPs, memory, time", "form"),
+    "scale": Command("ScaleOptions", "studies:scale", "ladder of sizes, law, forecast, report", "recipe"),
+    "reproduce": Command("ReproduceOptions", "studies:reproduce", "check a claim; --list"),
+    "convert": Command("ConvertOptions", "about:convert", "Hugging Face folders and GGUF files"),
+    "doctor": Command("DoctorOptions", "about:doctor", "what this machine can do"),
+    "recipes": Command("RecipesOptions", "about:recipes", "recipes and presets; --diff A B"),
 }
 
 
 def usage() -> str:
     """The page `isoform --help` prints."""
-    lines = [f"  {name:<10}{verb.summary}" for name, verb in VERBS.items()]
+    lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             f"isoform {__version__}: one Transformer in all its forms",
@@ -59,13 +59,13 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "isoform VERB --help tells what a verb takes. Start with: isoform train shakespeare",
+            "isoform VERB --help tells what a command takes. Start with: isoform train shakespeare",
         ]
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a verb; gives the exit code (0 done, 65 bad input, 74 storage, 75 restart me, 130 interrupted)."""
+    """Run a command; gives the exit code (0 done, 65 bad input, 74 storage, 75 restart me, 130 interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -110,22 +110,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _call(name: str, arguments: list[str], terminal: Terminal):
-    if name not in VERBS:
-        raise unknown_name("verb", name, VERBS)
-    verb = VERBS[name]
-    kind = getattr(import_module("isoform.options"), verb.options)
+    if name not in COMMANDS:
+        raise unknown_name("command", name, COMMANDS)
+    command = COMMANDS[name]
+    kind = getattr(import_module("isoform.options"), command.options)
     prog = f"isoform {name}"
-    if verb.takes:
-        recipe_name, base, arguments = _with_recipe(kind, arguments, verb.takes)
+    if command.takes:
+        recipe_name, base, arguments = _with_recipe(kind, arguments, command.takes)
         prog = f"{prog} {recipe_name or 'RECIPE'}"
         options = parse_flags(kind, base, arguments, prog=prog, description=kind.__doc__ or "")
     else:
         recipe_name = ""
         options = parse_flags(kind, kind(), arguments, prog=prog, description=kind.__doc__ or "")
     terminal.quiet = options.output.quiet
-    module, function = verb.function.split(":")
+    module, function = command.function.split(":")
     call = getattr(import_module(f"isoform.commands.{module}"), function)
-    return call(options, terminal, recipe_name) if verb.takes else call(options, terminal)
+    return call(options, terminal, recipe_name) if command.takes else call(options, terminal)
 
 
 def _with_recipe(kind: type, arguments: list[str], takes: str):

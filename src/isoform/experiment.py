@@ -35,7 +35,7 @@ from isoform.checkpoint.store import (
     save_checkpoint,
 )
 from isoform.checkpoint.tensors import state_of
-from isoform.checkpoint.versions import LAYOUT, upgraded
+from isoform.checkpoint.versions import LAYOUT, upgrade_tensors
 from isoform.codecs.codec import TextCodec, as_text
 from isoform.codecs.registry import load_codec
 from isoform.config import ConfigError, differences, from_dict, load_toml
@@ -267,7 +267,7 @@ class _Session:
             if (layout := runs.layout_of(checkpoint)) == 1:
                 training, layout = self.recipe.training, 2
                 slots = named_slots(slots, training.optimizer, self.model, layer_decay=training.layer_decay)
-            load_optimizer_state(self.optimizers, self.model, upgraded(slots, layout, self.model))
+            load_optimizer_state(self.optimizers, self.model, upgrade_tensors(slots, layout, self.model))
             state = load_document(checkpoint, "state")
             self.progress = Progress(**state["progress"])
             self.wall_before, samples_length = state["wall_seconds"], state["samples_length"]

@@ -139,7 +139,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))) / "isoform"
 
 
-def library(name: str, *, extra: str) -> Any:
+def import_optional(name: str, *, extra: str) -> Any:
     """A module that only an extra of this package brings. Raises ValueError that says how to get it."""
     try:
         return import_module(name)

@@ -204,7 +204,7 @@ def recipe_from_dict(data: Mapping[str, Any], model_of: ModelOf | None = None) -
     return from_dict(Recipe, _without_preset(data, model_of))
 
 
-def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """The recipe with plain data laid over it; a preset among it starts the model afresh."""
     return overlay(recipe, _without_preset(changes))
 

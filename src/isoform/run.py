@@ -24,7 +24,7 @@ from isoform.checkpoint.huggingface import (
 )
 from isoform.checkpoint.store import Checkpoint, find_checkpoint, load_tensors
 from isoform.checkpoint.tensors import state_of
-from isoform.checkpoint.versions import upgraded
+from isoform.checkpoint.versions import upgrade_tensors
 from isoform.codecs.bpe import TOKENIZER_FILE, BPECodec
 from isoform.codecs.codec import FILE, Codec
 from isoform.codecs.numbers import NumberCodec
@@ -265,7 +265,7 @@ def _load_run(run: Run) -> Trained:
             with safe_open(weights, "pt") as file:
                 layout = int((file.metadata() or {}).get("layout", config.get("layout", 1)))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            tensors, step = upgraded(tensors, layout, model), recipe.training.steps
+            tensors, step = upgrade_tensors(tensors, layout, model), recipe.training.steps
         except SafetensorError as error:
             raise ValueError(f"{weights} is damaged ({error}); copy it again or train once more") from error
     else:
@@ -279,7 +279,7 @@ def _load_run(run: Run) -> Trained:
 
 def model_tensors(checkpoint: Checkpoint, model: Network) -> dict[str, torch.Tensor]:
     """The model's tensors in a checkpoint, named and laid out as today."""
-    return upgraded(load_tensors(checkpoint, "model"), layout_of(checkpoint), model)
+    return upgrade_tensors(load_tensors(checkpoint, "model"), layout_of(checkpoint), model)
 
 
 def layout_of(checkpoint: Checkpoint) -> int:

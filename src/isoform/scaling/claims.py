@@ -15,7 +15,7 @@ from typing import Any
 
 from isoform.config import ConfigError, from_dict, load_toml, unknown_name
 from isoform.data.config import under
-from isoform.recipe import Recipe, builtin_recipes, changed, load_recipe
+from isoform.recipe import Recipe, builtin_recipes, with_changes, load_recipe
 from isoform.scaling.config import Ladder, OneSize
 from isoform.scaling.curves import Estimate
 from isoform.scaling.findings import Findings
@@ -169,11 +169,11 @@ def _recipes(
     claim: Claim, path: Path, changes: Mapping[str, Any], arm_changes: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Recipe]:
     """The recipe of each arm: the claim's with its `changes`, or an earlier arm's, with the arm's own."""
-    base, recipes = changed(_base(claim.recipe, path), changes), dict[str, Recipe]()
+    base, recipes = with_changes(_base(claim.recipe, path), changes), dict[str, Recipe]()
     for arm in claim.arms:
         if arm.after and arm.after not in recipes:
             raise unknown_name("arm", arm.after, recipes)
-        recipes[arm.name] = changed(recipes.get(arm.after, base), arm_changes.get(arm.name, {}))
+        recipes[arm.name] = with_changes(recipes.get(arm.after, base), arm_changes.get(arm.name, {}))
     return recipes
 
 

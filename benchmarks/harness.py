@@ -83,7 +83,7 @@ def training_steps(
             machine=machine,
             seed=0,
             progress=progress,
-            note=lambda line: None,
+            log=lambda line: None,
             validate=dict,
             sample=lambda: None,
             save=lambda: None,

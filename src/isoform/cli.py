@@ -1,6 +1,6 @@
-"""The command line: a table of verbs, and what their endings mean to whoever started them.
+"""The command line: a table of commands, and their exit codes.
 
-Modules are named by strings and imported when their command is called, so that help never waits for torch.
+Modules are named by strings and imported when their command is called, so that help doesn't import torch.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ STARTED = time.perf_counter()
 
 @dataclass(frozen=True)
 class Command:
-    """What a command takes, what it calls, and a line about it."""
+    """A command: its dataclass of options, its function, and a summary."""
 
     options: str
     function: str
     summary: str
     takes: str = ""
-    """What stands before the flags: a `recipe`, or a `form`, which is a recipe, a preset or a trained model."""
+    """The argument before the flags: a `recipe`, or a `form`, which is a recipe, a preset or a trained model."""
 
 
 COMMANDS = {
@@ -49,13 +49,13 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """The page `isoform --help` prints."""
+    """The text of `isoform --help`."""
     lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             f"isoform {__version__}: one Transformer in all its forms",
             "",
-            "usage: isoform VERB …",
+            "usage: isoform COMMAND …",
             "",
             *lines,
             "",
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _failed(terminal, ExitCode.INTERRUPTED, "interrupted", "")
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read us has gone; Python would complain while flushing
+        sys.stderr.close()  # the reader has closed the pipe; Python would fail while flushing
         return ExitCode.DONE
     except BlockingIOError as error:
         return _failed(terminal, ExitCode.TRANSIENT, str(error), _trace(terminal))
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _failed(terminal, ExitCode.BAD_INPUT, message, _trace(terminal))
         path = Path(tempfile.gettempdir()) / f"isoform-fault-{int(time.time())}.log"
         path.write_text(traceback.format_exc(), encoding="utf-8")
-        message = f"a fault of isoform's own: {type(error).__name__}: {error} (traceback in {path})"
+        message = f"an internal error of isoform: {type(error).__name__}: {error} (traceback in {path})"
         return _failed(terminal, ExitCode.FAULT, message, _trace(terminal))
     if terminal.json:
         print(json.dumps(result.values, ensure_ascii=False))
@@ -143,12 +143,12 @@ def _with_recipe(kind: type, arguments: list[str], takes: str):
     out = _flag(arguments, "--out")
     if out is not None and (Path(out) / "recipe.toml").exists():
         return "", kind(recipe=load_recipe(str(Path(out) / "recipe.toml"))), arguments
-    there = "" if out is None else f"{out} holds no run to continue; "
-    raise ConfigError(f"{there}name a recipe: a built-in one (isoform recipes lists them) or the path of a TOML file")
+    no_run = "" if out is None else f"{out} holds no run to continue; "
+    raise ConfigError(f"{no_run}name a recipe: a built-in one (isoform recipes lists them) or the path of a TOML file")
 
 
 def _model_of(path: str):
-    return import_module("isoform.run").model_of(path)  # which takes torch: only where a recipe asks for it
+    return import_module("isoform.run").model_of(path)  # imports torch, so only if a recipe needs it
 
 
 def _flag(arguments: list[str], name: str) -> str | None:

@@ -31,12 +31,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from isoform.evaluation.evaluate import apply
 from isoform.experiment import evaluate_held_out, load_records, prepare, train
 from isoform.machine import choose_machine
-from isoform.recipe import Recipe, with_changes, load_recipe, recipe_from_dict
+from isoform.recipe import Recipe, changed, load_recipe, recipe_from_dict
 from isoform.run import Run, Trained, export, load
 from isoform.scaling.claims import load_claim
 from isoform.scaling.ladder import Rung
 from isoform.scaling.study import make_job
-from isoform.training.metrics import read_metrics
+from isoform.training.ledger import read_metrics
 
 HERE = Path(__file__).parent
 CPU = choose_machine("cpu", "float32")
@@ -54,7 +54,7 @@ def main() -> None:
     for path in Path().glob("*/expected.json"):
         shutil.rmtree(path.parent)
     for name, changes in recipes.items():
-        make(name, with_changes(recipe_from_dict(base), changes))
+        make(name, changed(recipe_from_dict(base), changes))
 
 
 def write_data(folder: Path) -> None:

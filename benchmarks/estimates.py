@@ -1,4 +1,4 @@
-"""How true `isoform estimate` is: parameters and FLOPs against the built model, memory against a real run.
+"""The accuracy of `isoform estimate`: parameters and FLOPs against the built model, memory against a real run.
 
 python benchmarks/estimates.py input.txt
 """

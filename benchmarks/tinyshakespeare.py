@@ -1,4 +1,4 @@
-"""Time to a loss on Tiny Shakespeare: our recipes over seeds beside a plain Hugging Face loop, run in turn.
+"""Time to a loss on Tiny Shakespeare: our recipes over seeds and a plain Hugging Face loop.
 
     python benchmarks/tinyshakespeare.py input.txt [--seeds 5] [--long-seeds 3]
 
@@ -12,14 +12,14 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from harness import isoform, save_results, peer, summary
+from harness import isoform, peer, save_results, summary
 
 RATES = ("1e-3", "2e-3", "4e-3")
 FIELDS = ("validation_loss", "train_seconds", "wall_seconds")
 
 
 def runs_of(recipe: str, path: str, seeds: range, folder: str) -> dict[str, object]:
-    """Medians of a recipe over seeds, and what it costs."""
+    """Medians of a recipe over seeds, and its cost."""
     runs = [
         isoform("train", recipe, "--data.path", path, "--seed", str(s), "--out", f"{folder}/{recipe}-{s}")
         for s in seeds

@@ -11,7 +11,7 @@ from isoform.cli import main
 from isoform.config import ConfigError
 from isoform.data.config import Data, Part
 from isoform.objectives.config import Classification
-from isoform.recipe import with_changes, load_recipe
+from isoform.recipe import load_recipe, with_changes
 from isoform.scaling.claims import UNTOLD, decide, load_claim, measure
 from isoform.scaling.config import OneSize
 from isoform.scaling.curves import difference, mean, pooled

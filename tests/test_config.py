@@ -20,9 +20,9 @@ from isoform.config import (
     kind_of,
     load_toml,
     nearest,
+    non_defaults,
     overlay,
     parse_flags,
-    non_defaults,
     to_dict,
     unknown_name,
 )
@@ -490,5 +490,8 @@ def test_what_is_stated_leaves_defaults_out_and_stays_when_fields_come_later():
     )
     expected = {"kind": "inner", "a": 2}
     assert non_defaults(before)["x"] == expected and non_defaults(before) == non_defaults(after)
-    assert non_defaults(before)["parts"] == [{"kind": "inner"}, {"kind": "inner", "a": 3}] and "kept" not in non_defaults(before)
+    assert non_defaults(before)["parts"] == [
+        {"kind": "inner"},
+        {"kind": "inner", "a": 3},
+    ] and "kept" not in non_defaults(before)
     assert non_defaults(replace(after, kept=6)) != non_defaults(after)

@@ -30,7 +30,7 @@ from isoform.machine import cache_folder
 from isoform.objectives.config import Causal, Prefix, Seq2seq
 from isoform.objectives.views import build_view
 from isoform.preparation import global_batch, prepare
-from isoform.recipe import with_changes, load_recipe
+from isoform.recipe import load_recipe, with_changes
 
 PROFILE = settings(deadline=None, max_examples=60)
 CAUSAL, PREFIX, SEQ2SEQ = build_view(Causal()), build_view(Prefix()), build_view(Seq2seq())

@@ -10,7 +10,7 @@ from isoform.config import differences, from_dict, overlay, to_dict
 from isoform.model.config import ModelConfig
 from isoform.model.cost import num_active_parameters, num_parameters
 from isoform.model.presets import PRESETS
-from isoform.recipe import with_changes, load_recipe
+from isoform.recipe import load_recipe, with_changes
 from isoform.report import forms_table
 
 PAGE = Path(__file__).parent.parent / "docs/forms.md"

@@ -59,13 +59,13 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "isoform VERB --help tells what a command takes. Start with: isoform train shakespeare",
+            "isoform COMMAND --help lists the options of a command. Start with: isoform train shakespeare",
         ]
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; gives the exit code (0 done, 65 bad input, 74 storage, 75 restart me, 130 interrupted)."""
+    """Run a command; returns the exit code (0 done, 65 bad input, 74 storage, 75 start again, 130 interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())

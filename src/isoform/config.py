@@ -99,7 +99,7 @@ def to_dict(value: object, *, in_full: bool = False) -> dict[str, Any]:
 
 
 def non_defaults(value: Any) -> Any:
-    """The fields of a dataclass that differ from their defaults, as plain data: it is unchanged by fields added later."""
+    """The fields of a dataclass that differ from their defaults, as plain data; unaffected by new fields."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         data = {"kind": kind_of(type(value))}
         for field in dataclasses.fields(value):

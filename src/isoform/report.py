@@ -1,4 +1,4 @@
-"""The report of a run, with curves, samples, recipe and costs, in one self-contained HTML file; and the table of forms."""
+"""The report of a run, with curves, samples, recipe and costs, as a self-contained HTML file; the table of forms."""
 
 from __future__ import annotations
 
@@ -97,7 +97,11 @@ def _lead(summary: dict) -> str:
 
 
 def _accuracy(accuracy: float | None) -> list[tuple[str, str, str]]:
-    return [] if accuracy is None else [("Accuracy", f"{accuracy:.2%}", "of the most probable label, on the validation split")]
+    return (
+        []
+        if accuracy is None
+        else [("Accuracy", f"{accuracy:.2%}", "of the most probable label, on the validation split")]
+    )
 
 
 def _rows(summary: dict) -> list[tuple[str, str, str]]:

@@ -165,7 +165,9 @@ def read_config(family: Family, config: dict, names: set[str], where: str) -> Mo
 def _family_of(config: dict, where: str) -> Family:
     kind = config.get("model_type")
     if kind == "gemma3" or "vision_config" in config:
-        raise ValueError(f"{where}: model_type={kind!r} is a model of several modalities; give the folder of its text model")
+        raise ValueError(
+            f"{where}: model_type={kind!r} is a model of several modalities; give the folder of its text model"
+        )
     for family in FAMILIES:
         if family.model_type == kind:
             return family
@@ -194,7 +196,9 @@ def _check(
         name for name in tensors.keys() - shapes.keys() if not any(fnmatchcase(name, p) for p in family.ignored)
     )
     if extra:
-        raise ValueError(f"{tensors[extra[0]].where}: {_some(extra)} there, but the fields of {CONFIG} don't describe them")
+        raise ValueError(
+            f"{tensors[extra[0]].where}: {_some(extra)} there, but the fields of {CONFIG} don't describe them"
+        )
     for name, shape in shapes.items():
         tensor = tensors[name]
         if tensor.shape != shape:

@@ -108,7 +108,9 @@ def build_empty(config: ModelConfig, tensors: Mapping[str, StoredTensor], where:
     """The model on the meta device, without memory. Raises ValueError if the files hold too few numbers for it."""
     size, available = num_parameters(config), sum(math.prod(tensor.shape) for tensor in tensors.values())
     if size > 2 * available + 10**6:
-        raise ValueError(f"{where} describes {size:,} parameters, but the files hold {available:,} numbers; they differ")
+        raise ValueError(
+            f"{where} describes {size:,} parameters, but the files hold {available:,} numbers; they differ"
+        )
     with torch.device("meta"):
         return Transformer(config)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from isoform.config import ConfigError, from_dict, load_toml, unknown_name
 from isoform.data.config import under
-from isoform.recipe import Recipe, builtin_recipes, with_changes, load_recipe
+from isoform.recipe import Recipe, builtin_recipes, load_recipe, with_changes
 from isoform.scaling.config import Ladder, OneSize
 from isoform.scaling.curves import Estimate
 from isoform.scaling.findings import Findings

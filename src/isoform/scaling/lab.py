@@ -16,7 +16,7 @@ from isoform.experiment import measure_speed
 from isoform.machine import Machine
 from isoform.model.cost import num_parameters
 from isoform.preparation import Prepared, prepare
-from isoform.recipe import Recipe, with_changes, load_recipe
+from isoform.recipe import Recipe, load_recipe, with_changes
 from isoform.scaling.claims import Arm, Claim, Loaded, decide, measure
 from isoform.scaling.config import FixedRatio, Ladder, OneSize
 from isoform.scaling.curves import rows_by_arm

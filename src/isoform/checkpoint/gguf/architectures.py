@@ -257,9 +257,7 @@ def _table(header: Header) -> TensorInfo:
     """The embedding table, a row for each token of the vocabulary."""
     table = header.tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
-        raise ValueError(
-            f"{header.path} has no table 'token_embd.weight'; it is not a language model"
-        )
+        raise ValueError(f"{header.path} has no table 'token_embd.weight'; it is not a language model")
     return table
 
 

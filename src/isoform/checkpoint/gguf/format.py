@@ -78,14 +78,12 @@ class Header:
             value = value[0]
         if not is_count(value):
             state = "is missing" if value is None else f"is {value!r}"
-            raise ValueError(
-                f"{self.path}: the key {key!r} {state}; an integer >= 1 is needed, get the file again"
-            )
+            raise ValueError(f"{self.path}: the key {key!r} {state}; an integer >= 1 is needed, get the file again")
         assert isinstance(value, int)
         return value
 
     def real(self, key: str) -> float:
-        """A positive number, the shortest decimal that rounds to the stored float32. Raises ValueError naming the key."""
+        """A positive number: the shortest decimal of the stored float32. Raises ValueError naming the key."""
         value = float(self.value(key, float))
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{self.path}: {key}={value!r} must be finite and greater than 0; get the file again")
@@ -152,7 +150,7 @@ class _Reader:
         """Raises ValueError if `count` entries of at least `least` bytes can't follow."""
         if count * least > len(self.data) - self.offset:
             raise ValueError(
-                f"{self.path}: {what} should have {count:,} entries, but {len(self.data) - self.offset:,} bytes follow; "
+                f"{self.path}: {what} has {count:,} entries, but {len(self.data) - self.offset:,} bytes follow; "
                 "it is truncated or damaged, get it again"
             )
 

@@ -21,7 +21,7 @@ from isoform.model.transformer import Transformer
 
 @dataclass(frozen=True, eq=False)
 class GGUFModel:
-    """The contents of a file: the model in float32, in evaluation mode, and a tokenizer.json if it is a byte-level BPE."""
+    """The contents of a file: the model in float32, in evaluation mode, and the tokenizer.json of a byte-level BPE."""
 
     model: Transformer
     tokenizer: dict[str, Any] | None

@@ -189,7 +189,7 @@ def to_norm(norm: RMSNorm | LayerNorm) -> dict[str, Any]:
 
 
 def test_a_text_that_reads_as_none_is_refused_when_written() -> None:
-    assert "read back as absent" in message(to_dict, Recipe(note="none"))
+    assert "read back as None" in message(to_dict, Recipe(note="none"))
 
 
 def test_toml_text_starts_with_its_comment() -> None:
@@ -323,8 +323,8 @@ def test_lists_replace_tuples_and_numbered_tables_update_them() -> None:
 def test_broken_files_are_named_with_the_line(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "recipe.toml"
     path.write_bytes(content)
-    said = message(load_toml, path)
-    assert str(path) in said and expected in said
+    text = message(load_toml, path)
+    assert str(path) in text and expected in text
 
 
 def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
@@ -442,8 +442,8 @@ def test_positionals_aliases_and_vanishing_prefixes() -> None:
     ],
 )
 def test_wrong_flags_are_answered_in_one_line(line: str, expected: str, capsys: Any) -> None:
-    said = message(train, line)
-    assert expected in said
+    text = message(train, line)
+    assert expected in text
     assert capsys.readouterr() == ("", "")
 
 
@@ -455,11 +455,11 @@ def test_help_prints_flags_in_force_and_exits_with_0(capsys: Any) -> None:
     with pytest.raises(SystemExit) as caught:
         train("--model.decoder.blocks.0.attention.norm.kind layer_norm --help")
     assert caught.value.code in (0, None)
-    said = capsys.readouterr().out
-    assert "isoform train" in said and "Train a model." in said
-    assert "--model.decoder.blocks.0.attention.norm.bias" in said
-    assert "--model.decoder.blocks.0.attention.norm.kind {rms_norm,layer_norm,low_rank}" in said
-    assert "A small number under the root." in said and "Plan, and train nothing." in said
+    text = capsys.readouterr().out
+    assert "isoform train" in text and "Train a model." in text
+    assert "--model.decoder.blocks.0.attention.norm.bias" in text
+    assert "--model.decoder.blocks.0.attention.norm.kind {rms_norm,layer_norm,low_rank}" in text
+    assert "A small number under the root." in text and "Plan, and train nothing." in text
 
 
 def test_parsing_loads_no_torch_and_is_quick() -> None:
@@ -474,15 +474,15 @@ assert parse_flags(root, root(), ["--leaf3.x4", "7"], prog="x", description="").
 print(time.process_time() - start)
 assert "torch" not in sys.modules and "isoform.model" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 0.25, "seconds of CPU, with the import of tyro; 0.06 when this was written"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert float(process.stdout) < 0.25, "seconds of CPU, with the import of tyro; 0.06 when this was written"
 
 
 def test_what_is_stated_leaves_defaults_out_and_stays_when_fields_come_later():
     def recipe(*later):
         inner = make_dataclass("Inner", [("a", int, 1), *later], frozen=True)
-        return make_dataclass("Outer", [("x", object), ("parts", tuple, ()), ("kept", int, 5)], frozen=True), inner
+        return make_dataclass("Outer", [("x", object), ("parts", tuple, ()), ("size", int, 5)], frozen=True), inner
 
     before, after = (
         outer(x=inner(a=2), parts=(inner(), inner(a=3)))
@@ -493,5 +493,5 @@ def test_what_is_stated_leaves_defaults_out_and_stays_when_fields_come_later():
     assert non_defaults(before)["parts"] == [
         {"kind": "inner"},
         {"kind": "inner", "a": 3},
-    ] and "kept" not in non_defaults(before)
-    assert non_defaults(replace(after, kept=6)) != non_defaults(after)
+    ] and "size" not in non_defaults(before)
+    assert non_defaults(replace(after, size=6)) != non_defaults(after)

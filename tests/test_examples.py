@@ -24,10 +24,10 @@ def test_attention_is_message_passing(mask, edges):
     torch.manual_seed(0)
     q, k, v = (torch.randn(6, 4, dtype=torch.float64) for _ in range(3))
     nodes = [message_passing.Node(*(t[i].tolist() for t in (q, k, v))) for i in range(6)]
-    heard = message_passing.message_pass(nodes, getattr(message_passing, edges)(6))
-    at = plain_coordinates(1, 6)
-    ours = attend(q[None, None], k[None, None], v[None, None], lower(mask, at, at))[0, 0]
-    torch.testing.assert_close(ours, torch.tensor(heard, dtype=torch.float64))
+    messages = message_passing.message_pass(nodes, getattr(message_passing, edges)(6))
+    coordinates = plain_coordinates(1, 6)
+    ours = attend(q[None, None], k[None, None], v[None, None], lower(mask, coordinates, coordinates))[0, 0]
+    torch.testing.assert_close(ours, torch.tensor(messages, dtype=torch.float64))
 
 
 def test_a_node_without_edges_hears_nothing():
@@ -41,10 +41,10 @@ def test_first_run_is_short_and_runs(tmp_path):
     assert len(script.read_text().splitlines()) < 60
     text = tmp_path / "text.txt"
     text.write_text("To be, or not to be, that is the question:\nROMEO: " * 60)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(script), str(text), "4"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert "%" in done.stdout and (tmp_path / "runs/first-run-1/summary.json").exists()
+    assert "%" in process.stdout and (tmp_path / "runs/first-run-1/summary.json").exists()
 
 
 def test_corpora_become_records_and_what_is_held_out_is_in_no_training_file(tmp_path):

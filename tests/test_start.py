@@ -52,9 +52,9 @@ def test_a_run_begins_where_another_ended(recipe, tmp_path):
 
 def test_its_codec_comes_along(recipe, tmp_path):
     first = experiment.train(recipe, tmp_path / "first")
-    other = tmp_path / "other.txt"
-    other.write_text("tat tot bet " * 200)
-    second = experiment.train(still(recipe, first.folder, data=Data(path=str(other))), tmp_path / "second")
+    path = tmp_path / "other.txt"
+    path.write_text("tat tot bet " * 200)
+    second = experiment.train(still(recipe, first.folder, data=Data(path=str(path))), tmp_path / "second")
     assert load(second.folder).codec.fingerprint == load(first.folder).codec.fingerprint
 
 
@@ -91,8 +91,8 @@ def test_the_context_may_be_another(recipe, tmp_path, position, length):
     stack = replace(recipe.model.decoder, position=position)
     model = replace(recipe.model, decoder=stack)
     first = experiment.train(replace(recipe, model=model), tmp_path / "first")
-    other = still(recipe, first.folder, model=replace(model, context_length=length))
-    second = load(experiment.train(other, tmp_path / "second").folder)
+    changed_recipe = still(recipe, first.folder, model=replace(model, context_length=length))
+    second = load(experiment.train(changed_recipe, tmp_path / "second").folder)
     assert second.model.config.context_length == length
     ids = torch.randint(0, 10, (2, 8))
     assert torch.equal(second.model(ids), load(first.folder).model(ids))
@@ -145,8 +145,8 @@ def test_a_recipe_may_take_whatever_model_it_begins_with(recipe, tmp_path, monke
     assert load(tmp_path / "three").model.config.head == Pooled(over="last", num_outputs=3)
     capsys.readouterr()
 
-    other = replace(recipe, model=replace(recipe.model, model_dim=24))
-    experiment.train(other, tmp_path / "second")
+    wide = replace(recipe, model=replace(recipe.model, model_dim=24))
+    experiment.train(wide, tmp_path / "second")
     assert load_recipe("tune.toml", start="second", model_of=model_of).model.model_dim == 24
     spans = FINETUNE.format(more="").replace("classification", "span_corruption").replace("labels.jsonl", "text.txt")
     (tmp_path / "spans.toml").write_text(
@@ -155,12 +155,12 @@ def test_a_recipe_may_take_whatever_model_it_begins_with(recipe, tmp_path, monke
     assert main(["train", "spans.toml", "--start", "second", "--out", "spans", "-q", "--no_report"]) == 0
     assert load(tmp_path / "spans").model.config.vocab_size > load(tmp_path / "second").model.config.vocab_size
 
-    for arguments, said in (
+    for arguments, message in (
         (["train", "tune.toml"], "name its folder or file with start"),
         (["train", "tune.toml", "--start", "nowhere"], "nowhere is not a run directory"),
     ):
         assert main(arguments) == 65
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     (tmp_path / "tune.toml").write_text(FINETUNE.format(more="model_dimm = 3"))
     assert main(["train", "tune.toml", "--start", "first"]) == 65
     assert 'did you mean "model_dim"' in capsys.readouterr().err

@@ -197,10 +197,8 @@ def _blocks(mask: Mask, query: Coordinates, key: Coordinates) -> Blocks:
     from torch.nn.attention.flex_attention import create_block_mask
 
     num_rows, num_queries = query.index.shape
-    query, key = (
-        query.split_axes(),
-        key.split_axes(),
-    )  # torch 2.13 compiles numbers taken out of a gathered vector wrongly
+    # torch 2.13 compiles numbers taken out of a gathered vector wrongly
+    query, key = query.split_axes(), key.split_axes()
 
     def mask_mod(row: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return allowed_pair(mask, query.map(lambda t: t[row, i]), key.map(lambda t: t[row, j]))

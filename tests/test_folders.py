@@ -1,4 +1,4 @@
-"""Folders as they shouldn't be: each is refused with a message that names file and tensor, before memory is allocated."""
+"""Damaged folders are refused with a message that names file and tensor, before memory is allocated."""
 
 import json
 import resource

@@ -429,7 +429,7 @@ def test_a_tensor_that_cannot_be_is_named(skip, new, says, tiny):
 
 
 @pytest.mark.parametrize(
-    ("at", "new", "says"),
+    ("offset", "new", "says"),
     [
         (0, b"GGML", "no GGUF file"),
         (4, struct.pack("<I", 1), "version 1"),

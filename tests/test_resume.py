@@ -163,7 +163,7 @@ def test_an_extended_run_that_is_stopped_is_not_finished(text, tmp_path):
 def test_changed_data_is_refused(text, tmp_path):
     run = train(recipe(text), tmp_path / "run", machine=CPU, should_stop=lambda: True)
     text.write_text(text.read_text().replace("be", "bo", 1))
-    with pytest.raises(ConfigError, match="the data of the run .* changed"):
+    with pytest.raises(ConfigError, match=r"the data of the run .* changed"):
         train(recipe(text), run.folder, machine=CPU)
 
 

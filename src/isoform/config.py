@@ -86,7 +86,7 @@ def _read_whole(kind: Any, data: Any, base: Any, where: str, *, merge: bool = Fa
     finally:
         if names := _RENAMED.get():
             renamed = ", ".join(f"{before} is now {today}" for before, today in names.items())
-            warnings.warn(f"names of earlier versions were read: {renamed}", stacklevel=3)
+            warnings.warn(f"names of earlier versions are read: {renamed}", stacklevel=3)
         _RENAMED.reset(token)
 
 

@@ -59,7 +59,7 @@ def flags(kind: type, path: str = "") -> list[str]:
 
 
 def test_the_interface_changes_only_on_purpose():
-    """Written anew with UPDATE_SNAPSHOTS=1; the difference belongs into the changelog."""
+    """Updated with UPDATE_SNAPSHOTS=1; differences belong in the changelog."""
     now = {
         "names": isoform.__all__,
         "commands": {name: flags(getattr(options, command.options)) for name, command in COMMANDS.items()},
@@ -103,7 +103,7 @@ def test_version(capsys):
 
 
 def output_of(capsys, *arguments: str) -> dict:
-    """The one JSON object a command prints."""
+    """The JSON object that a command prints."""
     assert main([*arguments, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
@@ -241,7 +241,7 @@ def test_bad_input_is_one_clear_line(bad_workspace, monkeypatch, capsys, argumen
     assert error["code"] == 65 and words in error["message"] + "; " + error["remedy"]
 
 
-def test_a_fault_of_our_own_is_one_line_and_a_traceback_in_a_file(in_workspace, monkeypatch, capsys):
+def test_an_internal_error_is_one_line_and_a_traceback_in_a_file(in_workspace, monkeypatch, capsys):
     monkeypatch.setattr("isoform.commands.about.builtin_recipes", lambda: 1 / 0)
     assert main(["recipes"]) == 1
     line = capsys.readouterr().err.strip()
@@ -251,7 +251,7 @@ def test_a_fault_of_our_own_is_one_line_and_a_traceback_in_a_file(in_workspace, 
     log.unlink()
 
 
-def test_memory_that_is_not_there_names_the_setting(in_workspace, monkeypatch, capsys):
+def test_out_of_memory_names_the_setting(in_workspace, monkeypatch, capsys):
     def build(*arguments):
         torch.empty(2**50)
 
@@ -304,7 +304,7 @@ def test_two_presets_are_compared_as_stacks(capsys):
         (["train", "reverse-decoder", "--kernel", "flex", "--training.steps", "1"], "can't do gradients"),
     ],
 )
-def test_forms_and_folders_are_refused_in_words(arguments, words, capsys, tmp_path, monkeypatch):
+def test_forms_and_folders_are_refused_with_a_message(arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 65
     assert words in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Configs survive TOML and flags unchanged, and every mistake is answered by one line that names it."""
+"""Configs are unchanged by TOML and flags, and every error is one line that names it."""
 
 import dataclasses
 import subprocess
@@ -153,14 +153,14 @@ recipes = st.builds(Recipe, model=models, seed=st.integers(), note=st.none() | n
 
 @settings(max_examples=60, deadline=None)
 @given(recipes)
-def test_plain_data_and_toml_give_the_config_back(recipe: Recipe) -> None:
+def test_plain_data_round_trips(recipe: Recipe) -> None:
     assert from_dict(Recipe, to_dict(recipe)) == recipe
     assert overlay(recipe, to_dict(recipe)) == recipe
 
 
 @settings(max_examples=30, deadline=None)
 @given(recipe=recipes)
-def test_a_toml_file_gives_the_config_back(tmp_path_factory: Any, recipe: Recipe) -> None:
+def test_a_toml_file_round_trips(tmp_path_factory: Any, recipe: Recipe) -> None:
     path = tmp_path_factory.mktemp("config") / "recipe.toml"
     path.write_text(dump_toml(recipe, comment="one\n\ntwo"), encoding="utf-8", newline="")
     assert from_dict(Recipe, load_toml(path)) == recipe
@@ -441,7 +441,7 @@ def test_positionals_aliases_and_vanishing_prefixes() -> None:
         ("-o", "Missing value for argument '-o/--out'"),
     ],
 )
-def test_wrong_flags_are_answered_in_one_line(line: str, expected: str, capsys: Any) -> None:
+def test_wrong_flags_are_refused_in_one_line(line: str, expected: str, capsys: Any) -> None:
     text = message(train, line)
     assert expected in text
     assert capsys.readouterr() == ("", "")
@@ -479,7 +479,7 @@ assert "torch" not in sys.modules and "isoform.model" not in sys.modules
     assert float(process.stdout) < 0.25, "seconds of CPU, with the import of tyro; 0.06 when this was written"
 
 
-def test_what_is_stated_leaves_defaults_out_and_stays_when_fields_come_later():
+def test_non_defaults_are_unaffected_by_new_fields():
     def recipe(*later):
         inner = make_dataclass("Inner", [("a", int, 1), *later], frozen=True)
         return make_dataclass("Outer", [("x", object), ("parts", tuple, ()), ("size", int, 5)], frozen=True), inner

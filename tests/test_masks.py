@@ -68,7 +68,7 @@ def test_masks_and_their_combinations(mask, allows):
 
 
 @pytest.mark.parametrize("mask", [Full(), Causal() | Full(), Prefix() | Causal(), Strided(2) | Window(9, 9)], ids=str)
-def test_no_or_opens_a_door_between_documents(mask):
+def test_no_or_allows_pairs_across_documents(mask):
     document = torch.tensor([[0] * 5 + [1] * 6 + [-1] * 2 + [2] * 4])
     index = torch.tensor([[*range(5), *range(6), 0, 1, *range(4)]])
     edges = dense_mask(mask, *[Coordinates(document, index, index < 2)] * 2)[0]
@@ -119,6 +119,6 @@ def test_what_a_mask_reaches(mask, far, near):
         (lambda: seen(Local2D(1, 1)), "positions"),
     ],
 )
-def test_what_cannot_be_is_refused_in_words(make, words):
+def test_invalid_masks_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()

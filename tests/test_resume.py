@@ -102,7 +102,7 @@ def command(text: Path, out: Path, *flags: str) -> list[str]:
     return [sys.executable, "-m", "isoform.cli", *words]
 
 
-def test_killed_anywhere_it_goes_on_to_the_same_bits(text, tmp_path, forked):
+def test_killed_anywhere_it_continues_to_the_same_bits(text, tmp_path, forked):
     def start(name: str):
         return engines.launch(command(text, tmp_path / name, "-q"), {}, str(tmp_path / "log"), str(tmp_path))
 

@@ -1,4 +1,4 @@
-"""Checkpoints: any call may fail, any instant be the last, any byte be changed, and the run still goes on.
+"""Checkpoints: any call may fail, any instant be the last, any byte be changed, and the run still continues.
 
 Every call by which the store reaches the disk is made to fail, to be the last one before kill -9, or to be the
 last one before a power cut; what is found afterwards is one of the checkpoints that were saved, whole.
@@ -101,7 +101,7 @@ def after(name, path, act):
 
 
 def lie(name, path, act):
-    """Lose half of a file and say that all is well."""
+    """Lose half of a file and report success."""
     result = act()
     if name == "write":
         os.truncate(path, result.size // 2)
@@ -123,7 +123,7 @@ def kill_after(name, path, act):
 
 
 def tensors_of(step: int) -> dict[str, dict[str, torch.Tensor]]:
-    """A model and an optimizer that tell their step."""
+    """A model and an optimizer from which their step can be read."""
     model = {"weight": torch.arange(24.0).reshape(4, 6) + step, "bias": torch.full((6,), step, dtype=torch.bfloat16)}
     return {"model": model, "optimizer": {"count": torch.tensor(step)}}
 
@@ -156,16 +156,16 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def go_on(folder: Path, files: Files | None = None) -> None:
-    """What a run does between two steps: save, then let go of what is old."""
+def save_and_purge(folder: Path, files: Files | None = None) -> None:
+    """What a run does between two steps: save, then remove old checkpoints."""
     save(folder, 200, files)
     purge_checkpoints(folder, keep=1, files=files or Trial())
 
 
 def recover(folder: Path, notes: list[str]) -> int:
-    """Go on after a fault: gives the step that was found, once all ends as if there had been no fault."""
+    """Continue after a fault; returns the recovered step, once the run has ended as without the fault."""
     step = check(find_checkpoint(folder, notes.append, files=Trial()))
-    go_on(folder)
+    save_and_purge(folder)
     assert check(find_checkpoint(folder, notes.append)) == 200
     assert {name for name in names(folder) if not name.startswith("corrupt-")} == {"step-00000200", "latest"}
     assert (folder / "latest").read_text() == "step-00000200"
@@ -173,7 +173,7 @@ def recover(folder: Path, notes: list[str]) -> int:
 
 
 def in_child(act) -> int:
-    """Run something in a forked process; gives its exit code, or less than 0 if it was killed."""
+    """Run a function in a forked process; returns its exit code, negative if it was killed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it forks beside threads, and starts none
         pid = os.fork()
@@ -341,7 +341,7 @@ def test_any_call_may_be_the_last(tmp_path, fault):
     shutil.copytree(tmp_path / "old/step-00000100", tmp_path / "old/.trash-left")
     for call in itertools.count(1):
         folder, notes = shutil.copytree(tmp_path / "old", tmp_path / f"{call}"), []
-        code = in_child(lambda call=call, folder=folder: go_on(folder, Trial(call, fault)))
+        code = in_child(lambda call=call, folder=folder: save_and_purge(folder, Trial(call, fault)))
         assert code in (0, -signal.SIGKILL)
         recover(folder, notes)
         assert not notes
@@ -433,7 +433,7 @@ def test_a_full_disk_of_the_kernel_s_own(folder):
     assert names(folder) == {"step-00000100", "latest"} and check(find_checkpoint(folder)) == 100
 
 
-def test_a_failure_says_what_where_and_what_to_do(folder):
+def test_a_failure_names_the_step_the_folder_and_the_remedy(folder):
     with pytest.raises(StorageError) as caught:
         save(folder, 200, Trial(3, half))
     assert caught.value.errno == errno.ENOSPC
@@ -445,7 +445,7 @@ MUTATIONS = ("flip", "truncate", "lengthen", "empty", "remove", "swap", "exchang
 
 
 def mutate(folder: Path, generator: random.Random) -> list[Path]:
-    """Damage the checkpoint of step 200 in one way; gives the files one of which has to be named."""
+    """Damage the checkpoint of step 200 in one way; returns the files of which one must be named."""
     new, old = folder / "step-00000200", folder / "step-00000100"
     path, second = generator.sample(sorted(new.iterdir()), 2)
     data, kind = path.read_bytes(), generator.choice(MUTATIONS)
@@ -500,7 +500,7 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path):
     verify(read_checkpoint(path))
 
 
-def test_messages_tell_expected_and_found(folder):
+def test_messages_name_the_expected_and_the_actual(folder):
     path, checkpoint = folder / "step-00000100/state.json", read_checkpoint(folder / "step-00000100")
     data = path.read_bytes()
     path.write_bytes(data[:-1])
@@ -516,7 +516,7 @@ def test_messages_tell_expected_and_found(folder):
         load_document(checkpoint, "state")
 
 
-def test_where_all_is_damaged_a_run_does_not_begin_anew(folder):
+def test_a_run_with_only_damaged_checkpoints_does_not_restart(folder):
     save(folder, 200)
     for path in folder.glob("step-*/state.json"):
         path.write_bytes(b"")
@@ -526,7 +526,7 @@ def test_where_all_is_damaged_a_run_does_not_begin_anew(folder):
     assert names(folder) == {"step-00000200", "step-00000100", "latest"}
 
 
-def test_where_there_is_none_none_is_found(tmp_path):
+def test_without_checkpoints_none_is_found(tmp_path):
     for leftover in (".tmp-1", ".trash-2", "corrupt-step-00000001-3", "step-1", "step-x", "step-²²²²²²²²"):
         (tmp_path / leftover).mkdir()
     assert find_checkpoint(tmp_path, pytest.fail) is None and list_checkpoints(tmp_path) == []
@@ -535,7 +535,7 @@ def test_where_there_is_none_none_is_found(tmp_path):
     assert not {".tmp-1", ".trash-2"} & names(tmp_path)
 
 
-def test_one_who_only_looks_touches_nothing(folder):
+def test_readers_change_nothing(folder):
     save(folder, 200)
     (folder / "step-00000200/state.json").unlink()
     assert check(find_checkpoint(folder)) == 100
@@ -552,7 +552,7 @@ def test_steps_are_ordered_as_numbers(folder):
 def test_a_checkpoint_purged_while_it_is_read_is_no_damage(folder, monkeypatch):
     def verify_slowly(checkpoint):
         monkeypatch.setattr(store, "verify", verify)
-        go_on(folder)
+        save_and_purge(folder)
         verify(checkpoint)
 
     monkeypatch.setattr(store, "verify", verify_slowly)
@@ -619,7 +619,7 @@ def test_files_outside_the_folder_are_refused(folder, path):
     ],
     ids=str,
 )
-def test_manifests_that_make_no_sense_are_refused(folder, changes):
+def test_invalid_manifests_are_refused(folder, changes):
     forge(folder, {}, **changes)
     notes = []
     assert check(find_checkpoint(folder, notes.append)) == 100
@@ -709,7 +709,7 @@ def test_hostile_tensor_files_are_refused(tmp_path, data):
 
 @PROFILE
 @given(st.lists(st.tuples(st.integers(0, 87), st.integers(0, 255)), max_size=4), st.integers(0, 88))
-def test_no_tensor_file_brings_the_reader_down(changes, length):
+def test_no_tensor_file_crashes_the_reader(changes, length):
     data = bytearray(tensor_file({"a": spec()}).ljust(88))
     for offset, value in changes:
         data[offset] = value
@@ -772,7 +772,7 @@ ACTIONS = st.one_of(
 
 @PROFILE
 @given(st.lists(ACTIONS, min_size=4, max_size=12))
-def test_in_any_weather_a_sound_checkpoint_stays(actions):
+def test_a_sound_checkpoint_remains_after_any_faults(actions):
     with tempfile.TemporaryDirectory() as name:
         folder, step = Path(name), 1
         save(folder, step)
@@ -820,11 +820,11 @@ def test_a_folder_is_locked_against_others(tmp_path):
 
 @posix
 def test_a_lock_goes_with_its_process(tmp_path):
-    ready, tell = os.pipe()
+    ready, notify = os.pipe()
 
     def hold():
         with lock_folder(tmp_path):
-            os.write(tell, b"!")
+            os.write(notify, b"!")
             signal.pause()
 
     with warnings.catch_warnings():
@@ -841,6 +841,6 @@ def test_a_lock_goes_with_its_process(tmp_path):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         os.close(ready)
-        os.close(tell)
+        os.close(notify)
     with lock_folder(tmp_path):
         assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"

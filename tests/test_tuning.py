@@ -1,4 +1,4 @@
-"""Fine-tuning: what is frozen stays, blocks learn at their own rates, adapters come out of a model as they went in."""
+"""Fine-tuning: frozen parameters don't change, blocks have their own rates, adapters merge and unmerge exactly."""
 
 import json
 from dataclasses import replace
@@ -47,7 +47,7 @@ def ids(rows=2, length=9):
 
 @pytest.mark.parametrize("form", ["plain", "grouped", "biases", "gated", "shortcuts"])
 @pytest.mark.parametrize("is_encoder_decoder", [False, True])
-def test_adapters_say_nothing_at_first_and_merge_and_unmerge_exactly(form, is_encoder_decoder):
+def test_adapters_start_at_zero_and_merge_and_unmerge_exactly(form, is_encoder_decoder):
     torch.manual_seed(1)
     model = build(pair(FORMS[form]) if is_encoder_decoder else FORMS[form])
     source = ids(2, 6) if is_encoder_decoder else None
@@ -103,7 +103,7 @@ def test_only_what_is_not_frozen_moves(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", [AdamW(learning_rate=0.01, embedding_learning_rate=0.02), Muon()])
-def test_each_block_learns_so_many_times_as_fast_as_the_one_above(optimizer):
+def test_layer_decay_scales_the_rate_of_each_block(optimizer):
     model = build(config(num_layers=3))
     plain, slowed = (build_optimizers(optimizer, model, layer_decay=d) for d in (1.0, 0.5))
 
@@ -120,7 +120,7 @@ def test_each_block_learns_so_many_times_as_fast_as_the_one_above(optimizer):
         Training(layer_decay=0.0)
 
 
-def test_a_run_with_adapters_goes_on_to_the_same_bits_and_is_loaded_merged(text, tmp_path):
+def test_a_run_with_adapters_continues_to_the_same_bits_and_is_loaded_merged(text, tmp_path):
     first = train(recipe(text), tmp_path / "first")
     tuned = replace(recipe(text, adapters={"rank": 2}, checkpoint_every=10), start=str(first.folder))
     whole = train(tuned, tmp_path / "whole")
@@ -136,7 +136,7 @@ def test_a_run_with_adapters_goes_on_to_the_same_bits_and_is_loaded_merged(text,
     assert numbers["num_trained_parameters"] < 0.2 * numbers["num_parameters"]
 
 
-def test_more_tokens_and_a_new_head_begin_anew():
+def test_new_tokens_and_a_new_head_are_initialized():
     small, large = build(config(vocab_size=13)), build(config(vocab_size=17), seed=1)
     new = large.stem.embedding.weight[13:].clone()
     load_grown(large, small)
@@ -164,7 +164,7 @@ def test_frozen_parts_are_those_of_the_recipe(text):
     assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"decoder"}
 
 
-def test_the_model_that_is_left_is_the_mean_of_the_last_checkpoints(text, tmp_path):
+def test_the_final_model_is_the_mean_of_the_last_checkpoints(text, tmp_path):
     training = {"steps": 12, "checkpoint_every": 3, "keep_checkpoints": 3}
     plain = train(recipe(text, **training), tmp_path / "plain")
     averaged = train(recipe(text, **training, average_checkpoints=3), tmp_path / "averaged")

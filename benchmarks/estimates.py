@@ -1,4 +1,4 @@
-"""How true `isoform estimate` is: parameters and FLOPs against the built model, memory against a real run.
+"""The accuracy of `isoform estimate`: parameters and FLOPs against the built model, memory against a real run.
 
 python benchmarks/estimates.py input.txt
 """
@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import replace
 
 import torch
-from harness import isoform, keep
+from harness import isoform, save_results
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,7 +31,7 @@ MEMORY = {
 
 def counted(name: str) -> dict[str, object]:
     """A preset's parameters and FLOPs by arithmetic, and as torch counts them on the built model."""
-    config = replace(PRESETS[name], vocab_size=PRESETS[name].vocab_size or 65)
+    config = replace(PRESETS[name].model, vocab_size=PRESETS[name].model.vocab_size or 65)
     model, length = Transformer(config), min(256, config.context_length)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.zeros(2, length, dtype=torch.long)).sum().backward()
@@ -63,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measured = {n: memory(options.path, flags, f"{folder}/{n}") for n, flags in MEMORY.items()}
-    keep("estimates", {"presets": {name: counted(name) for name in PRESETS}, "memory": measured})
+    save_results("estimates", {"presets": {name: counted(name) for name in PRESETS}, "memory": measured})
 
 
 if __name__ == "__main__":

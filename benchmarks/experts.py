@@ -1,4 +1,4 @@
-"""Eight experts of which two are active, beside the dense feed-forward that does the same products, in turn.
+"""Eight experts of which two are active, and the dense feed-forward with the same FLOPs, interleaved.
 
     python benchmarks/experts.py [--rounds 15]
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from harness import in_turn, keep, ratios, summary
+from harness import in_turn, ratios, save_results, summary
 from torch import nn
 
 from isoform.batch import plain_tokens
@@ -24,7 +24,7 @@ from isoform.model.experts import Auxiliary
 from isoform.model.parts import Dense, Experts, FeedForward, Gated, TokenChoice
 from isoform.model.transformer import Transformer
 
-DIM, ROWS, LENGTH, PIECES_IN_TURN = 256, 8, 256, 50
+DIM, ROWS, LENGTH, TOKENS_PER_CALL = 256, 8, 256, 50
 ROUTER = TokenChoice(num_active=2, balance_loss=0.01, z_loss=0.001)
 KINDS: dict[str, tuple[Dense | Gated, int]] = {"gated": (Gated(), 688), "dense": (Dense(), 1024)}
 
@@ -65,31 +65,31 @@ def tokens(feedforward: nn.Module) -> Callable[[], None]:
 
     @torch.inference_mode()
     def work() -> None:
-        for _ in range(PIECES_IN_TURN):
+        for _ in range(TOKENS_PER_CALL):
             feedforward(token)
 
     return work
 
 
-def kept_bytes(work: Callable[[], None]) -> int:
-    """What autograd holds between forward and backward, parameters aside."""
-    held: dict[int, int] = {}
+def saved_bytes(work: Callable[[], None]) -> int:
+    """The bytes that autograd saves between forward and backward, without parameters."""
+    storages: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         if not isinstance(tensor, nn.Parameter):
-            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         work()
-    return sum(held.values())
+    return sum(storages.values())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
-    choose_machine("cpu")  # sets how memory is kept and subnormals are flushed, as where a model is trained
+    choose_machine("cpu")  # sets how freed memory is reused and subnormals are flushed, as in training
     results: dict[str, object] = {}
     for dtype in (torch.float32, torch.bfloat16):
         for kind, (expert, width) in KINDS.items():
@@ -98,22 +98,22 @@ def main() -> None:
                 "dense": built(replace(expert, feedforward_dim=width), dtype),
                 "experts": built(half, dtype),
             }
-            of_kind: dict[str, object] = {}
+            of_expert: dict[str, object] = {}
             for part, is_whole in (("feedforward", False), ("block", True)):
                 works = {name: steps(model, is_whole=is_whole) for name, model in models.items()}
                 seconds = in_turn(works, rounds=options.rounds, warm_up=3)
-                of_kind[part] = {
+                of_expert[part] = {
                     **{f"{name}_milliseconds": summary([1e3 * s for s in seconds[name]]) for name in works},
                     "times_dense": ratios(seconds, "dense", "experts"),
-                    "kept_mib": {name: round(kept_bytes(work) / 2**20, 1) for name, work in works.items()},
+                    "kept_mib": {name: round(saved_bytes(work) / 2**20, 1) for name, work in works.items()},
                 }
             alone = {name: tokens(model.decoder.blocks[0].feedforward.eval()) for name, model in models.items()}
             seconds = in_turn(alone, rounds=options.rounds, warm_up=3)
-            of_kind["one_token_microseconds"] = {
-                name: summary([1e6 * s / PIECES_IN_TURN for s in seconds[name]]) for name in alone
+            of_expert["one_token_microseconds"] = {
+                name: summary([1e6 * s / TOKENS_PER_CALL for s in seconds[name]]) for name in alone
             }
-            results[f"{kind}, {str(dtype).removeprefix('torch.')}"] = of_kind
-    keep("experts", {"experts": 8, "active": 2, "width": DIM, "tokens": ROWS * LENGTH, **results})
+            results[f"{kind}, {str(dtype).removeprefix('torch.')}"] = of_expert
+    save_results("experts", {"experts": 8, "active": 2, "width": DIM, "tokens": ROWS * LENGTH, **results})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""GPT-2 124M on a CUDA device: tokens/s and utilisation of the measured peak, beside a plain Hugging Face loop.
+"""GPT-2 124M on a CUDA device: tokens/s and utilisation of the measured peak, compared with a plain Hugging Face loop.
 
     python benchmarks/gpu.py [--rounds 5] [--steps 20] [--batch 16]
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from harness import in_turn, keep, ratios, summary
+from harness import in_turn, ratios, save_results, summary
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from isoform.machine import Machine, choose_machine, measured_peaks
@@ -38,7 +38,7 @@ def shaped(layers: int, width: int, context: int) -> ModelConfig:
 def stepper(
     machine: Machine, optimizer: torch.optim.Optimizer, loss: Callable[[], torch.Tensor], steps: int
 ) -> Callable[[], None]:
-    """`steps` training steps a call."""
+    """A function that runs `steps` training steps."""
 
     def work() -> None:
         for _ in range(steps):
@@ -100,7 +100,7 @@ def main() -> None:
     seconds = in_turn(works, rounds=options.rounds)
     tokens, peak = options.steps * weights.numel(), measured_peaks(machine).matmul
     flops = options.steps * training_flops(config, Shape(*shape))
-    keep(
+    save_results(
         f"gpu-{machine.device.type}",
         {
             "shape": {"layers": options.layers, "width": options.width, "rows": shape[0], "context": shape[1]},

@@ -1,4 +1,4 @@
-"""What benchmarks share: where and with what a number was measured, and the file it is kept in."""
+"""Common to the benchmarks: timing, the machine and versions of a measurement, and the result files."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pathlib import Path
 
 import torch
 
-from isoform.batch import Batch
+from isoform.batch import Batch, GlobalBatch
 from isoform.machine import Machine, choose_machine, describe
 from isoform.model.transformer import Transformer
 from isoform.objectives.losses import Loss
 from isoform.training.config import Training
-from isoform.training.trainer import GlobalBatch, Progress, train_loop
+from isoform.training.trainer import Progress, train_loop
 
 RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 
-def keep(name: str, values: dict[str, object], device: str = "cpu") -> None:
-    """Print the values and keep them in results/NAME.json, with machine, versions and command."""
+def save_results(name: str, values: dict[str, object], device: str = "cpu") -> None:
+    """Print the values and write them to results/NAME.json, with machine, versions and command."""
     machine = describe(choose_machine(device))
     versions = {package: version(package) for package in ("isoform", "torch", "transformers", "numpy")}
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *[Path(a).name for a in sys.argv[1:]]])
@@ -37,27 +37,29 @@ def keep(name: str, values: dict[str, object], device: str = "cpu") -> None:
 
 
 def summary(numbers: Sequence[float]) -> dict[str, object]:
-    """Median, least and most of repeated measurements."""
+    """Median, minimum and maximum of repeated measurements."""
     return {"median": statistics.median(numbers), "min": min(numbers), "max": max(numbers), "repeats": len(numbers)}
 
 
 def isoform(*arguments: str) -> dict:
-    """What `isoform ARGUMENTS --json -q` answers."""
-    done = subprocess.run(
+    """The output of `isoform ARGUMENTS --json -q`."""
+    process = subprocess.run(
         [sys.executable, "-m", "isoform.cli", *arguments, "--json", "-q"], capture_output=True, text=True
     )
-    if done.returncode:
-        raise SystemExit(f"isoform {' '.join(arguments)} ended with {done.returncode}: {done.stderr}")
-    return json.loads(done.stdout)
+    if process.returncode:
+        raise SystemExit(f"isoform {' '.join(arguments)} ended with {process.returncode}: {process.stderr}")
+    return json.loads(process.stdout)
 
 
 def peer(script: str, *arguments: str) -> dict:
-    """The JSON object a peer's script prints."""
+    """The JSON object that a peer's script prints."""
     path = Path(__file__).parent / script
-    done = subprocess.run([sys.executable, str(path), *arguments], capture_output=True, text=True, env={**os.environ})
-    if done.returncode:
-        raise SystemExit(f"{script} ended with {done.returncode}: {done.stderr}")
-    return json.loads(done.stdout)
+    process = subprocess.run(
+        [sys.executable, str(path), *arguments], capture_output=True, text=True, env={**os.environ}
+    )
+    if process.returncode:
+        raise SystemExit(f"{script} ended with {process.returncode}: {process.stderr}")
+    return json.loads(process.stdout)
 
 
 def training_steps(
@@ -68,7 +70,7 @@ def training_steps(
     loss: Callable[[Batch], Loss],
     steps: int,
 ) -> Callable[[], float]:
-    """Work of `steps` steps of our trainer, with all that it does at each; it returns the seconds of training."""
+    """A function that runs `steps` complete steps of our trainer and returns the seconds of training."""
     progress = Progress()
     config = Training(steps=10**6, validate_every=0, checkpoint_every=0)
 
@@ -83,7 +85,7 @@ def training_steps(
             machine=machine,
             seed=0,
             progress=progress,
-            note=lambda line: None,
+            log=lambda line: None,
             validate=dict,
             sample=lambda: None,
             save=lambda: None,
@@ -95,20 +97,20 @@ def training_steps(
 
 
 def in_turn(works: dict[str, Callable[[], float | None]], *, rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each token of work, A B A B …, so that a drifting clock hits all alike.
+    """Seconds of each function, called in turn, A B A B …, so that drifts of speed affect all equally.
 
-    Work that knows better what counts returns its own seconds.
+    A function that returns a number is timed by that instead.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(warm_up + rounds):
         for name, work in works.items():
             start = time.perf_counter()
-            own = work()
+            measured = work()
             if turn >= warm_up:
-                seconds[name].append(time.perf_counter() - start if own is None else own)
+                seconds[name].append(time.perf_counter() - start if measured is None else measured)
     return seconds
 
 
-def ratios(seconds: dict[str, list[float]], ours: str, other: str) -> dict[str, object]:
-    """How many times as long the other took, pair by pair."""
-    return summary([b / a for a, b in zip(seconds[ours], seconds[other], strict=True)])
+def ratios(seconds: dict[str, list[float]], ours: str, peer: str) -> dict[str, object]:
+    """The peer's seconds over ours, pair by pair."""
+    return summary([b / a for a, b in zip(seconds[ours], seconds[peer], strict=True)])

@@ -1,9 +1,9 @@
-"""Tokens a second of each mixer, forward and backward, over the length of the row: attention beside what keeps a state.
+"""Tokens per second of each mixer, forward and backward, by length of the row: attention and recurrent mixers.
 
 python benchmarks/mixers.py [--rounds 5]
 
 Four blocks of width 256 with gated feed-forwards, 8,192 tokens at once in rows of one length, float32; the mixers are
-taken in turn.
+interleaved.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from harness import in_turn, keep, ratios, summary
+from harness import in_turn, ratios, save_results, summary
 
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.parts import LSTM, Attention, CausalConvolution, Gated, LinearRecurrence, Mixer, RMSNorm
@@ -32,7 +32,7 @@ MIXERS: dict[str, tuple[Mixer, ...]] = {
 
 
 def work(mixers: tuple[Mixer, ...], length: int) -> Callable[[], float]:
-    """One forward and backward pass; gives its seconds."""
+    """A function that runs one forward and backward pass and returns its seconds."""
     torch.manual_seed(0)
     blocks = tuple(BlockConfig(mixer=mixer, feedforward=Gated(), norm=RMSNorm(scale=False)) for mixer in mixers)
     decoder = StackConfig(num_layers=4, blocks=blocks)
@@ -56,12 +56,12 @@ def main() -> None:
         seconds = in_turn({name: work(mixers, length) for name, mixers in MIXERS.items()}, rounds=rounds)
         values[str(length)] = {
             name: {
-                "tokens_per_second": summary([TOKENS / one for one in of_mixer]),
+                "tokens_per_second": summary([TOKENS / s for s in times]),
                 "times_attention": ratios(seconds, name, "attention"),
             }
-            for name, of_mixer in seconds.items()
+            for name, times in seconds.items()
         }
-    keep("mixers", {"tokens": TOKENS, "lengths": values})
+    save_results("mixers", {"tokens": TOKENS, "lengths": values})
 
 
 if __name__ == "__main__":

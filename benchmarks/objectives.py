@@ -1,11 +1,11 @@
-"""An encoder trained on masked tokens, an encoder-decoder on pairs, and beam search: ours beside transformers, in turn.
+"""Masked language modelling, sequence-to-sequence training and beam search: isoform and transformers, interleaved.
 
     python benchmarks/objectives.py MULTI30K [--rounds 5] [--steps 20]      # a folder with task 1 of Multi30k
 
-BERT of 4 layers, width 256, and BART of 3 + 3 layers, width 256, over 4,000 tokens, without dropout; both sides begin
-with equal weights and see the same rows, pairs padded to the longest of like length. The peer runs as it comes, and
-under torch's autocast to bfloat16. Beam search has 4 beams on the first 200 sentences of test2016 in batches of 25 of
-like length, by that BART after 400 steps of translation, in float32.
+BERT of 4 layers, width 256, and BART of 3 + 3 layers, width 256, over 4,000 tokens, without dropout; both start
+with equal weights and the same rows, pairs padded to the longest of similar length. The peer runs in float32 and under
+torch's autocast to bfloat16. Beam search has 4 beams on the first 200 sentences of test2016 in batches of 25 of
+similar length, by that BART after 400 steps of translation, in float32.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import in_turn, keep, ratios, summary, training_steps
+from harness import in_turn, ratios, save_results, summary, training_steps
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForMaskedLM, PreTrainedModel
 
-from isoform.batch import Batch, Encoding, Example, collate
+from isoform.batch import Batch, Encoding, Example, GlobalBatch, collate
 from isoform.checkpoint.huggingface import read_folder, write_folder
 from isoform.codecs.codec import as_text
 from isoform.data.sources import load_source
@@ -38,11 +38,10 @@ from isoform.model.transformer import Transformer
 from isoform.objectives.config import Masked, Objective, Seq2seq
 from isoform.objectives.task import build_task
 from isoform.objectives.views import View, build_view
-from isoform.recipe import changed, load_form, load_recipe
+from isoform.recipe import load_form, load_recipe, with_changes
 from isoform.run import Trained, load
 from isoform.training.config import AdamW
 from isoform.training.optimizer import build_optimizers
-from isoform.training.trainer import GlobalBatch
 
 VOCAB, END, BEGIN = 4000, 2, 2
 FORMATS = ("float32", "bfloat16")
@@ -98,7 +97,7 @@ def twin(theirs: PreTrainedModel) -> Transformer:
 
 
 def masked_rows(steps: int) -> list[Batch]:
-    """16 rows of 128 tokens a step, 15 % of which are to be said."""
+    """16 rows of 128 tokens per step, 15 % of which are predicted."""
     rng, full = np.random.default_rng(0), []
     for _ in range(steps):
         rows = []
@@ -111,24 +110,24 @@ def masked_rows(steps: int) -> list[Batch]:
 
 
 def pair_rows(steps: int) -> list[Batch]:
-    """64 pairs a step, of like length: 6 .. 35 tokens, targets about as long as their sources."""
+    """64 pairs of similar length per step: 6 .. 35 tokens, targets about as long as their sources."""
     rng, batches = np.random.default_rng(0), []
     sizes = np.sort(np.clip(rng.normal(17, 5, 64 * steps), 6, 35).astype(int)).reshape(steps, 64)
     for lengths in rng.permutation(sizes):
         rows = []
         for n in lengths.tolist():
             m = int(np.clip(n + rng.integers(-3, 4), 4, 36))
-            said = np.append(rng.integers(5, VOCAB, m - 1), END)
-            asked = np.append(rng.integers(5, VOCAB, n - 1), END)
-            inputs = Encoding(np.concatenate([[BEGIN], said[:-1]]))
-            rows.append([Example(inputs, said, np.ones(len(said), np.float32), source=Encoding(asked))])
+            target = np.append(rng.integers(5, VOCAB, m - 1), END)
+            source = np.append(rng.integers(5, VOCAB, n - 1), END)
+            inputs = Encoding(np.concatenate([[BEGIN], target[:-1]]))
+            rows.append([Example(inputs, target, np.ones(len(target), np.float32), source=Encoding(source))])
         longest = max(len(e.inputs) for (e,) in rows), max(len(e.source) for (e,) in rows if e.source is not None)
         batches.append(collate(rows, *longest))
     return batches
 
 
 def our_steps(theirs: PreTrainedModel, batches: Sequence[Batch], objective: Objective, dtype: str) -> Callable:
-    """Our trainer on these batches, with all that it does at each step."""
+    """Complete steps of our trainer on these batches."""
     machine, model = choose_machine("cpu", dtype), twin(theirs)
     model.set_matmul_dtype(machine.dtype)
     view = View(Full(), Full(), *unread()) if isinstance(objective, Masked) else build_view(objective)
@@ -143,7 +142,7 @@ def our_steps(theirs: PreTrainedModel, batches: Sequence[Batch], objective: Obje
 
 
 def unread() -> tuple[Callable, Callable]:
-    """Of a view whose rows are made already."""
+    """Placeholders for the functions of a view whose rows exist already."""
 
     def never(*_: object):
         raise AssertionError
@@ -152,7 +151,7 @@ def unread() -> tuple[Callable, Callable]:
 
 
 def global_batch(batch: Batch) -> GlobalBatch:
-    """One pass a step."""
+    """One pass per step."""
     return GlobalBatch([batch], float(batch.loss_weights.sum()))
 
 
@@ -162,9 +161,9 @@ def their_inputs(batch: Batch, *, is_encoder_decoder: bool) -> dict[str, torch.T
     if not is_encoder_decoder:
         return {"input_ids": batch.inputs.ids, "labels": labels}
     assert batch.source is not None
-    there = (batch.source.coordinates.document >= 0).long()
-    ids = batch.source.ids.masked_fill(there == 0, 1)
-    return {"input_ids": ids, "attention_mask": there, "decoder_input_ids": batch.inputs.ids, "labels": labels}
+    is_real = (batch.source.coordinates.document >= 0).long()
+    ids = batch.source.ids.masked_fill(is_real == 0, 1)
+    return {"input_ids": ids, "attention_mask": is_real, "decoder_input_ids": batch.inputs.ids, "labels": labels}
 
 
 def their_steps(model: PreTrainedModel, batches: Sequence[Batch], dtype: str, *, is_encoder_decoder: bool) -> Callable:
@@ -174,15 +173,15 @@ def their_steps(model: PreTrainedModel, batches: Sequence[Batch], dtype: str, *,
     inputs = [their_inputs(batch, is_encoder_decoder=is_encoder_decoder) for batch in batches]
 
     def work() -> float:
-        begun = time.perf_counter()
-        for each in inputs:
+        start = time.perf_counter()
+        for arguments in inputs:
             with torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else nullcontext():
-                loss = model(**each).loss
+                loss = model(**arguments).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
     return work
 
@@ -195,10 +194,10 @@ def trained(name: str, build: Callable, batches: Sequence[Batch], objective: Obj
         works[f"transformers {dtype}"] = their_steps(build(), batches, dtype, is_encoder_decoder=is_encoder_decoder)
         works[f"isoform {dtype}"] = our_steps(build(), batches, objective, dtype)
     seconds = in_turn(works, rounds=rounds)
-    there = sum(int((b.inputs.coordinates.document >= 0).sum()) for b in batches)
+    num_tokens = sum(int((b.inputs.coordinates.document >= 0).sum()) for b in batches)
     best = min((f"transformers {dtype}" for dtype in FORMATS), key=lambda key: min(seconds[key]))
     return {
-        "tokens_per_second": {key: summary([there / s for s in times]) for key, times in seconds.items()},
+        "tokens_per_second": {key: summary([num_tokens / s for s in times]) for key, times in seconds.items()},
         "best_of_the_peer": best,
         "times_the_best_of_the_peer": {key: ratios(seconds, key, best) for key in works if key.startswith("isoform")},
     }
@@ -209,16 +208,16 @@ def translator(data: Path, folder: Path) -> Trained:
     block = {"mixer": {"num_heads": 4}, "feedforward": {"feedforward_dim": 1024}}
     stack = {"num_layers": 3, "blocks": {"0": block}}
     shape = {"model_dim": 256, "vocab_size": 0, "context_length": 64, "encoder": stack, "decoder": stack}
-    model = changed(load_form("bart"), {"model": shape}).model
+    model = with_changes(load_form("bart"), {"model": shape}).model
     training = {"steps": LEARNED, "average_checkpoints": 1, "checkpoint_every": 0, "keep_checkpoints": 1}
     optimizer = {"kind": "adamw", "learning_rate": 1e-3}
     training |= {"validate_every": 0, "optimizer": optimizer, "schedule": {"warmup_steps": 50}}
-    recipe = changed(load_recipe("multi30k"), {"training": training})
+    recipe = with_changes(load_recipe("multi30k"), {"training": training})
     run = train(replace(recipe, model=model, data=recipe.data.resolve(str(data))), folder)
     return load(run.folder)
 
 
-def searched(rounds: int, data: Path) -> dict:
+def beam_searches(rounds: int, data: Path) -> dict:
     """Beam search for the same sources with the same weights."""
     with tempfile.TemporaryDirectory() as folder:
         trained = translator(data, Path(folder) / "run")
@@ -230,26 +229,26 @@ def searched(rounds: int, data: Path) -> dict:
     prompts = [build_prompt(codec, text, is_encoder_decoder=True, view=trained.view) for text in texts]
     sources = [prompt.source for prompt in prompts if prompt.source is not None]
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
-    parts = [order[at : at + 25] for at in range(0, len(order), 25)]
+    parts = [order[start : start + 25] for start in range(0, len(order), 25)]
     end, begin = codec.end_of_text, int(prompts[0].ids[0])
-    beam, found = Beam(size=4, max_tokens=60, early_stopping="bound"), dict[str, list[list[int]]]()
+    beam, outputs = Beam(size=4, max_tokens=60, early_stopping="bound"), dict[str, list[list[int]]]()
 
     def of_ours() -> None:
-        made = [beam_search(ours, [prompts[i] for i in part], beam, end=end, mask=Causal()) for part in parts]
-        found["ours"] = [each[0].ids.tolist() for part in made for each in part]
+        results = [beam_search(ours, [prompts[i] for i in part], beam, end=end, mask=Causal()) for part in parts]
+        outputs["ours"] = [beams[0].ids.tolist() for part in results for beams in part]
 
     def of_theirs() -> None:
-        found["theirs"] = []
+        outputs["theirs"] = []
         for part in parts:
             ids = torch.full((len(part), max(len(sources[i]) for i in part)), end)
-            there = torch.zeros_like(ids)
+            is_real = torch.zeros_like(ids)
             for row, i in enumerate(part):
                 ids[row, : len(sources[i])] = torch.from_numpy(sources[i].astype(np.int64))
-                there[row, : len(sources[i])] = 1
+                is_real[row, : len(sources[i])] = 1
             with torch.no_grad():
-                made = theirs.generate(
+                generated = theirs.generate(
                     input_ids=ids,
-                    attention_mask=there,
+                    attention_mask=is_real,
                     num_beams=4,
                     max_new_tokens=60,
                     early_stopping=False,
@@ -259,11 +258,11 @@ def searched(rounds: int, data: Path) -> dict:
                     pad_token_id=end,
                     forced_eos_token_id=None,
                 )
-            found["theirs"] += [row[: [*row, end].index(end)] for row in made[:, 1:].tolist()]
+            outputs["theirs"] += [row[: [*row, end].index(end)] for row in generated[:, 1:].tolist()]
 
     seconds = in_turn({"isoform": of_ours, "transformers": of_theirs}, rounds=rounds)
-    answers = [ids[: [*ids, end].index(end)] for ids in found["ours"]]
-    same = sum(a == b for a, b in zip(answers, found["theirs"], strict=True))
+    answers = [ids[: [*ids, end].index(end)] for ids in outputs["ours"]]
+    same = sum(a == b for a, b in zip(answers, outputs["theirs"], strict=True))
     return {
         "seconds": {name: summary(times) for name, times in seconds.items()},
         "times_the_peer": ratios(seconds, "isoform", "transformers"),
@@ -279,12 +278,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
     choose_machine("cpu")  # before any thread starts, as a process that trains does, so that all flush subnormals
-    keep(
+    save_results(
         "objectives",
         {
             "masked": trained("masked", bert, masked_rows(options.steps), Masked(), options.rounds),
             "seq2seq": trained("seq2seq", bart, pair_rows(options.steps), Seq2seq(), options.rounds),
-            "beam_search": searched(options.rounds, options.data),
+            "beam_search": beam_searches(options.rounds, options.data),
         },
     )
 

@@ -49,17 +49,17 @@ def main() -> None:
     alphabet = sorted(set(text))
     ids = torch.tensor(np.searchsorted(np.array(alphabet), np.array(list(text))))
     cut = int(0.9 * len(ids))
-    train, held_out = ids[:cut], ids[cut:]
+    train, validation = ids[:cut], ids[cut:]
     torch.manual_seed(options.seed)
     model = build_model(len(alphabet))
     decayed = [p for p in model.parameters() if p.dim() >= 2]
-    others = [p for p in model.parameters() if p.dim() < 2]
+    not_decayed = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+        [{"params": decayed, "weight_decay": 0.1}, {"params": not_decayed, "weight_decay": 0.0}],
         lr=options.learning_rate,
         betas=(0.9, 0.99),
     )
-    started = time.perf_counter()
+    start = time.perf_counter()
     for step in range(options.steps):
         warm = min(1.0, (step + 1) / 100)
         factor = warm * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, step / 2000))))
@@ -73,7 +73,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - start
     print(
         json.dumps(
             {
@@ -82,7 +82,7 @@ def main() -> None:
                 "learning_rate": options.learning_rate,
                 "train_seconds": seconds,
                 "tokens_per_second": options.steps * BATCH * CONTEXT / seconds,
-                "validation_loss": validation_loss(model, held_out),
+                "validation_loss": validation_loss(model, validation),
             }
         )
     )
@@ -94,8 +94,8 @@ def validation_loss(model: GPT2LMHeadModel, ids: torch.Tensor) -> float:
     model.eval()
     total = torch.nn.functional.cross_entropy
     nats = 0.0
-    for at in range(0, len(ids) - 1, CONTEXT * 64):
-        chunk = ids[at : at + CONTEXT * 64 + 1]
+    for start in range(0, len(ids) - 1, CONTEXT * 64):
+        chunk = ids[start : start + CONTEXT * 64 + 1]
         whole = (len(chunk) - 1) // CONTEXT * CONTEXT
         for inputs, targets in (
             (chunk[:whole].view(-1, CONTEXT), chunk[1 : whole + 1].view(-1, CONTEXT)),

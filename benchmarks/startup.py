@@ -1,4 +1,4 @@
-"""What a person waits for: help, and the first training step after the command.
+"""Start-up times: help, and the first training step after the command.
 
 python benchmarks/startup.py input.txt [--rounds 5]
 """
@@ -12,29 +12,29 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import in_turn, keep, summary
+from harness import in_turn, save_results, summary
 
 ISOFORM = [str(Path(sys.executable).with_name("isoform"))]
-VERBS = ("train", "generate", "evaluate", "estimate", "doctor", "recipes")
+COMMANDS = ("train", "generate", "evaluate", "estimate", "doctor", "recipes")
 
 
 def helps(*words: str) -> None:
-    """Ask for help."""
+    """Print the help of a command."""
     subprocess.run([*ISOFORM, *words, "--help"], capture_output=True, check=True)
 
 
 def seconds_to_first_step(path: str) -> float:
-    """From the command to the line of metrics that the first step writes."""
+    """Seconds from the command to the line of metrics of the first step."""
     with tempfile.TemporaryDirectory() as folder:
         out, start = Path(folder) / "run", time.perf_counter()
         command = [*ISOFORM, "train", "tinyshakespeare", "--data.path", path, "--out", str(out), "-q"]
         process = subprocess.Popen(command)
         while not ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size):
             time.sleep(0.005)
-        passed = time.perf_counter() - start
+        seconds = time.perf_counter() - start
         process.kill()
         process.wait()
-        return passed
+        return seconds
 
 
 def main() -> None:
@@ -42,10 +42,10 @@ def main() -> None:
     parser.add_argument("path")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    works = {"isoform --help": helps, **{f"isoform {v} --help": lambda v=v: helps(v) for v in VERBS}}
+    works = {"isoform --help": helps, **{f"isoform {v} --help": lambda v=v: helps(v) for v in COMMANDS}}
     seconds = in_turn(works, rounds=options.rounds)
     first = [seconds_to_first_step(options.path) for _ in range(options.rounds + 1)][1:]
-    keep(
+    save_results(
         "startup",
         {"seconds": {name: summary(times) for name, times in seconds.items()}, "first_step_seconds": summary(first)},
     )

@@ -1,4 +1,4 @@
-"""Time to a loss on Tiny Shakespeare: our recipes over seeds beside a plain Hugging Face loop, run in turn.
+"""Time to a loss on Tiny Shakespeare: our recipes over seeds and a plain Hugging Face loop.
 
     python benchmarks/tinyshakespeare.py input.txt [--seeds 5] [--long-seeds 3]
 
@@ -12,14 +12,14 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from harness import isoform, keep, peer, summary
+from harness import isoform, peer, save_results, summary
 
 RATES = ("1e-3", "2e-3", "4e-3")
 FIELDS = ("validation_loss", "train_seconds", "wall_seconds")
 
 
 def runs_of(recipe: str, path: str, seeds: range, folder: str) -> dict[str, object]:
-    """Medians of a recipe over seeds, and what it costs."""
+    """Medians of a recipe over seeds, and its cost."""
     runs = [
         isoform("train", recipe, "--data.path", path, "--seed", str(s), "--out", f"{folder}/{recipe}-{s}")
         for s in seeds
@@ -51,7 +51,7 @@ def main() -> None:
         theirs = [peer("peer_training.py", path, "--learning-rate", best, "--seed", str(s)) for s in range(2)]
         long = runs_of("tinyshakespeare", path, range(options.long_seeds), folder)
     peer_seconds = summary([run["train_seconds"] for run in theirs])
-    keep(
+    save_results(
         "tinyshakespeare",
         {
             "data": {"title": "Tiny Shakespeare", "bytes": options.path.stat().st_size},

@@ -1,4 +1,4 @@
-"""Training speed of one model with one optimizer: ours beside a plain Hugging Face loop, step by step in turn.
+"""Training speed of one model with one optimizer: ours and a plain Hugging Face loop, interleaved.
 
     python benchmarks/training.py [--rounds 5] [--steps 60]
 
@@ -15,9 +15,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from harness import in_turn, keep, ratios, summary, training_steps
+from harness import in_turn, ratios, save_results, summary, training_steps
 from peer_training import BATCH, CONTEXT, build_model
 
+from isoform.batch import GlobalBatch
 from isoform.data.loader import StreamLoader
 from isoform.machine import choose_machine
 from isoform.model.config import ModelConfig
@@ -26,7 +27,6 @@ from isoform.model.transformer import Transformer
 from isoform.objectives.losses import weighted_cross_entropy
 from isoform.training.config import AdamW
 from isoform.training.optimizer import build_optimizers
-from isoform.training.trainer import GlobalBatch
 
 VOCAB = 65
 
@@ -41,7 +41,7 @@ def classic() -> ModelConfig:
 
 
 def our_steps(ids: np.ndarray, steps: int, dtype: str, *, compile: bool = False) -> Callable[[], float]:
-    """Our trainer, `steps` steps a call, with all that it does at each step."""
+    """A function that runs `steps` complete steps of our trainer."""
     machine = choose_machine("cpu", dtype)
     torch.manual_seed(0)
     model = Transformer(classic())
@@ -67,7 +67,7 @@ def their_steps(ids: np.ndarray, steps: int) -> Callable[[], float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
 
     def work() -> float:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(steps):
             starts = torch.randint(len(text) - CONTEXT - 1, (BATCH,))
             rows = torch.stack([text[s : s + CONTEXT + 1] for s in starts.tolist()])
@@ -76,7 +76,7 @@ def their_steps(ids: np.ndarray, steps: int) -> Callable[[], float]:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
     return work
 
@@ -97,7 +97,7 @@ def main() -> None:
     }
     seconds = in_turn(works, rounds=options.rounds)
     tokens = options.steps * BATCH * CONTEXT
-    keep(
+    save_results(
         "training",
         {
             "tokens_per_second": {name: summary([tokens / s for s in times]) for name, times in seconds.items()},

@@ -1,9 +1,9 @@
-"""What a window saves: one attention, forward and backward, banded beside full causal, over the length of the row.
+"""The savings of a window: one attention, forward and backward, banded and full causal, by length of the row.
 
 python benchmarks/windows.py [--rounds 5] [--window 256]
 
-Each length runs in a process of its own, twice for times taken in turn and once per kernel for its peak memory: what
-the process held at its highest, less what it held when the inputs were made.
+Each length runs in its own processes: one for interleaved times, and one per kernel for its peak memory, the maximum
+memory of the process less that with only the inputs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from harness import in_turn, keep, ratios, summary
+from harness import in_turn, ratios, save_results, summary
 
 from isoform.batch import plain_coordinates
 from isoform.mask import Causal, Mask, Window
@@ -33,33 +33,33 @@ def masks(window: int) -> dict[str, Mask]:
 
 
 def work(mask: Mask, length: int) -> Callable[[], float]:
-    """One attention of one row, forward and backward, with the lowering of its mask; gives its seconds."""
+    """One attention of one row, forward and backward, with the lowering of its mask; returns its seconds."""
     torch.manual_seed(0)
-    at = plain_coordinates(1, length)
+    coordinates = plain_coordinates(1, length)
     q, k, v = (torch.randn(1, NUM_HEADS, length, HEAD_DIM, requires_grad=True) for _ in range(3))
     weight = torch.randn(1, NUM_HEADS, length, HEAD_DIM)
 
     def run() -> float:
         q.grad = k.grad = v.grad = None
         start = time.perf_counter()
-        attend(q, k, v, lower(mask, at, at)).backward(weight)
+        attend(q, k, v, lower(mask, coordinates, coordinates)).backward(weight)
         return time.perf_counter() - start
 
     return run
 
 
 def peak_kilobytes() -> int:
-    """The most this process has held."""
+    """The peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def measured(length: int, window: int, rounds: int, kernel: str | None) -> dict[str, object]:
-    """In this process: seconds of both, or the megabytes one of them takes on top of its inputs."""
+    """Measured in this process: seconds of both, or the megabytes of one beyond its inputs."""
     if kernel is None:
-        at = plain_coordinates(1, length)
-        assert length < 4 * window or isinstance(lower(masks(window)["window"], at, at), Band)
+        coordinates = plain_coordinates(1, length)
+        assert length < 4 * window or isinstance(lower(masks(window)["window"], coordinates, coordinates), Band)
         return dict(in_turn({name: work(mask, length) for name, mask in masks(window).items()}, rounds=rounds))
-    work(masks(window)[kernel], 1)()  # what torch loads at first use is not counted
+    work(masks(window)[kernel], 1)()  # so that what torch loads at first use is not counted
     work(masks(4)[kernel], 1024)()
     run = work(masks(window)[kernel], length)
     before = peak_kilobytes()
@@ -68,7 +68,7 @@ def measured(length: int, window: int, rounds: int, kernel: str | None) -> dict[
 
 
 def in_a_process(*arguments: object) -> dict:
-    """What this script prints when it is run with them."""
+    """The output of this script, run with these arguments."""
     command = [sys.executable, __file__, *map(str, arguments)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -94,7 +94,7 @@ def main() -> None:
                 name: in_a_process(*common, "--memory", name)["megabytes"] for name in ("causal", "window")
             },
         }
-    keep("windows", results)
+    save_results("windows", results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Four of NLTK's corpora as files that isoform reads: texts to read, and sentences and reviews that hold an opinion.
+"""Four of NLTK's corpora as data files for isoform: plain texts, and sentences and reviews with a sentiment label.
 
     python examples/nltk_corpora.py ZIPS OUT      # movie_reviews, sentence_polarity, state_union, inaugural: .zip
 
@@ -6,8 +6,8 @@ Writes to OUT:
 
     films.jsonl                   texts without labels: nine of ten reviews, and speeches
     films-held-out.jsonl          the other reviews, those whose names begin with cv0
-    reviews-{train,test}.jsonl    the same reviews, the last 100 words of each, where they come to their point, with
-                                  their label, neg or pos
+    reviews-{train,test}.jsonl    the same reviews, the last 100 words of each, which state the opinion, with their
+                                  label, neg or pos
     sentences-{train,test}.jsonl  sentences with their label; every tenth is for testing
     …{train,test}.{text,opinion}  both as sources and targets, line by line
 """
@@ -29,7 +29,7 @@ def documents(path: Path) -> list[tuple[str, str]]:
 
 
 def _text(data: bytes) -> str:
-    """UTF-8, but in seven speeches, whose dashes and quotes are Big5's."""
+    """UTF-8, except for seven speeches with dashes and quotes in Big5."""
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -68,13 +68,13 @@ def main(zips: Path, out: Path) -> None:
         write_records(out / ("films-held-out.jsonl" if is_test else "films.jsonl"), [{"text": text} for text in texts])
         ends = [(" ".join(text.split()[-LAST_WORDS:]), label) for label, text in part]
         write_labelled(out, f"reviews-{side}", ends)
-        said = [
+        labelled = [
             (text, label)
             for label in ("neg", "pos")
             for number, text in enumerate(sentences(zips / "sentence_polarity.zip", label))
             if (number % 10 == 0) == is_test
         ]
-        write_labelled(out, f"sentences-{side}", said)
+        write_labelled(out, f"sentences-{side}", labelled)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small transformers models of every family that the name tables know, with parameters that show a mistake."""
+"""Small transformers models of every supported family, with parameters that reveal errors."""
 
 from dataclasses import dataclass
 from pathlib import Path

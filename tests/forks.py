@@ -1,7 +1,6 @@
-"""Processes for tests that start many: forks of one that has torch imported, where a new one would take seconds.
+"""Processes for tests that start many: forks of one that has imported torch, where a new one would take seconds.
 
-They are processes like others, with an exit code, a log and signals; what they share with a new one is checked with
-ISOFORM_ALL, where no fork is made.
+They have an exit code, a log and signals like other processes; with ISOFORM_ALL new processes are started instead.
 """
 
 import gc
@@ -20,7 +19,7 @@ if CONTEXT:
 
 
 class Fork:
-    """`python -m isoform.cli` in a fork, of which is asked what is asked of a subprocess.Popen."""
+    """`python -m isoform.cli` in a fork, with the interface of subprocess.Popen that is needed."""
 
     def __init__(self, words: Sequence[str], environment: Mapping[str, str], log: str, folder: str) -> None:
         arguments = words[words.index("isoform.cli") + 1 :]

@@ -1,4 +1,4 @@
-"""The names under which transformers keeps GPT-2, beside ours: for parity tests and benchmarks."""
+"""The names of GPT-2's tensors in transformers, mapped from ours: for parity tests and benchmarks."""
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -50,9 +50,9 @@ def gpt2_twin(model: Transformer) -> GPT2LMHeadModel:
     theirs = twin.state_dict()
     with torch.no_grad():
         for name, ours in model.named_parameters():
-            other = theirs[gpt2_name(name)]
-            if "query_key_value" in name:  # theirs lie one above the other
+            target = theirs[gpt2_name(name)]
+            if "query_key_value" in name:  # theirs are concatenated
                 ours = ours.unflatten(0, (block.attention.num_heads, 3, -1)).transpose(0, 1).flatten(0, 2)
-            is_product = ours.dim() == 2 and ".blocks." in name  # their products keep (in, out)
-            other.copy_(ours.T if is_product else ours)
+            is_matrix = ours.dim() == 2 and ".blocks." in name  # their matrices are (in, out)
+            target.copy_(ours.T if is_matrix else ours)
     return twin

@@ -39,7 +39,7 @@ ROWS = [
     "checkpoint.huggingface",
     *(f"checkpoint.gguf.{name}" for name in ("format", "architectures", "tokenizer", "model")),
     *("terminal", "figures", "run", "preparation"),
-    *("training.optimizer", "training.memory", "training.ledger", "training.trainer"),
+    *("training.optimizer", "training.memory", "training.metrics", "training.trainer"),
     *("generation.strategy", "generation.sampling", "generation.beam", "generation.decode"),
     *("generation.streaming", "generation.answers", "generation.scoring"),
     *("evaluation.evaluate", "evaluation.translation"),
@@ -58,7 +58,7 @@ ROWS = [
         "scaling.curves",
     ),
     *("scaling.pictures", "scaling.findings", "scaling.statistics", "scaling.claims", "scaling.pages", "scaling.lab"),
-    *("options", "commands.verb", "commands.costs", "commands.training", "commands.writing", "commands.studies"),
+    *("options", "commands.command", "commands.costs", "commands.training", "commands.writing", "commands.studies"),
     *("commands.about", "cli"),
 ]
 

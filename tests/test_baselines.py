@@ -32,7 +32,7 @@ from isoform.objectives.config import Prefix, Seq2seq
 from isoform.recipe import Recipe, recipe_from_dict
 from isoform.run import load
 from isoform.training.config import AdamW, Muon, Training
-from isoform.training.ledger import CLOCK_FIELDS, read_metrics
+from isoform.training.metrics import CLOCK_FIELDS, read_metrics
 from isoform.training.optimizer import MuonOptimizer, build_optimizers
 
 CPU = choose_machine("cpu", "float32")

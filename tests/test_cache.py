@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isoform.batch import plain_coordinates
-from isoform.mask import Causal, Coordinates, Full, Local2D, Mask, Prefix, Strided, Window, attended
+from isoform.mask import Causal, Coordinates, Full, Local2D, Mask, Prefix, Strided, Window, dense_mask
 from isoform.model.cache import AllSlots, Cache, KeyValueShape, RingSlots
 from isoform.model.lowering import ALL, CAUSAL, attend, dense_allowed, look_back, lower
 
@@ -31,7 +31,7 @@ def check_cached_equals_uncached(masks: list[Mask], at: Coordinates, sizes: list
     torch.manual_seed(0)
     num_rows, length = at.index.shape
     q, k, v = (torch.randn(len(masks), num_rows, HEADS, length, DIM, dtype=torch.float64) for _ in range(3))
-    whole = [attend(q[n], k[n], v[n], attended(mask, at, at).unsqueeze(1)) for n, mask in enumerate(masks)]
+    whole = [attend(q[n], k[n], v[n], dense_mask(mask, at, at).unsqueeze(1)) for n, mask in enumerate(masks)]
     cache = build([look_back(mask) for mask in masks], length, num_rows)
     start = 0
     for size in sizes:
@@ -43,7 +43,7 @@ def check_cached_equals_uncached(masks: list[Mask], at: Coordinates, sizes: list
             keys = cache.keys(n)
             assert keys.index.shape[1] == key.shape[2] == value.shape[2]
             edges = lower(mask, query, keys)
-            predicted = attended(mask, query, keys).unsqueeze(1)
+            predicted = dense_mask(mask, query, keys).unsqueeze(1)
             assert torch.equal(dense_allowed(edges, q[n, :, :, start:stop], key).expand_as(predicted), predicted)
             out = attend(q[n, :, :, start:stop], key, value, edges)
             torch.testing.assert_close(out, whole[n][:, :, start:stop])

@@ -13,7 +13,7 @@ import torch
 
 import isoform
 from isoform import options
-from isoform.cli import VERBS, main
+from isoform.cli import COMMANDS, main
 from isoform.model.presets import PRESETS
 
 SNAPSHOT = Path(__file__).parent / "snapshots/interface.json"
@@ -24,9 +24,9 @@ TINY = [
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def workspace(tmp_path_factory) -> Path:
     """A folder with a text and a trained run."""
-    folder = tmp_path_factory.mktemp("place")
+    folder = tmp_path_factory.mktemp("workspace")
     (folder / "text.txt").write_text("ROMEO: to be, or not to be, that is the question.\n" * 80)
     before = Path.cwd()
     os.chdir(folder)
@@ -36,17 +36,17 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def here(place, monkeypatch) -> Path:
-    monkeypatch.chdir(place)
-    return place
+def in_workspace(workspace, monkeypatch) -> Path:
+    monkeypatch.chdir(workspace)
+    return workspace
 
 
 def flags(kind: type, path: str = "") -> list[str]:
     """Every field under a dataclass, dotted; unions by all their members."""
-    found = []
+    paths = []
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         inline = any("name=''" in str(m) for m in getattr(hint, "__metadata__", ()))
-        here = path if inline else f"{path}.{name}".lstrip(".")
+        dotted = path if inline else f"{path}.{name}".lstrip(".")
         hints, classes = [hint], []
         while hints:
             h = hints.pop()
@@ -54,15 +54,15 @@ def flags(kind: type, path: str = "") -> list[str]:
                 classes.append(h)
             elif typing.get_origin(h) is not typing.Literal:
                 hints += typing.get_args(h)
-        found += [f for c in classes for f in flags(c, here)] if classes else [here]
-    return sorted(set(found))
+        paths += [f for c in classes for f in flags(c, dotted)] if classes else [dotted]
+    return sorted(set(paths))
 
 
 def test_the_interface_changes_only_on_purpose():
-    """Written anew with UPDATE_SNAPSHOTS=1; the difference belongs into the changelog."""
+    """Updated with UPDATE_SNAPSHOTS=1; differences belong in the changelog."""
     now = {
         "names": isoform.__all__,
-        "verbs": {name: flags(getattr(options, verb.options)) for name, verb in VERBS.items()},
+        "commands": {name: flags(getattr(options, command.options)) for name, command in COMMANDS.items()},
     }
     if os.environ.get("UPDATE_SNAPSHOTS"):
         SNAPSHOT.parent.mkdir(exist_ok=True)
@@ -79,8 +79,8 @@ def test_public_names_are_there():
 
 HELP = """
 import sys
-from isoform.cli import VERBS, main
-for arguments in [[], ["--help"], *[[verb, "--help"] for verb in VERBS], ["train", "shakespeare", "-h"]]:
+from isoform.cli import COMMANDS, main
+for arguments in [[], ["--help"], *[[command, "--help"] for command in COMMANDS], ["train", "shakespeare", "-h"]]:
     print("=== isoform", *arguments)
     try:
         main(arguments)
@@ -91,10 +91,10 @@ for arguments in [[], ["--help"], *[[verb, "--help"] for verb in VERBS], ["train
 
 
 def test_help_never_loads_torch():
-    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    pages = done.stdout.split("=== ")[1:]
-    assert len(pages) == 3 + len(VERBS) and all(page.count("isoform") > 1 for page in pages)
+    process = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    pages = process.stdout.split("=== ")[1:]
+    assert len(pages) == 3 + len(COMMANDS) and all(page.count("isoform") > 1 for page in pages)
 
 
 def test_version(capsys):
@@ -102,15 +102,15 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"isoform {isoform.__version__}\n"
 
 
-def spoken(capsys, *arguments: str) -> dict:
-    """The one JSON object a verb prints."""
+def output_of(capsys, *arguments: str) -> dict:
+    """The JSON object that a command prints."""
     assert main([*arguments, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
-def test_train_leaves_a_whole_run(here, capsys):
-    values = spoken(capsys, "train", "shakespeare", "--data.path", "text.txt", *TINY, "--seed", "3")
-    run = here / values["out"]
+def test_train_leaves_a_whole_run(in_workspace, capsys):
+    values = output_of(capsys, "train", "shakespeare", "--data.path", "text.txt", *TINY, "--seed", "3")
+    run = in_workspace / values["out"]
     assert run.name == "shakespeare-1"
     for name in (
         "recipe.toml",
@@ -128,24 +128,24 @@ def test_train_leaves_a_whole_run(here, capsys):
     assert "<svg" in (run / "report.html").read_text()
 
 
-def test_a_dry_run_leaves_nothing(here, capsys):
-    before = sorted(here.rglob("*"))
-    values = spoken(capsys, "train", "shakespeare", "--data.path", "text.txt", *TINY, "--dry_run")
+def test_a_dry_run_leaves_nothing(in_workspace, capsys):
+    before = sorted(in_workspace.rglob("*"))
+    values = output_of(capsys, "train", "shakespeare", "--data.path", "text.txt", *TINY, "--dry_run")
     assert values["flops"] == values["flops_per_step"] * 5
-    assert sorted(here.rglob("*")) == before
+    assert sorted(in_workspace.rglob("*")) == before
 
 
-def test_generate(here, capsys):
+def test_generate(in_workspace, capsys):
     assert main(["generate", "run", "--prompt", "to be", "--max_tokens", "7", "--temperature", "0"]) == 0
     first = capsys.readouterr().out
     assert first.startswith("to be")
-    values = spoken(capsys, "generate", "run", "--prompt", "to be", "--max_tokens", "7", "--temperature", "0")
+    values = output_of(capsys, "generate", "run", "--prompt", "to be", "--max_tokens", "7", "--temperature", "0")
     assert "to be" + values["samples"][0]["text"] + "\n" == first
-    values = spoken(
+    values = output_of(
         capsys, "generate", "run", "--prompt", "to", "--num_samples", "2", "--max_tokens", "5", "--seed", "4"
     )
     assert len(values["samples"]) == 2
-    values = spoken(
+    values = output_of(
         capsys, "generate", "run", "--prompt", "to", "--max_tokens", "9", "--stop", "e", "o", "--probabilities"
     )
     assert "e" not in values["samples"][0]["text"]
@@ -154,37 +154,37 @@ def test_generate(here, capsys):
     assert all(0 <= line["probability"] <= 1 and line["rank"] >= 1 for line in walked[1:])
 
 
-def test_generate_reads_standard_input(here):
+def test_generate_reads_standard_input(in_workspace):
     command = [sys.executable, "-m", "isoform.cli", "generate", "run", "--max_tokens", "3"]
-    done = subprocess.run(command, input="that is", capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("that is")
+    process = subprocess.run(command, input="that is", capture_output=True, text=True, check=True)
+    assert process.stdout.startswith("that is")
 
 
-def test_evaluate(here, capsys):
-    own = spoken(capsys, "evaluate", "run")["results"][0]
-    summary = json.loads((here / "run/summary.json").read_text())
-    assert own["loss"] == pytest.approx(summary["validation_loss"], rel=1e-3)
-    assert own["loss"] / 0.6931471805599453 == pytest.approx(own["bits_per_byte"], rel=2e-2)
-    both = spoken(capsys, "evaluate", "run", "run", "--path", "text.txt")["results"]
+def test_evaluate(in_workspace, capsys):
+    result = output_of(capsys, "evaluate", "run")["results"][0]
+    summary = json.loads((in_workspace / "run/summary.json").read_text())
+    assert result["loss"] == pytest.approx(summary["validation_loss"], rel=1e-3)
+    assert result["loss"] / 0.6931471805599453 == pytest.approx(result["bits_per_byte"], rel=2e-2)
+    both = output_of(capsys, "evaluate", "run", "run", "--path", "text.txt")["results"]
     assert len(both) == 2 and both[0] == both[1] and both[0]["num_targets"] == 4000
-    assert spoken(capsys, "evaluate", "run", "--limit", "1")["results"][0]["num_targets"] == 16
+    assert output_of(capsys, "evaluate", "run", "--limit", "1")["results"][0]["num_targets"] == 16
 
 
-def test_estimate_doctor_recipes(here, capsys):
-    values = spoken(capsys, "estimate", "shakespeare", "--data.path", "text.txt", *TINY)
-    trained = json.loads((here / "run/summary.json").read_text())
+def test_estimate_doctor_recipes(in_workspace, capsys):
+    values = output_of(capsys, "estimate", "shakespeare", "--data.path", "text.txt", *TINY)
+    trained = json.loads((in_workspace / "run/summary.json").read_text())
     assert values["num_parameters"] == trained["num_parameters"]
     assert values["flops"] == trained["flops"]
-    values = spoken(capsys, "doctor")
+    values = output_of(capsys, "doctor")
     assert values["matmul_flops"] > 1e8 and "cpu" in values["devices"]
-    assert "shakespeare" in spoken(capsys, "recipes")["recipes"]
-    changed = spoken(capsys, "recipes", "--diff", "reverse-decoder", "reverse-prefix")["differences"]
+    assert "shakespeare" in output_of(capsys, "recipes")["recipes"]
+    changed = output_of(capsys, "recipes", "--diff", "reverse-decoder", "reverse-prefix")["differences"]
     assert [line["field"] for line in changed] == ["objective.kind"]
-    assert spoken(capsys, "recipes", "--show", "shakespeare")["text"].startswith("# ")
+    assert output_of(capsys, "recipes", "--show", "shakespeare")["text"].startswith("# ")
 
 
 BAD = {
-    "unknown verb": (["trian"], 'did you mean "train"?'),
+    "unknown command": (["trian"], 'did you mean "train"?'),
     "no recipe": (["train"], "name a recipe"),
     "unknown recipe": (["train", "shakespear"], 'did you mean "shakespeare"?'),
     "no such TOML": (["train", "nothing.toml"], "nothing.toml"),
@@ -207,30 +207,30 @@ BAD = {
     "not a run": (["generate", "nothing"], "not a run directory"),
     "no run": (["evaluate"], "run director"),
     "impossible sampling": (["generate", "run", "--top_p", "7"], "top_p=7"),
-    "foreign folder": (["train", "shakespeare", "--data.path", "text.txt", "--out", "foreign"], "something else"),
+    "foreign folder": (["train", "shakespeare", "--data.path", "text.txt", "--out", "foreign"], "holds no run"),
     "damaged run": (["generate", "damaged"], "model.safetensors"),
 }
 
 
 @pytest.fixture(scope="module")
-def bad_place(place) -> Path:
+def bad_workspace(workspace) -> Path:
     """The same folder, with everything in it that can be wrong."""
     import shutil
 
-    (place / "empty.txt").write_text("")
-    (place / "latin.txt").write_bytes(b"na\xefve")
-    (place / "short.txt").write_text("to be")
-    (place / "foreign").mkdir()
-    (place / "foreign/letter.txt").write_text("dear")
-    shutil.copytree(place / "run", place / "damaged")
-    for path in (place / "damaged/checkpoints").rglob("model.safetensors"):
+    (workspace / "empty.txt").write_text("")
+    (workspace / "latin.txt").write_bytes(b"na\xefve")
+    (workspace / "short.txt").write_text("to be")
+    (workspace / "foreign").mkdir()
+    (workspace / "foreign/letter.txt").write_text("dear")
+    shutil.copytree(workspace / "run", workspace / "damaged")
+    for path in (workspace / "damaged/checkpoints").rglob("model.safetensors"):
         path.write_bytes(path.read_bytes()[:100])
-    return place
+    return workspace
 
 
 @pytest.mark.parametrize(("arguments", "words"), BAD.values(), ids=BAD)
-def test_bad_input_is_one_clear_line(bad_place, monkeypatch, capsys, arguments, words):
-    monkeypatch.chdir(bad_place)
+def test_bad_input_is_one_clear_line(bad_workspace, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(bad_workspace)
     assert main(arguments) == 65
     captured = capsys.readouterr()
     assert words in captured.err
@@ -241,7 +241,7 @@ def test_bad_input_is_one_clear_line(bad_place, monkeypatch, capsys, arguments, 
     assert error["code"] == 65 and words in error["message"] + "; " + error["remedy"]
 
 
-def test_a_fault_of_our_own_is_one_line_and_a_traceback_in_a_file(here, monkeypatch, capsys):
+def test_an_internal_error_is_one_line_and_a_traceback_in_a_file(in_workspace, monkeypatch, capsys):
     monkeypatch.setattr("isoform.commands.about.builtin_recipes", lambda: 1 / 0)
     assert main(["recipes"]) == 1
     line = capsys.readouterr().err.strip()
@@ -251,7 +251,7 @@ def test_a_fault_of_our_own_is_one_line_and_a_traceback_in_a_file(here, monkeypa
     log.unlink()
 
 
-def test_memory_that_is_not_there_names_the_setting(here, monkeypatch, capsys):
+def test_out_of_memory_names_the_setting(in_workspace, monkeypatch, capsys):
     def build(*arguments):
         torch.empty(2**50)
 
@@ -260,13 +260,12 @@ def test_memory_that_is_not_there_names_the_setting(here, monkeypatch, capsys):
     assert "micro_batch_size" in capsys.readouterr().err
 
 
-def test_a_full_disk_ends_in_74_with_the_last_checkpoint_kept(here, monkeypatch, capsys):
+def test_a_full_disk_ends_in_74_with_the_last_checkpoint_kept(in_workspace, monkeypatch, capsys):
     import errno
 
     from isoform.checkpoint import store
 
-    kept = main(["train", "shakespeare", "--data.path", "text.txt", *TINY, "--out", "full", "-q"])
-    assert kept == 0
+    assert main(["train", "shakespeare", "--data.path", "text.txt", *TINY, "--out", "full", "-q"]) == 0
 
     class Full(store.Files):
         def rename(self, old, new):
@@ -282,17 +281,17 @@ def test_a_full_disk_ends_in_74_with_the_last_checkpoint_kept(here, monkeypatch,
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_be_estimated(name, capsys):
     assert main(["estimate", name, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert said["num_active_parameters"] <= said["num_parameters"]
-    assert "NVIDIA H200" in said["work"]["training"]["roofs"] and said["work"]["reading"]["intensity"] > 1
-    assert ("one more token" in said["work"]) == (PRESETS[name].model.decoder is not None)
+    values = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert values["num_active_parameters"] <= values["num_parameters"]
+    assert "NVIDIA H200" in values["work"]["training"]["roofs"] and values["work"]["reading"]["intensity"] > 1
+    assert ("one more token" in values["work"]) == (PRESETS[name].model.decoder is not None)
 
 
 def test_two_presets_are_compared_as_stacks(capsys):
     assert main(["recipes", "--diff", "bert", "gpt2"]) == 0
-    said = capsys.readouterr().out
-    assert "model.form: encoder -> decoder" in said and "norm_placement: post -> pre" in said
-    assert "num_layers" not in said
+    output = capsys.readouterr().out
+    assert "model.form: encoder -> decoder" in output and "norm_placement: post -> pre" in output
+    assert "num_layers" not in output
 
 
 @pytest.mark.parametrize(
@@ -305,7 +304,7 @@ def test_two_presets_are_compared_as_stacks(capsys):
         (["train", "reverse-decoder", "--kernel", "flex", "--training.steps", "1"], "can't do gradients"),
     ],
 )
-def test_forms_and_folders_are_refused_in_words(arguments, words, capsys, tmp_path, monkeypatch):
+def test_forms_and_folders_are_refused_with_a_message(arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 65
     assert words in capsys.readouterr().err

@@ -11,7 +11,7 @@ from isoform.cli import main
 from isoform.config import ConfigError
 from isoform.data.config import Data, Part
 from isoform.objectives.config import Classification
-from isoform.recipe import changed, load_recipe
+from isoform.recipe import load_recipe, with_changes
 from isoform.scaling.claims import UNDECIDED, decide, load_claim, measure
 from isoform.scaling.config import OneSize
 from isoform.scaling.curves import difference, mean, pooled_deviation
@@ -113,7 +113,7 @@ def test_arms_run_as_written_start_from_earlier_ones_and_are_measured_once(folde
 
 
 def test_a_stated_compute_sets_the_steps():
-    recipe = changed(load_recipe("shakespeare"), {"training": {"schedule": {"warmup_steps": 120}}})
+    recipe = with_changes(load_recipe("shakespeare"), {"training": {"schedule": {"warmup_steps": 120}}})
     plain, longer = (plan_one_size(recipe, OneSize(compute=c, seeds=2), 1e9, 500.5) for c in (None, 2.4e12))
     assert [rung.seed for rung in plain] == [recipe.seed, recipe.seed + 1]
     assert plain[0].recipe.training == recipe.training and plain[0].compute == 1200 * 1e9

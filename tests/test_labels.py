@@ -222,7 +222,7 @@ def test_labels_survive_the_cache_and_do_not_change_it(tmp_path, monkeypatch):
     [
         ({"kind": "classification"}, ENCODER, "set model.head to kind pooled"),
         ({"kind": "causal"}, {**DECODER, "head": {"kind": "pooled"}}, "set model.head to kind vocabulary"),
-        ({"kind": "classification"}, {**DECODER, "head": {"kind": "pooled"}}, "first token has seen nothing"),
+        ({"kind": "classification"}, {**DECODER, "head": {"kind": "pooled"}}, "first token attends to itself only"),
         ({"kind": "tagging"}, {**ENCODER, "head": {"kind": "pooled"}}, "over each"),
         ({"kind": "regression"}, {**ENCODER, "head": {"kind": "pooled", "over": "each"}}, "over first, mean or last"),
     ],

@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from isoform.batch import plain_coordinates
 from isoform.machine import compiler
-from isoform.mask import Causal, Coordinates, FixedSparse, Full, Local2D, Mask, Prefix, Strided, Window, attended
+from isoform.mask import Causal, Coordinates, FixedSparse, Full, Local2D, Mask, Prefix, Strided, Window, dense_mask
 from isoform.model import lowering
 from isoform.model.lowering import (
     ALL,
@@ -101,7 +101,7 @@ def assert_same(fast, plain, inputs):
 def test_every_kernel_is_the_predicate(mask, rows):
     length, heads = 43, HEADS[(MASKS.index(mask) + ROWS.index(rows)) % 3]
     at, (q, k, v) = coordinates(rows, length), drawn(length, heads)
-    edges = attended(mask, at, at).unsqueeze(1)
+    edges = dense_mask(mask, at, at).unsqueeze(1)
     safe = edges | ~edges.any(-1, keepdim=True)
     groups = heads[0] // heads[1]
     scores = q @ k.repeat_interleave(groups, 1).mT / math.sqrt(8)
@@ -129,7 +129,7 @@ def test_bands_of_any_mask_and_rows_are_the_predicate(data):
     length, kind = data.draw(st.integers(30, 70)), data.draw(st.sampled_from(ROWS))
     lowering.CHUNK = data.draw(st.integers(1, 9))
     at, (q, k, v) = coordinates(kind, length), drawn(length, (2, 1))
-    allowed, edges = lower(mask, at, at), attended(mask, at, at).unsqueeze(1)
+    allowed, edges = lower(mask, at, at), dense_mask(mask, at, at).unsqueeze(1)
     assert torch.equal(dense_allowed(allowed, q, k).expand_as(edges), edges)
     assert_same(attend(q, k, v, allowed), attend(q, k, v, edges, kernel="dense"), (q, k, v))
 
@@ -171,7 +171,7 @@ def test_plain_rows_elsewhere_than_the_keys():
                 key = plain_coordinates(1, 43 - first, start=first)
                 q, k = torch.empty(1, 1, stop - start, 8), torch.empty(1, 1, 43 - first, 8)
                 found = dense_allowed(lower(mask, query, key), q, k)[0, 0]
-                edges = attended(mask, whole, whole)[0, start:stop, first:]
+                edges = dense_mask(mask, whole, whole)[0, start:stop, first:]
                 assert torch.equal(found.expand_as(edges), edges), (mask, start, stop, first)
 
 
@@ -204,12 +204,12 @@ def test_bias_and_scale(kernel):
     at, (q, k, v) = coordinates("packed", 43), drawn(43, (4, 2))
     bias = torch.randn(1, 4, 43, 43, dtype=torch.float64, requires_grad=True)
     for mask in (Full(), Window(4) & Causal()):
-        edges = attended(mask, at, at).unsqueeze(1)
+        edges = dense_mask(mask, at, at).unsqueeze(1)
         expected = by_the_predicate(q * (0.3 * math.sqrt(8)), k, v, edges, bias)
         allowed = lower(mask, at, at, wants_bias=True, kernel=kernel)
         assert_same(attend(q, k, v, allowed, scale=0.3, bias=bias, kernel=kernel), expected, (q, k, v, bias))
     allowed = lower(Window(4), at, at, kernel=kernel)
-    expected = by_the_predicate(q * (0.3 * math.sqrt(8)), k, v, attended(Window(4), at, at).unsqueeze(1))
+    expected = by_the_predicate(q * (0.3 * math.sqrt(8)), k, v, dense_mask(Window(4), at, at).unsqueeze(1))
     assert_same(attend(q, k, v, allowed, scale=0.3, kernel=kernel), expected, (q, k, v))
 
 
@@ -262,7 +262,7 @@ def test_flex_is_the_predicate(mask, rows, monkeypatch):
     flexed(monkeypatch)
     at, (q, k, v) = coordinates(rows, 43), drawn(43, (4, 2), requires_grad=False, dtype=torch.float32)
     bias = torch.randn(1, 4, 43, 43)
-    edges = attended(mask, at, at).unsqueeze(1)
+    edges = dense_mask(mask, at, at).unsqueeze(1)
     allowed = lower(mask, at, at, kernel="flex")
     assert isinstance(allowed, Blocks)
     assert torch.equal(dense_allowed(allowed, q, k), edges)
@@ -286,7 +286,7 @@ def test_flex_compiled():
     at, (q, k, v) = coordinates("packed", 160), drawn(160, (4, 2), requires_grad=False, dtype=torch.float32)
     mask = Window(20) & (Prefix() | Causal())
     found = attend(q, k, v, lower(mask, at, at, kernel="flex"), kernel="flex")
-    torch.testing.assert_close(found, by_the_predicate(q, k, v, attended(mask, at, at).unsqueeze(1)))
+    torch.testing.assert_close(found, by_the_predicate(q, k, v, dense_mask(mask, at, at).unsqueeze(1)))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a machine tells of itself."""
+"""The energy counters of a machine."""
 
 import os
 

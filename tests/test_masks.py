@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from isoform.batch import plain_coordinates
-from isoform.mask import Causal, Coordinates, FixedSparse, Full, Local2D, Mask, Prefix, Strided, Window, attended
-from isoform.model.lowering import interval, reach
+from isoform.mask import Causal, Coordinates, FixedSparse, Full, Local2D, Mask, Prefix, Strided, Window, dense_mask
+from isoform.model.lowering import exact_window, index_bounds
 
 LENGTH = 17
 
 
-def seen(mask: Mask, at: Coordinates | None = None) -> list[set[int]]:
+def seen(mask: Mask, coordinates: Coordinates | None = None) -> list[set[int]]:
     """The keys that each query of one row sees."""
-    at = plain_coordinates(1, LENGTH) if at is None else at
-    return [set(row.nonzero()[:, 0].tolist()) for row in attended(mask, at, at)[0]]
+    coordinates = plain_coordinates(1, LENGTH) if coordinates is None else coordinates
+    return [set(row.nonzero()[:, 0].tolist()) for row in dense_mask(mask, coordinates, coordinates)[0]]
 
 
 @pytest.mark.parametrize("stride", [1, 3, 5, 20])
@@ -30,16 +30,16 @@ def test_strided_is_that_of_the_paper(stride):
 def test_fixed_sparse_is_that_of_the_paper(stride, summary):
     """Child et al. 2019, section 4.2: A1 = {j : floor(j / l) = floor(i / l)}, A2 = {j : j mod l in {l - c, .., l}}."""
     for i, keys in enumerate(seen(FixedSparse(stride, summary) & Causal())):
-        own = {j for j in range(i + 1) if j // stride == i // stride}
-        assert keys == own | {j for j in range(i + 1) if j % stride in range(stride - summary, stride + 1)}
+        chunk = {j for j in range(i + 1) if j // stride == i // stride}
+        assert keys == chunk | {j for j in range(i + 1) if j % stride in range(stride - summary, stride + 1)}
 
 
 def test_local_2d_sees_a_rectangle_of_an_image():
     height, width = 4, 5
     position = torch.tensor([(r, c) for r in range(height) for c in range(width)]).unsqueeze(0)
     plain = plain_coordinates(1, height * width)
-    at = Coordinates(plain.document, plain.index, position=position)
-    for i, keys in enumerate(seen(Local2D(1, 2), at)):
+    coordinates = Coordinates(plain.document, plain.index, position=position)
+    for i, keys in enumerate(seen(Local2D(1, 2), coordinates)):
         near = [(r, c) for r in range(height) for c in range(width)]
         assert keys == {n for n, (r, c) in enumerate(near) if abs(r - i // width) <= 1 and abs(c - i % width) <= 2}
 
@@ -62,16 +62,16 @@ def test_local_2d_sees_a_rectangle_of_an_image():
 )
 def test_masks_and_their_combinations(mask, allows):
     plain = plain_coordinates(1, LENGTH)
-    at = Coordinates(plain.document, plain.index, plain.index < 6)
-    for i, keys in enumerate(seen(mask, at)):
+    coordinates = Coordinates(plain.document, plain.index, plain.index < 6)
+    for i, keys in enumerate(seen(mask, coordinates)):
         assert keys == {j for j in range(LENGTH) if allows(i, j)}
 
 
 @pytest.mark.parametrize("mask", [Full(), Causal() | Full(), Prefix() | Causal(), Strided(2) | Window(9, 9)], ids=str)
-def test_no_or_opens_a_door_between_documents(mask):
+def test_no_or_allows_pairs_across_documents(mask):
     document = torch.tensor([[0] * 5 + [1] * 6 + [-1] * 2 + [2] * 4])
     index = torch.tensor([[*range(5), *range(6), 0, 1, *range(4)]])
-    edges = attended(mask, *[Coordinates(document, index, index < 2)] * 2)[0]
+    edges = dense_mask(mask, *[Coordinates(document, index, index < 2)] * 2)[0]
     same = (document[0][:, None] == document[0]) & (document[0] >= 0)
     assert not (edges & ~same).any()
     assert edges[same].any()
@@ -98,8 +98,8 @@ def test_no_or_opens_a_door_between_documents(mask):
     ids=str,
 )
 def test_what_a_mask_reaches(mask, far, near):
-    assert reach(mask) == far
-    assert interval(mask) == near
+    assert index_bounds(mask) == far
+    assert exact_window(mask) == near
     if isinstance(mask, Local2D):
         return
     for i, keys in enumerate(seen(mask)):
@@ -119,6 +119,6 @@ def test_what_a_mask_reaches(mask, far, near):
         (lambda: seen(Local2D(1, 1)), "positions"),
     ],
 )
-def test_what_cannot_be_is_refused_in_words(make, words):
+def test_invalid_masks_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()

@@ -13,7 +13,7 @@ from isoform.model.mixers.recurrence import RecurrenceMixer, chunked, scan, step
 from isoform.model.parts import LinearRecurrence
 from isoform.recipe import recipe_from_dict
 from isoform.run import load
-from isoform.training.ledger import CLOCK_FIELDS, read_metrics
+from isoform.training.metrics import CLOCK_FIELDS, read_metrics
 from models import FORMS, VOCAB, build
 
 

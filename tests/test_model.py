@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from isoform.batch import Encoding, Example, Tokens, collate, plain_coordinates, plain_tokens
-from isoform.mask import Causal, Full, Prefix, Window, attended
+from isoform.mask import Causal, Full, Prefix, Window, dense_mask
 from isoform.model.activations import activation_numbers
 from isoform.model.config import BlockConfig, Initialization, ModelConfig, StackConfig
 from isoform.model.cost import Shape, forward_flops, num_parameters, training_flops
@@ -126,7 +126,7 @@ def test_kernels_against_the_predicate(mask, kv_heads):
     plain = plain_coordinates(2, 9)
     packed = collate([[example(3, 1, 2), example(4, 2, 1)], [example(9, 3, 4)]], 9).inputs.coordinates
     for coordinates in (plain, packed):
-        edges = attended(mask, coordinates, coordinates).unsqueeze(1)
+        edges = dense_mask(mask, coordinates, coordinates).unsqueeze(1)
         scores = q @ k.repeat_interleave(4 // kv_heads, 1).mT / 8**0.5
         weights = scores.masked_fill(~edges, -torch.inf).softmax(-1).nan_to_num()
         expected = weights @ v.repeat_interleave(4 // kv_heads, 1)
@@ -146,7 +146,7 @@ def test_a_query_without_keys_gives_zeros_and_no_gradient():
 
 def test_no_or_opens_a_door_between_documents():
     coordinates = collate([[example(3, 1, 2), example(3, 2, 2)]], 8).inputs.coordinates
-    seen = attended(Causal() | Full() | Prefix(), coordinates, coordinates)[0]
+    seen = dense_mask(Causal() | Full() | Prefix(), coordinates, coordinates)[0]
     assert not seen[:3, 3:].any() and not seen[3:6, :3].any() and not seen[6:].any() and not seen[:, 6:].any()
 
 
@@ -170,17 +170,17 @@ def test_without_positions_an_encoder_is_permutation_equivariant():
 
 
 @ALL
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
 def test_costs_are_those_of_the_built_model(form):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    if form == FORMS["lstm"]:
-        pytest.skip("torch's counter doesn't know oneDNN's LSTM; test_baselines counts it without")
     for model_config in (form,) if reads_forward(form) else (form, pair(form)):
         model, is_encoder_decoder = build(model_config).train(), model_config.encoder is not None
         assert num_parameters(model_config) == sum(p.numel() for p in model.parameters())
         text = ids(3)
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        without_onednn = torch.backends.mkldnn.flags(enabled=False)  # whose LSTM the counter doesn't know
+        with without_onednn, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(text, source=ids(3, 8) if is_encoder_decoder else None).sum().backward()
         counted = training_flops(model_config, Shape(3, 12, 8))
         assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)

@@ -34,7 +34,7 @@ from isoform.objectives.config import (
 )
 from isoform.objectives.corruption import Denoising, special_tokens
 from isoform.objectives.views import View, build_view, check_view
-from isoform.recipe import Recipe, changed, load_recipe, recipe_from_dict, recipe_of
+from isoform.recipe import Recipe, load_recipe, recipe_from_dict, recipe_of, with_changes
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog's naïve cousin goes to 12 rivers. "
 UNSEEDED = np.random.default_rng()
@@ -308,9 +308,11 @@ def test_scoring_only_counted_targets_changes_no_loss_and_no_gradient(name, monk
         encoder = {"encoder": {"num_layers": 1}, "decoder": None, "stem": {"ngrams": []}, "model_dim": 32}
         (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 99)
         data = {"path": str(tmp_path / "text.txt"), "rows": "packed"}
-        recipe = changed(recipe, {"model": encoder, "objective": {"kind": "masked"}, "data": data})
+        recipe = with_changes(recipe, {"model": encoder, "objective": {"kind": "masked"}, "data": data})
     if name == "smoothed":
-        recipe = changed(recipe, {"objective": {"label_smoothing": 0.1, "z_loss": 1e-3}, "data": {"rows": "bucketed"}})
+        recipe = with_changes(
+            recipe, {"objective": {"label_smoothing": 0.1, "z_loss": 1e-3}, "data": {"rows": "bucketed"}}
+        )
     prepared = preparation.prepare(recipe)
     model = experiment.build_model(prepared.recipe, choose_machine("cpu", "float32"))
     batch = prepared.loader.rows(0, 4)

@@ -23,7 +23,7 @@ from isoform.run import Run, load
 from isoform.scaling import engines
 from isoform.terminal import Terminal
 from isoform.training.config import AdamW, Muon, Training
-from isoform.training.ledger import CLOCK_FIELDS, read_metrics
+from isoform.training.metrics import CLOCK_FIELDS, read_metrics
 
 CPU = choose_machine("cpu", "float32")
 PLAIN = Dense(activation="relu2")
@@ -102,7 +102,7 @@ def command(text: Path, out: Path, *flags: str) -> list[str]:
     return [sys.executable, "-m", "isoform.cli", *words]
 
 
-def test_killed_anywhere_it_goes_on_to_the_same_bits(text, tmp_path, forked):
+def test_killed_anywhere_it_continues_to_the_same_bits(text, tmp_path, forked):
     def start(name: str):
         return engines.launch(command(text, tmp_path / name, "-q"), {}, str(tmp_path / "log"), str(tmp_path))
 
@@ -132,9 +132,9 @@ def test_a_signal_ends_a_run_after_a_clean_save(text, tmp_path, number, code):
         time.sleep(0.01)
     time.sleep(0.5)
     process.send_signal(number)
-    said, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=30)
     assert process.returncode == code
-    assert "clean save" in said
+    assert "clean save" in output
     assert load(out).step > 0
 
 
@@ -147,7 +147,7 @@ def test_more_steps_extend_and_anything_else_is_refused(text, tmp_path, capsys):
     train(recipe(text, steps=15), run.folder, machine=CPU, terminal=Terminal())
     assert "from 12 to 15 steps" in capsys.readouterr().out
     assert load(run.folder).step == 15
-    with pytest.raises(ConfigError, match=r"seed: 0 there, 7 asked"):
+    with pytest.raises(ConfigError, match=r"seed: 0 there, 7 requested"):
         train(replace(recipe(text, steps=15), seed=7), run.folder, machine=CPU)
     with pytest.raises(ConfigError, match=r"training\.steps"):
         train(recipe(text, steps=14), run.folder, machine=CPU)
@@ -163,7 +163,7 @@ def test_an_extended_run_that_is_stopped_is_not_finished(text, tmp_path):
 def test_changed_data_is_refused(text, tmp_path):
     run = train(recipe(text), tmp_path / "run", machine=CPU, should_stop=lambda: True)
     text.write_text(text.read_text().replace("be", "bo", 1))
-    with pytest.raises(ConfigError, match="the data changed"):
+    with pytest.raises(ConfigError, match=r"the data of the run .* changed"):
         train(recipe(text), run.folder, machine=CPU)
 
 
@@ -180,5 +180,5 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(text, tm
 
 def test_a_prompt_of_unknown_characters_does_not_stop_a_run(text, tmp_path, capsys):
     run = train(replace(recipe(text), sample_prompt="#"), tmp_path / "run", machine=CPU, terminal=Terminal(quiet=True))
-    assert "samples begin with nothing" in capsys.readouterr().err
+    assert "samples begin without a prompt" in capsys.readouterr().err
     assert run.summary.exists()

@@ -31,18 +31,18 @@ def recipe(tmp_path) -> Recipe:
     return Recipe(data=Data(path=str(path)), model=model, training=training)
 
 
-def still(recipe: Recipe, start, **changes) -> Recipe:
-    """A recipe that starts there and learns nothing."""
+def untrained(recipe: Recipe, start, **changes) -> Recipe:
+    """A recipe that starts from a model and trains with a learning rate of 0."""
     training = replace(recipe.training, steps=1, optimizer=AdamW(learning_rate=0.0, weight_decay=0.0))
     return replace(recipe, start=str(start), training=training, **changes)
 
 
 def test_a_run_begins_where_another_ended(recipe, tmp_path):
     first = experiment.train(recipe, tmp_path / "first")
-    second = experiment.train(still(recipe, first.folder, seed=5), tmp_path / "second")
+    second = experiment.train(untrained(recipe, first.folder, seed=5), tmp_path / "second")
     for name, tensor in load(first.folder).model.state_dict().items():
         assert torch.equal(tensor, load(second.folder).model.state_dict()[name]), name
-    longer = replace(still(recipe, first.folder), training=replace(recipe.training, steps=2))
+    longer = replace(untrained(recipe, first.folder), training=replace(recipe.training, steps=2))
     third = experiment.train(longer, tmp_path / "third")
     assert not torch.equal(
         load(third.folder).model.state_dict()["stem.embedding.weight"],
@@ -52,17 +52,17 @@ def test_a_run_begins_where_another_ended(recipe, tmp_path):
 
 def test_its_codec_comes_along(recipe, tmp_path):
     first = experiment.train(recipe, tmp_path / "first")
-    other = tmp_path / "other.txt"
-    other.write_text("tat tot bet " * 200)
-    second = experiment.train(still(recipe, first.folder, data=Data(path=str(other))), tmp_path / "second")
+    path = tmp_path / "other.txt"
+    path.write_text("tat tot bet " * 200)
+    second = experiment.train(untrained(recipe, first.folder, data=Data(path=str(path))), tmp_path / "second")
     assert load(second.folder).codec.fingerprint == load(first.folder).codec.fingerprint
 
 
-def test_a_feed_forward_becomes_experts_that_say_the_same(recipe, tmp_path):
+def test_a_feed_forward_becomes_experts_of_the_same_function(recipe, tmp_path):
     first = experiment.train(recipe, tmp_path / "first")
     experts = Experts(num_experts=4, expert=Dense(activation="relu2"), router=TokenChoice(num_active=2))
     stack = replace(recipe.model.decoder, blocks=(replace(BLOCK, feedforward=experts),))
-    grown = still(recipe, first.folder, model=replace(recipe.model, decoder=stack))
+    grown = untrained(recipe, first.folder, model=replace(recipe.model, decoder=stack))
     second = load(experiment.train(grown, tmp_path / "second").folder)
     ids = torch.randint(0, 10, (2, 16))
     torch.testing.assert_close(second.model(ids), load(first.folder).model(ids), atol=2e-5, rtol=0)
@@ -78,7 +78,7 @@ def test_a_hugging_face_folder_is_a_start(recipe, tmp_path):
     export(trained, tmp_path / "folder")
     folder = load(tmp_path / "folder")
     second = experiment.train(
-        still(recipe, tmp_path / "folder", model=replace(model, vocab_size=trained.model.config.vocab_size)),
+        untrained(recipe, tmp_path / "folder", model=replace(model, vocab_size=trained.model.config.vocab_size)),
         tmp_path / "second",
     )
     for name, tensor in folder.model.state_dict().items():
@@ -91,8 +91,8 @@ def test_the_context_may_be_another(recipe, tmp_path, position, length):
     stack = replace(recipe.model.decoder, position=position)
     model = replace(recipe.model, decoder=stack)
     first = experiment.train(replace(recipe, model=model), tmp_path / "first")
-    other = still(recipe, first.folder, model=replace(model, context_length=length))
-    second = load(experiment.train(other, tmp_path / "second").folder)
+    changed_recipe = untrained(recipe, first.folder, model=replace(model, context_length=length))
+    second = load(experiment.train(changed_recipe, tmp_path / "second").folder)
     assert second.model.config.context_length == length
     ids = torch.randint(0, 10, (2, 8))
     assert torch.equal(second.model(ids), load(first.folder).model(ids))
@@ -102,9 +102,11 @@ def test_another_model_is_refused_by_its_fields(recipe, tmp_path):
     first = experiment.train(recipe, tmp_path / "first")
     stack = replace(recipe.model.decoder, blocks=(replace(BLOCK, norm_placement="post"),))
     with pytest.raises(ValueError, match=r"another one: decoder.blocks.0.norm_placement: pre there, post here"):
-        experiment.train(still(recipe, first.folder, model=replace(recipe.model, decoder=stack)), tmp_path / "second")
+        experiment.train(
+            untrained(recipe, first.folder, model=replace(recipe.model, decoder=stack)), tmp_path / "second"
+        )
     with pytest.raises(ValueError, match="is not a run directory"):
-        experiment.train(still(recipe, tmp_path / "nowhere"), tmp_path / "third")
+        experiment.train(untrained(recipe, tmp_path / "nowhere"), tmp_path / "third")
 
 
 FINETUNE = """
@@ -124,7 +126,7 @@ sample_tokens = 0
 """
 
 
-def test_a_recipe_may_take_whatever_model_it_begins_with(recipe, tmp_path, monkeypatch, capsys):
+def test_a_recipe_may_take_the_config_of_the_model_it_starts_with(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [word for word in TEXT.split()[:10] if len(word) < 8]
     lines = [{"text": f"{a} {b}", "label": "yes" if a < b else "no"} for a in words for b in words]
@@ -145,8 +147,8 @@ def test_a_recipe_may_take_whatever_model_it_begins_with(recipe, tmp_path, monke
     assert load(tmp_path / "three").model.config.head == Pooled(over="last", num_outputs=3)
     capsys.readouterr()
 
-    other = replace(recipe, model=replace(recipe.model, model_dim=24))
-    experiment.train(other, tmp_path / "second")
+    wide = replace(recipe, model=replace(recipe.model, model_dim=24))
+    experiment.train(wide, tmp_path / "second")
     assert load_recipe("tune.toml", start="second", model_of=model_of).model.model_dim == 24
     spans = FINETUNE.format(more="").replace("classification", "span_corruption").replace("labels.jsonl", "text.txt")
     (tmp_path / "spans.toml").write_text(
@@ -155,12 +157,12 @@ def test_a_recipe_may_take_whatever_model_it_begins_with(recipe, tmp_path, monke
     assert main(["train", "spans.toml", "--start", "second", "--out", "spans", "-q", "--no_report"]) == 0
     assert load(tmp_path / "spans").model.config.vocab_size > load(tmp_path / "second").model.config.vocab_size
 
-    for arguments, said in (
+    for arguments, message in (
         (["train", "tune.toml"], "name its folder or file with start"),
         (["train", "tune.toml", "--start", "nowhere"], "nowhere is not a run directory"),
     ):
         assert main(arguments) == 65
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     (tmp_path / "tune.toml").write_text(FINETUNE.format(more="model_dimm = 3"))
     assert main(["train", "tune.toml", "--start", "first"]) == 65
     assert 'did you mean "model_dim"' in capsys.readouterr().err

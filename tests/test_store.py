@@ -1,4 +1,4 @@
-"""Checkpoints: any call may fail, any instant be the last, any byte be changed, and the run still goes on.
+"""Checkpoints: any call may fail, any instant be the last, any byte be changed, and the run still continues.
 
 Every call by which the store reaches the disk is made to fail, to be the last one before kill -9, or to be the
 last one before a power cut; what is found afterwards is one of the checkpoints that were saved, whole.
@@ -48,15 +48,15 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="forks, signals and p
 
 
 class Trial(Files):
-    """A disk that writes down its calls, treats the n-th (from `at` on, if it is `dead`) to a fault, and syncs none."""
+    """A disk that records its calls, injects a fault at call `index` (and after it, if `dead`), and syncs nothing."""
 
-    def __init__(self, at: int = 0, fault=None, *, dead: bool = False):
-        self.at, self.fault, self.dead, self.calls = at, fault, dead, []
+    def __init__(self, index: int = 0, fault=None, *, dead: bool = False):
+        self.index, self.fault, self.dead, self.calls = index, fault, dead, []
 
     def _do(self, name, path, act):
         self.calls.append((name, path))
         now = len(self.calls)
-        return self.fault(name, path, act) if now == self.at or (self.dead and now > self.at) else act()
+        return self.fault(name, path, act) if now == self.index or (self.dead and now > self.index) else act()
 
     def make_folder(self, path):
         return self._do("make_folder", path, lambda: Files.make_folder(self, path))
@@ -101,7 +101,7 @@ def after(name, path, act):
 
 
 def lie(name, path, act):
-    """Lose half of a file and say that all is well."""
+    """Lose half of a file and report success."""
     result = act()
     if name == "write":
         os.truncate(path, result.size // 2)
@@ -123,7 +123,7 @@ def kill_after(name, path, act):
 
 
 def tensors_of(step: int) -> dict[str, dict[str, torch.Tensor]]:
-    """A model and an optimizer that tell their step."""
+    """A model and an optimizer from which their step can be read."""
     model = {"weight": torch.arange(24.0).reshape(4, 6) + step, "bias": torch.full((6,), step, dtype=torch.bfloat16)}
     return {"model": model, "optimizer": {"count": torch.tensor(step)}}
 
@@ -156,24 +156,24 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def go_on(folder: Path, files: Files | None = None) -> None:
-    """What a run does between two steps: save, then let go of what is old."""
+def save_and_purge(folder: Path, files: Files | None = None) -> None:
+    """What a run does between two steps: save, then remove old checkpoints."""
     save(folder, 200, files)
     purge_checkpoints(folder, keep=1, files=files or Trial())
 
 
 def recover(folder: Path, notes: list[str]) -> int:
-    """Go on after a fault: gives the step that was found, once all ends as if there had been no fault."""
-    found = check(find_checkpoint(folder, notes.append, files=Trial()))
-    go_on(folder)
+    """Continue after a fault; returns the recovered step, once the run has ended as without the fault."""
+    step = check(find_checkpoint(folder, notes.append, files=Trial()))
+    save_and_purge(folder)
     assert check(find_checkpoint(folder, notes.append)) == 200
     assert {name for name in names(folder) if not name.startswith("corrupt-")} == {"step-00000200", "latest"}
     assert (folder / "latest").read_text() == "step-00000200"
-    return found
+    return step
 
 
 def in_child(act) -> int:
-    """Run something in a forked process; gives its exit code, or less than 0 if it was killed."""
+    """Run a function in a forked process; returns its exit code, negative if it was killed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it forks beside threads, and starts none
         pid = os.fork()
@@ -312,9 +312,9 @@ def test_a_save_that_failed_at_its_last_sync_is_synced_by_the_next(folder):
 @pytest.mark.parametrize("fault", [before, half, after, lie])
 def test_any_call_may_fail(tmp_path, fault, dead):
     save(tmp_path / "old", 100)
-    for at in itertools.count(1):
-        folder = shutil.copytree(tmp_path / "old", tmp_path / f"{at}")
-        files, notes, is_saved = Trial(at, fault, dead=dead), [], False
+    for call in itertools.count(1):
+        folder = shutil.copytree(tmp_path / "old", tmp_path / f"{call}")
+        files, notes, is_saved = Trial(call, fault, dead=dead), [], False
         try:
             save(folder, 200, files)
             is_saved = True
@@ -323,15 +323,15 @@ def test_any_call_may_fail(tmp_path, fault, dead):
             assert str(folder) in str(error) and not str(error).startswith("[Errno")
             if not is_saved and not dead and fault is not after:
                 assert not list(folder.glob(".tmp-*")), "a failed save left its folder behind"
-        if len(files.calls) < at:
+        if len(files.calls) < call:
             break
-        found = recover(folder, notes)
+        recovered = recover(folder, notes)
         if fault is lie:
-            assert found == 200 or notes
+            assert recovered == 200 or notes
         else:
-            assert not notes and (found == 200 or not is_saved)
+            assert not notes and (recovered == 200 or not is_saved)
         shutil.rmtree(folder)
-    assert at > 15
+    assert call > 15
 
 
 @posix
@@ -339,16 +339,16 @@ def test_any_call_may_fail(tmp_path, fault, dead):
 def test_any_call_may_be_the_last(tmp_path, fault):
     save(tmp_path / "old", 100)
     shutil.copytree(tmp_path / "old/step-00000100", tmp_path / "old/.trash-left")
-    for at in itertools.count(1):
-        folder, notes = shutil.copytree(tmp_path / "old", tmp_path / f"{at}"), []
-        code = in_child(lambda at=at, folder=folder: go_on(folder, Trial(at, fault)))
+    for call in itertools.count(1):
+        folder, notes = shutil.copytree(tmp_path / "old", tmp_path / f"{call}"), []
+        code = in_child(lambda call=call, folder=folder: save_and_purge(folder, Trial(call, fault)))
         assert code in (0, -signal.SIGKILL)
         recover(folder, notes)
         assert not notes
         if code == 0:
             break
         shutil.rmtree(folder)
-    assert at > 15
+    assert call > 15
 
 
 def test_the_power_may_be_cut(tmp_path):
@@ -359,11 +359,11 @@ def test_the_power_may_be_cut(tmp_path):
 
     class Recorder(Trial):
         def _do(self, name, path, act):
-            at = len(trace)
+            index = len(trace)
             trace.append((name, path, b""))
             result = act()
             if name == "write":
-                trace[at] = (name, path, path.read_bytes())
+                trace[index] = (name, path, path.read_bytes())
             return result
 
     save(folder, 200, Recorder())
@@ -372,27 +372,29 @@ def test_the_power_may_be_cut(tmp_path):
     assert ("sync_folder", folder, b"") in trace[saved:]
     count = 0
     for cut in range(len(trace) + 1):
-        done = trace[:cut]
+        operations = trace[:cut]
         pending = [
-            at
-            for at, (name, path, _) in enumerate(done)
+            index
+            for index, (name, path, _) in enumerate(operations)
             if name in ("make_folder", "write", "rename", "remove")
-            and ("sync_folder", (path[0] if name == "rename" else path).parent, b"") not in done[at:]
+            and ("sync_folder", (path[0] if name == "rename" else path).parent, b"") not in operations[index:]
         ]
         torn = {
-            at
-            for at, (name, _, _) in enumerate(done)
-            if name == "write" and [n for n, *_ in done[at + 1 : at + 2]] != ["sync"]
+            index
+            for index, (name, _, _) in enumerate(operations)
+            if name == "write" and [n for n, *_ in operations[index + 1 : index + 2]] != ["sync"]
         }
         for lost in itertools.chain.from_iterable(itertools.combinations(pending, n) for n in range(len(pending) + 1)):
             for share in (1.0, 0.5, 0.0) if torn else (1.0,):
                 state = shutil.copytree(tmp_path / "old", tmp_path / "state")
-                for at, operation in enumerate(done):
-                    if at not in lost:
-                        replay(operation, folder, state, share if at in torn else 1.0)
+                for index, operation in enumerate(operations):
+                    if index not in lost:
+                        replay(operation, folder, state, share if index in torn else 1.0)
                 notes: list[str] = []
-                found = check(find_checkpoint(state, notes.append, files=Trial()))
-                assert found == 200 or (found == 100 and cut < saved), f"{found} after {done[-1]}, without {lost}"
+                recovered = check(find_checkpoint(state, notes.append, files=Trial()))
+                assert recovered == 200 or (recovered == 100 and cut < saved), (
+                    f"{recovered} after {operations[-1]}, without {lost}"
+                )
                 assert not notes, "half a checkpoint had its name"
                 shutil.rmtree(state)
                 count += 1
@@ -431,7 +433,7 @@ def test_a_full_disk_of_the_kernel_s_own(folder):
     assert names(folder) == {"step-00000100", "latest"} and check(find_checkpoint(folder)) == 100
 
 
-def test_a_failure_says_what_where_and_what_to_do(folder):
+def test_a_failure_names_the_step_the_folder_and_the_remedy(folder):
     with pytest.raises(StorageError) as caught:
         save(folder, 200, Trial(3, half))
     assert caught.value.errno == errno.ENOSPC
@@ -443,13 +445,13 @@ MUTATIONS = ("flip", "truncate", "lengthen", "empty", "remove", "swap", "exchang
 
 
 def mutate(folder: Path, generator: random.Random) -> list[Path]:
-    """Damage the checkpoint of step 200 in one way; gives the files one of which has to be named."""
+    """Damage the checkpoint of step 200 in one way; returns the files of which one must be named."""
     new, old = folder / "step-00000200", folder / "step-00000100"
-    path, other = generator.sample(sorted(new.iterdir()), 2)
+    path, second = generator.sample(sorted(new.iterdir()), 2)
     data, kind = path.read_bytes(), generator.choice(MUTATIONS)
     if kind == "flip":
-        at = generator.randrange(len(data))
-        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << generator.randrange(8)]) + data[at + 1 :])
+        offset = generator.randrange(len(data))
+        path.write_bytes(data[:offset] + bytes([data[offset] ^ 1 << generator.randrange(8)]) + data[offset + 1 :])
     elif kind == "truncate":
         path.write_bytes(data[: generator.randrange(len(data))])
     elif kind == "lengthen":
@@ -463,9 +465,9 @@ def mutate(folder: Path, generator: random.Random) -> list[Path]:
         if path.name == "manifest.json":
             return list(new.iterdir())
     elif kind == "exchange":
-        path.write_bytes(other.read_bytes())
-        other.write_bytes(data)
-        return [path, other]
+        path.write_bytes(second.read_bytes())
+        second.write_bytes(data)
+        return [path, second]
     return [path]
 
 
@@ -498,7 +500,7 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path):
     verify(read_checkpoint(path))
 
 
-def test_messages_tell_expected_and_found(folder):
+def test_messages_name_the_expected_and_the_actual(folder):
     path, checkpoint = folder / "step-00000100/state.json", read_checkpoint(folder / "step-00000100")
     data = path.read_bytes()
     path.write_bytes(data[:-1])
@@ -514,7 +516,7 @@ def test_messages_tell_expected_and_found(folder):
         load_document(checkpoint, "state")
 
 
-def test_where_all_is_damaged_a_run_does_not_begin_anew(folder):
+def test_a_run_with_only_damaged_checkpoints_does_not_restart(folder):
     save(folder, 200)
     for path in folder.glob("step-*/state.json"):
         path.write_bytes(b"")
@@ -524,7 +526,7 @@ def test_where_all_is_damaged_a_run_does_not_begin_anew(folder):
     assert names(folder) == {"step-00000200", "step-00000100", "latest"}
 
 
-def test_where_there_is_none_none_is_found(tmp_path):
+def test_without_checkpoints_none_is_found(tmp_path):
     for leftover in (".tmp-1", ".trash-2", "corrupt-step-00000001-3", "step-1", "step-x", "step-²²²²²²²²"):
         (tmp_path / leftover).mkdir()
     assert find_checkpoint(tmp_path, pytest.fail) is None and list_checkpoints(tmp_path) == []
@@ -533,7 +535,7 @@ def test_where_there_is_none_none_is_found(tmp_path):
     assert not {".tmp-1", ".trash-2"} & names(tmp_path)
 
 
-def test_one_who_only_looks_touches_nothing(folder):
+def test_readers_change_nothing(folder):
     save(folder, 200)
     (folder / "step-00000200/state.json").unlink()
     assert check(find_checkpoint(folder)) == 100
@@ -550,7 +552,7 @@ def test_steps_are_ordered_as_numbers(folder):
 def test_a_checkpoint_purged_while_it_is_read_is_no_damage(folder, monkeypatch):
     def verify_slowly(checkpoint):
         monkeypatch.setattr(store, "verify", verify)
-        go_on(folder)
+        save_and_purge(folder)
         verify(checkpoint)
 
     monkeypatch.setattr(store, "verify", verify_slowly)
@@ -617,7 +619,7 @@ def test_files_outside_the_folder_are_refused(folder, path):
     ],
     ids=str,
 )
-def test_manifests_that_make_no_sense_are_refused(folder, changes):
+def test_invalid_manifests_are_refused(folder, changes):
     forge(folder, {}, **changes)
     notes = []
     assert check(find_checkpoint(folder, notes.append)) == 100
@@ -638,13 +640,13 @@ def test_links_pipes_and_folders_are_not_read(folder, tmp_path):
     path = forge(folder, {"state.json": b"{}"})
     for make in (lambda p: p.symlink_to(tmp_path / "secret"), os.mkfifo, Path.mkdir):
         for name in ("state.json", "manifest.json"):
-            kept = (path / name).read_bytes()
+            content = (path / name).read_bytes()
             (path / name).unlink()
             make(path / name)
             with pytest.raises(CorruptCheckpoint, match=f"{name} is not a plain file"):
                 verify(read_checkpoint(path))
             Files().remove(path / name)
-            (path / name).write_bytes(kept)
+            (path / name).write_bytes(content)
     verify(read_checkpoint(path))
 
 
@@ -701,16 +703,16 @@ HOSTILE = {
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_tensor_files_are_refused(tmp_path, data):
     path = forge(tmp_path, {"model.safetensors": data})
-    with pytest.raises(CorruptCheckpoint, match=r"model\.safetensors holds no tensors"):
+    with pytest.raises(CorruptCheckpoint, match=r"model\.safetensors is no safetensors file"):
         load_tensors(read_checkpoint(path), "model")
 
 
 @PROFILE
 @given(st.lists(st.tuples(st.integers(0, 87), st.integers(0, 255)), max_size=4), st.integers(0, 88))
-def test_no_tensor_file_brings_the_reader_down(changes, length):
+def test_no_tensor_file_crashes_the_reader(changes, length):
     data = bytearray(tensor_file({"a": spec()}).ljust(88))
-    for at, value in changes:
-        data[at] = value
+    for offset, value in changes:
+        data[offset] = value
     with tempfile.TemporaryDirectory() as folder:
         path = forge(Path(folder), {"model.safetensors": bytes(data[:length])})
         try:
@@ -770,35 +772,35 @@ ACTIONS = st.one_of(
 
 @PROFILE
 @given(st.lists(ACTIONS, min_size=4, max_size=12))
-def test_in_any_weather_a_sound_checkpoint_stays(actions):
+def test_a_sound_checkpoint_remains_after_any_faults(actions):
     with tempfile.TemporaryDirectory() as name:
         folder, step = Path(name), 1
         save(folder, step)
         for action in actions:
-            held = sound(folder)
+            valid = sound(folder)
             step += 1
             match action:
                 case ["save"]:
                     save(folder, step)
                     assert step in sound(folder)
-                case ["fail", at, fault]:
+                case ["fail", call, fault]:
                     with suppress(StorageError):
-                        save(folder, step, Trial(at, fault))
-                    assert held <= sound(folder) <= held | {step}
-                case ["purge", keep, at]:
+                        save(folder, step, Trial(call, fault))
+                    assert valid <= sound(folder) <= valid | {step}
+                case ["purge", keep, call]:
                     with suppress(StorageError):
-                        purge_checkpoints(folder, keep=keep, files=Trial(at, half))
-                    assert not held or max(held) in sound(folder)
+                        purge_checkpoints(folder, keep=keep, files=Trial(call, half))
+                    assert not valid or max(valid) in sound(folder)
                 case ["damage", which]:
                     paths = sorted(folder.glob("step-*/*"))
                     path = paths[which % len(paths)]
                     path.write_bytes(path.read_bytes()[:-1])
                 case _:
                     try:
-                        found = find_checkpoint(folder, lambda note: None, files=Trial())
-                        assert found is not None and check(found) == max(held)
+                        checkpoint = find_checkpoint(folder, lambda note: None, files=Trial())
+                        assert checkpoint is not None and check(checkpoint) == max(valid)
                     except CorruptCheckpoint:
-                        assert not held
+                        assert not valid
 
 
 def test_a_folder_is_locked_against_others(tmp_path):
@@ -818,11 +820,11 @@ def test_a_folder_is_locked_against_others(tmp_path):
 
 @posix
 def test_a_lock_goes_with_its_process(tmp_path):
-    ready, tell = os.pipe()
+    ready, notify = os.pipe()
 
     def hold():
         with lock_folder(tmp_path):
-            os.write(tell, b"!")
+            os.write(notify, b"!")
             signal.pause()
 
     with warnings.catch_warnings():
@@ -839,6 +841,6 @@ def test_a_lock_goes_with_its_process(tmp_path):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         os.close(ready)
-        os.close(tell)
+        os.close(notify)
     with lock_folder(tmp_path):
         assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"

@@ -31,14 +31,14 @@ OPTIMIZERS = {"adamw": AdamW(learning_rate=1e-2), "muon": Muon()}
 def rows(step: int) -> list[list[Example]]:
     """Six packed rows of uneven weight."""
     rng = np.random.default_rng(step)
-    made = []
+    result = []
     for _ in range(6):
         row = []
         for length in (int(rng.integers(2, 7)), int(rng.integers(2, 6))):
             ids = rng.integers(0, VOCAB, length + 1)
             row.append(Example(Encoding(ids[:-1]), ids[1:], rng.integers(0, 2, length).astype(np.float32)))
-        made.append(row)
-    return made
+        result.append(row)
+    return result
 
 
 def trained(optimizer, *, size: int, steps: int = 3, clip: float | None = 0.5, spoil=None):
@@ -48,7 +48,7 @@ def trained(optimizer, *, size: int, steps: int = 3, clip: float | None = 0.5, s
     optimizers, lines = build_optimizers(optimizer, model), []
 
     def batches(step: int) -> GlobalBatch:
-        parts = [collate(rows(step)[at : at + size], 12) for at in range(0, 6, size)]
+        parts = [collate(rows(step)[start : start + size], 12) for start in range(0, 6, size)]
         return GlobalBatch(parts, sum(float(part.loss_weights.sum()) for part in parts))
 
     def loss(batch):
@@ -64,7 +64,7 @@ def trained(optimizer, *, size: int, steps: int = 3, clip: float | None = 0.5, s
         machine=CPU,
         seed=1,
         progress=Progress(),
-        note=lines.append,
+        log=lines.append,
         validate=dict,
         sample=lambda: None,
         save=lambda: None,
@@ -108,7 +108,7 @@ def routed(router: TokenChoice, *, size: int, **fields):
     def batches(step: int) -> GlobalBatch:
         ids = np.random.default_rng(step).integers(0, VOCAB, (4, 13))
         full = [[Example(Encoding(row[:-1]), row[1:], np.ones(12, np.float32))] for row in ids]
-        return GlobalBatch([collate(full[at : at + size], 12) for at in range(0, 4, size)], 48.0)
+        return GlobalBatch([collate(full[start : start + size], 12) for start in range(0, 4, size)], 48.0)
 
     train_loop(
         model,
@@ -119,7 +119,7 @@ def routed(router: TokenChoice, *, size: int, **fields):
         machine=CPU,
         seed=1,
         progress=Progress(),
-        note=lines.append,
+        log=lines.append,
         validate=dict,
         sample=lambda: None,
         save=lambda: None,

@@ -1,4 +1,4 @@
-"""Fine-tuning: what is frozen stays, blocks learn at their own rates, adapters come out of a model as they went in."""
+"""Fine-tuning: frozen parameters don't change, blocks have their own rates, adapters merge and unmerge exactly."""
 
 import json
 from dataclasses import replace
@@ -47,7 +47,7 @@ def ids(rows=2, length=9):
 
 @pytest.mark.parametrize("form", ["plain", "grouped", "biases", "gated", "shortcuts"])
 @pytest.mark.parametrize("is_encoder_decoder", [False, True])
-def test_adapters_say_nothing_at_first_and_merge_and_unmerge_exactly(form, is_encoder_decoder):
+def test_adapters_start_at_zero_and_merge_and_unmerge_exactly(form, is_encoder_decoder):
     torch.manual_seed(1)
     model = build(pair(FORMS[form]) if is_encoder_decoder else FORMS[form])
     source = ids(2, 6) if is_encoder_decoder else None
@@ -88,27 +88,27 @@ def test_only_what_is_not_frozen_moves(optimizer):
     model = build(FORMS["plain"]).train()
     freeze(model, ["stem", "decoder.blocks.0"])
     before = {n: p.clone() for n, p in model.named_parameters()}
-    made = build_optimizers(optimizer, model)
+    optimizers = build_optimizers(optimizer, model)
     model(ids()).square().sum().backward()
-    for one in made:
-        one.step()
+    for each in optimizers:
+        each.step()
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved and not any(n.startswith(("stem.", "decoder.blocks.0.")) for n in moved)
     assert any(n.startswith("decoder.blocks.1.") for n in moved)
     with pytest.raises(ValueError, match=r"begins with 'decoder.blocks.7'"):
         freeze(model, ["decoder.blocks.7"])
     freeze(model, ["decoder", "head"])
-    with pytest.raises(ValueError, match="nothing that could learn"):
+    with pytest.raises(ValueError, match="no parameters to train"):
         build_optimizers(optimizer, model)
 
 
 @pytest.mark.parametrize("optimizer", [AdamW(learning_rate=0.01, embedding_learning_rate=0.02), Muon()])
-def test_each_block_learns_so_many_times_as_fast_as_the_one_above(optimizer):
+def test_layer_decay_scales_the_rate_of_each_block(optimizer):
     model = build(config(num_layers=3))
     plain, slowed = (build_optimizers(optimizer, model, layer_decay=d) for d in (1.0, 0.5))
 
-    def rates(made):
-        return {p: group["lr"] for one in made for group in one.param_groups for p in group["params"]}
+    def rates(optimizers):
+        return {p: group["lr"] for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
     base, slow = rates(plain), rates(slowed)
     assert base.keys() == slow.keys() == set(model.parameters())
@@ -120,7 +120,7 @@ def test_each_block_learns_so_many_times_as_fast_as_the_one_above(optimizer):
         Training(layer_decay=0.0)
 
 
-def test_a_run_with_adapters_goes_on_to_the_same_bits_and_is_loaded_merged(text, tmp_path):
+def test_a_run_with_adapters_continues_to_the_same_bits_and_is_loaded_merged(text, tmp_path):
     first = train(recipe(text), tmp_path / "first")
     tuned = replace(recipe(text, adapters={"rank": 2}, checkpoint_every=10), start=str(first.folder))
     whole = train(tuned, tmp_path / "whole")
@@ -136,7 +136,7 @@ def test_a_run_with_adapters_goes_on_to_the_same_bits_and_is_loaded_merged(text,
     assert numbers["num_trained_parameters"] < 0.2 * numbers["num_parameters"]
 
 
-def test_more_tokens_and_a_new_head_begin_anew():
+def test_new_tokens_and_a_new_head_are_initialized():
     small, large = build(config(vocab_size=13)), build(config(vocab_size=17), seed=1)
     new = large.stem.embedding.weight[13:].clone()
     load_grown(large, small)
@@ -148,10 +148,10 @@ def test_more_tokens_and_a_new_head_begin_anew():
     whole = config()
     encoder = replace(whole, encoder=whole.decoder, decoder=None)
     reader = build(replace(encoder, head=Pooled(num_outputs=3)))
-    kept = reader.head.state_dict()
+    before = reader.head.state_dict()
     source = build(replace(encoder, head=Vocabulary()), seed=3)
     load_grown(reader, source)
-    assert all(torch.equal(kept[n], t) for n, t in reader.head.state_dict().items())
+    assert all(torch.equal(before[n], t) for n, t in reader.head.state_dict().items())
     hidden = [m.encode(ids()).hidden for m in (reader, source)]
     assert torch.equal(*hidden) and isinstance(reader, Transformer)
     adapt(reader, LowRank())
@@ -159,30 +159,30 @@ def test_more_tokens_and_a_new_head_begin_anew():
 
 
 def test_frozen_parts_are_those_of_the_recipe(text):
-    asked = recipe(text, frozen=["stem", "head"])
-    model = build_model(replace(asked, model=replace(asked.model, vocab_size=9)), choose_machine("cpu"))
+    frozen = recipe(text, frozen=["stem", "head"])
+    model = build_model(replace(frozen, model=replace(frozen.model, vocab_size=9)), choose_machine("cpu"))
     assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"decoder"}
 
 
-def test_the_model_that_is_left_is_the_mean_of_the_last_checkpoints(text, tmp_path):
-    asked = {"steps": 12, "checkpoint_every": 3, "keep_checkpoints": 3}
-    plain = train(recipe(text, **asked), tmp_path / "plain")
-    averaged = train(recipe(text, **asked, average_checkpoints=3), tmp_path / "averaged")
+def test_the_final_model_is_the_mean_of_the_last_checkpoints(text, tmp_path):
+    training = {"steps": 12, "checkpoint_every": 3, "keep_checkpoints": 3}
+    plain = train(recipe(text, **training), tmp_path / "plain")
+    averaged = train(recipe(text, **training, average_checkpoints=3), tmp_path / "averaged")
     checkpoints = sorted(list_checkpoints(averaged.checkpoints), key=lambda c: c.step)
     assert [c.step for c in checkpoints] == [6, 9, 12]
     states = [load_tensors(c, "model") for c in checkpoints]
-    left = isoform.load(averaged.folder).model.state_dict()
+    final = isoform.load(averaged.folder).model.state_dict()
     for name in states[0]:
-        torch.testing.assert_close(left[name], sum(s[name] for s in states) / 3)
+        torch.testing.assert_close(final[name], sum(s[name] for s in states) / 3)
     last = isoform.load(plain.folder).model.state_dict()
     assert all(torch.equal(last[name], states[-1][name]) for name in states[-1])
-    one, other = (json.loads(run.summary.read_text())["validation_loss"] for run in (plain, averaged))
-    assert one != other
+    plain_loss, mean_loss = (json.loads(run.summary.read_text())["validation_loss"] for run in (plain, averaged))
+    assert plain_loss != mean_loss
     averaged.summary.unlink()  # killed before its end: done again, to the same bits
     before = averaged.weights.read_bytes()
-    train(recipe(text, **asked, average_checkpoints=3), tmp_path / "averaged")
+    train(recipe(text, **training, average_checkpoints=3), tmp_path / "averaged")
     assert averaged.weights.read_bytes() == before
-    assert json.loads(averaged.summary.read_text())["validation_loss"] == other
+    assert json.loads(averaged.summary.read_text())["validation_loss"] == mean_loss
     with pytest.raises(ValueError, match="between 1 and keep_checkpoints=2"):
         Training(average_checkpoints=3)
     with pytest.raises(ValueError, match="need more than 100 steps"):

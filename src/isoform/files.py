@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place under another name, synced, then renamed."""
+"""Atomic writes: to a temporary file in the same folder, which is synced, then renamed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import IO
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A new file to write to, which takes the place of `path` when the block ends, and is removed if the block fails.
+    """A new file to write to, which replaces `path` when the block ends, and is removed if the block fails.
 
-    Readers see the old file or the new one, whole, and so they do after a power cut; of several writers the last one
-    wins. Raises OSError for what can't be written.
+    Readers see the complete old or new file, also after a power cut; of several writers the last one wins. Raises
+    OSError if it can't be written.
     """
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -32,18 +32,18 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Put a file of these bytes in the place of `path`."""
+    """Replace `path` by a file of these bytes."""
     with atomic_file(path) as file:
         file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put a file of this text, as UTF-8, in the place of `path`."""
+    """Replace `path` by a file of this text, as UTF-8."""
     write_bytes(path, text.encode())
 
 
 def _sync_folder(path: Path) -> None:
-    """Wait until a folder's names are on the disk (Windows sees to that by itself)."""
+    """Flush the names in a folder to the disk (Windows does so by itself)."""
     if sys.platform == "win32":
         return
     handle = os.open(path, os.O_RDONLY)

@@ -1,7 +1,7 @@
-"""What this machine is and can do: device, number format, threads, and its measured peak.
+"""The machine: device, number format, threads, and its measured peak rates.
 
-Peaks are measured once, with the library's own products, and kept in the user's cache folder; a utilisation
-is a fraction of such a peak or there is none.
+Peaks are measured once, with matrix products of torch, and cached in the user's cache folder; a utilisation is always
+a fraction of a measured peak.
 """
 
 from __future__ import annotations
@@ -21,24 +21,26 @@ from typing import Any
 
 import torch
 
+from isoform.files import write_text
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where to compute, and in which format the matrix products run."""
+    """The device, and the format of matrix products."""
 
     device: torch.device
     dtype: torch.dtype
 
     @property
     def uses_autocast(self) -> bool:
-        """Whether torch.autocast brings the products into a smaller format; on CPUs the model does so itself."""
+        """Whether torch.autocast casts matrix products to a smaller format; on CPUs the model does so itself."""
         return self.dtype != torch.float32 and self.device.type != "cpu"
 
     def seed(self, seed: int) -> None:
-        """Seed the generators that training draws from. torch.manual_seed would also note, for every kind of device
-        there is not, who called it, which takes milliseconds."""
+        """Seed the generators that training draws from. torch.manual_seed would also record the caller for every absent
+        kind of device, which takes milliseconds."""
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -46,7 +48,7 @@ class Machine:
             torch.mps.manual_seed(seed)
 
     def synchronize(self) -> None:
-        """Wait for the device, so that a clock read means something."""
+        """Wait for the device, so that a clock can be read."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
@@ -54,10 +56,10 @@ class Machine:
 
 
 def choose_machine(device: str = "auto", dtype: str = "auto", *, deterministic: bool = False) -> Machine:
-    """The machine to use: the fastest device there is and the format it is good at, unless told otherwise.
+    """The machine to use: by default the fastest device and the fastest format for it.
 
-    bfloat16 on CUDA devices and CPUs that have instructions for it, float32 elsewhere: there bfloat16 products
-    are many times slower. Raises ValueError for an absent device or an unknown format.
+    bfloat16 on CUDA devices and CPUs that have instructions for it, float32 on others, where bfloat16 products are
+    many times slower. Raises ValueError for an absent device or an unknown format.
     """
     if device == "auto":
         has_mps = torch.backends.mps.is_available()
@@ -68,13 +70,13 @@ def choose_machine(device: str = "auto", dtype: str = "auto", *, deterministic: 
         raise ValueError(f"unknown device {device!r}; choose among auto, cpu, cuda, cuda:N and mps") from None
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(chosen.type, False):
-        there = ", ".join(name for name, is_there in available.items() if is_there)
-        raise ValueError(f"device {device!r} is absent from this machine, which has: {there}")
+        devices = ", ".join(name for name, is_available in available.items() if is_available)
+        raise ValueError(f"device {device!r} is absent from this machine, which has: {devices}")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {device!r} is absent: this machine has {torch.cuda.device_count()} CUDA devices")
     if dtype == "auto":
-        is_good = {"cuda": has_cuda_bfloat16, "cpu": has_cpu_bfloat16}.get(chosen.type, bool)()
-        dtype = "bfloat16" if is_good else "float32"
+        is_fast = {"cuda": has_cuda_bfloat16, "cpu": has_cpu_bfloat16}.get(chosen.type, bool)()
+        dtype = "bfloat16" if is_fast else "float32"
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; choose among auto, {', '.join(DTYPES)}")
     if deterministic:
@@ -92,7 +94,7 @@ def has_cuda_bfloat16() -> bool:
 
 
 def has_cpu_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 (AVX512-BF16, AMX), as far as the system tells."""
+    """Whether the processor multiplies bfloat16 (AVX512-BF16, AMX), as far as the system reports it."""
     return bool({"avx512_bf16", "amx_bf16"} & set(_cpuinfo("flags").split()))
 
 
@@ -105,31 +107,31 @@ def _cpuinfo(key: str) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep large blocks that are freed rather than to give each back to the system.
+    """Make glibc reuse large freed blocks instead of returning each to the system.
 
-    Without it every tensor of some megabytes is paid for again in page faults: 5 to 10 % of a training step.
+    Otherwise every tensor of some megabytes costs page faults anew: 5 to 10 % of a training step.
     """
     if sys.platform != "linux":
         return
-    mmap_threshold, trim_threshold, most = -3, -1, 2**31 - 1
+    mmap_threshold, trim_threshold, maximum = -3, -1, 2**31 - 1
     with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
         libc = ctypes.CDLL(None)
         libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, most)
+        libc.mallopt(trim_threshold, maximum)
 
 
 def compiler() -> str | None:
-    """The path of a C++ compiler, which torch.compile needs on CPUs."""
+    """The path of a C++ compiler, which torch.compile needs on CPUs; None if there is none."""
     return next(filter(None, map(shutil.which, ("c++", "g++", "clang++", "cl"))), None)
 
 
 def can_compile(machine: Machine) -> bool:
-    """Whether torch.compile has what it needs here."""
+    """Whether torch.compile works on this machine."""
     return machine.device.type == "cuda" or (machine.device.type == "cpu" and compiler() is not None)
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for isoform; `ISOFORM_CACHE` moves it."""
+    """The user's cache folder for isoform; `ISOFORM_CACHE` overrides it."""
     if "ISOFORM_CACHE" in os.environ:
         return Path(os.environ["ISOFORM_CACHE"])
     if sys.platform == "darwin":
@@ -139,8 +141,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))) / "isoform"
 
 
-def library(name: str, *, extra: str) -> Any:
-    """A module that only an extra of this package brings. Raises ValueError that says how to get it."""
+def import_optional(name: str, *, extra: str) -> Any:
+    """A module that an extra of this package installs. Raises ValueError with the command that installs it."""
     try:
         return import_module(name)
     except ModuleNotFoundError:
@@ -150,7 +152,7 @@ def library(name: str, *, extra: str) -> Any:
 
 
 def processor_name() -> str:
-    """The model of the CPU, as the operating system tells it."""
+    """The model of the CPU, as the operating system reports it."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
@@ -164,7 +166,7 @@ def device_name(device: torch.device) -> str:
 
 
 def describe(machine: Machine) -> dict[str, object]:
-    """What a published number has to say about where it was measured."""
+    """The machine and versions that are reported with every measurement."""
     return {
         "device": device_name(machine.device),
         "threads": torch.get_num_threads(),
@@ -192,28 +194,24 @@ KNOWN_PEAKS = {
     "NVIDIA H200": Peaks(989e12, 4800e9),
     "NVIDIA B200": Peaks(2250e12, 8000e9),
 }
-"""Dense bfloat16 FLOP/s and memory bytes/s from the makers' data sheets, for estimates on machines that aren't here."""
+"""Dense bfloat16 FLOP/s and memory bytes/s from the makers' data sheets, for estimates on other machines."""
 
 
 def measured_peaks(machine: Machine, *, refresh: bool = False) -> Peaks:
-    """The machine's peaks, measured now (under a second or two) or taken from the cache."""
+    """The machine's peaks, measured now (in a second or two) or read from the cache."""
     key = "|".join(str(v) for v in describe(machine).values())
     path = cache_folder() / "peaks.json"
     try:
-        known = json.loads(path.read_text())
+        cached = json.loads(path.read_text())
     except (OSError, ValueError):
-        known = {}
-    if not refresh and key in known:
-        return Peaks(**known[key])
+        cached = {}
+    if not refresh and key in cached:
+        return Peaks(**cached[key])
     peaks = Peaks(_matmul_rate(machine), _copy_rate(machine))
-    known[key] = asdict(peaks)
-    try:
+    cached[key] = asdict(peaks)
+    with contextlib.suppress(OSError):  # a peak that can't be saved is measured again next time
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(known, indent=1))
-        partial.replace(path)
-    except OSError:
-        pass  # a peak that can't be kept is measured again next time
+        write_text(path, json.dumps(cached, indent=1))
     return peaks
 
 
@@ -243,16 +241,16 @@ def _copy_rate(machine: Machine) -> float:
 
 
 class Energy:
-    """Joules that the processor's packages have taken since this was made, by their own counters (RAPL), whatever
-    they worked for. Counters wrap, within the hour on a busy server: `joules` has to be asked now and then.
+    """The energy in joules of the processor's packages since construction, by their own counters (RAPL), for all
+    processes. Counters wrap, within the hour on a busy server: `joules` must be read now and then.
     """
 
     def __init__(self, root: Path = Path("/sys/class/powercap")) -> None:
         self.counters = [path for path in sorted(root.glob("*-rapl:*")) if path.name.count(":") == 1]
-        self.taken, self.last = 0, self._read()
+        self.microjoules, self.last = 0, self._read()
 
     def _read(self) -> list[tuple[int, int]] | None:
-        """Microjoules of each counter, and where it wraps; None where there is none, or it may not be read."""
+        """Microjoules of each counter, and where it wraps; None if there is no counter, or it can't be read."""
         try:
             names = ("energy_uj", "max_energy_range_uj")
             return [(int((c / names[0]).read_text()), int((c / names[1]).read_text())) for c in self.counters] or None
@@ -261,18 +259,18 @@ class Energy:
 
     @property
     def joules(self) -> float | None:
-        """None where the counters can't be read."""
+        """None if the counters can't be read."""
         now = self._read()
         if now is None or self.last is None:
             return None
         for (after, wrap), (before, _) in zip(now, self.last, strict=True):
-            self.taken += after - before if after >= before else after - before + wrap
+            self.microjoules += after - before if after >= before else after - before + wrap
         self.last = now
-        return self.taken / 1e6
+        return self.microjoules / 1e6
 
 
 def peak_memory(machine: Machine) -> int:
-    """The most memory used so far, in bytes: of the device if it has its own, else of the process."""
+    """The peak memory so far, in bytes: of the device if it has its own, else of the process (0 on Windows)."""
     if machine.device.type == "cuda":
         return torch.cuda.max_memory_allocated(machine.device)
     if sys.platform == "win32":

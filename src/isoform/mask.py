@@ -1,8 +1,7 @@
-"""Who may attend to whom, as data: a Mask is a frozen expression, evaluated on Coordinates.
+"""Attention masks as data: a Mask is a frozen expression, evaluated on Coordinates.
 
-One predicate, `allowed_pair`, is the whole rule: both tokens belong to the same document and the mask allows
-the pair; `attended` is that for all pairs. Kernels get shortcuts of it and are tested against it. Nothing here needs
-torch to be imported.
+The predicate `allowed_pair` is the definition: both tokens belong to the same document and the mask allows the pair;
+`dense_mask` evaluates it for all pairs. Kernels use shortcuts and are tested against it. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:
-    """Where each token stands: integer tensors of shape (B, T), or anything that broadcasts.
+    """The coordinates of each token: integer tensors of shape (B, T), or anything that broadcasts.
 
-    document: which packed document, -1 for an empty slot; index: order within the document; prefix: whether the
-    token is given rather than predicted (None: none is); position: what the position scheme sees, (B, T) or (B, T, P)
-    for positions of P numbers (None: the index).
+    document: the index of the packed document, -1 for padding; index: the index within the document; prefix: whether
+    the token is given rather than predicted (None: none is); position: the input of the position scheme, (B, T) or
+    (B, T, P) for positions with P axes (None: the index).
 
-    Three promises let kernels take shortcuts without looking at values. `start`: plain rows, that is one document,
-    indices start, start + 1, ... and no prefix. `span`: one document, no prefix, and indices of which none is less
-    than the first number or greater than the second, in any order: the slots of a ring. `is_ordered`: the tokens of a
-    document lie side by side, their indices growing by one.
+    Three guarantees let kernels take shortcuts without reading values. `start`: plain rows, that is one document,
+    indices start, start + 1, ... and no prefix. `span`: one document, no prefix, and indices between the first and the
+    second number, inclusive, in any order: the slots of a ring buffer. `is_ordered`: the tokens of a document are
+    contiguous, with consecutive indices.
     """
 
     document: Tensor
@@ -45,39 +44,39 @@ class Coordinates:
 
     @property
     def positions(self) -> Tensor:
-        """What a position scheme of one axis sees: the index where there is no position, or one of several numbers."""
+        """The input of a position scheme with one axis: the position; the index if that is None or has several axes."""
         return self.index if self.position is None or self.position.dim() > self.index.dim() else self.position
 
     @property
     def bounds(self) -> tuple[int, int] | None:
-        """The least and the greatest index of plain rows, as far as it is promised; None: these may not be plain."""
+        """The least and the greatest index, as guaranteed by `start` or `span`; None without such a guarantee."""
         return self.span if self.start is None else (self.start, self.start + self.index.shape[-1] - 1)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Coordinates:
-        """The same coordinates with every tensor passed through f; whether they are plain is forgotten."""
+        """The same coordinates with f applied to every tensor, without the guarantees."""
         prefix = None if self.prefix is None else f(self.prefix)
         position = None if self.position is None else f(self.position)
         axes = None if self.axes is None else tuple(map(f, self.axes))
         return Coordinates(f(self.document), f(self.index), prefix, position, axes=axes)
 
-    def along(self, axis: int) -> Tensor:
-        """One of the numbers of positions that have several. Raises ValueError where there are none."""
+    def on_axis(self, axis: int) -> Tensor:
+        """The positions on one of several axes. Raises ValueError if there are none."""
         if self.axes is not None:
             return self.axes[axis]
         if self.position is None:
             raise ValueError("tokens with positions (row, column) are needed, but these have only an index")
         return self.position[..., axis]
 
-    def apart(self) -> Coordinates:
-        """The same with `axes` in the stead of positions that have several numbers."""
+    def split_axes(self) -> Coordinates:
+        """The same with `axes` instead of positions with several axes."""
         if self.position is None or self.position.dim() == self.index.dim():
             return self
-        axes = tuple(number.contiguous() for number in self.position.unbind(-1))
+        axes = tuple(axis.contiguous() for axis in self.position.unbind(-1))
         return Coordinates(self.document, self.index, self.prefix, axes=axes)
 
 
 class Mask(ABC):
-    """An expression that says which keys a query may see; combine with `&` and `|`."""
+    """An expression for which keys a query may attend to; combine with `&` and `|`."""
 
     @abstractmethod
     def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
@@ -92,7 +91,7 @@ class Mask(ABC):
 
 @dataclass(frozen=True)
 class Full(Mask):
-    """Every token sees every token of its document: an encoder."""
+    """Every token attends to every token of its document, as in an encoder."""
 
     def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         return True
@@ -100,7 +99,7 @@ class Full(Mask):
 
 @dataclass(frozen=True)
 class Causal(Mask):
-    """A token sees itself and what came before: a decoder."""
+    """A token attends to itself and to earlier tokens, as in a decoder."""
 
     def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         return key.index <= query.index
@@ -108,7 +107,7 @@ class Causal(Mask):
 
 @dataclass(frozen=True)
 class Prefix(Mask):
-    """The tokens given beforehand are seen by all; `Prefix() | Causal()` makes a prefix language model."""
+    """All tokens attend to the prefix; `Prefix() | Causal()` is the mask of a prefix language model."""
 
     def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         return False if key.prefix is None else key.prefix
@@ -116,14 +115,14 @@ class Prefix(Mask):
 
 @dataclass(frozen=True)
 class Window(Mask):
-    """At most `before` tokens back and `after` tokens ahead, counted by index; the token itself is seen."""
+    """At most `before` tokens back and `after` tokens ahead, by index; includes the token itself."""
 
     before: int
     after: int = 0
 
     def __post_init__(self) -> None:
         if self.before < 0 or self.after < 0:
-            raise ValueError(f"a window reaches {self.before} back and {self.after} ahead; neither may be < 0")
+            raise ValueError(f"a window reaches {self.before} back and {self.after} ahead; neither may be negative")
 
     def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         distance = query.index - key.index
@@ -147,7 +146,7 @@ class Strided(Mask):
 
 @dataclass(frozen=True)
 class FixedSparse(Mask):
-    """The token's own run of `stride` tokens, and the last `summary` tokens of every run (Child et al. 2019, fixed)."""
+    """The token's own chunk of `stride` tokens, and the last `summary` of every chunk (Child et al. 2019, fixed)."""
 
     stride: int
     summary: int = 1
@@ -157,13 +156,13 @@ class FixedSparse(Mask):
             raise ValueError(f"stride={self.stride} and summary={self.summary}: 1 <= summary <= stride must hold")
 
     def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
-        is_own = query.index // self.stride == key.index // self.stride
-        return is_own | (key.index % self.stride >= self.stride - self.summary)
+        is_same_chunk = query.index // self.stride == key.index // self.stride
+        return is_same_chunk | (key.index % self.stride >= self.stride - self.summary)
 
 
 @dataclass(frozen=True)
 class Local2D(Mask):
-    """Tokens at most so many rows and columns away, by two-dimensional positions (Parmar et al. 2018)."""
+    """Tokens at most `rows` rows and `columns` columns away, by 2D positions (Parmar et al. 2018)."""
 
     rows: int
     columns: int
@@ -173,8 +172,8 @@ class Local2D(Mask):
             raise ValueError(f"rows={self.rows} and columns={self.columns} must be at least 0")
 
     def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
-        rows = (query.along(0) - key.along(0)).abs()
-        columns = (query.along(1) - key.along(1)).abs()
+        rows = (query.on_axis(0) - key.on_axis(0)).abs()
+        columns = (query.on_axis(1) - key.on_axis(1)).abs()
         return (rows <= self.rows) & (columns <= self.columns)
 
 
@@ -203,12 +202,12 @@ class Either(Mask):
 def allowed_pair(mask: Mask, query: Coordinates, key: Coordinates) -> Tensor:
     """The predicate itself, elementwise after broadcasting: the same document, and the mask allows it.
 
-    Documents are compared here, outside the expression, so that no `|` can open a door between documents
-    and nothing attends to an empty slot.
+    Documents are compared here, outside the expression, so that no `|` can allow pairs across documents, and nothing
+    attends to padding.
     """
     return (query.document >= 0) & (query.document == key.document) & mask.allows(query, key)
 
 
-def attended(mask: Mask, query: Coordinates, key: Coordinates) -> Tensor:
+def dense_mask(mask: Mask, query: Coordinates, key: Coordinates) -> Tensor:
     """The predicate for all pairs: queries (B, T) and keys (B, S) to booleans (B, T, S)."""
     return allowed_pair(mask, query.map(lambda t: t.unsqueeze(2)), key.map(lambda t: t.unsqueeze(1)))

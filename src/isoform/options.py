@@ -1,4 +1,4 @@
-"""What each verb takes: one frozen dataclass a verb. Torch-free, so that help is quick."""
+"""The options of each command, a frozen dataclass each. Torch-free, so that help is quick."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Inline = tyro.conf.arg(name="")
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """How a verb speaks."""
+    """The output of a command."""
 
     quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
-    """Say only what matters."""
+    """Print only results and warnings."""
     verbose: Annotated[bool, tyro.conf.arg(aliases=["-v"])] = False
     """Show the traceback of a failure."""
     json: bool = False
-    """Print one JSON object on standard output, and nothing else there."""
+    """Print one JSON object, and nothing else, on standard output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +33,14 @@ class MachineOptions:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Format of the matrix products; auto: what the device is good at."""
+    """Format of the matrix products; auto: the fastest on the device."""
     compile: bool | None = None
-    """Compile the blocks with torch.compile (on CPUs that takes a C++ compiler); absent: on CUDA only."""
+    """Compile the blocks with torch.compile (needs a C++ compiler on CPUs); default: on CUDA only."""
     kernel: Literal["auto", "dense", "sdpa", "flex"] = "auto"
-    """How attention is computed: as is fast here, by plain products, torch's fused kernel, or FlexAttention, which
-    is compiled and can't train on CPUs."""
+    """How attention is computed: auto (the fastest), by plain matrix products, torch's fused kernel, or FlexAttention,
+    which is compiled and can't train on CPUs."""
     deterministic: bool = False
-    """On CUDA: the same bits each time, at some cost. CPUs give them anyway."""
+    """On CUDA: bitwise reproducible results, at some cost. On CPUs they always are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class TrainOptions:
     out: str = ""
     """The run directory; empty: runs/RECIPE-N, new. An existing run is continued."""
     dry_run: bool = False
-    """Prepare everything, say what would be trained, and stop."""
+    """Prepare everything, print what would be trained, and stop."""
     report: bool = True
     """Write report.html at the end; the runs of a study leave it out."""
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
@@ -60,16 +60,16 @@ class TrainOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions:
-    """Who makes the runs of a study."""
+    """How the runs of a study are executed."""
 
     pool: str = "runs/pool"
-    """Where runs lie, named by their content; a run that is there is not made again."""
+    """The folder of runs, named by their content; an existing run is not repeated."""
     engine: Literal["local", "ray", "slurm"] = "local"
     """Processes here, or the nodes of a Ray or Slurm cluster, which must share the pool's file system."""
     workers: int = 0
-    """Runs side by side; 0: as many as CPU cores on a CPU, one on another device."""
+    """Runs in parallel; 0: one per CPU core on a CPU, one on another device."""
     threads: int = 1
-    """CPU threads of each run; small models are made fastest by many runs of one thread."""
+    """CPU threads of each run; small models are trained fastest by many runs of one thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,18 +79,18 @@ class ScaleOptions:
     recipe: Annotated[Recipe, Inline] = Recipe()
     ladder: Annotated[Ladder, Inline] = Ladder()
     against: str = ""
-    """Another recipe (a name or a TOML path) to climb the same ladder with, or changes of this one:
-    KEY=VALUE,KEY=VALUE; the two are compared."""
+    """Another recipe (a name or a TOML path), or changes of this one (KEY=VALUE,KEY=VALUE), to run on the same ladder
+    and compare."""
     forecast: float = 10.0
-    """Forecast a run of so many times the largest run's compute."""
+    """Forecast a run with the largest run's compute times this factor."""
     verify: bool = False
     """Train the run that was forecast, and score the forecast."""
     price: dict[str, float] = field(default_factory=dict)
-    """What an hour costs, in any money: --price.here 0.1 --price.H200 3.5."""
+    """The price of an hour, in any currency: --price.here 0.1 --price.H200 3.5."""
     out: str = ""
     """The folder of the report; empty: runs/scale-RECIPE."""
     dry_run: bool = False
-    """Say what would be run and what it would take, and stop."""
+    """Print the planned runs and their cost, and stop."""
     study: Annotated[StudyOptions, Inline] = StudyOptions()
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
@@ -98,20 +98,20 @@ class ScaleOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceOptions:
-    """Check a claim: make its runs, decide by its rule, write its page."""
+    """Check a claim: execute its runs, decide by its rule, write its page."""
 
     claim: tyro.conf.Positional[str] = ""
     """The id of a built-in claim, or the path of a TOML file."""
     list: bool = False
-    """All claims, with the verdicts found in --out."""
+    """List all claims, with the verdicts in --out."""
     quick: bool = False
-    """The short form, of at most five minutes; its pages are named ID-quick."""
+    """The short version, of at most five minutes; its pages are named ID-quick."""
     extend: bool = False
-    """Take the runs that the JSON in --out knows as done, and make those that are missing."""
+    """Reuse the runs in the JSON in --out, and execute those that are missing."""
     data: str = ""
-    """The folder in which a claim's data lie that don't come with a package; empty: here."""
+    """The folder of the claim's data that no package provides; empty: the working directory."""
     out: str = "docs/results"
-    """Where ID.md, ID.json and the pictures go."""
+    """The folder for ID.md, ID.json and the figures."""
     study: Annotated[StudyOptions, Inline] = StudyOptions()
     machine: Annotated[MachineOptions, Inline] = field(default_factory=MachineOptions)
     output: Annotated[Output, Inline] = field(default_factory=Output)
@@ -119,15 +119,15 @@ class ReproduceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions:
-    """Look at training rows: every token above what it should say, and who may attend to whom."""
+    """Look at training rows: every token above its target, and the attention mask."""
 
     recipe: Annotated[Recipe, Inline] = Recipe()
     examples: int = 1
-    """How many rows."""
+    """The number of rows."""
     first: int = 0
-    """The number of the first: row 0 is where training begins."""
+    """The index of the first row; training begins with row 0."""
     columns: int = 32
-    """So many tokens of each mask are drawn; 0: none."""
+    """The number of tokens of each mask that are drawn; 0: none."""
     output: Annotated[Output, Inline] = Output()
 
 
@@ -138,46 +138,45 @@ class GenerateOptions:
     run: tyro.conf.Positional[str] = ""
     """A run directory, a Hugging Face folder, or a GGUF file."""
     prompt: str | None = None
-    """The text to continue; absent: standard input, if it is not a terminal."""
+    """The text to continue; default: standard input, if it is not a terminal."""
     path: str = ""
-    """A file with a prompt, or a source, on each line: the answer to each is written, a line each; with num_samples
-    above 1 so many lines, each after the number of the prompt and its score."""
+    """A file with a prompt, or a source, on each line; the output has a line for each, or num_samples lines, each after
+    the index of the prompt and its score."""
     out: str = ""
-    """The file for the answers to --path; empty: standard output."""
+    """The file for the output of --path; empty: standard output."""
     sampling: Annotated[Sampling, Inline] = Sampling()
     beams: int = 0
-    """Search for the num_samples most probable texts with so many beams, instead of sampling; 0: sample."""
+    """Beam search for the num_samples most probable texts with this many beams; 0: sample instead."""
     length_penalty: float = 1.0
-    """A text's score in that search is its log probability over its length to this power."""
+    """A text's score in beam search is its log probability over its length to this power."""
     probabilities: bool = False
-    """Walk prompt and continuation token by token: probability, rank, entropy, alternatives."""
+    """For each token of prompt and continuation: probability, rank, entropy, alternatives."""
     attention: str = ""
-    """A PNG file for a picture of how the tokens of an answer attend to those of its source, layer by layer."""
+    """A PNG file for a figure of the attention from the tokens of the output to those of the source, layer by layer."""
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Loss and bits per byte of runs, on their own validation text or any other; and how well they do a task."""
+    """Loss and bits per byte of runs, on their validation split or any text; and scores of tasks."""
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
     """Run directories, Hugging Face folders, GGUF files."""
     path: str = ""
     """The text to evaluate on, whole; empty: each run's own validation split."""
     limit: int = 0
-    """At most this many rows; 0: all."""
+    """The maximum number of rows; 0: all."""
     tasks: tuple[Literal["translation"], ...] = ()
-    """translation: every source is answered, and the answers are scored with BLEU, as is published and on plain
-    text."""
+    """translation: all sources are translated, and scored with BLEU, tokenized (as published) and on plain text."""
     language: str = "en"
-    """Of the targets of a translation, by its ISO 639 code: Moses' tokenizer knows its abbreviations."""
+    """The ISO 639 code of the target language, for the abbreviations in Moses' tokenizer."""
     beams: int = 5
-    """So many beams search for each answer."""
+    """The number of beams of the beam search."""
     length_penalty: float = 1.0
-    """An answer's score in that search is its log probability over its length to this power."""
+    """The score in beam search is the log probability over the length to this power."""
     out: str = ""
-    """The folder for the answers, a file of lines for each run; empty: they aren't kept."""
+    """The folder for the translations, a file for each run; empty: they aren't saved."""
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
 
@@ -193,7 +192,7 @@ class EstimateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
-    """Write a model as a folder that transformers loads; what no class of theirs can say is refused by name."""
+    """Write a model as a folder for transformers; fields that no class there can represent are refused by name."""
 
     source: tyro.conf.Positional[str] = ""
     """A run directory, a Hugging Face folder, or a GGUF file."""
@@ -219,5 +218,5 @@ class RecipesOptions:
     diff: tuple[str, str] | None = None
     """Two recipes or presets (names, or TOML paths) to compare field by field."""
     show: str = ""
-    """Print one recipe as it is written."""
+    """Print the text of one recipe."""
     output: Annotated[Output, Inline] = field(default_factory=Output)

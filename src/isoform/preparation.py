@@ -1,4 +1,4 @@
-"""From a recipe to what can be trained: records, codec, view, loader, task, and the sizes of its model."""
+"""From a recipe to the objects for training: records, codec, view, loader, task, and the sizes of its model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from isoform.run import load, view_of
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What a recipe becomes before anything is trained: its vocabulary size is filled in."""
+    """A recipe, with its vocabulary size filled in, and the objects for training it."""
 
     recipe: Recipe
     split: Split
@@ -40,22 +40,22 @@ class Prepared:
     view: View
     loader: Loader
     bytes_per_token: float | None
-    """Of the training text; None if it isn't text that is predicted."""
+    """Of the training text; None unless text is predicted."""
     teacher: Transformer | None = None
 
     @property
     def answers_source(self) -> bool:
-        """Whether a source is answered, rather than a text continued."""
+        """Whether the model maps a source to a target, rather than continue a text."""
         return self.split.has_source or isinstance(self.recipe.objective, Corruption)
 
     @property
     def task(self) -> Task:
-        """The objective on a model."""
+        """The objective with its view and teacher."""
         return build_task(self.recipe.objective, self.view, self.teacher)
 
     @cached_property
     def flops_per_step(self) -> int:
-        """Training FLOPs of one global batch; the mean, where batches are of several shapes."""
+        """Training FLOPs of one global batch; the mean if batches are of several shapes."""
         loader, model = self.loader, self.recipe.model
         weights = torch.cat([b.loss_weights.flatten() for b in global_batch(self, 0).micro_batches])
         scored = scored_fraction(model, weights)
@@ -64,15 +64,15 @@ class Prepared:
 
     @cached_property
     def tokens_per_step(self) -> float:
-        """Places of one global batch, empty ones included; likewise."""
-        places = sum(n * rows * length for (rows, length, _), n in self.loader.shapes.items())
-        return self.recipe.rows_per_step * places / self.loader.rows_per_epoch
+        """Positions of one global batch, including padding; the mean if batches are of several shapes."""
+        positions = sum(n * rows * length for (rows, length, _), n in self.loader.shapes.items())
+        return self.recipe.rows_per_step * positions / self.loader.rows_per_epoch
 
 
 def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
-    """Load the records, build the codec (or take this one, or that of the model to start from), cut the rows.
+    """Load the records, build the codec (or use this one, or that of the model to start from), pack the rows.
 
-    Raises ValueError for data that won't do, and what `isoform.load` raises.
+    Raises ValueError for unsuitable data, and what `isoform.load` raises.
     """
     parts, split = load_records(recipe.data)
     recipe = _with_labels(recipe, split)
@@ -95,7 +95,7 @@ def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
         )
         for part in tokens
     ]
-    loader = _mixed(recipe, loaders)
+    loader = _mixture(recipe, loaders)
     bytes_per_token = None
     if isinstance(codec, TextCodec) and view.is_text:
         bytes_per_token = float(codec.token_bytes[tokens[0].ids[: 2**20]].mean())
@@ -104,7 +104,7 @@ def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
 
 
 def load_records(data: Data) -> tuple[Sequence[Split], Split]:
-    """The records of each source, and of all together."""
+    """The records of each source of data, and of all."""
     if not data.mixture:
         split = load_source(data.path, data.validation_path)
         return [split], split
@@ -113,7 +113,7 @@ def load_records(data: Data) -> tuple[Sequence[Split], Split]:
     return parts, Split(train, validation, tuple(source for part in parts for source in part.sources))
 
 
-def _mixed(recipe: Recipe, loaders: Sequence[Loader]) -> Loader:
+def _mixture(recipe: Recipe, loaders: Sequence[Loader]) -> Loader:
     if len(loaders) == 1:
         return loaders[0]
     data = recipe.data
@@ -125,20 +125,20 @@ def _mixed(recipe: Recipe, loaders: Sequence[Loader]) -> Loader:
 
 
 def _teacher(objective: Distillation, codec: Codec) -> Transformer:
-    """The model of a teacher. Raises ValueError for one that speaks in other tokens."""
+    """The model of a teacher. Raises ValueError for one with another codec."""
     if not objective.teacher:
         raise ValueError(NO_TEACHER)
     teacher = load(objective.teacher)
     if teacher.codec.fingerprint != codec.fingerprint:
         raise ValueError(
-            f"the teacher {objective.teacher} has another codec than the student; begin the student with it by "
-            f"codec.path, or teach by what it writes"
+            f"the teacher {objective.teacher} has another codec than the student; use the teacher's by "
+            f"codec.path, or train on texts that it generates"
         )
     return teacher.transformer
 
 
 def _with_labels(recipe: Recipe, split: Split) -> Recipe:
-    """The recipe with the names of its labels, where it leaves them to the records; images come with numbers."""
+    """The recipe with the names of its labels from the records if it has none; labels of images are indices."""
     objective, key = recipe.objective, requirements_of(recipe.objective).names
     if key is None or not isinstance(objective, WithClasses) or objective.labels or "image" in split.train[0]:
         return recipe
@@ -146,7 +146,7 @@ def _with_labels(recipe: Recipe, split: Split) -> Recipe:
 
 
 def tokens_of(recipe: Recipe, records: Sequence[Record], codec: Codec) -> TokenStore:
-    """The tokens of records, their labels as numbers."""
+    """The tokens of records, with labels as indices."""
     objective, key = recipe.objective, requirements_of(recipe.objective).names
     if key is not None and isinstance(objective, WithClasses) and objective.labels:
         records = encode_labels(records, objective.labels, key)
@@ -154,34 +154,34 @@ def tokens_of(recipe: Recipe, records: Sequence[Record], codec: Codec) -> TokenS
 
 
 def _texts(recipe: Recipe, split: Split) -> list[str]:
-    """What a codec learns from: the training records; for an alphabet, which must be complete, all records."""
+    """The texts that a codec is trained on: the training records; for an alphabet, which must be complete, all."""
     records = [*split.train, *split.validation] if isinstance(recipe.codec, Characters) else split.train
     return [text for record in records for text in record.values() if isinstance(text, str)]
 
 
 def global_batch(prepared: Prepared, step: int) -> GlobalBatch:
-    """The rows of a step: a pure function of the recipe and the step, cut into micro-batches."""
+    """The rows of a step, split into micro-batches: a pure function of the recipe and the step."""
     rows, size = prepared.recipe.rows_per_step, prepared.recipe.rows_per_pass
     starts = range(step * rows, (step + 1) * rows, size)
-    parts = [prepared.loader.rows(at, min(size, (step + 1) * rows - at)) for at in starts]
+    parts = [prepared.loader.rows(start, min(size, (step + 1) * rows - start)) for start in starts]
     return GlobalBatch(parts, prepared.loader.weight(step * rows, rows))
 
 
 def with_sizes(recipe: Recipe, codec: Codec) -> Recipe:
     """The recipe with the sizes of its vocabulary, stem and head taken from the codec.
 
-    Raises ValueError if it states others that don't fit, or a stem or head that doesn't go with the codec.
+    Raises ValueError if it has sizes that don't fit, or a stem or head that is incompatible with the codec.
     """
     sized = _with_widths(recipe.model, recipe.objective, codec)
-    stated = sized.vocab_size
-    if stated and stated < codec.vocab_size and recipe.start:
-        stated = codec.vocab_size  # its special tokens are added to those of the model that it begins with
-    if stated and stated < codec.vocab_size:
+    vocab_size = sized.vocab_size
+    if vocab_size and vocab_size < codec.vocab_size and recipe.start:
+        vocab_size = codec.vocab_size  # its special tokens are added to those of the model that training starts with
+    if vocab_size and vocab_size < codec.vocab_size:
         raise ValueError(
-            f"model.vocab_size={stated} is smaller than the codec's {codec.vocab_size} tokens; "
-            f"leave it out to take the codec's"
+            f"model.vocab_size={vocab_size} is smaller than the codec's {codec.vocab_size} tokens; "
+            f"leave it out to use the codec's"
         )
-    return replace(recipe, model=replace(sized, vocab_size=stated or max(1, codec.vocab_size)))
+    return replace(recipe, model=replace(sized, vocab_size=vocab_size or max(1, codec.vocab_size)))
 
 
 def _with_widths(model: Model, objective: Objective, codec: Codec) -> Model:
@@ -199,7 +199,7 @@ def _sized_stem(stem: Stem, codec: Codec) -> Stem:
     if (codec.num_features == 0) != isinstance(stem, Lookup):
         what = f"rows of {codec.num_features} features, for the stems linear and convolution"
         raise ValueError(
-            f"the stem {type(stem).__name__} with the codec {codec.definition()['kind']}, which gives "
+            f"the stem {type(stem).__name__} with the codec {codec.definition()['kind']}, which returns "
             f"{what if codec.num_features else 'ids, for the stem lookup'}; set model.stem.kind"
         )
     if isinstance(stem, Lookup):
@@ -208,10 +208,10 @@ def _sized_stem(stem: Stem, codec: Codec) -> Stem:
         stem = replace(
             stem, num_features=stem.num_features or codec.num_features, num_ids=stem.num_ids or codec.vocab_size
         )
-    read = stem.num_features * (stem.stride if isinstance(stem, Convolution) else 1)
-    if read != codec.num_features:
+    num_features = stem.num_features * (stem.stride if isinstance(stem, Convolution) else 1)
+    if num_features != codec.num_features:
         raise ValueError(
-            f"the stem reads {read} features per token, the codec gives {codec.num_features}; "
+            f"the stem reads {num_features} features per token, the codec returns {codec.num_features}; "
             f"leave model.stem.num_features out"
         )
     return stem
@@ -221,13 +221,13 @@ def _sized_head(head: Head, objective: Objective, codec: Codec) -> Head:
     if not isinstance(head, Pooled) or head.embed:
         return head
     num_labels = len(objective.labels) if isinstance(objective, WithClasses) else 0
-    wanted = requirements_of(objective).num_outputs or num_labels or codec.num_classes
-    if not (head.num_outputs or wanted) or 0 < head.num_outputs < wanted:
+    num_outputs = requirements_of(objective).num_outputs or num_labels or codec.num_classes
+    if not (head.num_outputs or num_outputs) or 0 < head.num_outputs < num_outputs:
         raise ValueError(
-            f"a head with num_outputs={head.num_outputs} can't tell {wanted} answers apart; leave it out to take as "
-            f"many as there are"
+            f"a head with num_outputs={head.num_outputs} is too small for {num_outputs} outputs; leave it out to use "
+            f"that number"
         )
-    return replace(head, num_outputs=head.num_outputs or wanted)
+    return replace(head, num_outputs=head.num_outputs or num_outputs)
 
 
 def _check_grid(sizes: tuple[int, ...], codec: Codec) -> None:

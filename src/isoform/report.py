@@ -1,5 +1,4 @@
-"""Pages: that of a run, with curves, samples, recipe and costs, in one HTML file that needs nothing else; and the table
-of forms."""
+"""The report of a run, with curves, samples, recipe and costs, as a self-contained HTML file; the table of forms."""
 
 from __future__ import annotations
 
@@ -14,13 +13,14 @@ from isoform.config import from_dict, load_toml
 from isoform.data.sources import load_source
 from isoform.experiment import classify
 from isoform.figures import new_figure, to_svg
+from isoform.files import write_text
 from isoform.model.cost import num_active_parameters, num_parameters
 from isoform.model.presets import PRESETS
 from isoform.objectives.config import Classification
 from isoform.recipe import Recipe
 from isoform.run import Run, load
 from isoform.terminal import count, duration
-from isoform.training.ledger import read_metrics
+from isoform.training.metrics import read_metrics
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --paper: #ffffff; --faint: #5b6675; --line: #d9dee5; --box: #f5f7f9; }
@@ -55,28 +55,28 @@ def write_report(run: Run) -> None:
 <p class="lead">{html.escape(_lead(summary))}</p>
 <h2>Loss</h2><figure>{loss_curves(read_metrics(run.metrics))}</figure>
 <h2>Result and cost</h2>{_table(_rows(summary))}
-{_answers(run)}{_samples(samples) if samples else ""}
+{_predictions(run)}{_samples(samples) if samples else ""}
 <h2>Recipe, resolved</h2><pre>{html.escape(recipe)}</pre>
 </body></html>
 """
-    run.report.write_text(page, encoding="utf-8")
+    write_text(run.report, page)
 
 
 def loss_curves(metrics: Sequence[dict]) -> str:
-    """Training and held-out loss against tokens seen, as SVG."""
+    """Training and validation loss against tokens seen, as SVG."""
     training = [(line["tokens_seen"], line["loss"]) for line in metrics if "loss" in line]
     tokens = {line["step"]: line["tokens_seen"] for line in metrics if "tokens_seen" in line}
-    held_out = [
+    validation = [
         (tokens[m["step"]], m["validation_loss"]) for m in metrics if "validation_loss" in m and m["step"] in tokens
     ]
     figure, axes = new_figure(8, 3.6)
     axes.plot(*zip(*training, strict=True), color="#9db2c9", linewidth=1, label="training")
-    axes.plot(*zip(*held_out, strict=True), color="#b3392f", marker="o", markersize=4, label="held out")
-    last_tokens, last_loss = held_out[-1]
+    axes.plot(*zip(*validation, strict=True), color="#b3392f", marker="o", markersize=4, label="validation")
+    last_tokens, last_loss = validation[-1]
     axes.annotate(f"{last_loss:.3f}", (last_tokens, last_loss), xytext=(-4, 8), textcoords="offset points", ha="right")
-    floor = min(loss for _, loss in training + held_out)
+    floor = min(loss for _, loss in training + validation)
     start = training[min(len(training) - 1, max(1, len(training) // 20))][1]
-    axes.set_ylim(floor * 0.95, max(start, held_out[0][1]) * 1.05)
+    axes.set_ylim(floor * 0.95, max(start, validation[0][1]) * 1.05)
     axes.set_xlabel("tokens seen")
     axes.set_ylabel("loss per target")
     axes.xaxis.set_major_formatter(lambda value, _: count(value))
@@ -87,17 +87,21 @@ def loss_curves(metrics: Sequence[dict]) -> str:
 def _lead(summary: dict) -> str:
     loss, per_byte = summary["validation_loss"], summary["bits_per_byte"]
     if summary["validation_accuracy"] is None:
-        reached = f"Held-out mean squared error {loss:.4g}"
+        result = f"Validation mean squared error {loss:.4g}"
     elif per_byte is None:
-        reached = f"Held-out loss {loss:.4f} nats per answer, {summary['validation_accuracy']:.2%} of the answers right"
+        result = f"Validation loss {loss:.4f} nats per label, accuracy {summary['validation_accuracy']:.2%}"
     else:
-        reached = f"Held-out loss {loss:.4f} nats per token, {per_byte:.4f} bits per byte"
+        result = f"Validation loss {loss:.4f} nats per token, {per_byte:.4f} bits per byte"
     expected = summary["expected_loss"]
-    return f"{reached}{'' if expected is None else f' (expected {expected:.4f})'}."
+    return f"{result}{'' if expected is None else f' (expected {expected:.4f})'}."
 
 
 def _accuracy(accuracy: float | None) -> list[tuple[str, str, str]]:
-    return [] if accuracy is None else [("Accuracy", f"{accuracy:.2%}", "of the most probable answer, held out")]
+    return (
+        []
+        if accuracy is None
+        else [("Accuracy", f"{accuracy:.2%}", "of the most probable label, on the validation split")]
+    )
 
 
 def _rows(summary: dict) -> list[tuple[str, str, str]]:
@@ -152,25 +156,25 @@ def _samples(text: str) -> str:
     *earlier, (step, last) = parts
     older = "".join(f"<p>step {html.escape(s)}</p><pre>{html.escape(body.strip())}</pre>" for s, body in earlier)
     folded = f"<details><summary>Earlier samples</summary>{older}</details>" if earlier else ""
-    return f"<h2>What it writes</h2><p>step {html.escape(step)}</p><pre>{html.escape(last.strip())}</pre>{folded}"
+    return f"<h2>Samples</h2><p>step {html.escape(step)}</p><pre>{html.escape(last.strip())}</pre>{folded}"
 
 
-def _answers(run: Run) -> str:
-    """Ten held-out images with what the model says they are, if it was trained on images."""
+def _predictions(run: Run) -> str:
+    """Ten validation images with the predicted labels, if the model classifies images."""
     recipe = from_dict(Recipe, load_toml(run.recipe))
     if not isinstance(recipe.codec, Patches) or not isinstance(recipe.objective, Classification):
         return ""
     records = load_source(recipe.data.path, recipe.data.validation_path).validation[:10]
-    probabilities, answers = classify(load(run.folder), records).max(-1)
+    probabilities, labels = classify(load(run.folder), records).max(-1)
     cells = ""
-    for record, answer, probability in zip(records, answers.tolist(), probabilities.tolist(), strict=True):
-        truth = "" if answer == record["label"] else f", but it is {record['label']}"
-        cells += f"<td>{picture(record['image'])}<br>{answer}{truth} <small>{probability:.0%}</small></td>"
-    return f"<h2>What it says of held-out images</h2><table><tr>{cells}</tr></table>"
+    for record, label, probability in zip(records, labels.tolist(), probabilities.tolist(), strict=True):
+        truth = "" if label == record["label"] else f", true label {record['label']}"
+        cells += f"<td>{picture(record['image'])}<br>{label}{truth} <small>{probability:.0%}</small></td>"
+    return f"<h2>Predictions on validation images</h2><table><tr>{cells}</tr></table>"
 
 
 def picture(image: np.ndarray) -> str:
-    """An image (height, width) or (height, width, channels) as SVG, the greatest number black; channels averaged."""
+    """An image (height, width) or (height, width, channels) as SVG, the largest value black; channels are averaged."""
     gray = image if image.ndim == 2 else image.mean(-1)
     shades = np.round(255 * (1 - gray / max(gray.max(), 1e-9))).astype(int)
     squares = "".join(

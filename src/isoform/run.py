@@ -1,4 +1,4 @@
-"""The run directory: what lies where, and how a model comes back out of it.
+"""The run directory: its files, and how a model is loaded from it.
 
 recipe.toml  metrics.jsonl  summary.json  samples.txt  report.html  checkpoints/  model/
 """
@@ -24,7 +24,7 @@ from isoform.checkpoint.huggingface import (
 )
 from isoform.checkpoint.store import Checkpoint, find_checkpoint, load_tensors
 from isoform.checkpoint.tensors import state_of
-from isoform.checkpoint.versions import upgraded
+from isoform.checkpoint.versions import upgrade_tensors
 from isoform.codecs.bpe import TOKENIZER_FILE, BPECodec
 from isoform.codecs.codec import FILE, Codec
 from isoform.codecs.numbers import NumberCodec
@@ -73,7 +73,7 @@ class Run:
 
     @property
     def diverged(self) -> Path:
-        """There if the run ended with a loss or gradient that isn't finite: the step and what was said."""
+        """Exists if the run ended with a loss or gradient that isn't finite: the step and the message."""
         return self.folder / "diverged.json"
 
     @property
@@ -96,7 +96,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What a run made: a model in evaluation mode, its codec and recipe; `answers_source`: it was given sources."""
+    """A trained model in evaluation mode, its codec and recipe; `answers_source`: whether it was trained on pairs."""
 
     model: Network
     codec: Codec
@@ -106,12 +106,12 @@ class Trained:
 
     @property
     def view(self) -> View:
-        """How it was taught to read records."""
+        """The view of records that it was trained with."""
         return view_of(self.recipe, self.codec)
 
     @property
     def transformer(self) -> Transformer:
-        """The model, for what only a Transformer does. Raises ValueError for a baseline."""
+        """The model, for code that needs a Transformer. Raises ValueError for a baseline."""
         if isinstance(self.model, Transformer):
             return self.model
         raise ValueError(
@@ -121,13 +121,13 @@ class Trained:
 
 
 def view_of(recipe: Recipe, codec: Codec) -> View:
-    """How a recipe's objective reads records, for the form of its model."""
+    """The view of a recipe's objective, for the form of its model."""
     is_causal = isinstance(recipe.model, ModelConfig) and recipe.model.decoder is not None
     return build_view(recipe.objective, codec, is_encoder_decoder=recipe.is_encoder_decoder, is_causal=is_causal)
 
 
 def next_run(name: str, root: Path = Path("runs")) -> Run:
-    """A new run directory's name: NAME-1, NAME-2, …"""
+    """The first of NAME-1, NAME-2, … that doesn't exist."""
     number = 1
     while (root / f"{name}-{number}").exists():
         number += 1
@@ -135,7 +135,7 @@ def next_run(name: str, root: Path = Path("runs")) -> Run:
 
 
 def begin(run: Run, recipe: Recipe, codec: Codec, *, answers_source: bool) -> None:
-    """Write what a run knows from its start: codec and model config, and last its recipe."""
+    """Write the files of a new run: codec and model config, and last its recipe."""
     run.model.mkdir(parents=True, exist_ok=True)
     codec.save(run.model)
     config = {
@@ -149,24 +149,24 @@ def begin(run: Run, recipe: Recipe, codec: Codec, *, answers_source: bool) -> No
 
 
 LARGE = 4_000_000
-"""Parameters in matrices from which a model leaves a CPU's caches, so that smaller products are faster to decode."""
+"""Parameters in matrices beyond which a model exceeds a CPU's caches, so that decoding is faster in smaller formats."""
 
 
 def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Trained:
-    """The model of a run directory, of a Hugging Face folder, or of a GGUF file; or of those inside an installed
+    """Load the model of a run directory, a Hugging Face folder, or a GGUF file; or of one of these inside an installed
     package, `package:NAME/PATH`.
 
-    Of a run: its newest checkpoint that verifies, else model/. dtype: of the products of a large model on a CPU; small
-    ones are faster in float32.
+    Of a run: its newest checkpoint that verifies, else model/. dtype: of the matrix products of a large model on a CPU;
+    small ones are faster in float32.
 
-    Raises ValueError where there is no model, none was kept yet, or it is not one of ours or of a family we know;
-    CorruptCheckpoint where all checkpoints are damaged.
+    Raises ValueError if there is no model, no checkpoint yet, or a model of an unknown family; CorruptCheckpoint if all
+    checkpoints are damaged.
     """
-    path = _place(str(path))
+    path = _model_path(str(path))
     if path.suffix == ".gguf":
         trained = _load_gguf(path)
     elif is_folder(path) and not Run(path).exists:
-        trained = _foreign(read_folder(path), _codec_of(path, path))
+        trained = _imported(read_folder(path), _codec_of(path, path))
     else:
         trained = _load_run(Run(path))
     if torch.device(device).type == "cpu" and num_matrix_parameters(trained.model.config) >= LARGE:
@@ -174,8 +174,8 @@ def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     return replace(trained, model=trained.model.to(device).eval())
 
 
-def _place(path: str) -> Path:
-    """Where a model lies, perhaps inside an installed package."""
+def _model_path(path: str) -> Path:
+    """The path of a model, perhaps inside an installed package."""
     if not path.startswith(PACKAGE):
         return Path(path)
     package, _, inside = path.removeprefix(PACKAGE).partition("/")
@@ -183,7 +183,7 @@ def _place(path: str) -> Path:
 
 
 def model_of(path: str) -> Model:
-    """The config of the model that `load` gives; Raises what that raises."""
+    """The config of the model that `load` returns. Raises what that raises."""
     return load(path).model.config
 
 
@@ -192,32 +192,32 @@ def _load_gguf(path: Path) -> Trained:
     file = read_gguf(path)
     model = file.model
     if file.tokenizer is None:
-        return _foreign(model, _codec_of(None, path, model.config.vocab_size))
+        return _imported(model, _codec_of(None, path, model.config.vocab_size))
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / TOKENIZER_FILE).write_text(json.dumps(file.tokenizer), encoding="utf-8")
-        return _foreign(model, _codec_of(Path(folder), path, model.config.vocab_size))
+        return _imported(model, _codec_of(Path(folder), path, model.config.vocab_size))
 
 
 def _codec_of(folder: Path | None, path: Path, vocab_size: int = 0) -> Codec:
-    """The tokenizer of a folder; without one that can be read tokens are spoken of by their numbers."""
+    """The tokenizer of a folder; tokens are written as their ids if none can be read."""
     try:
         if folder is None or not (folder / TOKENIZER_FILE).exists():
             raise ValueError("there is no tokenizer.json")
         return load_codec(folder)
     except ValueError as error:
-        warnings.warn(f"{path}: {error}; tokens are written as their numbers", stacklevel=3)
+        warnings.warn(f"{path}: {error}; tokens are written as their ids", stacklevel=3)
         return NumberCodec(vocab_size or int(read_json(path / CONFIG)["vocab_size"]))
 
 
-def _foreign(model: Transformer, codec: Codec) -> Trained:
-    """A model that was trained elsewhere, with a recipe that says what it is."""
+def _imported(model: Transformer, codec: Codec) -> Trained:
+    """A model of another library, with a recipe that describes it."""
     return Trained(model, codec, recipe_of(model.config), model.config.form == "encoder_decoder", 0)
 
 
 def export(trained: Trained, folder: Path) -> str:
-    """Write a model as a folder that transformers loads, its tokenizer beside it; gives the class.
+    """Write a model and its tokenizer as a folder for transformers; returns the name of the class that reads it.
 
-    Raises ValueError naming the fields that no class of theirs has words for.
+    Raises ValueError naming the fields that no class there can represent.
     """
     codec, special = trained.codec, {}
     if isinstance(codec, BPECodec):
@@ -227,18 +227,18 @@ def export(trained: Trained, folder: Path) -> str:
         codec.save(folder)
         (folder / FILE).unlink()
         end = codec.special[codec.end_of_text]
-        about = {
+        settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": end,
             "bos_token": end,
             "model_input_names": ["input_ids"],
         }
-        write_text(folder / "tokenizer_config.json", json.dumps(about, indent=2) + "\n")
+        write_text(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
     return architecture
 
 
 def _load_run(run: Run) -> Trained:
-    """The newest state of a run."""
+    """The newest model of a run."""
     path = run.folder
     if not run.exists:
         raise ValueError(
@@ -251,7 +251,7 @@ def _load_run(run: Run) -> Trained:
         raise ValueError(
             f"{path} was written in format {config['format']}, this isoform reads up to {FORMAT}; upgrade it"
         )
-    kind = {"kind": kind_of(ModelConfig)}  # which older runs don't say
+    kind = {"kind": kind_of(ModelConfig)}  # which older runs omit
     model = build_module(from_dict(Model, {**kind, **config["model"]}))
     is_averaged = recipe.training.average_checkpoints > 1 and run.summary.exists()
     checkpoint = find_checkpoint(run.checkpoints) if run.checkpoints.is_dir() and not is_averaged else None
@@ -265,9 +265,9 @@ def _load_run(run: Run) -> Trained:
             with safe_open(weights, "pt") as file:
                 layout = int((file.metadata() or {}).get("layout", config.get("layout", 1)))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            tensors, step = upgraded(tensors, layout, model), recipe.training.steps
+            tensors, step = upgrade_tensors(tensors, layout, model), recipe.training.steps
         except SafetensorError as error:
-            raise ValueError(f"{weights} is damaged ({error}); copy it again or train once more") from error
+            raise ValueError(f"{weights} is damaged ({error}); copy it again or train it again") from error
     else:
         raise ValueError(f"{path} has no checkpoint yet; continue it with: isoform train --out {path}")
     load_state(model, tensors)
@@ -278,23 +278,23 @@ def _load_run(run: Run) -> Trained:
 
 
 def model_tensors(checkpoint: Checkpoint, model: Network) -> dict[str, torch.Tensor]:
-    """The model's tensors in a checkpoint, named and laid out as today."""
-    return upgraded(load_tensors(checkpoint, "model"), layout_of(checkpoint), model)
+    """The model's tensors in a checkpoint, in today's layout."""
+    return upgrade_tensors(load_tensors(checkpoint, "model"), layout_of(checkpoint), model)
 
 
 def layout_of(checkpoint: Checkpoint) -> int:
-    """How the parameters of a checkpoint are named and laid out."""
+    """The layout of a checkpoint: the names and shapes of its parameters; see checkpoint/versions.py."""
     return int(checkpoint.manifest.fingerprints.get("layout", 1))
 
 
 def load_state(model: Network, tensors: dict[str, torch.Tensor]) -> None:
-    """Put tensors into the model. Raises ValueError naming what is missing, unexpected or of another shape."""
+    """Copy tensors into the model. Raises ValueError naming those that are missing, unexpected or of another shape."""
     expected = state_of(model)
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     shapes = [n for n in expected.keys() & tensors.keys() if expected[n].shape != tensors[n].shape]
     if missing or extra or shapes:
         raise ValueError(
-            f"these weights are of another model: missing {missing}, unexpected {extra}, reshaped {shapes}"
+            f"these weights are of another model: missing {missing}, unexpected {extra}, of another shape {shapes}"
         )
     with torch.no_grad():
         for name, tensor in tensors.items():

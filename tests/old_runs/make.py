@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from isoform.training.ledger import read_metrics
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from isoform.evaluation.evaluate import apply
@@ -36,7 +37,6 @@ from isoform.run import Run, Trained, export, load
 from isoform.scaling.claims import load_claim
 from isoform.scaling.ladder import Rung
 from isoform.scaling.study import make_job
-from isoform.training.ledger import read_metrics
 
 HERE = Path(__file__).parent
 CPU = choose_machine("cpu", "float32")

@@ -1,1 +1,1 @@
-"""Keeping what was learned: the commit protocol and, beside it, other libraries' layouts."""
+"""Checkpoints: the commit protocol, and the formats of other libraries."""

@@ -1,7 +1,7 @@
-"""Hugging Face folders, in and out: config.json and safetensors to a model and back, by the tables of families/.
+"""Hugging Face folders, read and written: config.json and safetensors to a model and back, by the tables of families/.
 
-Shapes are checked before a tensor is read, sizes before memory is taken; nothing is unpickled and no code named by a
-folder is run.
+Shapes are checked before a tensor is read, sizes before memory is allocated; nothing is unpickled and no code that a
+folder names is run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from isoform.checkpoint.families.canonical import canonical
 from isoform.checkpoint.families.family import Family, NotRepresentable
 from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.families.registry import FAMILIES
-from isoform.checkpoint.tensors import Place, StoredTensor, build_empty, fill, places_of, state_of
+from isoform.checkpoint.tensors import StoredTensor, TensorSlice, build_empty, fill, slices_of, state_of
 from isoform.config import differences, to_dict
 from isoform.model.baseline_config import Model
 from isoform.model.config import ModelConfig
@@ -32,16 +32,16 @@ from isoform.model.transformer import Transformer
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.ckpt", "tf_model.h5", "flax_model.msgpack")
 SHARD = 5 * 10**9
-"""Bytes of tensors from which a further file is begun."""
-SILENT = {
+"""Bytes of tensors per file; beyond that another file is started."""
+IGNORED_FIELDS = {
     "_attn_implementation", "_name_or_path", "architectures", "auto_map", "decoder_vocab_size", "dense_act_fn",
     "deterministic_flash_attn", "dtype", "encoder_stride", "id2label", "is_decoder", "is_encoder_decoder",
     "is_gated_act", "label2id", "layer_types", "max_window_layers", "median_filter_width", "model_type",
     "num_hidden_layers", "num_labels", "pooler_act", "pooler_output_size", "pretraining_tp", "problem_type",
     "return_dict", "sliding_window", "task_specific_params", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
-"""Fields that say nothing about the function, or nothing that other fields don't say."""
-SILENT_WORDS = (
+"""Fields that don't affect the computed function, or repeat other fields."""
+IGNORED_WORDS = (
     "token",
     "drop",
     "init",
@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict:
 def read_folder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Transformer:
     """The model of a folder, in evaluation mode, in this dtype (None: as stored).
 
-    Raises ValueError naming file, field or tensor for what can't be read or expressed.
+    Raises ValueError naming the file, field or tensor that can't be read or represented.
     """
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} has no {CONFIG}, so it is no Hugging Face folder")
@@ -87,23 +87,23 @@ def read_folder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> T
         family = _family_of(config, where)
         tensors = {_full_name(family, name): tensor for name, tensor in tensors.items()}
         model = build_empty(read_config(family, config, set(tensors), where), tensors, where)
-        places = places_of(model, family.names, family.transforms)
-        _check(places, tensors, family, where)
-        return fill(model, places, tensors, dtype)
+        slices = slices_of(model, family.names, family.transforms)
+        _check(slices, tensors, family, where)
+        return fill(model, slices, tensors, dtype)
 
 
 def _open(folder: Path, stack: ExitStack) -> dict[str, StoredTensor]:
     """All tensors of a folder's files."""
     if (folder / INDEX).is_file():
-        named = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(named, dict) or not all(isinstance(f, str) for f in named.values()):
+        file_of = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(file_of, dict) or not all(isinstance(f, str) for f in file_of.values()):
             raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files")
-        files = sorted(set(named.values()))
+        files = sorted(set(file_of.values()))
         outside = [f for f in files if Path(f).name != f or f in (".", "..")]
         if outside:
             raise ValueError(f"{folder / INDEX} points outside its folder: {outside[0]!r}; nothing was read")
     elif (folder / WEIGHTS).is_file():
-        named, files = {}, [WEIGHTS]
+        file_of, files = {}, [WEIGHTS]
     else:
         pickles = [name for name in PICKLES if (folder / name).exists()]
         if pickles:
@@ -126,9 +126,11 @@ def _open(folder: Path, stack: ExitStack) -> dict[str, StoredTensor]:
                 raise ValueError(f"{path}: the tensor {name!r} is in {tensors[name].where} too")
             shape = tuple(handle.get_slice(name).get_shape())
             tensors[name] = StoredTensor(name, str(path), shape, partial(_tensor, handle, name, path))
-    lost = [n for n, file in named.items() if n not in tensors or tensors[n].where != str(folder / file)]
-    if lost:
-        raise ValueError(f"{folder / INDEX} says that {named[lost[0]]} has the tensor {lost[0]!r}, but it has not")
+    missing = [n for n, file in file_of.items() if n not in tensors or tensors[n].where != str(folder / file)]
+    if missing:
+        raise ValueError(
+            f"{folder / INDEX} lists the tensor {missing[0]!r} in {file_of[missing[0]]}, but it is not there"
+        )
     return tensors
 
 
@@ -140,65 +142,69 @@ def _tensor(handle: safe_open, name: str, path: Path) -> Tensor:
 
 
 def read_config(family: Family, config: dict, names: set[str], where: str) -> ModelConfig:
-    """The model config of a config.json; warns of fields that nothing is known about."""
+    """The model config of a config.json; warns about unknown fields."""
     fields = Fields(config, where)
     if config.get("quantization_config"):
         raise ValueError(
-            f"{where}: quantization_config is not supported; give a folder whose tensors are floating numbers"
+            f"{where}: quantization_config is not supported; give a folder whose tensors are floating-point numbers"
         )
     try:
-        read = family.read(fields, names)
+        model_config = family.read(fields, names)
     except (TypeError, OverflowError) as error:
         raise ValueError(f"{where}: {error}") from error
-    left = sorted(
+    unknown = sorted(
         name
         for name, value in config.items()
-        if name not in fields.taken | SILENT and not any(word in name for word in SILENT_WORDS) and value
+        if name not in fields.read | IGNORED_FIELDS and not any(word in name for word in IGNORED_WORDS) and value
     )
-    if left:
-        warnings.warn(
-            f"{where}: nothing is known about the fields {', '.join(left)}; they are left aside", stacklevel=2
-        )
-    return read
+    if unknown:
+        warnings.warn(f"{where}: the fields {', '.join(unknown)} are unknown; they are ignored", stacklevel=2)
+    return model_config
 
 
 def _family_of(config: dict, where: str) -> Family:
     kind = config.get("model_type")
     if kind == "gemma3" or "vision_config" in config:
-        raise ValueError(f"{where}: model_type={kind!r} is of a model with several parts; give its text part's folder")
+        raise ValueError(
+            f"{where}: model_type={kind!r} is a model of several modalities; give the folder of its text model"
+        )
     for family in FAMILIES:
         if family.model_type == kind:
             return family
-    known = ", ".join(family.model_type for family in FAMILIES)
-    raise ValueError(f"{where}: model_type={kind!r} is not supported (known: {known})")
+    model_types = ", ".join(family.model_type for family in FAMILIES)
+    raise ValueError(f"{where}: model_type={kind!r} is not supported (known: {model_types})")
 
 
 def _full_name(family: Family, name: str) -> str:
-    """A tensor's name as the class with a head has it."""
+    """A tensor's name in the class with a head."""
     if not family.prefix or name.startswith(family.prefix):
         return name
-    beginnings = {theirs.split(".")[1] for theirs in family.names.values() if theirs.startswith(family.prefix)}
-    beginnings |= {left.split(".")[1] for left in family.ignored if left.startswith(family.prefix)}
-    return family.prefix + name if name.split(".")[0] in beginnings else name
+    modules = {theirs.split(".")[1] for theirs in family.names.values() if theirs.startswith(family.prefix)}
+    modules |= {theirs.split(".")[1] for theirs in family.ignored if theirs.startswith(family.prefix)}
+    return family.prefix + name if name.split(".")[0] in modules else name
 
 
-def _check(places: Mapping[str, list[Place]], tensors: Mapping[str, StoredTensor], family: Family, where: str) -> None:
-    """Raises ValueError naming what is missing, superfluous or of another shape."""
-    wanted = {place.name: place.shape for parts in places.values() for place in parts}
-    missing = sorted(wanted.keys() - tensors.keys())
+def _check(
+    slices: Mapping[str, list[TensorSlice]], tensors: Mapping[str, StoredTensor], family: Family, where: str
+) -> None:
+    """Raises ValueError naming the tensors that are missing, unexpected or of another shape."""
+    shapes = {part.name: part.shape for parts in slices.values() for part in parts}
+    missing = sorted(shapes.keys() - tensors.keys())
     if missing:
-        raise ValueError(f"{where}: {_some(missing)} missing that its fields ask for")
+        raise ValueError(f"{where}: {_some(missing)} missing that its fields require")
     extra = sorted(
-        name for name in tensors.keys() - wanted.keys() if not any(fnmatchcase(name, p) for p in family.ignored)
+        name for name in tensors.keys() - shapes.keys() if not any(fnmatchcase(name, p) for p in family.ignored)
     )
     if extra:
-        raise ValueError(f"{tensors[extra[0]].where}: {_some(extra)} there that the fields of {CONFIG} don't speak of")
-    for name, shape in wanted.items():
+        raise ValueError(
+            f"{tensors[extra[0]].where}: {_some(extra)} there, but the fields of {CONFIG} don't describe them"
+        )
+    for name, shape in shapes.items():
         tensor = tensors[name]
         if tensor.shape != shape:
             raise ValueError(
                 f"{tensor.where}: the tensor {tensor.name!r} has shape {list(tensor.shape)}, but the fields of "
-                f"{CONFIG} ask for {list(shape)}"
+                f"{CONFIG} require {list(shape)}"
             )
 
 
@@ -212,13 +218,13 @@ def _some(names: list[str]) -> str:
 def family_of(config: ModelConfig) -> tuple[Family, dict]:
     """The family that a model belongs to, and its config.json. Raises ValueError naming the fields that prevent it.
 
-    A family fits if reading what it wrote gives the same model again.
+    A family fits if reading the config that it wrote returns the same model.
     """
-    misses, wordless = dict[str, list[str]](), dict[str, list[str]]()
+    differing, refused = dict[str, list[str]](), dict[str, list[str]]()
     try:
         target = canonical(config)
     except NotRepresentable as error:
-        raise ValueError(f"no class of transformers has words for this model: none for {error}") from None
+        raise ValueError(f"no class of transformers can represent this model: none has {error}") from None
     with torch.device("meta"):
         model = Transformer(config)
     for family in FAMILIES:
@@ -226,29 +232,29 @@ def family_of(config: ModelConfig) -> tuple[Family, dict]:
         try:
             written = {**start, **family.write(config), "dtype": "float32"}
         except NotRepresentable as error:
-            wordless[family.model_type] = [str(error)]
+            refused[family.model_type] = [str(error)]
             continue
-        places = places_of(model, family.names, family.transforms)
-        names = {place.name for parts in places.values() for place in parts}
-        homeless = [ours for ours, parts in places.items() if not parts]
+        slices = slices_of(model, family.names, family.transforms)
+        names = {part.name for parts in slices.values() for part in parts}
+        unnamed = [ours for ours, parts in slices.items() if not parts]
         back = canonical(family.read(Fields(written, family.model_type), names))
         changed = [path for path, _, _ in differences(to_dict(target), to_dict(back))]
-        if not changed and not homeless:
+        if not changed and not unnamed:
             return family, written
-        misses[family.model_type] = changed or homeless
+        differing[family.model_type] = changed or unnamed
     by_reason: dict[str, list[str]] = {}
-    for name, fields in [*sorted(misses.items(), key=lambda item: len(item[1])), *wordless.items()]:
+    for name, fields in [*sorted(differing.items(), key=lambda item: len(item[1])), *refused.items()]:
         by_reason.setdefault(", ".join(fields), []).append(name)
-    said = "; ".join(
-        f"{', '.join(names)}: none for {reason}"
+    reasons = "; ".join(
+        f"{', '.join(names)}: no {reason}"
         for reason, names in by_reason.items()
         if reason not in ("encoder", "decoder")
     )
-    raise ValueError(f"no class of transformers has words for this model: {said}")
+    raise ValueError(f"no class of transformers can represent this model: {reasons}")
 
 
 def exportable(config: Model) -> str | None:
-    """The class of transformers that a model can be written for; None if there is none."""
+    """The class of transformers that can represent a model; None if none can."""
     if not isinstance(config, ModelConfig):
         return None
     try:
@@ -258,18 +264,18 @@ def exportable(config: Model) -> str | None:
 
 
 def write_folder(model: Transformer, folder: Path, extra: Mapping[str, object] | None = None) -> str:
-    """Write config.json and safetensors that transformers reads; gives the class that does.
+    """Write config.json and safetensors for transformers; returns the name of the class that reads them.
 
     extra: further fields for config.json, such as the ids of special tokens. Raises ValueError naming the fields that
-    no family has words for.
+    no family can represent.
     """
     family, written = family_of(model.config)
     folder.mkdir(parents=True, exist_ok=True)
     theirs: dict[str, Tensor] = {}
-    places = places_of(model, family.names, family.transforms)
+    slices = slices_of(model, family.names, family.transforms)
     for ours, tensor in state_of(model).items():
-        for place in places[ours]:
-            theirs[place.name] = place.to_theirs(tensor.detach().cpu()).contiguous()
+        for part in slices[ours]:
+            theirs[part.name] = part.to_theirs(tensor.detach().cpu()).contiguous()
     _save_sharded(theirs, folder)
     text = json.dumps({**written, **(extra or {})}, indent=2)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")

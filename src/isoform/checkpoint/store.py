@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or not there: written under a temporary name, hashed, synced, then renamed.
+"""Atomic checkpoints: written under a temporary name, hashed, synced, then renamed.
 
-The one idea: a manifest with the hash of every file, and of itself, is written last, and a checkpoint is what
-has a manifest that verifies. Tensors are safetensors, all else JSON; nothing is ever unpickled. Knows files, not
-models. One process at a time writes to a folder (`lock_folder`), any number may read.
+A manifest with the hash of every file, and of itself, is written last; a folder is a checkpoint if its manifest
+verifies. Tensors are safetensors, all else JSON; nothing is ever unpickled. Independent of models. One process at a
+time writes to a folder (`lock_folder`), any number may read.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ MANIFEST_LIMIT = 2**26
 FILE_NAME = re.compile(r"\w[\w.-]{0,199}", re.ASCII)
 FOLDER_NAME = re.compile(r"step-(\d{8,18})", re.ASCII)
 DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
-"""Errors of reading that are the checkpoint's own; any other (too many open files, no permission) is ours."""
+"""Errors of reading that mean damage; others (too many open files, no permission) are passed on."""
 
 
 class CorruptCheckpoint(ValueError):
-    """A checkpoint whose files are not those its manifest speaks of."""
+    """A checkpoint whose files don't match its manifest."""
 
 
 class UnknownFormat(ValueError):
-    """A checkpoint of a newer isoform: sound perhaps, so it is neither read nor set aside."""
+    """A checkpoint of a newer isoform: possibly valid, so it is neither read nor set aside."""
 
 
 class FolderInUse(BlockingIOError):
@@ -50,7 +50,7 @@ class FolderInUse(BlockingIOError):
 
 
 class StorageError(OSError):
-    """What couldn't be written or removed; the checkpoints that were there before are untouched."""
+    """A failure to write or remove; earlier checkpoints are untouched."""
 
     def __str__(self) -> str:
         return str(self.strerror)
@@ -58,7 +58,7 @@ class StorageError(OSError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of a checkpoint, as the manifest knows it."""
+    """One file of a checkpoint, as listed in the manifest."""
 
     path: str
     size: int
@@ -67,7 +67,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint consists of, and what it was made from."""
+    """The files of a checkpoint, and fingerprints of what it was made from."""
 
     step: int
     files: tuple[Entry, ...]
@@ -90,17 +90,17 @@ class Checkpoint:
 
 
 class Files:
-    """The calls by which anything here reaches the disk; a test's double makes any one of them fail."""
+    """All calls that change the disk; tests replace it to make any one of them fail."""
 
     def make_folder(self, path: Path) -> None:
-        """Make a folder and those above it, and wait until their names are on the disk."""
+        """Create a folder and its parents, and wait until their names are on the disk."""
         for folder in (*reversed(path.parents), path):
             if not folder.is_dir():
                 folder.mkdir(exist_ok=True)
                 self.sync_folder(folder.parent)
 
     def write(self, path: Path, chunks: Iterable[bytes | memoryview]) -> Entry:
-        """Write a file, hashed on its way, and wait until it is on the disk (not yet its name)."""
+        """Write and hash a file, and wait until its contents (not yet its name) are on the disk."""
         size, digest = 0, hashlib.sha256()
         with path.open("wb") as file:
             for chunk in chunks:
@@ -112,11 +112,11 @@ class Files:
         return Entry(path.name, size, digest.hexdigest())
 
     def sync(self, handle: int) -> None:
-        """Wait until an open file or folder is on the disk."""
+        """Flush an open file or folder to the disk."""
         os.fsync(handle)
 
     def sync_folder(self, path: Path) -> None:
-        """Wait until a folder's names are on the disk (Windows sees to that by itself)."""
+        """Flush the names in a folder to the disk (Windows does so by itself)."""
         if sys.platform == "win32":
             return
         handle = os.open(path, os.O_RDONLY)
@@ -126,11 +126,11 @@ class Files:
             os.close(handle)
 
     def rename(self, old: Path, new: Path) -> None:
-        """Give a file or folder another name; a file takes the place of one that has it."""
+        """Rename a file or folder; a file replaces an existing one."""
         old.replace(new)
 
     def remove(self, path: Path) -> None:
-        """Remove a file, or a folder with all that is in it."""
+        """Remove a file, or a folder with its contents."""
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -150,11 +150,11 @@ def save_checkpoint(
     world_size: int = 1,
     files: Files = DISK,
 ) -> Path:
-    """Commit `<name>.safetensors` of named tensors and `<name>.json` of documents; gives the checkpoint's folder.
+    """Commit `<name>.safetensors` of named tensors and `<name>.json` of documents; returns the checkpoint's folder.
 
-    A step that is there and verifies is left as it is, one that doesn't verify is set aside. Tensors are
-    brought to the CPU one by one; those that share memory are each written in full. Raises StorageError if anything
-    can't be written, ValueError for names, tensors or documents that the files can't hold.
+    An existing checkpoint of the step is left as it is if it verifies, else set aside. Tensors are moved to the CPU one
+    by one; those that share memory are each written in full. Raises StorageError if anything can't be written,
+    ValueError for names, tensors or documents that the files can't hold.
     """
     assert step >= 0
     contents = _contents(tensors, documents)
@@ -165,26 +165,26 @@ def save_checkpoint(
         for leftover in [*folder.glob(".tmp-*"), *folder.glob(".trash-*")]:
             with suppress(OSError):
                 files.remove(leftover)
-        if not _is_kept(target, files):
+        if not _is_saved(target, files):
             files.make_folder(temporary)
             entries = [asdict(files.write(temporary / name, chunks)) for name, chunks in contents.items()]
             body = json.dumps({**asdict(manifest), "files": entries}, indent=1)[1:].encode()
             files.write(temporary / MANIFEST, [_first_line(body), body])
             files.sync_folder(temporary)
             files.rename(temporary, target)
-        files.sync_folder(folder)  # also for one that was there: the save that failed just here left it unsynced
+        files.sync_folder(folder)  # also for an existing one: a save that failed here left it unsynced
     except OSError as error:
         with suppress(OSError):
             files.remove(temporary)
         raise _storage_error(error, f"the checkpoint of step {step} can't be written to {folder}") from error
-    with suppress(OSError):  # the checkpoint is kept already, and nothing here reads the hint
+    with suppress(OSError):  # the checkpoint is saved already, and nothing here reads the hint
         files.write(temporary, [target.name.encode()])
         files.rename(temporary, folder / "latest")
     return target
 
 
-def _is_kept(path: Path, files: Files) -> bool:
-    """Whether a checkpoint is there and verifies; one that doesn't is set aside."""
+def _is_saved(path: Path, files: Files) -> bool:
+    """Whether a checkpoint exists and verifies; one that doesn't verify is set aside."""
     if not path.exists():
         return False
     try:
@@ -213,12 +213,12 @@ def _contents(
 
 
 def _tensor_header(stem: str, tensors: Mapping[str, Tensor]) -> dict[str, dict]:
-    """What a safetensors file begins with. The widest elements come first, so that all lie aligned."""
+    """The header of a safetensors file. The widest elements come first, so that all are aligned."""
     header, end = {}, 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
         try:
             sample = save({name: torch.empty(0, dtype=tensor.dtype, layout=tensor.layout)})
-            load(sample)  # for it writes more than it reads
+            load(sample)  # since it writes more formats than it reads
             dtype = json.loads(sample[8:])[name]["dtype"]
         except Exception as error:
             what = f"{name!r} of {stem!r} ({tensor.dtype}, {tensor.layout})"
@@ -229,7 +229,7 @@ def _tensor_header(stem: str, tensors: Mapping[str, Tensor]) -> dict[str, dict]:
 
 
 def _tensor_chunks(header: dict[str, dict], tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """A safetensors file token by token: its own writer would hold several copies of all of them."""
+    """A safetensors file tensor by tensor: its own writer would hold several copies of all of them."""
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
@@ -239,13 +239,13 @@ def _tensor_chunks(header: dict[str, dict], tensors: Mapping[str, Tensor]) -> It
 
 
 def _first_line(body: bytes) -> bytes:
-    """How a manifest begins, in every format: with the hash of all that follows, `body`."""
+    """The first line of a manifest, in every format: the hash of the rest, `body`."""
     return b'{"sha256": "%s",' % hashlib.sha256(body).hexdigest().encode()
 
 
 def _storage_error(error: OSError, what: str) -> StorageError:
     why = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
-    remedy = "make room or choose a folder that can be written to; the checkpoints kept so far are untouched"
+    remedy = "make room or choose a folder that can be written to; earlier checkpoints are untouched"
     return StorageError(error.errno or errno.EIO, f"{what}: {why}; {remedy}")
 
 
@@ -254,13 +254,13 @@ def _set_aside(path: Path, files: Files) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint by its manifest alone. Raises CorruptCheckpoint, or UnknownFormat for a newer isoform's."""
-    place = path / MANIFEST
-    with _open(place) as file:
+    """A checkpoint by its manifest only. Raises CorruptCheckpoint, or UnknownFormat for that of a newer isoform."""
+    manifest_path = path / MANIFEST
+    with _open(manifest_path) as file:
         text = file.read(MANIFEST_LIMIT)
     first, newline, rest = text.partition(b"\n")
     if first != _first_line(newline + rest):
-        raise CorruptCheckpoint(f"{place} is damaged: its text doesn't have the SHA-256 it begins with")
+        raise CorruptCheckpoint(f"{manifest_path} is damaged: it doesn't match the SHA-256 in its first line")
     try:
         data = json.loads(text)
         if (number := int(data["format"])) > FORMAT:
@@ -271,17 +271,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except UnknownFormat:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise CorruptCheckpoint(f"{place} makes no sense: {type(error).__name__} {error}") from error
+        raise CorruptCheckpoint(f"{manifest_path} is invalid: {type(error).__name__} {error}") from error
     if path.name != f"step-{manifest.step:08d}":
-        raise CorruptCheckpoint(f"{place} is of step {manifest.step}, its folder is called {path.name}")
+        raise CorruptCheckpoint(f"{manifest_path} is of step {manifest.step}, but its folder is {path.name}")
     for entry in entries:
         if not FILE_NAME.fullmatch(entry.path) or entry.path == MANIFEST:
-            raise CorruptCheckpoint(f"{place} names {entry.path!r}, which can't be a file of its folder")
+            raise CorruptCheckpoint(f"{manifest_path} names {entry.path!r}, which can't be a file of its folder")
     return Checkpoint(path, manifest)
 
 
 def verify(checkpoint: Checkpoint) -> None:
-    """Read every file back. Raises CorruptCheckpoint naming the file, what was expected and what was found."""
+    """Read every file back. Raises CorruptCheckpoint naming the file, the expected and the actual hash or size."""
     for entry in checkpoint.manifest.files:
         _read(checkpoint, entry.path, hold=False)
 
@@ -291,8 +291,8 @@ def load_tensors(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
     data = _read(checkpoint, f"{name}.safetensors")
     try:
         return load(data)
-    except Exception as error:  # whatever a header made up by someone drives the reader to
-        raise CorruptCheckpoint(f"{checkpoint.path / name}.safetensors holds no tensors: {error}") from error
+    except Exception as error:  # whatever a crafted header makes the reader raise
+        raise CorruptCheckpoint(f"{checkpoint.path / name}.safetensors is no safetensors file: {error}") from error
 
 
 def load_document(checkpoint: Checkpoint, name: str):
@@ -305,7 +305,7 @@ def load_document(checkpoint: Checkpoint, name: str):
 
 
 def _read(checkpoint: Checkpoint, name: str, *, hold: bool = True) -> bytes:
-    """The verified bytes of a file; without `hold` they are read and let go."""
+    """The verified bytes of a file; without `hold` they are only verified."""
     entries, data = {entry.path: entry for entry in checkpoint.manifest.files}, b""
     if name not in entries:
         raise CorruptCheckpoint(f"{checkpoint.path} has no {name}; it has {', '.join(entries) or 'no files'}")
@@ -313,23 +313,23 @@ def _read(checkpoint: Checkpoint, name: str, *, hold: bool = True) -> bytes:
     with _open(path, entries[name].size) as file:
         if hold:
             data = file.read()
-            found = hashlib.sha256(data).hexdigest()
+            digest = hashlib.sha256(data).hexdigest()
         else:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise CorruptCheckpoint(f"{path} has SHA-256 {found[:16]}…, its manifest says {expected[:16]}…")
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != expected:
+        raise CorruptCheckpoint(f"{path} has SHA-256 {digest[:16]}…, its manifest says {expected[:16]}…")
     return data
 
 
 @contextmanager
 def _open(path: Path, size: int | None = None) -> Iterator[BufferedReader]:
-    """A plain file of the expected size: no link, no pipe, no giant is ever read."""
+    """A regular file of the expected size: links, pipes and larger files are never read."""
     try:
-        found = path.lstat()
-        if not stat.S_ISREG(found.st_mode):
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
             raise CorruptCheckpoint(f"{path} is not a plain file")
-        if size is not None and found.st_size != size:
-            raise CorruptCheckpoint(f"{path} has {found.st_size} bytes, its manifest says {size}")
+        if size is not None and status.st_size != size:
+            raise CorruptCheckpoint(f"{path} has {status.st_size} bytes, its manifest says {size}")
         with path.open("rb") as file:
             yield file
     except OSError as error:
@@ -339,7 +339,7 @@ def _open(path: Path, size: int | None = None) -> Iterator[BufferedReader]:
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
-    """The checkpoints whose manifests can be read, newest first; their files are not looked at."""
+    """The checkpoints with readable manifests, newest first; their files are not verified."""
     checkpoints = []
     for path in _step_folders(folder):
         with suppress(CorruptCheckpoint):
@@ -356,11 +356,11 @@ def _step_folders(folder: Path) -> list[Path]:
 def find_checkpoint(
     folder: Path, on_corrupt: Callable[[str], None] | None = None, *, files: Files = DISK
 ) -> Checkpoint | None:
-    """The newest checkpoint that verifies; None where there is none at all.
+    """The newest checkpoint that verifies; None if there are no checkpoints.
 
-    Those that don't verify are told to on_corrupt and, if an older one does, renamed to `corrupt-…`; without
-    on_corrupt nothing is touched, which is how others read a run in progress. Raises CorruptCheckpoint, each
-    time, if there are checkpoints and all are damaged: a run must not begin anew by mistake.
+    Those that don't verify are reported to on_corrupt and, if an older one does, renamed to `corrupt-…`; without
+    on_corrupt nothing is changed, so that other processes can read a run in progress. Raises CorruptCheckpoint, each
+    time, if all checkpoints are damaged: a run must not restart from scratch by mistake.
     """
     damaged: list[tuple[Path, CorruptCheckpoint]] = []
     for path in _step_folders(folder):
@@ -368,28 +368,28 @@ def find_checkpoint(
             checkpoint = read_checkpoint(path)
             verify(checkpoint)
         except CorruptCheckpoint as error:
-            if not path.exists():  # purged while it was read, so there is a newer one by now
+            if not path.exists():  # purged while it was read, so a newer one exists
                 return find_checkpoint(folder, on_corrupt, files=files)
             damaged.append((path, error))
             continue
         if on_corrupt is not None:
             for path, error in damaged:
                 on_corrupt(f"{error}; step {checkpoint.step} is used instead, and this one is set aside")
-                with suppress(OSError):  # it only saves the next start from looking at it again
+                with suppress(OSError):  # only spares the next start from verifying it again
                     _set_aside(path, files)
         return checkpoint
     if damaged:
         raise CorruptCheckpoint(
             f"no checkpoint in {folder} can be used: {'; '.join(str(error) for _, error in damaged)}; "
-            f"bring one back from a copy, or move the folder away to begin anew"
+            f"restore one from a copy, or move the folder away to start from scratch"
         )
     return None
 
 
 def purge_checkpoints(folder: Path, *, keep: int, files: Files = DISK) -> None:
-    """Remove all but the newest `keep` checkpoints, once the newest has been read back.
+    """Remove all but the newest `keep` checkpoints, after verifying the newest.
 
-    Raises StorageError if that one doesn't verify, and then nothing is removed, or if something can't be removed.
+    Raises StorageError if it doesn't verify (nothing is removed then), or if something can't be removed.
     """
     if keep < 1:
         raise ValueError(f"keep={keep} would leave no checkpoint; keep 1 or more")
@@ -401,11 +401,11 @@ def purge_checkpoints(folder: Path, *, keep: int, files: Files = DISK) -> None:
         verify(checkpoints[0])
         for path, trash in stale.items():
             files.rename(path, trash)
-        files.sync_folder(folder)  # else a power cut might bring back the names of half removed ones
+        files.sync_folder(folder)  # else the names of half removed ones might reappear after a power cut
         for trash in stale.values():
             files.remove(trash)
     except CorruptCheckpoint as error:
-        raise StorageError(errno.EIO, f"{error}. Nothing was removed; look after the disk") from error
+        raise StorageError(errno.EIO, f"{error}. Nothing was removed; check the disk") from error
     except OSError as error:
         raise _storage_error(error, f"old checkpoints in {folder} can't be removed") from error
 
@@ -424,10 +424,10 @@ def is_in_use(folder: Path) -> bool:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run directory while this one trains there. Raises FolderInUse saying who does.
+    """Lock a run directory while this process trains in it. Raises FolderInUse naming the process that holds the lock.
 
-    The lock goes with the process, however that ends; processes it forked share it. A file system without locks
-    is warned of and trusted.
+    The lock ends with the process, however that ends; forked processes share it. On a file system without locks there
+    is a warning and no lock.
     """
     with (folder / ".lock").open("a+", encoding="utf-8") as file:
         try:
@@ -445,7 +445,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def _lock(handle: int) -> None:
-    """Lock an open file or raise BlockingIOError; a byte far beyond its text, where Windows hides what it locks."""
+    """Lock an open file or raise BlockingIOError; on Windows a byte far beyond its text, which stays readable."""
     if sys.platform == "win32":
         import msvcrt  # only there
 

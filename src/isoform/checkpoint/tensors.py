@@ -1,7 +1,7 @@
-"""Tensors under other libraries' names: where theirs lie in ours, and the model that they make.
+"""Tensors under other libraries' names: which slice of ours each of theirs is, and the model that they make.
 
-A table of names has ours before theirs; `#` is the number of a block, `*` weight or bias, `@` the number of an expert,
-and `[a|b]` are tensors that lie one above the other in ours.
+A table of names maps ours to theirs; `#` is the index of a block, `*` weight or bias, `@` the index of an expert,
+and `[a|b]` are tensors that are concatenated along the rows in ours.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Transposed:
-    """Theirs has our columns as rows."""
+    """Theirs is the transpose of ours."""
 
 
 @dataclass(frozen=True)
 class UnusedRows:
-    """Theirs begins with rows that nothing uses."""
+    """Theirs begins with `count` unused rows."""
 
     count: int
 
 
 @dataclass(frozen=True)
 class Reshaped:
-    """Theirs has the same numbers in another shape, which `shape` gives."""
+    """Theirs has the same values in another shape, which `shape` returns."""
 
     shape: Callable[[ModelConfig], tuple[int, ...]]
 
@@ -56,8 +56,8 @@ Transform = Transposed | UnusedRows | Reshaped
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor of theirs lies in one of ours: its name and shape in their file, `index` in ours (empty: all)."""
+class TensorSlice:
+    """A tensor of theirs as a slice of one of ours: its name and shape in their file, `index` in ours (empty: all)."""
 
     name: str
     shape: tuple[int, ...]
@@ -65,7 +65,7 @@ class Place:
     transform: Transform | None = None
 
     def to_ours(self, theirs: Tensor) -> Tensor:
-        """Their tensor as it lies in ours, but for the shape if it is reshaped."""
+        """Their tensor in our layout, except for the shape if it is reshaped."""
         match self.transform:
             case None | Reshaped():
                 return theirs
@@ -105,33 +105,35 @@ def is_tied(model: Network) -> bool:
 
 
 def build_empty(config: ModelConfig, tensors: Mapping[str, StoredTensor], where: str) -> Transformer:
-    """The model without memory for its numbers. Raises ValueError if the files can't hold as many as it has."""
-    size, room = num_parameters(config), sum(math.prod(tensor.shape) for tensor in tensors.values())
-    if size > 2 * room + 10**6:
-        raise ValueError(f"{where} describes {size:,} parameters, but the files hold {room:,} numbers; they differ")
+    """The model on the meta device, without memory. Raises ValueError if the files hold too few numbers for it."""
+    size, available = num_parameters(config), sum(math.prod(tensor.shape) for tensor in tensors.values())
+    if size > 2 * available + 10**6:
+        raise ValueError(
+            f"{where} describes {size:,} parameters, but the files hold {available:,} numbers; they differ"
+        )
     with torch.device("meta"):
         return Transformer(config)
 
 
-def places_of(
+def slices_of(
     model: Transformer, names: Mapping[str, str], transforms: Mapping[str, Transform] | None = None
-) -> dict[str, list[Place]]:
-    """Where the parts of each of our tensors lie; an empty list for one that the table has no name for."""
+) -> dict[str, list[TensorSlice]]:
+    """Their tensors that make up each of ours; an empty list for one that the table has no name for."""
     transforms, groups, config = transforms or {}, groups_of(model), model.config
     return {
-        ours: list(_places(names, transforms, ours, tensor, groups.get(ours, ()), config))
+        ours: list(_slices(names, transforms, ours, tensor, groups.get(ours, ()), config))
         for ours, tensor in state_of(model).items()
     }
 
 
-def _places(
+def _slices(
     names: Mapping[str, str],
     transforms: Mapping[str, Transform],
     ours: str,
     tensor: Tensor,
     group: tuple[int, ...],
     config: ModelConfig,
-) -> Iterator[Place]:
+) -> Iterator[TensorSlice]:
     shape = tuple(tensor.shape)
     number, pattern = re.search(r"\.(\d+)\.", ours), re.sub(r"\.\d+\.", ".#.", ours)
     front, leaf = pattern.rsplit(".", 1)
@@ -145,18 +147,17 @@ def _places(
             yield from _parts(theirs, tensor, group)
         case Transposed():
             index = (torch.cat(rows_of_parts(tensor, group)),) if group else ()
-            yield Place(theirs, shape[::-1], index, transform)
+            yield TensorSlice(theirs, shape[::-1], index, transform)
         case UnusedRows(count):
-            yield Place(theirs, (shape[0] + count, *shape[1:]), transform=transform)
+            yield TensorSlice(theirs, (shape[0] + count, *shape[1:]), transform=transform)
         case Reshaped():
-            yield Place(theirs, transform.shape(config), transform=transform)
+            yield TensorSlice(theirs, transform.shape(config), transform=transform)
         case _:
             assert_never(transform)
 
 
-def _parts(theirs: str, ours: Tensor, group: tuple[int, ...]) -> Iterator[Place]:
-    """The places of the matrices of one tensor of ours; theirs may hold them one above the other, and experts stacked
-    as they are here."""
+def _parts(theirs: str, ours: Tensor, group: tuple[int, ...]) -> Iterator[TensorSlice]:
+    """The slices of one tensor of ours; theirs may be concatenated along the rows, with experts stacked as in ours."""
     bracket, shape = re.search(r"\[(.*)\]", theirs), tuple(ours.shape)
     names = [theirs] if bracket is None else [theirs.replace(bracket[0], part) for part in bracket[1].split("|")]
     rows: list[Tensor | slice] = [slice(None)]
@@ -168,22 +169,22 @@ def _parts(theirs: str, ours: Tensor, group: tuple[int, ...]) -> Iterator[Place]
         count = len(part) if isinstance(part, Tensor) else total
         if "@" in name:
             for expert in range(shape[0]):
-                yield Place(name.replace("@", str(expert)), (count, *inputs), (expert, part))
+                yield TensorSlice(name.replace("@", str(expert)), (count, *inputs), (expert, part))
         else:
-            yield Place(name, (*above, count, *inputs), (*[slice(None)] * len(above), part))
+            yield TensorSlice(name, (*above, count, *inputs), (*[slice(None)] * len(above), part))
 
 
 def fill(
     model: Transformer,
-    places: Mapping[str, list[Place]],
+    slices: Mapping[str, list[TensorSlice]],
     tensors: Mapping[str, StoredTensor],
     dtype: torch.dtype | None = torch.float32,
 ) -> Transformer:
-    """The empty model with their numbers in this dtype (None: as stored), in evaluation mode.
+    """The empty model with their values in this dtype (None: as stored), in evaluation mode.
 
-    Raises ValueError naming the tensor where numbers are not finite, or not floating.
+    Raises ValueError naming the tensor for values that are not finite, or not floating-point.
     """
-    state = {ours: _assembled(places[ours], target.shape, tensors, dtype) for ours, target in state_of(model).items()}
+    state = {ours: _assemble(slices[ours], target.shape, tensors, dtype) for ours, target in state_of(model).items()}
     shared = {"head.weight": state["stem.embedding.weight"]} if is_tied(model) else {}
     model.load_state_dict({**state, **shared}, assign=True)
     if is_tied(model):
@@ -191,15 +192,15 @@ def fill(
     return model.requires_grad_(True).eval()
 
 
-def _assembled(
-    places: list[Place], shape: torch.Size, tensors: Mapping[str, StoredTensor], dtype: torch.dtype | None
+def _assemble(
+    slices: list[TensorSlice], shape: torch.Size, tensors: Mapping[str, StoredTensor], dtype: torch.dtype | None
 ) -> Tensor:
-    """One of our tensors from theirs, which are read one by one."""
+    """One of our tensors from theirs, read one by one."""
     whole: Tensor | None = None
-    for place in places:
-        part = place.to_ours(_read(tensors[place.name], dtype))
+    for slice_ in slices:
+        part = slice_.to_ours(_read(tensors[slice_.name], dtype))
         whole = torch.empty(shape, dtype=part.dtype) if whole is None else whole
-        whole[place.index] = part.reshape(shape) if isinstance(place.transform, Reshaped) else part
+        whole[slice_.index] = part.reshape(shape) if isinstance(slice_.transform, Reshaped) else part
     assert whole is not None
     return whole
 
@@ -207,8 +208,8 @@ def _assembled(
 def _read(source: StoredTensor, dtype: torch.dtype | None) -> Tensor:
     tensor, what = source.read(), f"{source.where}: the tensor {source.name!r}"
     if not tensor.is_floating_point():
-        raise ValueError(f"{what} holds {tensor.dtype}, not floating numbers")
+        raise ValueError(f"{what} holds {tensor.dtype}, not floating-point numbers")
     tensor = tensor if dtype is None else tensor.to(dtype)
     if not bool(tensor.isfinite().all()):
-        raise ValueError(f"{what} has NaN or infinite numbers in it")
+        raise ValueError(f"{what} has NaN or infinite values")
     return tensor

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from isoform.model.component import grouped, groups_of
 
 LAYOUT = 3
-"""Counts up when parameters are named or laid out otherwise. 1: a block's mixer was `attention`, and an LSTM or a
-convolution was a model of its own. 2: matrices with the same input lay one above the other, not group by group, and
+"""Incremented when names or layouts of parameters change. 1: a block's mixer was `attention`, and an LSTM or a
+convolution was a separate model. 2: matrices with the same input were concatenated, not interleaved by group, and
 token types were `kinds`."""
 
 RENAMED = (
@@ -23,19 +23,19 @@ RENAMED = (
 )
 
 
-def name_today(name: str) -> str:
-    """What a parameter that an earlier layout called `name` is called."""
+def current_name(name: str) -> str:
+    """Today's name of a parameter that an earlier layout called `name`."""
     for before, today in RENAMED:
         name = re.sub(before, today, name)
     return name
 
 
-def upgraded(tensors: Mapping[str, Tensor], layout: int, model: nn.Module) -> dict[str, Tensor]:
-    """A model's tensors of an earlier layout as those of today, which `model` has; also what an optimizer keeps of
-    each, whose name goes on after the parameter's."""
+def upgrade_tensors(tensors: Mapping[str, Tensor], layout: int, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model in an earlier layout, converted to today's, which `model` has; also an optimizer's slots,
+    whose names continue the parameter's."""
     if layout == LAYOUT:
         return dict(tensors)
-    tensors, groups = {name_today(name): tensor for name, tensor in tensors.items()}, groups_of(model)
+    tensors, groups = {current_name(name): tensor for name, tensor in tensors.items()}, groups_of(model)
     for name, tensor in tensors.items():
         sizes = groups.get(name) or groups.get(name.rpartition(".")[0])
         if sizes is not None and tensor.dim() > 0:

@@ -1,1 +1,1 @@
-"""One function per verb: each composes the library and says how it went."""
+"""One function per command: each composes the library and prints the result."""

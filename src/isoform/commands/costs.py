@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
-from isoform.commands.verb import Result, chosen_machine
+from isoform.commands.command import Result, chosen_machine
 from isoform.machine import KNOWN_PEAKS, Machine, Peaks, describe, device_name, measured_peaks, peak_memory
 from isoform.model.activations import activation_numbers
 from isoform.model.baseline_config import as_transformer

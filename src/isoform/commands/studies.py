@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from isoform.commands.verb import Result, chosen_machine, interruptions
+from isoform.commands.command import Result, chosen_machine, interruptions
 from isoform.machine import Machine
 from isoform.options import MachineOptions, ReproduceOptions, ScaleOptions, StudyOptions
 from isoform.scaling.claims import builtin_claims, load_claim

@@ -1,4 +1,4 @@
-"""Training, and a look at what is trained on."""
+"""Training, and inspection of training rows."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+from isoform.commands.command import Result, chosen_machine, interruptions
 from isoform.commands.costs import print_costs, run_costs
-from isoform.commands.verb import Result, chosen_machine, interruptions
 from isoform.config import kind_of
 from isoform.experiment import train as train_recipe
 from isoform.inspection.rows import read_rows, to_lines
@@ -45,7 +45,7 @@ def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
         )
     if not run.summary.exists():
         code = ExitCode.INTERRUPTED if received[-1] == signal.SIGINT else ExitCode.TRANSIENT
-        terminal.say(f"stopped after a clean save; go on with: isoform train --out {run.folder}")
+        terminal.say(f"stopped after a clean save; continue with: isoform train --out {run.folder}")
         return Result({"out": str(run.folder), "stopped": signal.Signals(received[-1]).name}, code)
     if options.report:
         write_report(run)
@@ -59,17 +59,19 @@ def _say_summary(run: Run, summary: dict, terminal: Terminal, *, writes: bool) -
     if len(samples) > 1:
         terminal.say(f"\n{samples[-1].split(chr(10), 1)[1].strip()}\n")
     expected = summary["expected_loss"]
-    beside = "" if expected is None else f"   expected {expected:.3f}"
+    expectation = "" if expected is None else f"   expected {expected:.3f}"
     per_byte, is_text = summary["bits_per_byte"], summary["bits_per_byte"] is not None
-    terminal.say(f"held-out loss  {summary['validation_loss']:.4f} nats per {'token' if is_text else 'answer'}{beside}")
-    reached = (
+    terminal.say(
+        f"validation     {summary['validation_loss']:.4f} nats per {'token' if is_text else 'label'}{expectation}"
+    )
+    score = (
         f"{per_byte:.4f} bits per byte"
         if is_text
         else "mean squared error"
         if summary["validation_accuracy"] is None
-        else f"{summary['validation_accuracy']:.2%} of the answers right"
+        else f"{summary['validation_accuracy']:.2%} accuracy"
     )
-    terminal.say(f"               {reached}")
+    terminal.say(f"               {score}")
     terminal.say(
         f"cost           {count(summary['num_parameters'])} parameters, {count(summary['flops'])}FLOP, "
         f"{duration(summary['train_seconds'])} of training, {count(summary['tokens_per_second'])} tokens/s, "
@@ -78,11 +80,11 @@ def _say_summary(run: Run, summary: dict, terminal: Terminal, *, writes: bool) -
     if run.report.exists():
         terminal.say(f"report         {run.report}")
     if is_text and writes:
-        terminal.say(f"go on          isoform generate {run.folder} --prompt '…'")
+        terminal.say(f"continue       isoform generate {run.folder} --prompt '…'")
 
 
 def inspect(options: InspectOptions, terminal: Terminal, name: str) -> Result:
-    """Training rows as the model sees them."""
+    """Print training rows as the model reads them."""
     if options.examples < 1 or options.first < 0 or options.columns < 0:
         raise ValueError(
             f"--examples {options.examples} must be at least 1, --first {options.first} and --columns "
@@ -92,10 +94,10 @@ def inspect(options: InspectOptions, terminal: Terminal, name: str) -> Result:
     rows = list(read_rows(prepared, options.examples, options.first))
     terminal.say(
         f"{name}: {kind_of(type(prepared.recipe.objective))}, {prepared.loader.rows_per_epoch:,} rows of "
-        f"{prepared.recipe.model.context_length} tokens an epoch"
+        f"{prepared.recipe.model.context_length} tokens per epoch"
     )
-    for number, row in enumerate(rows, options.first):
-        terminal.say(f"\nrow {number}: ", end="")
+    for index, row in enumerate(rows, options.first):
+        terminal.say(f"\nrow {index}: ", end="")
         width = shutil.get_terminal_size((100, 24)).columns
         for line in to_lines(row, terminal.paint, width=width, columns=options.columns):
             terminal.say(line)

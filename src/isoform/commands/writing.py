@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from isoform.codecs.codec import as_text
-from isoform.commands.verb import Result, chosen_machine
+from isoform.commands.command import Result, chosen_machine
 from isoform.data.sources import Record, load_source
 from isoform.evaluation.evaluate import evaluate_validation
 from isoform.evaluation.translation import answer_lines, translate

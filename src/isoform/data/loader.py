@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from isoform.batch import Batch, Example, Tokens, collate, joined, plain_coordinates
+from isoform.batch import Batch, Example, Tokens, collate, concatenate, plain_coordinates
 from isoform.codecs.codec import Codec, TextCodec
 from isoform.data.config import Data
 from isoform.data.order import epoch_order, generator, grouped_order, locate, stream_offset
@@ -187,7 +187,7 @@ class MixtureLoader(Loader):
         self.counts = counts
 
     def rows(self, first: int, count: int) -> Batch:
-        return joined([self.loaders[loader].rows(row, 1) for loader, row in self.assignments(first, count)])
+        return concatenate([self.loaders[loader].rows(row, 1) for loader, row in self.assignments(first, count)])
 
     def weight(self, first: int, count: int) -> float:
         return sum(self.loaders[loader].weight(row, 1) for loader, row in self.assignments(first, count))

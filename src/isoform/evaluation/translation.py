@@ -14,7 +14,7 @@ from isoform.codecs.codec import as_text
 from isoform.data.sources import Record
 from isoform.generation.answers import answer
 from isoform.generation.config import Beam, Sampling
-from isoform.machine import library
+from isoform.machine import import_optional
 from isoform.run import Trained
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def score_translations(answers: Sequence[str], references: Sequence[str], langua
     """
     if len(answers) != len(references) or not references:
         raise ValueError(f"{len(answers)} answers for {len(references)} references; there must be one for each")
-    metrics = library("sacrebleu.metrics", extra="eval")
-    moses = library("sacremoses", extra="eval")
+    metrics = import_optional("sacrebleu.metrics", extra="eval")
+    moses = import_optional("sacremoses", extra="eval")
     normalizer, tokenizer = moses.MosesPunctNormalizer(language), moses.MosesTokenizer(language)
 
     def tokenised(text: str) -> str:

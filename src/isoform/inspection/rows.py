@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isoform.batch import Tokens
 from isoform.codecs.codec import Codec, TextCodec
-from isoform.mask import Mask, attended
+from isoform.mask import Mask, dense_mask
 from isoform.preparation import Prepared
 
 IGNORED, EMPTY = "·", " "
@@ -76,7 +76,7 @@ def _side(codec: Codec, tokens: Tokens, mask: Mask) -> Side:
     documents = column(coordinates.document)
     is_prefix = np.zeros(len(documents), bool) if coordinates.prefix is None else column(coordinates.prefix)
     names = [EMPTY if s < 0 else _token(codec, i) for i, s in zip(tokens.ids[0].tolist(), documents, strict=True)]
-    return Side(names, documents, is_prefix, attended(mask, coordinates, coordinates)[0].numpy())
+    return Side(names, documents, is_prefix, dense_mask(mask, coordinates, coordinates)[0].numpy())
 
 
 def _token(codec: Codec, token: int) -> str:

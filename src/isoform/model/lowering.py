@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention
 
 from isoform.machine import compiler
-from isoform.mask import Both, Causal, Coordinates, Either, Full, Mask, Prefix, Window, allowed_pair, attended
+from isoform.mask import Both, Causal, Coordinates, Either, Full, Mask, Prefix, Window, allowed_pair, dense_mask
 from isoform.model.kernels import is_short, short_causal_attention
 
 CAUSAL, ALL = "causal", "all"
@@ -128,7 +128,7 @@ def lower(
     if widest is not None and kernel == "auto" and not wants_bias and _is_banded(widest, query, key):
         before, after = int(widest[0]), int(widest[1])
         return _plain_band(query, before, after) if is_exact else _band(mask, query, before, after)
-    return attended(mask, query, key).unsqueeze(1)
+    return dense_mask(mask, query, key).unsqueeze(1)
 
 
 def _shortcut(exact: tuple[float, float] | None, query: Coordinates, key: Coordinates) -> str | None:
@@ -182,7 +182,7 @@ def _band(mask: Mask, slots: Coordinates, before: int, after: int) -> Band:
         inside = slots.map(lambda t: t.expand(num_rows, *t.shape[1:])[:, columns].flatten(0, 1))
         return replace(inside, document=inside.document.masked_fill(~is_inside.repeat(num_rows, 1), -1))
 
-    visible = attended(mask, chunked(*_columns(slots, CHUNK, 0)), chunked(*_columns(slots, width, -before)))
+    visible = dense_mask(mask, chunked(*_columns(slots, CHUNK, 0)), chunked(*_columns(slots, width, -before)))
     visible = visible.view(num_rows, -1, CHUNK, width)
     has_key = visible.any(-1, keepdim=True)
     return Band(CHUNK, before, after, _additive(visible | ~has_key), has_key.view(num_rows, 1, -1, 1)[:, :, :length])
@@ -197,7 +197,8 @@ def _blocks(mask: Mask, query: Coordinates, key: Coordinates) -> Blocks:
     from torch.nn.attention.flex_attention import create_block_mask
 
     num_rows, num_queries = query.index.shape
-    query, key = query.apart(), key.apart()  # torch 2.13 compiles numbers taken out of a gathered vector wrongly
+    # torch 2.13 compiles numbers taken out of a gathered vector wrongly
+    query, key = query.split_axes(), key.split_axes()
 
     def mask_mod(row: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return allowed_pair(mask, query.map(lambda t: t[row, i]), key.map(lambda t: t[row, j]))

@@ -16,7 +16,7 @@ from torch import Tensor
 from isoform.batch import Batch
 from isoform.model.auxiliary import Auxiliary
 from isoform.model.baseline_config import Model, as_transformer
-from isoform.model.config import ModelConfig, Pooled
+from isoform.model.config import ModelConfig, Pooled, StackConfig
 from isoform.model.network import Network
 from isoform.model.recording import recorder_of
 from isoform.objectives.config import (
@@ -101,7 +101,7 @@ class Task:
         return _add_part(loss, "ahead_loss", _stack(model).ahead_loss * torch.stack(totals).mean())
 
 
-def _stack(model: Network):
+def _stack(model: Network) -> StackConfig:
     """The config of the stack under the head."""
     assert isinstance(model.config, ModelConfig)
     return model.config.stacks[-1]
@@ -183,9 +183,16 @@ def _cross_entropy(objective: WithCrossEntropy) -> Callable[[Tensor, Tensor, Ten
 def build_task(objective: Objective, view: View, teacher: Network | None = None) -> Task:
     """The task of an objective; `teacher`: the teacher model of a distillation, needed for the loss alone."""
     match objective:
-        case Causal() | Prefix() | Seq2seq() | Masked() | SpanCorruption() | DenoiserMixture():
-            return Task(view, token_scores, _cross_entropy(objective))
-        case Classification() | Tagging():
+        case (
+            Causal()
+            | Prefix()
+            | Seq2seq()
+            | Masked()
+            | SpanCorruption()
+            | DenoiserMixture()
+            | Classification()
+            | Tagging()
+        ):
             return Task(view, token_scores, _cross_entropy(objective))
         case Regression() | TokenRegression():
             return Task(view, token_scores, weighted_squared_error)

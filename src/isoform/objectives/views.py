@@ -16,7 +16,7 @@ import numpy as np
 from isoform.batch import Encoding, Example, collate
 from isoform.codecs.codec import Codec, TextCodec, as_text
 from isoform.mask import Causal as CausalMask
-from isoform.mask import Full, Mask, attended
+from isoform.mask import Full, Mask, dense_mask
 from isoform.mask import Prefix as PrefixMask
 from isoform.objectives.config import (
     Causal,
@@ -226,5 +226,5 @@ def _check_same(first: Example, second: Example) -> None:
 def _check_unseen(mask: Mask, inputs: Encoding, weights: np.ndarray) -> None:
     """No token that predicts the next may attend to it."""
     batch = collate([[Example(inputs, inputs.ids, weights)]], len(inputs))
-    is_visible = attended(mask, batch.inputs.coordinates, batch.inputs.coordinates)[0].diagonal(1).numpy()
+    is_visible = dense_mask(mask, batch.inputs.coordinates, batch.inputs.coordinates)[0].diagonal(1).numpy()
     assert not (is_visible & (weights[:-1] > 0)).any(), "a token may attend to its own target"

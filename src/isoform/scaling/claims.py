@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isoform.config import ConfigError, from_dict, load_toml, unknown
+from isoform.config import ConfigError, from_dict, load_toml, unknown_name
 from isoform.data.config import resolve_path
-from isoform.recipe import Recipe, builtin_recipes, changed, load_recipe
+from isoform.recipe import Recipe, builtin_recipes, load_recipe, with_changes
 from isoform.scaling.config import Ladder, OneSize
 from isoform.scaling.curves import Estimate
 from isoform.scaling.findings import Findings
@@ -161,7 +161,7 @@ def _claim_path(name: str) -> Path:
         return Path(name)
     claims = builtin_claims()
     if name not in claims:
-        raise unknown("claim", name, claims)
+        raise unknown_name("claim", name, claims)
     return claims[name]
 
 
@@ -169,11 +169,11 @@ def _recipes(
     claim: Claim, path: Path, changes: Mapping[str, Any], arm_changes: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Recipe]:
     """The recipe of each arm: the claim's with its `changes`, or an earlier arm's, with the arm's changes."""
-    base, recipes = changed(_base_recipe(claim.recipe, path), changes), dict[str, Recipe]()
+    base, recipes = with_changes(_base_recipe(claim.recipe, path), changes), dict[str, Recipe]()
     for arm in claim.arms:
         if arm.after and arm.after not in recipes:
-            raise unknown("arm", arm.after, recipes)
-        recipes[arm.name] = changed(recipes.get(arm.after, base), arm_changes.get(arm.name, {}))
+            raise unknown_name("arm", arm.after, recipes)
+        recipes[arm.name] = with_changes(recipes.get(arm.after, base), arm_changes.get(arm.name, {}))
     return recipes
 
 
@@ -189,19 +189,19 @@ def _check(claim: Claim, arms: Sequence[str], path: Path) -> None:
             raise ConfigError(f"{path}: the arm {arm.name} starts from {arm.starts!r}, which is no earlier arm")
         for reference in filter(None, (arm.against, arm.starts)):
             if reference not in names or reference == arm.name:
-                raise unknown("arm", reference, names, where=str(path))
+                raise unknown_name("arm", reference, names, where=str(path))
     if len(set(names)) < len(names):
         raise ConfigError(f"{path}: two arms have the same name; rename one")
     pairs = [("loss", arm) for arm in arms] + [(m.name, arm) for m in claim.measures for arm in m.arms or arms]
     for (what, arm), times in Counter(pairs).items():
         if arm not in arms:
-            raise unknown("arm", arm, arms, where=f"measures of {path}")
+            raise unknown_name("arm", arm, arms, where=f"measures of {path}")
         if times > 1:
             raise ConfigError(f"{path}: {what!r} is measured twice for the arm {arm}; rename one")
     numbers = claim.statistic.names(claim_arms(claim))
     for condition in claim.rule:
         if condition.value not in numbers:
-            raise unknown("value", condition.value, numbers, where=f"the rule of {path}")
+            raise unknown_name("value", condition.value, numbers, where=f"the rule of {path}")
 
 
 def _expand_arms(arms: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
@@ -249,7 +249,7 @@ def decide(claim: Claim, findings: Findings) -> str:
     verdicts = []
     for condition in claim.rule:
         if condition.value not in findings.values:
-            raise unknown("value", condition.value, findings.values, where="the rule")
+            raise unknown_name("value", condition.value, findings.values, where="the rule")
         verdicts.append(condition.verdict(findings.values[condition.value]))
     return FAILS if False in verdicts else UNDECIDED if None in verdicts else HOLDS
 

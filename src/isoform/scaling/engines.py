@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from isoform.machine import library
+from isoform.machine import import_optional
 
 CANNOT_START = 127
 """Exit code of a command that could not be started, as in shells; its log contains the reason."""
@@ -169,7 +169,7 @@ class RayEngine(Engine):
     """
 
     def __init__(self, workers: int, threads: int, *, gpus: float = 0) -> None:
-        self.threads, self.ray = threads, library("ray", extra="cluster")
+        self.threads, self.ray = threads, import_optional("ray", extra="cluster")
         self.needs = {"CPU": threads, **({"GPU": gpus} if gpus else {})}
         self.owns_cluster = not self.ray.is_initialized()
         if self.owns_cluster:
@@ -245,7 +245,7 @@ class SlurmEngine(Engine):
         cluster: Literal["slurm", "local"] = "slurm",
     ) -> None:
         self.threads, self.cluster = threads, cluster
-        submitit = library("submitit", extra="cluster")
+        submitit = import_optional("submitit", extra="cluster")
         try:
             self.executor = submitit.AutoExecutor(folder, cluster=cluster)
         except RuntimeError as error:

@@ -48,7 +48,7 @@ class Form(ABC, Generic[Law]):
 class PowerLawForm(Form[PowerLaw]):
     """log L = height + log(middle (1 + slope / γ (exp(-γ (log C - centre)) - 1))), γ = slope + (1 - slope) between.
 
-    Height and slope are those of the curve in the middle of the runs; `between` places the exponent γ between the
+    Height and slope are those of the curve in the middle of the runs; `between` puts the exponent γ between the
     slope, which is its value without a floor, and 1. In floor and exponent themselves the descent would creep along a
     curved valley.
     """

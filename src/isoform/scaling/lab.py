@@ -16,7 +16,7 @@ from isoform.experiment import measure_speed
 from isoform.machine import Machine
 from isoform.model.cost import num_parameters
 from isoform.preparation import Prepared, prepare
-from isoform.recipe import Recipe, changed, load_recipe
+from isoform.recipe import Recipe, load_recipe, with_changes
 from isoform.scaling.claims import Arm, Claim, LoadedClaim, decide, measure
 from isoform.scaling.config import FixedRatio, Ladder, OneSize
 from isoform.scaling.curves import rows_by_arm
@@ -310,7 +310,7 @@ def comparison_recipe(recipe: Recipe, against: str) -> tuple[str, Recipe]:
         for step in path:
             table = table.setdefault(step, {})
         table[last] = _parse_value(value.strip())
-    return against, changed(recipe, changes)
+    return against, with_changes(recipe, changes)
 
 
 def _parse_value(text: str) -> object:

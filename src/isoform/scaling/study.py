@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from isoform.checkpoint.store import is_in_use
-from isoform.config import dump_toml, from_dict, load_toml, stated, to_dict
+from isoform.config import dump_toml, from_dict, load_toml, non_defaults, to_dict
 from isoform.files import write_text
 from isoform.history import as_before
 from isoform.preparation import Prepared
@@ -105,8 +105,8 @@ def fingerprint(prepared: Prepared) -> str:
 def make_job(arm: str, rung: Rung, data: str, purpose: str = "ladder", start: Job | None = None) -> Job:
     """A run with its id: the hash of its recipe's fields other than defaults, with the data's fingerprint instead of
     paths, and the id of the run it starts from instead of its path."""
-    content = stated(replace(rung.recipe, sample_prompt="", expected_loss=None))
-    content["data"] = stated(replace(rung.recipe.data, path="", validation_path=""))
+    content = non_defaults(replace(rung.recipe, sample_prompt="", expected_loss=None))
+    content["data"] = non_defaults(replace(rung.recipe.data, path="", validation_path=""))
     if start is not None:
         content["start"] = start.id
     text = json.dumps([ID_VERSION, as_before(content), data], sort_keys=True)

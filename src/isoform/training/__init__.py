@@ -1,1 +1,1 @@
-"""Training: configuration, optimizers, the ledger of work and one readable loop."""
+"""Training: configuration, optimizers, metrics, and one readable loop."""

@@ -1,4 +1,4 @@
-"""How a model is trained: optimizer, schedule, batch, and when to look, keep and stop. Torch-free."""
+"""How a model is trained: optimizer, schedule, batch, and when to validate, sample and save. Torch-free."""
 
 from dataclasses import dataclass
 
@@ -15,12 +15,12 @@ class AdamW:
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     embedding_learning_rate: float | None = None
-    """Of the stem's tables; absent: learning_rate."""
+    """Of the stem's embedding tables; default: learning_rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Muon:
-    """Momentum, orthogonalised, for the matrices of the blocks (Jordan 2024); AdamW for all else."""
+    """Momentum, orthogonalised, for the matrices of the blocks (Jordan 2024); AdamW for all other parameters."""
 
     learning_rate: float = 0.02
     """Of the matrices; the update of an (out, in) matrix is scaled by sqrt(max(1, out / in))."""
@@ -40,9 +40,9 @@ class WarmupStableDecay:
 
     warmup_steps: int = 0
     decay_fraction: float = 0.3
-    """The part of all steps that decays."""
+    """The fraction of all steps in the decay."""
     final: float = 0.0
-    """What is left at the end, as a fraction of the plateau."""
+    """The learning rate at the end, as a fraction of the plateau."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,29 +72,29 @@ class Training:
     global_batch_tokens: int = 4096
     """Tokens per step, over all rows; a multiple of the context length."""
     micro_batch_size: int | None = None
-    """Rows per forward pass; absent: all of a step's rows at once. Only dropout's draws depend on it."""
+    """Rows per forward pass; default: all rows of a step. Only the random draws of dropout depend on it."""
     optimizer: Optimizer = AdamW()
     schedule: Schedule = WarmupStableDecay()
     clip_norm: float | None = 1.0
-    """Largest gradient norm; absent: not clipped."""
+    """Largest gradient norm; none: no clipping."""
     frozen: tuple[str, ...] = ()
-    """Parameters whose names begin so stay as they are: stem, encoder, decoder.blocks.0."""
+    """Prefixes of names of parameters that are not trained: stem, encoder, decoder.blocks.0."""
     layer_decay: float = 1.0
-    """Each block learns at so many times the rate of the one above it, the stem at that of a block below the first
-    (Howard and Ruder 2018, section 3.2)."""
+    """The learning rate of each block as a fraction of that of the block above it; the stem counts as a block below the
+    first (Howard and Ruder 2018, section 3.2)."""
     adapters: LowRank | None = None
-    """Thin matrices that learn in the place of all else; absent: everything that isn't frozen learns."""
+    """Low-rank adapters that are trained instead of the parameters; none: all parameters that aren't frozen are."""
     validate_every: int = 250
-    """Steps between validations of the whole split; 0: only at the end."""
+    """Steps between validations on the whole validation split; 0: only at the end."""
     checkpoint_every: int = 250
     """Steps between checkpoints; 0: only at the end."""
     keep_checkpoints: int = 2
     average_checkpoints: int = 1
-    """The model that is left is the mean of so many of the last checkpoints (Vaswani et al. 2017, section 6.1)."""
+    """The final model is the mean of the last n checkpoints (Vaswani et al. 2017, section 6.1)."""
     sample_every: int = 0
     """Steps between samples; 0: only at the end."""
     sample_tokens: int = 200
-    """How long samples are; 0: none are written."""
+    """Length of samples in tokens; 0: no samples."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
 
@@ -107,10 +107,10 @@ class Training:
                 f"training.average_checkpoints={self.average_checkpoints} must lie between 1 and "
                 f"keep_checkpoints={self.keep_checkpoints}"
             )
-        apart = self.checkpoint_every or self.steps
-        if apart * (self.average_checkpoints - 1) >= self.steps:
+        interval = self.checkpoint_every or self.steps
+        if interval * (self.average_checkpoints - 1) >= self.steps:
             raise ValueError(
-                f"training.average_checkpoints={self.average_checkpoints}, {apart} steps apart, need more than "
+                f"training.average_checkpoints={self.average_checkpoints}, {interval} steps apart, need more than "
                 f"{self.steps} steps; set checkpoint_every lower"
             )
         if not 0 < self.layer_decay <= 1:

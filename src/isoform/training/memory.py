@@ -1,4 +1,4 @@
-"""The memory a training step needs, line by line, by arithmetic: an estimate, and called one."""
+"""An estimate of the memory of a training step, by arithmetic."""
 
 from __future__ import annotations
 

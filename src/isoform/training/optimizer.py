@@ -1,4 +1,4 @@
-"""Optimizers and schedules: AdamW from torch, Muon of our own, schedules as pure functions of the step."""
+"""Optimizers and schedules: torch's AdamW, our Muon, and schedules as pure functions of the step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, assert_never
 import torch
 from torch import Tensor, nn
 
-from isoform.checkpoint.versions import name_today
+from isoform.checkpoint.versions import current_name
 from isoform.model.component import Role, roles_of
 from isoform.training.config import (
     AdamW,
@@ -22,7 +22,7 @@ from isoform.training.config import (
 )
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of Jordan (2024): fast rather than exact, singular values land in about 0.7 .. 1.2."""
+"""Coefficients of Jordan (2024): fast rather than exact; singular values end in about 0.7 .. 1.2."""
 
 
 def schedule_factor(schedule: Schedule, step: int, steps: int) -> float:
@@ -32,13 +32,13 @@ def schedule_factor(schedule: Schedule, step: int, steps: int) -> float:
     match schedule:
         case WarmupStableDecay():
             decay = max(1, round(schedule.decay_fraction * steps))
-            left = min(1.0, (steps - step) / decay)
-            return min(rising, schedule.final + (1 - schedule.final) * left)
+            remaining = min(1.0, (steps - step) / decay)
+            return min(rising, schedule.final + (1 - schedule.final) * remaining)
         case Cosine():
             if step < warmup:
                 return rising
-            done = (step - warmup) / max(1, steps - warmup)
-            return schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * done))
+            fraction = (step - warmup) / max(1, steps - warmup)
+            return schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * fraction))
         case InverseSquareRoot():
             return rising if step < warmup else math.sqrt(max(1, warmup) / (step + 1))
         case _:
@@ -46,11 +46,11 @@ def schedule_factor(schedule: Schedule, step: int, steps: int) -> float:
 
 
 def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The nearest (semi-)orthogonal matrices, roughly: a quintic Newton-Schulz iteration on (B, R, C).
+    """Approximately the nearest (semi-)orthogonal matrices: a quintic Newton-Schulz iteration on (B, R, C).
 
-    Each step multiplies X by a polynomial in its Gram matrix G = X X^T. In float32 all steps are done on the
-    small square G, and X is touched at both ends only; in bfloat16, enough where it is fast (Jordan 2024), G
-    itself has too few digits for that, and every step goes through X.
+    Each step multiplies X by a polynomial in its Gram matrix G = X X^T. In float32 all steps are computed on the
+    small square G, and X is used only at both ends; in bfloat16, which is precise enough otherwise (Jordan 2024),
+    G has too few digits for that, and every step multiplies X.
     """
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices
@@ -77,10 +77,10 @@ def _polynomial(gram: Tensor) -> Tensor:
 
 
 class MuonOptimizer(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised (Jordan 2024). Matrices of one shape, those of experts each by itself, are
-    worked on as one batch.
+    """Nesterov momentum, orthogonalised (Jordan 2024). Matrices of one shape, with each expert's separate, are updated
+    as one batch.
 
-    `dtype` is that of the products: bfloat16 only where the device is good at it.
+    `dtype` is that of the matrix products: bfloat16 only where the device is fast at it.
     """
 
     def __init__(
@@ -127,18 +127,18 @@ Named = Sequence[tuple[str, nn.Parameter]]
 STEMS = ("stem.", "encoder_stem.")
 EMBEDDINGS = {Role.EMBEDDING, Role.CONTEXT_EMBEDDING}
 ORTHOGONAL = {Role.MATRIX, Role.OUTPUT, Role.ADAPTER}
-"""What Muon is for."""
+"""The roles of parameters that Muon updates."""
 
 
-def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
-    """Leave the parameters as they are whose names begin so. Raises ValueError for a beginning that none has."""
-    for beginning in beginnings:
-        start = name_today(f"{beginning.rstrip('.')}.")
-        found = [p for n, p in model.named_parameters() if f"{n}.".startswith(start)]
-        if not found:
-            known = sorted({".".join(n.split(".")[:2]) for n, _ in model.named_parameters()})
-            raise ValueError(f"training.frozen: no parameter's name begins with {beginning!r} (known: {known})")
-        for parameter in found:
+def freeze(model: nn.Module, prefixes: Sequence[str]) -> None:
+    """Exclude the parameters with these prefixes from training. Raises ValueError for a prefix that no name has."""
+    for prefix in prefixes:
+        start = current_name(f"{prefix.rstrip('.')}.")
+        parameters = [p for n, p in model.named_parameters() if f"{n}.".startswith(start)]
+        if not parameters:
+            names = sorted({".".join(n.split(".")[:2]) for n, _ in model.named_parameters()})
+            raise ValueError(f"training.frozen: no parameter's name begins with {prefix!r} (known: {names})")
+        for parameter in parameters:
             parameter.requires_grad_(False)
 
 
@@ -150,45 +150,45 @@ def build_optimizers(
     layer_decay: float = 1.0,
     roles: Mapping[str, Role] | None = None,
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of a model's parameters, by their roles (absent: those that the model says).
+    """The optimizers of a model's parameters, by their roles (None: those of the model).
 
-    dtype: of Muon's products; layer_decay: how much slower each block learns than the one above it.
+    dtype: of Muon's matrix products; layer_decay: the learning rate of each block as a fraction of that above it.
     """
     roles = roles_of(model) if roles is None else roles
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if not named:
-        raise ValueError("training.frozen leaves nothing that could learn")
+        raise ValueError("training.frozen leaves no parameters to train; freeze fewer")
     by_factor = _by_layer(named, layer_decay)
     match config:
         case AdamW():
             return [_adamw(config, by_factor, roles)]
         case Muon():
-            matrices = {f: [(n, p) for n, p in some if roles[n] in ORTHOGONAL] for f, some in by_factor.items()}
-            others = {f: [(n, p) for n, p in some if roles[n] not in ORTHOGONAL] for f, some in by_factor.items()}
-            made: list[torch.optim.Optimizer] = []
+            matrices = {f: [(n, p) for n, p in part if roles[n] in ORTHOGONAL] for f, part in by_factor.items()}
+            rest = {f: [(n, p) for n, p in part if roles[n] not in ORTHOGONAL] for f, part in by_factor.items()}
+            optimizers: list[torch.optim.Optimizer] = []
             if any(matrices.values()):
                 rate = config.learning_rate
-                groups = [{"params": [p for _, p in some], "lr": f * rate} for f, some in matrices.items() if some]
-                made.append(MuonOptimizer(groups, config, dtype))
-            return [*made, _adamw(config.adam, others, roles)] if any(others.values()) else made
+                groups = [{"params": [p for _, p in part], "lr": f * rate} for f, part in matrices.items() if part]
+                optimizers.append(MuonOptimizer(groups, config, dtype))
+            return [*optimizers, _adamw(config.adam, rest, roles)] if any(rest.values()) else optimizers
         case _:
             assert_never(config)
 
 
 def _by_layer(named: Named, decay: float) -> dict[float, Named]:
-    """Parameters by how fast they learn beside the topmost ones."""
+    """Parameters by their learning rate relative to the topmost ones."""
     if decay == 1:
         return {1.0: named}
     depths = [_depth(n) for n, _ in named]
     top = max(depth for depth in depths if depth is not None) + 1 if any(d is not None for d in depths) else 0
-    found: dict[float, list[tuple[str, nn.Parameter]]] = {}
-    for depth, one in zip(depths, named, strict=True):
-        found.setdefault(decay ** (top - depth) if depth is not None else 1.0, []).append(one)
-    return dict(found)
+    by_factor: dict[float, list[tuple[str, nn.Parameter]]] = {}
+    for depth, parameter in zip(depths, named, strict=True):
+        by_factor.setdefault(decay ** (top - depth) if depth is not None else 1.0, []).append(parameter)
+    return dict(by_factor)
 
 
 def _depth(name: str) -> int | None:
-    """The stem is 0, the i-th block i + 1; None: what stands above the blocks."""
+    """0 for the stem, i + 1 for the i-th block; None for what is above the blocks."""
     if name.startswith(STEMS):
         return 0
     parts = name.split(".")
@@ -219,7 +219,7 @@ def _adamw(config: AdamW, by_factor: Mapping[float, Named], roles: Mapping[str, 
 
 
 def optimizer_state(optimizers: list[torch.optim.Optimizer], model: nn.Module) -> dict[str, Tensor]:
-    """The optimizers' memory as flat tensors, named by parameter and slot: decoder.final_norm.weight.exp_avg."""
+    """The optimizers' state as flat tensors, named by parameter and slot: decoder.final_norm.weight.exp_avg."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}.{slot}": tensor
@@ -232,7 +232,7 @@ def optimizer_state(optimizers: list[torch.optim.Optimizer], model: nn.Module) -
 def load_optimizer_state(
     optimizers: list[torch.optim.Optimizer], model: nn.Module, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put the memory back; learning rates and the like stay those of the config."""
+    """Restore the state; learning rates and other settings stay those of the config."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     slots_of: dict[str, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():
@@ -247,7 +247,7 @@ def load_optimizer_state(
 def named_slots(
     tensors: Mapping[str, Tensor], config: Optimizer, model: nn.Module, *, layer_decay: float
 ) -> dict[str, Tensor]:
-    """Memory of layout 1, whose names were optimizer.parameter.slot with the numbers of both, by parameter."""
+    """The optimizer state of layout 1, named by optimizer index, parameter index and slot, as named by parameter."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     roles = {name: Role.HEAD if name.startswith("encoder_stem.") else role for name, role in roles_of(model).items()}
     numbered = [

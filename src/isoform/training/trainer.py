@@ -1,7 +1,7 @@
-"""The loop, top to bottom: batch, forward and backward, clip, step, note, look, keep.
+"""The training loop: batch, forward and backward, clip, update, log, validate, sample, save.
 
-No callbacks: what varies comes in as function arguments. Each step reseeds torch from (seed, step), so a
-run continued from a checkpoint draws what the uninterrupted one would have drawn.
+There is no callback class: what varies is passed as functions. Each step reseeds torch from (seed, step), so that a
+run continued from a checkpoint has the same random draws as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from isoform.batch import Batch, GlobalBatch
 from isoform.machine import Machine
@@ -25,12 +25,12 @@ from isoform.training.optimizer import schedule_factor
 
 
 class Diverged(ValueError):
-    """A loss or gradient that is no longer finite; raised before the optimizer touches the weights."""
+    """A loss or gradient that is not finite; raised before the optimizer changes the weights."""
 
 
 @dataclass
 class Progress:
-    """How far a run is. Times are of training alone: validation, samples and saving are left out."""
+    """The progress of a run. Times are of training only, without validation, samples and saving."""
 
     step: int = 0
     tokens_seen: int = 0
@@ -47,7 +47,7 @@ def train_loop(
     machine: Machine,
     seed: int,
     progress: Progress,
-    note: Callable[[dict[str, float | int]], None],
+    log: Callable[[dict[str, float | int]], None],
     validate: Callable[[], dict[str, float]],
     sample: Callable[[], None],
     save: Callable[[], None],
@@ -55,66 +55,39 @@ def train_loop(
 ) -> None:
     """Train from progress.step to config.steps, updating `progress` in place; returns early on should_stop.
 
-    batches(step) gives the rows of a step; loss(batch) sums over a batch; note takes a line of metrics; `save` is
-    called whenever a checkpoint is due, and before an early return. Raises Diverged when loss or gradients are not
+    batches(step) returns the rows of a step; loss(batch) sums over a batch; log receives a line of metrics; `save` is
+    called whenever a checkpoint is due, and before an early return. Raises Diverged if loss or gradients are not
     finite.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     for group in (group for o in optimizers for group in o.param_groups):
         group.setdefault("initial_lr", group["lr"])
-    since = _Window(progress)
+    rates = _Rates(progress)
     gc.collect()
     gc.disable()  # reference counting frees tensors; the cycle collector would only pause steps
     try:
         while progress.step < config.steps:
-            step, started = progress.step, time.perf_counter()
+            step, start = progress.step, time.perf_counter()
             model.train()
             machine.seed(hash((seed, step)) % 2**63)
             batch = batches(step)
-            nats, parts, counts, loads = torch.zeros((), device=machine.device), {}, {}, {}
-            for micro_batch in batch.micro_batches:
-                with torch.autocast(machine.device.type, machine.dtype, enabled=machine.uses_autocast):
-                    result = loss(micro_batch.to(machine.device))
-                (result.total / batch.weight).backward()
-                nats += result.nats
-                for sums, values in ((parts, result.parts), (counts, result.counts), (loads, result.loads)):
-                    add_up(sums, values)
+            sums = _forward_backward(batch, loss, machine)
             norm = _clip(parameters, config.clip_norm)
             is_logged = step == 0 or (step + 1) % config.log_every == 0 or step + 1 == config.steps
-            if not math.isfinite(float(norm)):
-                raise Diverged(
-                    f"step {step + 1}: the gradient norm is {float(norm)}, loss {float(nats) / batch.weight:.4g}; "
-                    f"no weights were changed by it. Lower the learning rate or lengthen the warm-up"
-                )
+            _check_finite(step, norm, sums.nats, batch.weight)
             factor = schedule_factor(config.schedule, step, config.steps)
-            for o in optimizers:
-                for group in o.param_groups:
-                    group["lr"] = group["initial_lr"] * factor
-                o.step()
-                o.zero_grad(set_to_none=True)
-            update_load_biases(loads)
+            _update(optimizers, factor)
+            update_load_biases(sums.loads)
             if is_logged:
                 machine.synchronize()
             progress.step += 1
             progress.tokens_seen += sum(b.targets.numel() for b in batch.micro_batches)
-            progress.train_seconds += time.perf_counter() - started
+            progress.train_seconds += time.perf_counter() - start
             if is_logged:
-                note(
-                    {
-                        "step": progress.step,
-                        "loss": float(nats) / batch.weight,
-                        "learning_rate_factor": factor,
-                        "gradient_norm": float(norm),
-                        **{name: float(value) / batch.weight for name, value in parts.items()},
-                        **{name: int(value) for name, value in counts.items()},
-                        **_heaviest(loads),
-                        "tokens_seen": progress.tokens_seen,
-                        **since.rates(progress),
-                    }
-                )
+                log({**_metrics(progress, batch.weight, sums, norm, factor), **rates.update(progress)})
             is_last, stops = progress.step == config.steps, should_stop()
             if is_last or (config.validate_every and progress.step % config.validate_every == 0):
-                note({"step": progress.step, **validate()})
+                log({"step": progress.step, **validate()})
             if is_last or (config.sample_every and progress.step % config.sample_every == 0):
                 sample()
             if is_last or stops or (config.checkpoint_every and progress.step % config.checkpoint_every == 0):
@@ -125,7 +98,32 @@ def train_loop(
         gc.enable()
 
 
-def _clip(parameters: list[nn.Parameter], clip_norm: float | None) -> torch.Tensor:
+@dataclass
+class _Sums:
+    """Sums over the micro-batches of a step, as `Loss` has them."""
+
+    nats: Tensor
+    parts: dict[str, Tensor]
+    counts: dict[str, Tensor]
+    loads: dict[nn.Module, Tensor]
+
+
+def _forward_backward(batch: GlobalBatch, loss: Callable[[Batch], Loss], machine: Machine) -> _Sums:
+    """Accumulate the gradients of the mean loss of a global batch."""
+    sums = _Sums(torch.zeros((), device=machine.device), {}, {}, {})
+    for micro_batch in batch.micro_batches:
+        with torch.autocast(machine.device.type, machine.dtype, enabled=machine.uses_autocast):
+            result = loss(micro_batch.to(machine.device))
+        (result.total / batch.weight).backward()
+        sums.nats += result.nats
+        add_up(sums.parts, result.parts)
+        add_up(sums.counts, result.counts)
+        add_up(sums.loads, result.loads)
+    return sums
+
+
+def _clip(parameters: list[nn.Parameter], clip_norm: float | None) -> Tensor:
+    """Clip the gradients in place; returns their norm before that."""
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = nn.utils.get_total_norm(grads)
     if clip_norm is not None and float(norm) > clip_norm:
@@ -133,19 +131,51 @@ def _clip(parameters: list[nn.Parameter], clip_norm: float | None) -> torch.Tens
     return norm
 
 
-def _heaviest(loads: dict[nn.Module, torch.Tensor]) -> dict[str, float]:
-    """The most loaded expert of the step, as a multiple of its even share; nothing for models without experts."""
-    heaviest = [float(load.max() / load.mean()) for load in loads.values()]
-    return {"experts_load_max": max(heaviest)} if heaviest else {}
+def _check_finite(step: int, norm: Tensor, nats: Tensor, weight: float) -> None:
+    """Raises Diverged if the gradient norm isn't finite."""
+    if not math.isfinite(float(norm)):
+        raise Diverged(
+            f"step {step + 1}: the gradient norm is {float(norm)}, loss {float(nats) / weight:.4g}; "
+            f"the weights are unchanged. Lower the learning rate or lengthen the warm-up"
+        )
 
 
-class _Window:
-    """Rates since the last line."""
+def _update(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """One step of all optimizers, with `factor` of their peak learning rates."""
+    for o in optimizers:
+        for group in o.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        o.step()
+        o.zero_grad(set_to_none=True)
+
+
+def _metrics(progress: Progress, weight: float, sums: _Sums, norm: Tensor, factor: float) -> dict[str, float | int]:
+    """The line of metrics of a step, but for the rates."""
+    return {
+        "step": progress.step,
+        "loss": float(sums.nats) / weight,
+        "learning_rate_factor": factor,
+        "gradient_norm": float(norm),
+        **{name: float(value) / weight for name, value in sums.parts.items()},
+        **{name: int(value) for name, value in sums.counts.items()},
+        **_largest_load(sums.loads),
+        "tokens_seen": progress.tokens_seen,
+    }
+
+
+def _largest_load(loads: dict[nn.Module, Tensor]) -> dict[str, float]:
+    """The load of the most loaded expert, as a multiple of the mean load; empty for models without experts."""
+    largest = [float(load.max() / load.mean()) for load in loads.values()]
+    return {"experts_load_max": max(largest)} if largest else {}
+
+
+class _Rates:
+    """Rates since the last line of metrics."""
 
     def __init__(self, progress: Progress) -> None:
         self.tokens, self.seconds = progress.tokens_seen, progress.train_seconds
 
-    def rates(self, progress: Progress) -> dict[str, float]:
+    def update(self, progress: Progress) -> dict[str, float]:
         tokens, seconds = progress.tokens_seen - self.tokens, progress.train_seconds - self.seconds
         self.tokens, self.seconds = progress.tokens_seen, progress.train_seconds
         return {"tokens_per_second": tokens / seconds, "train_seconds": progress.train_seconds}

@@ -1,5 +1,5 @@
-"""The families of Hugging Face's models: config fields and tensor names beside ours, a family a file.
+"""The families of Hugging Face's models: config fields and tensor names mapped to ours, one file per family.
 
-A family reads a config.json into a ModelConfig and writes one; whether a ModelConfig can be written is decided by
-reading back what was written. A new family is a file here, a line in registry.py and a row of tests/families.py.
+A family reads a config.json into a ModelConfig and writes one; whether it can represent a ModelConfig is decided by
+reading the written config back. A new family is a file here, a line in registry.py and a row of tests/families.py.
 """

@@ -57,7 +57,7 @@ _NAMES = {
 }
 _BIAS = {"head.bias": Reshaped(lambda config: (1, config.vocab_size))}
 _TABLES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
-"""What repeats the table that both stacks share."""
+"""Copies of the table that both stacks share."""
 
 BART = Family(
     model_type="bart",

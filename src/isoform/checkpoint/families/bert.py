@@ -25,7 +25,7 @@ def _read(fields: Fields, names: set[str]) -> ModelConfig:
         context_length=fields.count("max_position_embeddings"),
         vocab_size=fields.count("vocab_size"),
         encoder=StackConfig(
-            num_layers=fields.count("num_hidden_layers", most=10_000),
+            num_layers=fields.count("num_hidden_layers", maximum=10_000),
             blocks=(block,),
             position=Learned(),
             input_norm=norm,

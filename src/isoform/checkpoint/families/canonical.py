@@ -1,4 +1,4 @@
-"""Which model configs say the same, so that one can be compared with what was read back."""
+"""A canonical form of equivalent model configs, so that a config can be compared with the one read back."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from isoform.model.config import BlockConfig, Initialization, ModelConfig, Stack
 from isoform.model.parts import Attention, Experts, FeedForward, TokenChoice
 
 
-def shortest(blocks: tuple[BlockConfig, ...]) -> tuple[BlockConfig, ...]:
-    """The fewest blocks that give these when repeated in turn."""
+def shortest_period(blocks: tuple[BlockConfig, ...]) -> tuple[BlockConfig, ...]:
+    """The shortest period of the blocks."""
     for period in range(1, len(blocks)):
         if all(block == blocks[i % period] for i, block in enumerate(blocks)):
             return blocks[:period]
@@ -18,9 +18,9 @@ def shortest(blocks: tuple[BlockConfig, ...]) -> tuple[BlockConfig, ...]:
 
 
 def canonical(config: ModelConfig) -> ModelConfig:
-    """The same function with every open field filled in, and what only training reads set to its default.
+    """The same function with every open field filled in, and the fields that only training reads at their defaults.
 
-    Raises NotRepresentable for blocks that no family has: another mixer than attention, or no feed-forward.
+    Raises NotRepresentable for blocks that no family has: a mixer other than attention, or no feed-forward.
     """
     return replace(
         config,
@@ -35,7 +35,7 @@ def _stack(config: ModelConfig, stack: StackConfig) -> StackConfig:
     plain = StackConfig()
     return replace(
         stack,
-        blocks=shortest(tuple(_block(config, block) for block in config.layers(stack))),
+        blocks=shortest_period(tuple(_block(config, block) for block in config.layers(stack))),
         context_length=None if stack.context_length == config.context_length else stack.context_length,
         exits=(),
         exit_loss=plain.exit_loss,

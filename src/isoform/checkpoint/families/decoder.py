@@ -1,4 +1,4 @@
-"""What the decoders of Llama's kind share: fields, and names of tensors that differ in the norms alone."""
+"""Common to the decoders derived from Llama: fields, and names of tensors that differ in the norms only."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from isoform.model.config import BlockConfig, Lookup, ModelConfig, StackConfig, 
 from isoform.model.parts import Attention, FeedForward, Gated, RMSNorm, Rotary
 
 
-def read_attention(fields: Fields, **more: Any) -> Attention:
-    """The heads, and `more` fields of ours."""
+def read_attention(fields: Fields, **options: Any) -> Attention:
+    """The attention with the heads of the config; `options`: further fields of ours."""
     heads = fields.count("num_attention_heads")
-    kv_heads, head_dim = fields.count("num_key_value_heads", heads), fields.any("head_dim")
+    kv_heads, head_dim = fields.count("num_key_value_heads", heads), fields.get("head_dim")
     head_dim = None if head_dim is None else fields.count("head_dim")
-    return Attention(num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, **more)
+    return Attention(num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, **options)
 
 
 def read_window(fields: Fields) -> Window | None:
-    """The window of all layers, which in ours doesn't count the token itself."""
-    return None if fields.any("sliding_window") is None else Window(fields.count("sliding_window") - 1)
+    """The window of all layers; ours doesn't count the token itself."""
+    return None if fields.get("sliding_window") is None else Window(fields.count("sliding_window") - 1)
 
 
 def read_gated(fields: Fields, *, size: str = "intermediate_size", bias: bool = False) -> Gated:
-    """The feed-forward, or an expert, whose width is the field `size`."""
+    """The feed-forward, or an expert, with its width in the field `size`."""
     return Gated(feedforward_dim=fields.count(size), activation=fields.activation("hidden_act", "silu"), bias=bias)
 
 
 def read_norm(fields: Fields, epsilon: float = 1e-6, *, zero_centered: bool = False) -> RMSNorm:
-    """The norm; `epsilon` where the field is absent."""
+    """The norm; epsilon: the default of the field."""
     return RMSNorm(epsilon=fields.number("rms_norm_eps", epsilon), zero_centered=zero_centered)
 
 
 def read_decoder(
     fields: Fields, blocks: tuple[BlockConfig, ...], position: Rotary, *, tied: bool = False, scale: bool = False
 ) -> ModelConfig:
-    """The model around the blocks. tied: where the field is absent; scale: of the embeddings, which no field says."""
-    layers = fields.count("num_hidden_layers", most=10_000)
-    has_cap = fields.any("final_logit_softcapping") is not None
+    """The model around the blocks. tied: the default of the field; scale: whether embeddings are scaled (no field)."""
+    layers = fields.count("num_hidden_layers", maximum=10_000)
+    has_cap = fields.get("final_logit_softcapping") is not None
     return ModelConfig(
         model_dim=fields.count("hidden_size"),
         context_length=fields.count("max_position_embeddings"),

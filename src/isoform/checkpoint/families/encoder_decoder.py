@@ -1,4 +1,4 @@
-"""What encoder-decoders in the field names that BART brought share: each stack has its own sizes."""
+"""Common to the encoder-decoders with BART's field names: each stack has its own sizes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from isoform.model.parts import Attention, Dense
 
 
 def read_encoder_decoder(
-    fields: Fields, stack: StackConfig, *, placement: Literal["pre", "post"], key_bias: bool = True, **more: Any
+    fields: Fields, stack: StackConfig, *, placement: Literal["pre", "post"], key_bias: bool = True, **options: Any
 ) -> ModelConfig:
-    """The model whose stacks are `stack` with the sizes of each, their norms so placed; `more` are fields of ours."""
+    """The model whose stacks are `stack` with the sizes of each and this norm placement; `options`: fields of ours."""
     stacks: dict[str, Any] = {
         side: replace(
             stack,
-            num_layers=fields.count(f"{side}_layers", most=10_000),
+            num_layers=fields.count(f"{side}_layers", maximum=10_000),
             blocks=(_block(fields, side, placement, key_bias),),
             cross="separate" if side == "decoder" else "none",
         )
         for side in ("encoder", "decoder")
     }
-    return ModelConfig(model_dim=fields.count("d_model"), vocab_size=fields.count("vocab_size"), **stacks, **more)
+    return ModelConfig(model_dim=fields.count("d_model"), vocab_size=fields.count("vocab_size"), **stacks, **options)
 
 
 def _block(fields: Fields, side: str, placement: Literal["pre", "post"], key_bias: bool) -> BlockConfig:
@@ -43,7 +43,7 @@ def write_encoder_decoder(config: ModelConfig) -> dict:
     """The fields of sizes, of both stacks."""
     encoder, decoder = stacks_of(config)
     written: dict = {"is_encoder_decoder": True, "d_model": config.model_dim, "vocab_size": config.vocab_size}
-    written["decoder_start_token_id"] = 0  # the class wants one
+    written["decoder_start_token_id"] = 0  # which the class requires
     for side, stack in (("encoder", encoder), ("decoder", decoder)):
         dense = of_kind(stack.blocks[0].feedforward, Dense, "feedforward")
         written[f"{side}_layers"] = stack.num_layers
@@ -54,7 +54,7 @@ def write_encoder_decoder(config: ModelConfig) -> dict:
 
 
 def names_of_stacks(norm: Literal["before", "after"]) -> dict[str, str]:
-    """The names in both stacks, whose norms stand before or after."""
+    """The names in both stacks; `norm`: whether norms come before or after."""
     return _names("encoder", norm) | _names("decoder", norm) | _cross_names(norm)
 
 

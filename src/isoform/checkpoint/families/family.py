@@ -1,4 +1,4 @@
-"""What a family is, and how it says that it has no words for a model."""
+"""The type of a family, and the error for models that it can't represent."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ T = TypeVar("T")
 
 
 class NotRepresentable(ValueError):
-    """A model config that a family has no words for; the text names the field."""
+    """A model config that a family can't represent; the text names the field."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Family:
-    """One model_type: how its config is read and written, and its tensors' names beside ours.
+    """One model_type: how its config is read and written, and its tensors' names mapped to ours.
 
     `read(fields, names)`: from a config.json and the names of the tensors; `write(config)`: raises NotRepresentable for
-    what it has no words for. `names`: ours to theirs, as checkpoint/tensors.py reads them; `transforms`: by our name,
-    how a tensor of theirs differs. `ignored`: patterns of tensors that may be there and hold nothing of their own.
+    what it can't represent. `names`: ours to theirs, as checkpoint/tensors.py reads them; `transforms`: by our name,
+    how a tensor of theirs differs. `ignored`: patterns of tensors that may be present and are redundant.
     """
 
     model_type: str
@@ -34,7 +34,7 @@ class Family:
     transforms: Mapping[str, Transform] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     prefix: str = ""
-    """What names begin with in the class with a head and lack in the class without."""
+    """The prefix of names in the class with a head, which the class without lacks."""
 
 
 def of_kind(value: object, kind: type[T], where: str) -> T:
@@ -45,21 +45,21 @@ def of_kind(value: object, kind: type[T], where: str) -> T:
 
 
 def decoder_of(config: ModelConfig) -> StackConfig:
-    """The one stack of a decoder."""
+    """The stack of a decoder-only model. Raises NotRepresentable for another."""
     if config.decoder is None or config.encoder is not None:
         raise NotRepresentable("encoder")
     return config.decoder
 
 
 def encoder_of(config: ModelConfig) -> StackConfig:
-    """The one stack of an encoder."""
+    """The stack of an encoder-only model. Raises NotRepresentable for another."""
     if config.encoder is None or config.decoder is not None:
         raise NotRepresentable("decoder")
     return config.encoder
 
 
 def stacks_of(config: ModelConfig) -> tuple[StackConfig, StackConfig]:
-    """Encoder and decoder, of a model that has both."""
+    """Encoder and decoder of an encoder-decoder. Raises NotRepresentable for another."""
     if config.encoder is None or config.decoder is None:
         raise NotRepresentable("encoder" if config.encoder is None else "decoder")
     return config.encoder, config.decoder

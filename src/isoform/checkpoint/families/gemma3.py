@@ -31,8 +31,8 @@ from isoform.model.parts import Gated, Rotary
 
 def _read(fields: Fields, names: set[str]) -> ModelConfig:
     fields.require(attn_logit_softcapping=None, attention_bias=False, use_bidirectional_attention=False)
-    layers, every = fields.count("num_hidden_layers", most=10_000), fields.any("sliding_window_pattern")
-    every = int(str(fields.any("_sliding_window_pattern", every or 6)))
+    layers, every = fields.count("num_hidden_layers", maximum=10_000), fields.get("sliding_window_pattern")
+    every = int(str(fields.get("_sliding_window_pattern", every or 6)))
     full = BlockConfig(
         mixer=read_attention(
             fields,
@@ -57,7 +57,7 @@ def _read(fields: Fields, names: set[str]) -> ModelConfig:
 
 
 def _read_sliding_rotary(fields: Fields) -> Rotary:
-    if fields.any("rope_parameters"):
+    if fields.get("rope_parameters"):
         return read_rotary(fields, SLIDING)
     return Rotary(base=fields.number("rope_local_base_freq", 10_000.0))
 

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019), whose products are stored with the input's width as rows."""
+"""GPT-2 (Radford et al. 2019), which stores its matrices as (in, out)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _read(fields: Fields, names: set[str]) -> ModelConfig:
         reorder_and_upcast_attn=False,
         add_cross_attention=False,
     )
-    dim, inner = fields.count("n_embd"), fields.any("n_inner")
+    dim, inner = fields.count("n_embd"), fields.get("n_inner")
     block = BlockConfig(
         mixer=Attention(num_heads=fields.count("n_head"), bias=True),
         feedforward=Dense(
@@ -30,7 +30,7 @@ def _read(fields: Fields, names: set[str]) -> ModelConfig:
         model_dim=dim,
         context_length=fields.count("n_positions"),
         vocab_size=fields.count("vocab_size"),
-        decoder=StackConfig(num_layers=fields.count("n_layer", most=10_000), blocks=(block,), position=Learned()),
+        decoder=StackConfig(num_layers=fields.count("n_layer", maximum=10_000), blocks=(block,), position=Learned()),
         head=Vocabulary(tied=fields.flag("tie_word_embeddings", True)),
     )
 
@@ -55,7 +55,7 @@ def _write(config: ModelConfig) -> dict:
     }
 
 
-_PRODUCTS = ("mixer.query_key_value", "mixer.output", "feedforward.up", "feedforward.down")
+_MATRICES = ("mixer.query_key_value", "mixer.output", "feedforward.up", "feedforward.down")
 GPT2 = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
@@ -73,7 +73,7 @@ GPT2 = Family(
         "decoder.blocks.#.feedforward.up.*": "transformer.h.#.mlp.c_fc.*",
         "decoder.blocks.#.feedforward.down.*": "transformer.h.#.mlp.c_proj.*",
     },
-    transforms={f"decoder.blocks.#.{product}.weight": Transposed() for product in _PRODUCTS},
+    transforms={f"decoder.blocks.#.{matrix}.weight": Transposed() for matrix in _MATRICES},
     ignored=("*.attn.bias", "*.attn.masked_bias", "lm_head.weight"),
     prefix="transformer.",
 )

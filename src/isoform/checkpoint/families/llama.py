@@ -1,4 +1,4 @@
-"""Llama 2 and 3, and all that say they are Llama (Touvron et al. 2023, https://arxiv.org/abs/2307.09288)."""
+"""Llama 2 and 3, and other models of that model_type (Touvron et al. 2023, https://arxiv.org/abs/2307.09288)."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ MISTRAL = Family(
 
 def _read_mixtral(fields: Fields, names: set[str]) -> ModelConfig:
     experts = Experts(
-        num_experts=fields.count("num_local_experts", 8, most=10_000),
+        num_experts=fields.count("num_local_experts", 8, maximum=10_000),
         expert=read_gated(fields),
         router=TokenChoice(
             num_active=fields.count("num_experts_per_tok", 2), balance_loss=fields.number("router_aux_loss_coef", 0.001)

@@ -21,7 +21,7 @@ from isoform.model.parts import Attention, Gated, LayerNorm, Rotary
 def _read(fields: Fields, names: set[str]) -> ModelConfig:
     fields.require(attention_bias=False, mlp_bias=False, classifier_bias=False)
     norm = LayerNorm(epsilon=fields.number("norm_eps", 1e-5), bias=fields.flag("norm_bias", False))
-    layers, every = fields.count("num_hidden_layers", most=10_000), fields.count("global_attn_every_n_layers", 3)
+    layers, every = fields.count("num_hidden_layers", maximum=10_000), fields.count("global_attn_every_n_layers", 3)
     full = BlockConfig(
         mixer=Attention(num_heads=fields.count("num_attention_heads")),
         feedforward=Gated(
@@ -56,8 +56,8 @@ def _read(fields: Fields, names: set[str]) -> ModelConfig:
 
 
 def _read_rotaries(fields: Fields) -> tuple[Rotary, Rotary]:
-    """The schemes of the layers that see all and of those that see a window."""
-    if fields.any("rope_parameters"):
+    """The schemes of the full and of the sliding layers."""
+    if fields.get("rope_parameters"):
         return read_rotary(fields, FULL, base=160_000.0), read_rotary(fields, SLIDING)
     return (
         Rotary(base=fields.number("global_rope_theta", 160_000.0)),

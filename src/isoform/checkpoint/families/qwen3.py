@@ -24,9 +24,9 @@ _FIXED_EXPERTS = {"decoder_sparse_step": 1, "mlp_only_layers": [], **_FIXED}
 
 
 def _read(fields: Fields, feedforward: FeedForward) -> ModelConfig:
-    kinds = fields.any("layer_types", ["full_attention"])
+    kinds = fields.get("layer_types", ["full_attention"])
     if not isinstance(kinds, list) or {*map(str, kinds)} != {"full_attention"}:
-        raise ValueError(f"{fields.where}: layer_types={kinds!r} is not supported here, only full_attention")
+        raise ValueError(f"{fields.where}: layer_types={kinds!r} is not supported, only full_attention")
     attention = read_attention(fields, qk_norm=read_norm(fields))
     block = BlockConfig(mixer=attention, feedforward=feedforward, norm=read_norm(fields))
     return read_decoder(fields, (block,), read_rotary(fields))
@@ -60,9 +60,9 @@ QWEN3 = Family(
 
 def _read_experts(fields: Fields, names: set[str]) -> ModelConfig:
     fields.require(**_FIXED_EXPERTS)
-    fields.count("intermediate_size", 1)  # of the dense layers, which there are none of
+    fields.count("intermediate_size", 1)  # of dense layers, of which there are none
     experts = Experts(
-        num_experts=fields.count("num_experts", fields.count("num_local_experts", 128, most=10_000), most=10_000),
+        num_experts=fields.count("num_experts", fields.count("num_local_experts", 128, maximum=10_000), maximum=10_000),
         expert=read_gated(fields, size="moe_intermediate_size"),
         router=TokenChoice(
             num_active=fields.count("num_experts_per_tok", 8),

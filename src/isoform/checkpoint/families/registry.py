@@ -1,4 +1,4 @@
-"""All families, in the order in which a model is offered to them."""
+"""All families, in the order in which they are tried for a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotary positions, as the config.json of every family that has them says them."""
+"""Rotary positions in the config.json of every family that has them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from isoform.model.parts import (
 
 
 def read_rotary(fields: Fields, kind: str = "", *, base: float = 10000.0) -> Rotary:
-    """The rotary scheme of a config: of all layers, or (`kind`) of one kind of layer; both spellings of the field."""
-    table = fields.table("rope_parameters") if fields.any("rope_parameters") else fields.table("rope_scaling")
-    fields.any("rope_scaling")
+    """The rotary scheme of a config: of all layers, or of one layer type, `kind`; in both spellings of the field."""
+    table = fields.table("rope_parameters") if fields.get("rope_parameters") else fields.table("rope_scaling")
+    fields.get("rope_scaling")
     if kind and kind in table.values:
         table = table.table(kind)
     base = table.number("rope_theta", fields.number("rope_theta", base))
     fraction = table.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
     original = table.count("original_max_position_embeddings", fields.count("max_position_embeddings", 2048))
-    name, factor = table.any("rope_type", table.any("type", "default")), table.number("factor", 1.0)
+    name, factor = table.get("rope_type", table.get("type", "default")), table.number("factor", 1.0)
     extension: Extension | None
     match name:
         case "default":
@@ -35,13 +35,13 @@ def read_rotary(fields: Fields, kind: str = "", *, base: float = 10000.0) -> Rot
             extension = LinearExtension(factor=factor)
         case "yarn":
             table.require(mscale=None, truncate=True)
-            given = table.any("attention_factor")
+            attention_factor = table.get("attention_factor")
             extension = YaRNExtension(
                 factor=factor,
                 original_length=original,
                 beta_fast=table.number("beta_fast", 32.0),
                 beta_slow=table.number("beta_slow", 1.0),
-                attention_factor=None if given is None else table.number("attention_factor", 1.0),
+                attention_factor=None if attention_factor is None else table.number("attention_factor", 1.0),
             )
         case "llama3":
             extension = Llama3Extension(
@@ -56,7 +56,7 @@ def read_rotary(fields: Fields, kind: str = "", *, base: float = 10000.0) -> Rot
 
 
 def write_rotary(position: Position | None) -> dict:
-    """The fields of a rotary scheme. Raises NotRepresentable for another."""
+    """The fields of a rotary scheme. Raises NotRepresentable for another scheme."""
     if not isinstance(position, Rotary) or position.axes != 1:
         raise NotRepresentable(f"position {type(position).__name__}")
     partial = {} if position.fraction == 1.0 else {"partial_rotary_factor": position.fraction}
@@ -76,7 +76,7 @@ def write_rotary(position: Position | None) -> dict:
                 "original_max_position_embeddings": e.original_length,
             }
         case YaRNExtension() as e:
-            given = {} if e.attention_factor is None else {"attention_factor": e.attention_factor}
+            factor = {} if e.attention_factor is None else {"attention_factor": e.attention_factor}
             return {
                 **base,
                 "rope_type": "yarn",
@@ -84,7 +84,7 @@ def write_rotary(position: Position | None) -> dict:
                 "beta_fast": e.beta_fast,
                 "beta_slow": e.beta_slow,
                 "original_max_position_embeddings": e.original_length,
-                **given,
+                **factor,
             }
         case NTKExtension():
             raise NotRepresentable("position.extension ntk_extension")

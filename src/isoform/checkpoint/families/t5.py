@@ -19,14 +19,14 @@ def _read(fields: Fields, names: set[str]) -> ModelConfig:
         feedforward=_read_feedforward(fields),
         norm=RMSNorm(epsilon=fields.number("layer_norm_epsilon", 1e-6)),
     )
-    layers = fields.count("num_layers", most=10_000)
+    layers = fields.count("num_layers", maximum=10_000)
     return ModelConfig(
         model_dim=dim,
         context_length=fields.count("n_positions", 512),
         vocab_size=fields.count("vocab_size"),
         encoder=StackConfig(num_layers=layers, blocks=(block,), position=replace(buckets, bidirectional=True)),
         decoder=StackConfig(
-            num_layers=fields.count("num_decoder_layers", layers, most=10_000),
+            num_layers=fields.count("num_decoder_layers", layers, maximum=10_000),
             blocks=(block,),
             position=buckets,
             cross="separate",
@@ -36,7 +36,7 @@ def _read(fields: Fields, names: set[str]) -> ModelConfig:
 
 
 def _read_feedforward(fields: Fields) -> Gated | Dense:
-    kind = str(fields.any("feed_forward_proj", "relu"))
+    kind = str(fields.get("feed_forward_proj", "relu"))
     name = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
     if name not in ACTIVATIONS:
         raise ValueError(f"{fields.where}: feed_forward_proj={kind!r} is not supported")
@@ -89,7 +89,7 @@ def _feedforward_name(feedforward: Gated | Dense) -> str:
 
 
 def _stack_names(stack: str, last: int) -> dict[str, str]:
-    """`last`: the number of the feed-forward in a block of theirs."""
+    """`last`: the index of the feed-forward in a block of theirs."""
     ours, theirs = f"{stack}.blocks.#", f"{stack}.block.#.layer"
     return {
         f"{ours}.mixer_norm.before.*": f"{theirs}.0.layer_norm.*",

@@ -1,4 +1,4 @@
-"""The Vision Transformer (Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929) as a classifier of images."""
+"""The Vision Transformer (Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929) as an image classifier."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from isoform.model.parts import Attention, Dense, LayerNorm, Learned
 
 
 def _read(fields: Fields, names: set[str]) -> ModelConfig:
-    patch, side = fields.count("patch_size", 16, most=10_000), fields.count("image_size", 224, most=100_000)
-    channels, labels = fields.count("num_channels", 3), fields.any("id2label", {0: "", 1: ""})
+    patch, side = fields.count("patch_size", 16, maximum=10_000), fields.count("image_size", 224, maximum=100_000)
+    channels, labels = fields.count("num_channels", 3), fields.get("id2label", {0: "", 1: ""})
     block = BlockConfig(
         mixer=Attention(
             num_heads=fields.count("num_attention_heads"), bias=fields.flag("qkv_bias", True), output_bias=True
@@ -31,7 +31,7 @@ def _read(fields: Fields, names: set[str]) -> ModelConfig:
         context_length=(side // patch) ** 2 + 1,
         vocab_size=1,
         encoder=StackConfig(
-            num_layers=fields.count("num_hidden_layers", most=10_000), blocks=(block,), position=Learned()
+            num_layers=fields.count("num_hidden_layers", maximum=10_000), blocks=(block,), position=Learned()
         ),
         decoder=None,
         stem=Linear(num_features=channels * patch * patch, num_ids=1),
@@ -63,7 +63,7 @@ def _write(config: ModelConfig) -> dict:
 
 
 def _patch(config: ModelConfig) -> tuple[int, int]:
-    """The channels of a square patch, three or one, and its side."""
+    """Channels, three or one, and side of a square patch."""
     features = of_kind(config.stem, Linear, "stem").num_features
     channels = 3 if features % 3 == 0 else 1
     side = math.isqrt(features // channels)

@@ -1,1 +1,1 @@
-"""GGUF files, which llama.cpp reads: the format, the architectures, the tokenizer, and the model that they make."""
+"""GGUF files, the format of llama.cpp: the format itself, the architectures, the tokenizer, and the model."""

@@ -1,8 +1,8 @@
-"""The architectures: how a family's config and our tensors are called in GGUF.
+"""The architectures: the names of a family's config fields and of our tensors in GGUF.
 
-Tensors go from GGUF's names straight to ours, by tables as checkpoint/tensors.py reads them. Metadata keys go by way of
-the fields of the family's config.json, which a family reads already, with its defaults and its checks: so the tables
-here are a name for a name, and what a family means is said once.
+Tensor names map directly from GGUF's to ours, by tables as checkpoint/tensors.py reads them. Metadata keys map to the
+fields of the family's config.json, which the family reads already, with its defaults and its checks: the tables here
+are names only, and the semantics of a family is defined once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from isoform.checkpoint.gguf.format import Header, TensorInfo
 from isoform.model.config import ModelConfig
 
 FREQUENCIES = "rope_freqs.weight"
-"""Llama 3's stretching of the rotary scheme, which GGUF keeps as a factor for each frequency."""
+"""Llama 3's scaling of the rotary frequencies, which GGUF stores as a factor for each frequency."""
 
 
 def _same(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
@@ -37,7 +37,7 @@ def _same(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
 
 
 def _halves(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
-    """Neighbouring rows of queries and keys, which turn together there, half a head apart, as they turn here."""
+    """Rows of queries and keys: pairs that rotate together are interleaved there, half a head apart here."""
     if not re.search(r"\.attn_[qk]\.", name):
         return tensor
     half = config.head_dim(decoder_of(config).blocks[0].attention) // 2
@@ -45,17 +45,17 @@ def _halves(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
 
 
 def _less_one(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
-    """Norms multiply by their weight there, by one more than it here."""
+    """Norms multiply by their weight there, by 1 + weight here."""
     return tensor.float() - 1 if name.endswith("_norm.weight") else tensor
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Architecture:
-    """One `general.architecture`: the family that it is, and its names.
+    """One `general.architecture`: its family and its names.
 
-    keys: metadata key, without the architecture before it, to config field; fixed: fields that all models of the kind
-    have alike, and GGUF doesn't say; names: our tensors to GGUF's; restore: undoes what llama.cpp's converter did to
-    the numbers of the tensor of that name.
+    keys: metadata key, without the architecture as prefix, to config field; fixed: fields with the same value in all
+    models of the architecture, which GGUF omits; names: our tensors to GGUF's; restore: undoes what llama.cpp's
+    converter did to the values of the tensor of that name.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Architecture:
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """Tensors that may be there and are not the model's own."""
+        """Tensors that may be present and are not parameters of the model."""
         return ("output.weight", FREQUENCIES) if self.is_rotary else ("output.weight",)
 
 
@@ -98,16 +98,16 @@ _GPT2_KEYS = {
     "attention.layer_norm_epsilon": "layer_norm_epsilon",
 }
 _OPTIONAL = {"attention.head_count_kv", "attention.key_length", "final_logit_softcapping"}
-"""Keys that may be absent: as many key/value heads as heads, heads that share the width, no cap."""
+"""Keys that may be absent: key/value heads then equal heads, heads divide the width, there is no cap."""
 _REAL = {"attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "final_logit_softcapping"}
-"""Keys with a real number; the others are counts."""
+"""Keys of real numbers; the others are counts."""
 _ROTARY = {
     "rope.freq_base", "rope.freq_base_swa", "rope.dimension_count",
     "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
     "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
 }  # fmt: skip
-_SILENT = {"vocab_size", "tensor_data_layout", "rope.scaling.finetuned"}
-"""Keys that say nothing about the function, or what a tensor's shape says too."""
+_IGNORED = {"vocab_size", "tensor_data_layout", "rope.scaling.finetuned"}
+"""Keys that don't affect the computed function, or repeat a tensor's shape."""
 _DEFAULTS = {
     "attention.causal": True,
     "attention.sliding_window_pattern": 6,
@@ -121,7 +121,7 @@ _DEFAULTS = {
     "pooling_type": 0,
     "rope.scaling.attn_factor": 1.0,
 }
-"""Keys that may say this only, which is what the families do."""
+"""Keys that must have this value, which the families assume."""
 
 _DECODER = {
     "stem.embedding.weight": "token_embd.weight",
@@ -155,7 +155,7 @@ _LLAMA = Architecture(name="llama", family=LLAMA, keys=_KEYS, names=_DECODER | _
 _MIXTRAL = Architecture(
     name="llama", family=MIXTRAL, keys=_KEYS | _MIXTRAL_KEYS, names=_DECODER | _PRE_NORMS, restore=_halves
 )
-"""What "llama" is when it has experts."""
+"""The architecture "llama" with experts."""
 _GEMMA3 = Architecture(
     name="gemma3",
     family=GEMMA3,
@@ -183,7 +183,7 @@ ARCHITECTURES = {
 
 
 def architecture_of(header: Header) -> Architecture:
-    """The architecture that a file says it is of. Raises ValueError for one that is not known."""
+    """The architecture of a file. Raises ValueError for an unknown one."""
     name = header.value("general.architecture", str)
     kind = ARCHITECTURES.get(name)
     if kind is None:
@@ -223,21 +223,21 @@ def read_config(header: Header, kind: Architecture) -> ModelConfig:
 
 
 def _check_keys(header: Header, kind: Architecture) -> None:
-    """Raises ValueError for a key of the architecture that is not known, or has a value that can't be followed."""
-    known = {*kind.keys, "attention.value_length", *_SILENT, *(_ROTARY if kind.is_rotary else ())}
+    """Raises ValueError for a key of the architecture that is unknown, or has an unsupported value."""
+    keys = {*kind.keys, "attention.value_length", *_IGNORED, *(_ROTARY if kind.is_rotary else ())}
     for name, value in header.metadata.items():
         key = name.removeprefix(f"{kind.name}.")
-        if key == name or key in known or (key in _DEFAULTS and value == _DEFAULTS[key]):
+        if key == name or key in keys or (key in _DEFAULTS and value == _DEFAULTS[key]):
             continue
         only = f" other than {_DEFAULTS[key]!r}" if key in _DEFAULTS else ""
         raise ValueError(
             f"{header.path}: {name}={str(value)[:60]!r}: a value{only} of this key is not supported "
-            f"(known: {', '.join(sorted(known | _DEFAULTS.keys()))})"
+            f"(known: {', '.join(sorted(keys | _DEFAULTS.keys()))})"
         )
 
 
 def _fill_in_heads(header: Header, kind: Architecture, fields: dict[str, Any]) -> None:
-    """Fills in heads and their width. Raises ValueError where they don't fit."""
+    """Fill in heads and their width. Raises ValueError if they are inconsistent."""
     dim, heads = fields[kind.keys["embedding_length"]], fields[kind.keys["attention.head_count"]]
     if "head_dim" not in fields and dim % heads:
         raise ValueError(f"{header.path}: {kind.name}.embedding_length={dim} is not divisible by {heads} heads")
@@ -248,32 +248,30 @@ def _fill_in_heads(header: Header, kind: Architecture, fields: dict[str, Any]) -
     if heads % kv_heads or width % 2:
         raise ValueError(f"{header.path}: {heads} heads of width {width} can't share {kv_heads} key/value heads")
     for key in (f"{kind.name}.attention.value_length", f"{kind.name}.rope.dimension_count"):
-        given = header.metadata.get(key, width)
-        if given != width:
-            raise ValueError(f"{header.path}: {key}={given!r} is not supported, only the head's width, {width}")
+        value = header.metadata.get(key, width)
+        if value != width:
+            raise ValueError(f"{header.path}: {key}={value!r} is not supported, only the head's width, {width}")
 
 
 def _table(header: Header) -> TensorInfo:
-    """The embeddings, whose rows are the vocabulary."""
+    """The embedding table, a row for each token of the vocabulary."""
     table = header.tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
-        raise ValueError(
-            f"{header.path} has no table 'token_embd.weight'; it holds something else than a language model"
-        )
+        raise ValueError(f"{header.path} has no table 'token_embd.weight'; it is not a language model")
     return table
 
 
 def _is_tied(header: Header) -> bool:
-    """Whether the head is the table of embeddings: because it is left out, or the same bytes."""
+    """Whether the head is tied to the embeddings: it is absent, or has the same bytes."""
     table, head = _table(header), header.tensors.get("output.weight")
     if head is None:
         return True
-    is_alike = (head.shape, head.format) == (table.shape, table.format)
-    return is_alike and np.array_equal(header.raw(head), header.raw(table))
+    is_same_format = (head.shape, head.format) == (table.shape, table.format)
+    return is_same_format and np.array_equal(header.raw(head), header.raw(table))
 
 
 def _gemma3_fields(header: Header, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What differs from layer to layer, and the scale: llama.cpp knows that the largest, of 62 blocks, has another."""
+    """What differs from layer to layer, and the attention scale, which is special in the largest, of 62 blocks."""
     layers, shared = fields["num_hidden_layers"], fields["hidden_size"] // fields["num_attention_heads"]
     sliding = {"rope_type": "default", "rope_theta": _base(header, "gemma3.rope.freq_base_swa")}
     return {
@@ -288,13 +286,13 @@ def _base(header: Header, key: str) -> float:
 
 
 def _rotary(header: Header, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary scheme, stretched as the file says. Raises ValueError for a way to stretch that is not known."""
+    """The rotary scheme with the file's scaling. Raises ValueError for an unknown type of scaling."""
     rope, table = f"{name}.rope", {"rope_theta": _base(header, f"{name}.rope.freq_base")}
     kind = header.metadata.get(f"{rope}.scaling.type", "none")
     if FREQUENCIES in header.tensors:
         if kind != "none":
             raise ValueError(
-                f"{header.path}: both {FREQUENCIES!r} and {rope}.scaling.type={kind!r} are there; one can be"
+                f"{header.path}: both {FREQUENCIES!r} and {rope}.scaling.type={kind!r} are present; only one may be"
             )
         return {**table, **_llama3(header, fields["head_dim"], table["rope_theta"])}
     match kind:
@@ -316,7 +314,7 @@ def _rotary(header: Header, name: str, fields: Mapping[str, Any]) -> dict[str, A
 
 
 def _llama3(header: Header, head_dim: int, base: float) -> dict[str, Any]:
-    """Llama 3's four numbers from the factors that they gave; three have been the same in all its versions."""
+    """Llama 3's four parameters from the factors; three of them are the same in all its versions."""
     info, half = header.tensors[FREQUENCIES], head_dim // 2
     if info.shape != (half,) or info.end - info.begin != 4 * half:
         raise ValueError(f"{header.path}: the tensor {FREQUENCIES!r} has shape {list(info.shape)}, not [{half}] in F32")
@@ -325,7 +323,7 @@ def _llama3(header: Header, head_dim: int, base: float) -> dict[str, Any]:
     turns = original * base ** (-np.arange(half) / half) / (2 * math.pi)
     smooth = np.clip((turns - low) / (high - low), 0, 1)
     if not np.allclose(factors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-3, atol=0):
-        raise ValueError(f"{header.path}: the factors in {FREQUENCIES!r} are not made as Llama 3's are; not supported")
+        raise ValueError(f"{header.path}: the factors in {FREQUENCIES!r} are not those of Llama 3; not supported")
     return {
         "rope_type": "llama3",
         "factor": factor,

@@ -1,7 +1,7 @@
-"""The file format: metadata, where the tensors lie, and how their numbers are coded.
+"""The file format: metadata, the offsets of tensors, and the encoding of their numbers.
 
-The header is walked here, each size against the file's before memory is taken; the library `gguf` knows the number
-formats. Text in the file, such as a chat template, is data and nothing else.
+The header is parsed here, with each size checked against the file's before memory is allocated; the library `gguf`
+decodes the number formats. Text in the file, such as a chat template, is only data.
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -18,23 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isoform.machine import library
+from isoform.machine import import_optional
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""The metadata types that have one size, as `struct` writes them."""
-MOST_DIMENSIONS = 4
+"""The metadata types of fixed size, as `struct` formats."""
+MAX_DIMENSIONS = 4
 LARGEST = 2**31
-"""No size among the metadata may be larger."""
+"""The upper limit of sizes in the metadata."""
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""What is given as it is stored; all else is dequantised to float32."""
+"""Formats that are returned as stored; all others are dequantised to float32."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor as it lies in the file: shape, rows first, the number format, and its bytes from `begin` to `end`."""
+    """A tensor of the file: its shape, rows first, number format, and bytes from `begin` to `end`."""
 
     name: str
     shape: tuple[int, ...]
@@ -45,7 +45,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """All that a file says before its numbers: metadata and where each tensor lies in its bytes, `data`."""
+    """The header of a file: metadata and the tensors' offsets into its bytes, `data`."""
 
     path: Path
     data: np.ndarray
@@ -53,7 +53,7 @@ class Header:
     tensors: dict[str, TensorInfo]
 
     def value(self, key: str, kind: type) -> Any:
-        """A value that has to be there. Raises ValueError naming the key."""
+        """A required value. Raises ValueError naming the key."""
         value = self.metadata.get(key)
         if not isinstance(value, kind):
             state = "is missing" if value is None else f"is {value!r}"
@@ -63,32 +63,30 @@ class Header:
         return value
 
     def values(self, key: str, kind: type) -> list:
-        """An array of one kind that has to be there. Raises ValueError naming the key."""
+        """A required array of one type. Raises ValueError naming the key."""
         values = self.value(key, list)
         if not all(isinstance(value, kind) for value in values):
-            raise ValueError(f"{self.path}: {key} holds something else than {kind.__name__}; get it again")
+            raise ValueError(f"{self.path}: {key} holds values that are not {kind.__name__}; get it again")
         return values
 
     def count(self, key: str) -> int:
-        """A size; an array with the same for every block counts as one. Raises ValueError naming the key."""
+        """A size; an array with one size for every block is accepted. Raises ValueError naming the key."""
         value = self.metadata.get(key)
         if isinstance(value, list) and value:
-            if any(one != value[0] for one in value):
+            if any(size != value[0] for size in value):
                 raise ValueError(f"{self.path}: {key!r} differs from block to block, which is not supported")
             value = value[0]
         if not is_count(value):
             state = "is missing" if value is None else f"is {value!r}"
-            raise ValueError(
-                f"{self.path}: the key {key!r} {state}; a whole number from 1 is needed, get the file again"
-            )
+            raise ValueError(f"{self.path}: the key {key!r} {state}; an integer >= 1 is needed, get the file again")
         assert isinstance(value, int)
         return value
 
     def real(self, key: str) -> float:
-        """A real number, as it was meant before it was rounded to float32. Raises ValueError naming the key."""
+        """A positive number: the shortest decimal of the stored float32. Raises ValueError naming the key."""
         value = float(self.value(key, float))
         if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{self.path}: {key}={value!r} has to be finite and greater than 0; get the file again")
+            raise ValueError(f"{self.path}: {key}={value!r} must be finite and greater than 0; get the file again")
         return float(str(np.float32(value)))
 
     def raw(self, info: TensorInfo) -> np.ndarray:
@@ -97,32 +95,32 @@ class Header:
 
 
 def is_count(value: object) -> bool:
-    """Whether this is a whole number that a size can be."""
+    """Whether this is an integer that can be a size."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST
 
 
 class _Reader:
-    """A place in the file, and reading on from it, never beyond the end."""
+    """Sequential reads from a file, never beyond its end."""
 
     def __init__(self, path: Path, data: np.ndarray) -> None:
-        self.path, self.data, self.at = path, data, 0
+        self.path, self.data, self.offset = path, data, 0
 
     def take(self, count: int, what: str) -> memoryview:
-        """The next bytes. Raises ValueError where the file ends before."""
-        if count > len(self.data) - self.at:
+        """The next bytes. Raises ValueError if the file ends before."""
+        if count > len(self.data) - self.offset:
             raise ValueError(
-                f"{self.path} ends in {what}: {count:,} bytes are asked for at {self.at:,} of {len(self.data):,}; "
+                f"{self.path} ends in {what}: {count:,} bytes are needed at {self.offset:,} of {len(self.data):,}; "
                 "it is truncated or damaged, get it again"
             )
-        self.at += count
-        return self.data[self.at - count : self.at].data
+        self.offset += count
+        return self.data[self.offset - count : self.offset].data
 
     def scalar(self, letter: str, what: str) -> Any:
         """The next number."""
         return struct.unpack(f"<{letter}", self.take(struct.calcsize(f"<{letter}"), what))[0]
 
     def text(self, what: str) -> str:
-        """The next string. Raises ValueError where it isn't UTF-8."""
+        """The next string. Raises ValueError if it isn't UTF-8."""
         raw = bytes(self.take(self.scalar("Q", what), what))
         try:
             return raw.decode("utf-8")
@@ -140,7 +138,7 @@ class _Reader:
             raise ValueError(f"{self.path}: {what} has the unknown type {kind}; the file is damaged, get it again")
         kind, count = self.scalar("I", what), self.scalar("Q", what)
         if kind == STRING:
-            self.room(count, 8, what)
+            self.check_room(count, 8, what)
             return [self.text(what) for _ in range(count)]
         if kind not in SCALARS:
             raise ValueError(f"{self.path}: {what} is an array of type {kind}, which no known key has")
@@ -148,19 +146,19 @@ class _Reader:
             self.take(count * struct.calcsize(f"<{SCALARS[kind]}"), what), f"<{SCALARS[kind]}"
         ).tolist()
 
-    def room(self, count: int, least: int, what: str) -> None:
-        """Raises ValueError if so many things of at least so many bytes can't follow."""
-        if count * least > len(self.data) - self.at:
+    def check_room(self, count: int, least: int, what: str) -> None:
+        """Raises ValueError if `count` entries of at least `least` bytes can't follow."""
+        if count * least > len(self.data) - self.offset:
             raise ValueError(
-                f"{self.path}: {what} says it has {count:,} entries, but {len(self.data) - self.at:,} bytes follow; "
+                f"{self.path}: {what} has {count:,} entries, but {len(self.data) - self.offset:,} bytes follow; "
                 "it is truncated or damaged, get it again"
             )
 
 
 def read_header(path: str | Path) -> Header:
-    """The metadata and the places of the tensors; no numbers are read.
+    """The metadata and the offsets of the tensors; no numbers are read.
 
-    Raises ValueError for a file that is missing, something else, truncated, or describes what can't be.
+    Raises ValueError for a file that is missing, of another format, truncated, or inconsistent.
     """
     path = Path(path)
     try:
@@ -171,18 +169,18 @@ def read_header(path: str | Path) -> Header:
     reader = _Reader(path, data)
     if bytes(data[:4]) != MAGIC:
         raise ValueError(f"{path} is no GGUF file: it begins with {bytes(data[:4])!r} instead of {MAGIC!r}")
-    reader.at = 4
+    reader.offset = 4
     version = reader.scalar("I", "its version")
     if version not in VERSIONS:
         swapped = " (its bytes are swapped: big-endian files are not supported)" if version & 0xFFFF == 0 else ""
         raise ValueError(f"{path} has GGUF version {version}{swapped}; 2 and 3 can be read, convert the model again")
     num_tensors, num_keys = reader.scalar("Q", "the number of tensors"), reader.scalar("Q", "the number of keys")
-    reader.room(num_keys, 8 + 4 + 1, "the metadata")
+    reader.check_room(num_keys, 8 + 4 + 1, "the metadata")
     metadata: dict[str, Any] = {}
     for i in range(num_keys):
         key = reader.text(f"the name of key {i}")
         if key in metadata:
-            raise ValueError(f"{path}: the key {key!r} is there twice; the file is damaged, get it again")
+            raise ValueError(f"{path}: the key {key!r} occurs twice; the file is damaged, get it again")
         metadata[key] = reader.value(f"the key {key!r}")
     parts = metadata.get("split.count", 1)
     if parts not in (0, 1):
@@ -192,10 +190,10 @@ def read_header(path: str | Path) -> Header:
         raise ValueError(
             f"{path}: general.alignment={alignment!r} is no power of two; the file is damaged, get it again"
         )
-    reader.room(num_tensors, 8 + 4 + 8 + 4 + 8, "the list of tensors")
+    reader.check_room(num_tensors, 8 + 4 + 8 + 4 + 8, "the list of tensors")
     infos = [_tensor_info(reader, i) for i in range(num_tensors)]
-    begin = -(-reader.at // alignment) * alignment
-    return Header(path, data, metadata, _placed(path, infos, begin, alignment, size))
+    begin = -(-reader.offset // alignment) * alignment
+    return Header(path, data, metadata, _located(path, infos, begin, alignment, size))
 
 
 def _tensor_info(reader: _Reader, number: int) -> tuple[str, tuple[int, ...], int, int]:
@@ -203,22 +201,22 @@ def _tensor_info(reader: _Reader, number: int) -> tuple[str, tuple[int, ...], in
     name = reader.text(f"the name of tensor {number}")
     what = f"the tensor {name!r}"
     rank = reader.scalar("I", what)
-    if not 1 <= rank <= MOST_DIMENSIONS:
-        raise ValueError(f"{reader.path}: {what} has {rank} dimensions, not 1 to {MOST_DIMENSIONS}; get the file again")
+    if not 1 <= rank <= MAX_DIMENSIONS:
+        raise ValueError(f"{reader.path}: {what} has {rank} dimensions, not 1 to {MAX_DIMENSIONS}; get the file again")
     shape = tuple(reader.scalar("Q", what) for _ in range(rank))[::-1]
     return name, shape, reader.scalar("I", what), reader.scalar("Q", what)
 
 
-def _placed(
+def _located(
     path: Path, infos: list[tuple[str, tuple[int, ...], int, int]], begin: int, alignment: int, size: int
 ) -> dict[str, TensorInfo]:
-    """Where each tensor lies. Raises ValueError for one that is there twice, or reaches into another or too far."""
-    sizes = library("gguf", extra="hub").GGML_QUANT_SIZES
+    """The tensors with their offsets. Raises ValueError for duplicates, overlaps and tensors beyond the end."""
+    sizes = import_optional("gguf", extra="hub").GGML_QUANT_SIZES
     tensors: dict[str, TensorInfo] = {}
     for name, shape, code, offset in infos:
         what = f"{path}: the tensor {name!r}"
         if name in tensors:
-            raise ValueError(f"{what} is there twice; the file is damaged, get it again")
+            raise ValueError(f"{what} occurs twice; the file is damaged, get it again")
         if min(shape) < 1:
             raise ValueError(f"{what} has shape {list(shape)}; the file is damaged, get it again")
         if code not in sizes:
@@ -240,33 +238,33 @@ def _placed(
             )
         tensors[name] = TensorInfo(name, shape, code, begin + offset, end)
     ordered = sorted(tensors.values(), key=lambda t: t.begin)
-    for one, other in itertools.pairwise(ordered):
-        if other.begin < one.end:
-            raise ValueError(f"{path}: the tensors {one.name!r} and {other.name!r} overlap; get the file again")
+    for before, after in itertools.pairwise(ordered):
+        if after.begin < before.end:
+            raise ValueError(f"{path}: the tensors {before.name!r} and {after.name!r} overlap; get the file again")
     return tensors
 
 
 def check_format(header: Header, info: TensorInfo) -> None:
-    """Raises ValueError for a number format that can't be turned into floating numbers."""
-    gguf = library("gguf", extra="hub")
+    """Raises ValueError for a number format that can't be dequantised."""
+    gguf = import_optional("gguf", extra="hub")
     kind = gguf.GGMLQuantizationType(info.format)
     try:
         if kind.name not in FLOATS:
             gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
     except NotImplementedError:
         raise ValueError(
-            f"{header.path}: the tensor {info.name!r} has the format {kind.name}, which can't be turned into "
-            "floating numbers; take a file in another"
+            f"{header.path}: the tensor {info.name!r} has the format {kind.name}, which can't be "
+            "dequantised; take a file in another format"
         ) from None
 
 
 def read_numbers(header: Header, info: TensorInfo) -> Tensor:
-    """The numbers of a tensor, in memory of its own: F32, F16 and BF16 as they are stored, all else in float32."""
-    gguf = library("gguf", extra="hub")
+    """The values of a tensor, in its own memory: F32, F16 and BF16 as stored, all other formats in float32."""
+    gguf = import_optional("gguf", extra="hub")
     kind, raw = gguf.GGMLQuantizationType(info.format), header.raw(info)
     if kind.name in FLOATS:
         return torch.from_numpy(np.array(raw)).view(FLOATS[kind.name]).reshape(info.shape)
     rows = np.asarray(raw).reshape(math.prod(info.shape[:-1]), -1)
-    with np.errstate(all="ignore"):  # whoever builds the model looks for numbers that aren't finite
+    with np.errstate(all="ignore"):  # the caller checks for values that aren't finite
         values = np.asarray(gguf.dequantize(rows, kind), np.float32)
     return torch.from_numpy(values.reshape(info.shape))

@@ -1,4 +1,4 @@
-"""The model and the tokenizer of a GGUF file: all metadata and shapes are checked before numbers are read."""
+"""The model and the tokenizer of a GGUF file: all metadata and shapes are checked before tensors are read."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from isoform.checkpoint.gguf.architectures import Architecture, architecture_of, read_config
 from isoform.checkpoint.gguf.format import Header, TensorInfo, check_format, read_header, read_numbers
 from isoform.checkpoint.gguf.tokenizer import read_tokenizer
-from isoform.checkpoint.tensors import Place, StoredTensor, build_empty, fill, places_of
+from isoform.checkpoint.tensors import StoredTensor, TensorSlice, build_empty, fill, slices_of
 from isoform.model.config import ModelConfig
 from isoform.model.transformer import Transformer
 
 
 @dataclass(frozen=True, eq=False)
 class GGUFModel:
-    """What a file holds: the model in float32, in evaluation mode, and a tokenizer.json if it is a byte-level BPE."""
+    """The contents of a file: the model in float32, in evaluation mode, and the tokenizer.json of a byte-level BPE."""
 
     model: Transformer
     tokenizer: dict[str, Any] | None
@@ -30,7 +30,7 @@ class GGUFModel:
 def read_gguf(path: str | Path) -> GGUFModel:
     """The model in a file.
 
-    Raises ValueError naming file and key or tensor for what is damaged or not known, and where the library `gguf` is
+    Raises ValueError naming the file and the key or tensor that is damaged or unknown, and if the library `gguf` is
     missing.
     """
     header = read_header(path)
@@ -41,30 +41,30 @@ def read_gguf(path: str | Path) -> GGUFModel:
         for name, info in header.tensors.items()
     }
     model = build_empty(config, tensors, str(path))
-    places = places_of(model, kind.names)
-    _check_tensors(header, kind, places)
+    slices = slices_of(model, kind.names)
+    _check_tensors(header, kind, slices)
     tokenizer = read_tokenizer(header, config.vocab_size)
-    return GGUFModel(fill(model, places, tensors), tokenizer)
+    return GGUFModel(fill(model, slices, tensors), tokenizer)
 
 
 def _read(header: Header, info: TensorInfo, kind: Architecture, config: ModelConfig) -> Tensor:
     return kind.restore(info.name, read_numbers(header, info), config)
 
 
-def _check_tensors(header: Header, kind: Architecture, places: Mapping[str, list[Place]]) -> None:
-    """Raises ValueError for tensors that are missing, not known, of another shape, or in a format not known."""
-    wanted = {place.name: place.shape for parts in places.values() for place in parts}
-    missing = [name for name in wanted if name not in header.tensors]
+def _check_tensors(header: Header, kind: Architecture, slices: Mapping[str, list[TensorSlice]]) -> None:
+    """Raises ValueError for tensors that are missing or unknown, or have a wrong shape or an unknown format."""
+    shapes = {part.name: part.shape for parts in slices.values() for part in parts}
+    missing = [name for name in shapes if name not in header.tensors]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(f"{header.path} has no tensor {missing[0]!r}{more}; it is incomplete, get it again")
     for name in header.tensors:
-        if name not in wanted and name not in kind.ignored:
-            known = ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".#.", name) for name in wanted))
+        if name not in shapes and name not in kind.ignored:
+            patterns = ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".#.", name) for name in shapes))
             raise ValueError(
-                f"{header.path}: the tensor {name!r} is not known in {kind.family.model_type} (known: {known})"
+                f"{header.path}: the tensor {name!r} is not known in {kind.family.model_type} (known: {patterns})"
             )
-    for name, shape in wanted.items():
+    for name, shape in shapes.items():
         if header.tensors[name].shape != shape:
             raise ValueError(
                 f"{header.path}: the tensor {name!r} has shape {list(header.tensors[name].shape)}, but the metadata "

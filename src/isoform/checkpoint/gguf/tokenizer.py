@@ -1,4 +1,4 @@
-"""The tokenizer.json of a byte-level BPE, from a file's vocabulary, merges and the name of its pre-tokenizer."""
+"""The tokenizer.json of a byte-level BPE, from the vocabulary, merges and name of pre-tokenizer in a file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from isoform.checkpoint.gguf.format import Header, is_count
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-"""Kinds of tokens."""
+"""Values of token_type."""
 
 _CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -15,9 +15,9 @@ _BYTES: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_
 
 
 def _split(pattern: str) -> dict[str, Any]:
-    """Cuts by a pattern, then bytes."""
-    cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [cut, {**_BYTES, "use_regex": False}]}
+    """Split by a pattern, then bytes."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [split, {**_BYTES, "use_regex": False}]}
 
 
 _THREE_DIGITS = {"pre_tokenizer": _split(_CASELESS + r"|\p{N}{1,3}" + _REST)}
@@ -30,11 +30,11 @@ PRETOKENIZERS: dict[str, dict[str, Any]] = {
     "dbrx": _THREE_DIGITS,
     "qwen2": {"pre_tokenizer": _split(_CASELESS + r"|\p{N}" + _REST), "normalizer": {"type": "NFC"}},
 }
-"""What cuts a text before tokens are merged, by the names that GGUF has for it."""
+"""The pre-tokenizers by their names in GGUF."""
 
 
 def read_tokenizer(header: Header, vocab_size: int) -> dict[str, Any] | None:
-    """The tokenizer.json, None for another model than a byte-level BPE. Raises ValueError naming a damaged key."""
+    """The tokenizer.json; None unless it is a byte-level BPE. Raises ValueError naming a damaged key."""
     begin, end = (_special_id(header, name, vocab_size) for name in ("bos", "eos"))
     if header.metadata.get("tokenizer.ggml.model") != "gpt2":
         return None
@@ -79,19 +79,19 @@ def _special_id(header: Header, name: str, vocab_size: int) -> int | None:
 
 
 def _read_vocabulary(header: Header, vocab_size: int) -> tuple[list[str], list[int]]:
-    """The tokens and the kind of each. Raises ValueError where they don't fit each other, or the table."""
+    """The tokens and the type of each. Raises ValueError if their numbers don't fit each other, or the table."""
     tokens, key = header.values("tokenizer.ggml.tokens", str), "tokenizer.ggml.token_type"
     kinds = header.values(key, int) if key in header.metadata else [NORMAL] * len(tokens)
     if len(kinds) != len(tokens) or len(tokens) > vocab_size or len(set(tokens)) != len(tokens):
         raise ValueError(
             f"{header.path}: tokenizer.ggml.tokens has {len(tokens):,} tokens, {len(set(tokens)):,} of them different, "
-            f"token_type {len(kinds):,} and the table {vocab_size:,} rows; these don't fit, get the file again"
+            f"token_type {len(kinds):,} and the table {vocab_size:,} rows; these don't match, get the file again"
         )
     return tokens, kinds
 
 
 def _added_tokens(tokens: list[str], kinds: list[int], ends: set[int | None]) -> list[dict[str, Any]]:
-    """The tokens that are looked for in a text before it is cut."""
+    """The tokens that are matched in a text before it is pre-tokenized."""
     return [
         {
             "id": i,
@@ -108,7 +108,7 @@ def _added_tokens(tokens: list[str], kinds: list[int], ends: set[int | None]) ->
 
 
 def _beginning(token: str, number: int) -> dict[str, Any]:
-    """What sets a special token before each text."""
+    """The post-processor that prepends a special token."""
     special = {"SpecialToken": {"id": token, "type_id": 0}}
     first, second = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
     return {

@@ -1,4 +1,4 @@
-"""The ledger: metrics.jsonl, one JSON object a line, appended as the run goes and cut back on resume."""
+"""The metrics log: metrics.jsonl, one JSON object per line, appended during a run and truncated on resume."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from pathlib import Path
 from isoform.files import write_text
 
 CLOCK_FIELDS = frozenset({"tokens_per_second", "train_seconds", "utilisation"})
-"""Fields read from a clock: the only ones in which a resumed run's ledger may differ."""
+"""Fields measured with a clock: the only ones in which the log of a resumed run may differ."""
 
 
-class JsonLedger:
-    """Lines of metrics in a file; every line is flushed, so that a killed run leaves what it knew."""
+class MetricsLog:
+    """Lines of metrics in a file; every line is flushed, so that a killed run loses none."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("a", encoding="utf-8")
 
-    def note(self, line: dict) -> None:
+    def append(self, line: dict) -> None:
         """Append a line."""
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        """No more lines."""
+        """Close the file."""
         self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """All whole lines of a ledger; a torn last line is dropped."""
+    """All complete lines of a log; an incomplete last line is dropped."""
     if not path.exists():
         return []
     lines = []
@@ -41,7 +41,7 @@ def read_metrics(path: Path) -> list[dict]:
     return lines
 
 
-def cut_metrics(path: Path, step: int) -> None:
-    """Keep the lines up to `step`, which is where the run goes on from."""
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
-    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+def truncate_metrics(path: Path, step: int) -> None:
+    """Keep the lines up to `step`, from which the run continues."""
+    lines = [line for line in read_metrics(path) if line["step"] <= step]
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

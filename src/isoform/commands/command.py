@@ -1,4 +1,4 @@
-"""What verbs share: what they hand back, the machine they are told to use, and signals."""
+"""Common to the commands: results, the machine of the options, and signals."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from isoform.terminal import ExitCode
 
 @dataclass(frozen=True)
 class Result:
-    """What a verb hands back: values for --json, and the exit code."""
+    """The result of a command: values for --json, and the exit code."""
 
     values: dict
     exit_code: ExitCode = ExitCode.DONE
 
 
 def chosen_machine(options: MachineOptions) -> Machine:
-    """The machine that flags ask for."""
+    """The machine of the options."""
     return choose_machine(options.device, options.dtype, deterministic=options.deterministic)
 
 
 @contextmanager
 def interruptions() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM for the loop to see; a second one ends the process at once."""
+    """Collect SIGINT and SIGTERM in a list for the training loop; a second one ends the process at once."""
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from isoform.batch import plain_tokens
 from isoform.model.adapters import adapt
-from isoform.model.component import Component, Role, grouped, groups_of, roles_of, rows_of_parts
+from isoform.model.component import Component, Role, group_width, grouped, groups_of, roles_of, rows_of_parts
 from isoform.model.config import Linear as LinearStemConfig
 from isoform.model.config import LowRank, Pooled
 from isoform.model.embedding import LinearStem, PooledHead
@@ -80,6 +80,11 @@ def test_groups_of_matrices_that_lie_above_each_other():
     assert grouped(experts, (2, 2))[2, :, 1].tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
 
 
+def test_groups_of_features_are_as_many_as_can_be_wide():
+    widths = {256: 32, 11008: 1376, 14336: 1792, 128: 32, 192: 96, 64: 32, 688: 344, 1368: 684, 24: 12, 7: 7}
+    assert {features: group_width(features) for features in widths} == widths
+
+
 def shard(module: nn.Module, smaller: nn.Module, which: int, count: int) -> nn.Module:
     """A module of the same kind with the which-th of `count` equal parts of everything that is not of model_dim."""
     state = {}
@@ -129,16 +134,16 @@ def test_shards_of_attention_add_up(name):
 def test_shards_of_feedforwards_experts_and_recurrences_add_up():
     torch.manual_seed(0)
     x = torch.randn(2, 5, D)
-    whole = GatedFeedForward(Gated(), D, 48)
-    parts = [shard(whole, GatedFeedForward(Gated(), D, 12), i, 4) for i in range(4)]
+    whole = GatedFeedForward(Gated(), D, 256)
+    parts = [shard(whole, GatedFeedForward(Gated(), D, 64), i, 4) for i in range(4)]
     for part in parts:
         part.gate_up.group = whole.gate_up.group  # a shard has fewer groups, not smaller ones
     torch.testing.assert_close(sum(part(x) for part in parts), whole(x), rtol=1e-5, atol=1e-5)
 
     config = Experts(num_experts=3, expert=Gated(), router=TokenChoice())
-    whole = build_experts(config, D, 48)
+    whole = build_experts(config, D, 256)
     for kind in (torch.no_grad, torch.enable_grad):
-        parts = [shard(whole, build_experts(config, D, 12), i, 4) for i in range(4)]
+        parts = [shard(whole, build_experts(config, D, 64), i, 4) for i in range(4)]
         for part in parts:
             part.experts.width = whole.experts.width
         with kind():

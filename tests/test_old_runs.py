@@ -69,7 +69,7 @@ def test_it_is_loaded_and_says_the_same(name):
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_it_is_scored_as_before(name):
+def test_it_is_scored_with_earlier_names(name):
     options = EvaluateOptions(runs=(name,), machine=MachineOptions(device="cpu", dtype="float32"))
     (result,) = evaluate(options, QUIET).values["results"]
     assert result["loss"] == close(EXPECTED[name]["loss"])
@@ -104,7 +104,7 @@ def check_end(run: Path, expected: dict) -> None:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_it_is_exported_as_before(name, tmp_path):
+def test_it_is_exported_with_earlier_names(name, tmp_path):
     trained, expected = isoform.load(name), EXPECTED[name]
     if "architecture" in expected:
         assert isoform.export(trained, tmp_path) == expected["architecture"]

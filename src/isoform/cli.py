@@ -113,36 +113,38 @@ def _call(name: str, arguments: list[str], terminal: Terminal):
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)
     command = COMMANDS[name]
-    kind = getattr(import_module("isoform.options"), command.options)
+    options_type = getattr(import_module("isoform.options"), command.options)
     prog = f"isoform {name}"
     if command.takes:
-        recipe_name, base, arguments = _with_recipe(kind, arguments, command.takes)
+        recipe_name, base, arguments = _with_recipe(options_type, arguments, command.takes)
         prog = f"{prog} {recipe_name or 'RECIPE'}"
-        options = parse_flags(kind, base, arguments, prog=prog, description=kind.__doc__ or "")
+        options = parse_flags(options_type, base, arguments, prog=prog, description=options_type.__doc__ or "")
     else:
         recipe_name = ""
-        options = parse_flags(kind, kind(), arguments, prog=prog, description=kind.__doc__ or "")
+        options = parse_flags(
+            options_type, options_type(), arguments, prog=prog, description=options_type.__doc__ or ""
+        )
     terminal.quiet = options.output.quiet
     module, function = command.function.split(":")
     call = getattr(import_module(f"isoform.commands.{module}"), function)
     return call(options, terminal, recipe_name) if command.takes else call(options, terminal)
 
 
-def _with_recipe(kind: type, arguments: list[str], takes: str):
+def _with_recipe(options_type: type, arguments: list[str], takes: str):
     from isoform.recipe import is_model_path, load_form, load_recipe
 
     if takes == "form" and arguments and is_model_path(arguments[0]):
-        return arguments[0], kind(), arguments[1:]
+        return arguments[0], options_type(), arguments[1:]
     if arguments and not arguments[0].startswith("-"):
         if takes == "form":
-            return arguments[0], kind(recipe=load_form(arguments[0])), arguments[1:]
+            return arguments[0], options_type(recipe=load_form(arguments[0])), arguments[1:]
         recipe = load_recipe(arguments[0], start=_flag(arguments, "--start") or "", model_of=_model_of)
-        return arguments[0], kind(recipe=recipe), arguments[1:]
+        return arguments[0], options_type(recipe=recipe), arguments[1:]
     if "-h" in arguments or "--help" in arguments:
-        return "", kind(), arguments
+        return "", options_type(), arguments
     out = _flag(arguments, "--out")
     if out is not None and (Path(out) / "recipe.toml").exists():
-        return "", kind(recipe=load_recipe(str(Path(out) / "recipe.toml"))), arguments
+        return "", options_type(recipe=load_recipe(str(Path(out) / "recipe.toml"))), arguments
     no_run = "" if out is None else f"{out} holds no run to continue; "
     raise ConfigError(f"{no_run}name a recipe: a built-in one (isoform recipes lists them) or the path of a TOML file")
 

@@ -281,7 +281,7 @@ def _read_table(hint: Any, data: Mapping[str, Any], base: Any, where: str, *, me
     cls, kinds = _class(hint, base), _kinds(hint)
     if "kind" in data and (cls is None or "kind" not in _hints(cls)):
         kind = _read(str, data["kind"], _NOTHING, _join(where, "kind"))
-        if kind not in kinds and (today := history.kind_today(kind, kinds)) is not None:
+        if kind not in kinds and (today := history.current_kind(kind, kinds)) is not None:
             _RENAMED.get()[kind], kind = today, today
         if kind not in kinds:
             raise unknown_name("kind", kind, kinds, where=where)
@@ -293,7 +293,7 @@ def _read_table(hint: Any, data: Mapping[str, Any], base: Any, where: str, *, me
         name = key.replace("-", "_")
         if name not in hints and isinstance(item, _Words) and not item.is_attached and name[:3] == "no_":
             name, item = (name[3:], False) if bool in _members(hints.get(name[3:])) else (name, item)
-        if name not in hints and (today := history.field_today(kind_of(cls), name)) is not None:
+        if name not in hints and (today := history.current_field(kind_of(cls), name)) is not None:
             _RENAMED.get()[name] = today
             name = today
         if name not in hints:

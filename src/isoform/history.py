@@ -1,7 +1,7 @@
-"""Names of before: what recipes and checkpoints that were written by earlier versions call things.
+"""Earlier names: what fields and kinds were called in the recipes, codecs and checkpoints of earlier versions.
 
-Files that say these names are read as if they said today's; the ids of runs are made of the names that they had when
-the first studies were made, so that what was run before is found again.
+Files with these names are read as if they had today's. Ids of runs and fingerprints of codecs are made of the names of
+the first studies, so that earlier runs are found again.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ FIELDS: dict[str, dict[str, str]] = {
     "pooled": {"dense": "hidden"},
     "stack_config": {"memory_layers": "reads"},
 }
-"""By kind of a table: what a field of today was called."""
+"""Earlier names of fields, by the kind of their table and today's name."""
 
 KINDS: dict[str, str] = {
     "attention": "attention_config",
     "validation": "held_out",
 }
-"""What a kind of today was called."""
+"""Earlier names of kinds, by today's."""
 
 
-def field_today(kind: str, name: str) -> str | None:
-    """The name that a field has today, where `name` is one of before."""
-    return next((today for today, before in FIELDS.get(kind, {}).items() if before == name), None)
+def current_field(kind: str, name: str) -> str | None:
+    """Today's name of a field with this earlier name; None if there is none."""
+    return next((today for today, earlier in FIELDS.get(kind, {}).items() if earlier == name), None)
 
 
-def kind_today(kind: str, kinds: Iterable[str]) -> str | None:
-    """The kind among these that was called `kind` before."""
+def current_kind(kind: str, kinds: Iterable[str]) -> str | None:
+    """The one of these kinds with this earlier name; None if there is none."""
     return next((today for today in kinds if KINDS.get(today) == kind), None)
 
 
-def as_before(content: object) -> object:
-    """Plain data in which every table says its kind, as `config.stated` gives it, under the names of before."""
+def with_earlier_names(content: object) -> object:
+    """Plain data in which every table has its kind, as `config.non_defaults` returns it, under the earlier names."""
     if isinstance(content, list):
-        return [as_before(item) for item in content]
+        return [with_earlier_names(item) for item in content]
     if not isinstance(content, dict):
         return content
     kind = content.get("kind", "")
     names = FIELDS.get(kind, {})
-    data = {names.get(name, name): as_before(item) for name, item in content.items()}
+    data = {names.get(name, name): with_earlier_names(item) for name, item in content.items()}
     return {**data, "kind": KINDS.get(kind, kind)} if "kind" in content else data

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from isoform.batch import Encoding
-from isoform.history import as_before
+from isoform.history import with_earlier_names
 
 END_OF_TEXT = "<|endoftext|>"
 SEPARATOR = "<|separator|>"
@@ -65,7 +65,7 @@ class Codec(ABC):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the definition: equal if ids and features mean the same."""
-        text = json.dumps(as_before(self.definition()), sort_keys=True)
+        text = json.dumps(with_earlier_names(self.definition()), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @abstractmethod

@@ -367,11 +367,11 @@ def capitals_record(index: int, ratio: int, *, is_validation: bool) -> Record:
 def _load_toy(name: str, *, is_validation: bool) -> tuple[Sequence[Record], Source]:
     if name == "digits":
         return _load_digits(is_validation=is_validation)
-    kind, _, ratio = name.partition(":")
+    toy, _, ratio = name.partition(":")
     count = range(500 if is_validation else 20_000)
     if name == "reverse":
         records, definition = [reverse_record(i, is_validation=is_validation) for i in count], REVERSE
-    elif kind == "capitals" and ratio.isdecimal() and int(ratio) > 0:
+    elif toy == "capitals" and ratio.isdecimal() and int(ratio) > 0:
         records = [capitals_record(i, int(ratio), is_validation=is_validation) for i in count]
         definition = f"{CAPITALS} {ratio}"
     else:

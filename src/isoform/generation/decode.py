@@ -141,7 +141,7 @@ class _Batch:
         """Append a token (n,) to each text: their hidden states (n, 1, D)."""
         self.texts = torch.cat([self.texts, tokens.unsqueeze(1)], 1)
         self.num_new += 1
-        if self.cache.length - self.cache.num_before == self.limit:
+        if self.cache.length - self.cache.num_memory_tokens == self.limit:
             return self.read()
         before = self.texts[:, -1 - self.model.stem.looks_back : -1]
         inputs = Tokens(tokens.unsqueeze(1), self.cache.next_coordinates(), before)

@@ -241,7 +241,7 @@ class Block(Component):
     def forward(self, x: Tensor, shared: ForwardContext, scheme: Scheme, layer: int) -> Tensor:
         """The stream (B, T, D) through this block, the layer-th on its way; `scheme`: the stack's positions."""
         if self.depth is None:
-            return self.forward_all(x, shared, scheme, layer)
+            return self._forward_all(x, shared, scheme, layer)
         if self.is_causal and not self.training:
             subset = self.depth.predict(x, shared.present)
         else:
@@ -249,9 +249,9 @@ class Block(Component):
         inside = subset.gather(x)
         if shared.cache is not None:
             shared.cache.extend(subset.coordinates(shared.coordinates), layer)
-        return subset.scatter_back(x, inside, self.forward_all(inside, shared.within(subset), scheme, layer))
+        return subset.scatter_back(x, inside, self._forward_all(inside, shared.within(subset), scheme, layer))
 
-    def forward_all(self, x: Tensor, shared: ForwardContext, scheme: Scheme, layer: int) -> Tensor:
+    def _forward_all(self, x: Tensor, shared: ForwardContext, scheme: Scheme, layer: int) -> Tensor:
         """The stream (B, T, D) of the tokens that this block processes."""
         if self.x0_mix is not None:
             x = self.x0_mix[0] * x + self.x0_mix[1] * shared.x0

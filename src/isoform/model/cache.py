@@ -217,7 +217,7 @@ class Cache:
         """`shapes`: of each layer; `capacity`: slots S of those that store all keys."""
         self.capacity = capacity
         self.length = 0
-        self.num_before = 0
+        self.num_memory_tokens = 0
         """Of these, tokens of an encoder that are attended to jointly."""
         self._shift: Tensor | None = None  # (B, 1): how far those shift the newest tokens
         self._shared: dict[int, Slots] = {}
@@ -284,7 +284,7 @@ class Cache:
     def next_coordinates(self) -> Coordinates:
         """The coordinates of a token that follows the newest one in each row, (B, 1)."""
         if self._newest is None:
-            start = self.length - self.num_before
+            start = self.length - self.num_memory_tokens
             if start <= self.capacity:
                 return _cut(self._ahead, slice(start, start + 1), start=start)
             index = torch.full_like(self._ahead.index[:, :1], start)
@@ -292,10 +292,10 @@ class Cache:
         index = self._newest.index + 1
         return Coordinates(self._newest.document, index if self._shift is None else index - self._shift)
 
-    def come_after(self, shift: Tensor, num_before: int) -> None:
-        """num_before columns of an encoder's tokens come first; `shift` (B, T) is how far they shift the tokens after
-        them."""
-        self.num_before, self._shift = num_before, shift.amax(1, keepdim=True)
+    def come_after(self, shift: Tensor, num_memory_tokens: int) -> None:
+        """Place num_memory_tokens columns of an encoder's tokens first; they shift the tokens after them by `shift`
+        (B, T)."""
+        self.num_memory_tokens, self._shift = num_memory_tokens, shift.amax(1, keepdim=True)
 
     def extend(self, coordinates: Coordinates, layer: int | None = None) -> None:
         """Add the coordinates of the newest tokens (B, T), before any layer's `append`; `layer`: to one layer with

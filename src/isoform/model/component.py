@@ -84,13 +84,19 @@ def groups_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     }
 
 
-GROUPS = 8
-"""The most groups of features that belong to no head: the accelerators of one machine."""
+GROUPS = (8, 4, 2)
+"""How many groups features that belong to no head are laid out in: the most in which a group's width is a multiple of
+ALIGNED, else 2. Eight are the accelerators of one machine."""
+ALIGNED = 32
+"""Elementwise kernels are slow on shorter or ragged runs of memory."""
 
 
 def group_width(features: int) -> int:
     """How many of a matrix's features make a group where any could."""
-    return features // math.gcd(features, GROUPS)
+    for count in GROUPS:
+        if features % (count * ALIGNED) == 0:
+            return features // count
+    return features // math.gcd(features, GROUPS[-1])
 
 
 def rows_of_parts(tensor: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:

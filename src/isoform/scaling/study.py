@@ -20,7 +20,7 @@ from typing import Any
 from isoform.checkpoint.store import is_in_use
 from isoform.config import dump_toml, from_dict, load_toml, non_defaults, to_dict
 from isoform.files import write_text
-from isoform.history import as_before
+from isoform.history import with_earlier_names
 from isoform.preparation import Prepared
 from isoform.recipe import Recipe
 from isoform.run import Run
@@ -109,7 +109,7 @@ def make_job(arm: str, rung: Rung, data: str, purpose: str = "ladder", start: Jo
     content["data"] = non_defaults(replace(rung.recipe.data, path="", validation_path=""))
     if start is not None:
         content["start"] = start.id
-    text = json.dumps([ID_VERSION, as_before(content), data], sort_keys=True)
+    text = json.dumps([ID_VERSION, with_earlier_names(content), data], sort_keys=True)
     return Job(arm, rung, hashlib.sha256(text.encode()).hexdigest()[:16], purpose, start)
 
 

@@ -9,7 +9,7 @@ from isoform.checkpoint.families.encoder_decoder import (
     read_encoder_decoder,
     write_encoder_decoder,
 )
-from isoform.checkpoint.families.family import Family, of_kind
+from isoform.checkpoint.families.family import Family, require
 from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.tensors import Reshaped, UnusedRows
 from isoform.model.config import Lookup, ModelConfig, StackConfig, Vocabulary
@@ -40,8 +40,8 @@ def _write_bart(config: ModelConfig) -> dict:
     return {
         **write_encoder_decoder(config),
         "max_position_embeddings": config.context_length,
-        "scale_embedding": of_kind(config.stem, Lookup, "stem").scale,
-        "tie_word_embeddings": of_kind(config.head, Vocabulary, "head").tied,
+        "scale_embedding": require(config.stem, Lookup, "stem").scale,
+        "tie_word_embeddings": require(config.head, Vocabulary, "head").tied,
     }
 
 

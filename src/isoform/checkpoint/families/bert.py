@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from isoform.checkpoint.families.family import Family, encoder_of, of_kind
+from isoform.checkpoint.families.family import Family, encoder_of, require
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
 from isoform.model.config import BlockConfig, Lookup, MaskedVocabulary, ModelConfig, Pooled, StackConfig
 from isoform.model.parts import Attention, Dense, LayerNorm, Learned
@@ -42,7 +42,7 @@ def _read(fields: Fields, names: set[str]) -> ModelConfig:
 def _write(config: ModelConfig) -> dict:
     stack = encoder_of(config)
     block = stack.blocks[0]
-    dense = of_kind(block.feedforward, Dense, "feedforward")
+    dense = require(block.feedforward, Dense, "feedforward")
     is_masked = isinstance(config.head, MaskedVocabulary)
     return {
         "architectures": ["BertForMaskedLM" if is_masked else "BertModel"],
@@ -53,8 +53,8 @@ def _write(config: ModelConfig) -> dict:
         "num_attention_heads": block.attention.num_heads,
         "intermediate_size": config.feedforward_dim(dense),
         "hidden_act": ACTIVATION_NAMES[dense.activation],
-        "layer_norm_eps": of_kind(block.norm, LayerNorm, "norm").epsilon,
-        "type_vocab_size": of_kind(config.stem, Lookup, "stem").num_token_types,
+        "layer_norm_eps": require(block.norm, LayerNorm, "norm").epsilon,
+        "type_vocab_size": require(config.stem, Lookup, "stem").num_token_types,
         "tie_word_embeddings": config.head.tied if isinstance(config.head, MaskedVocabulary) else True,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from isoform.checkpoint.families.family import decoder_of, of_kind
+from isoform.checkpoint.families.family import decoder_of, require
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
 from isoform.mask import Window
 from isoform.model.config import BlockConfig, Lookup, ModelConfig, StackConfig, Vocabulary
@@ -55,7 +55,7 @@ def read_decoder(
 
 def write_decoder(config: ModelConfig, block: BlockConfig) -> dict:
     """The fields of sizes, norm and head."""
-    attention, norm = block.attention, of_kind(block.norm, RMSNorm, "norm")
+    attention, norm = block.attention, require(block.norm, RMSNorm, "norm")
     return {
         "hidden_size": config.model_dim,
         "max_position_embeddings": config.context_length,
@@ -65,21 +65,21 @@ def write_decoder(config: ModelConfig, block: BlockConfig) -> dict:
         "num_key_value_heads": attention.num_kv_heads or attention.num_heads,
         "head_dim": config.head_dim(block.attention),
         "rms_norm_eps": norm.epsilon,
-        "tie_word_embeddings": of_kind(config.head, Vocabulary, "head").tied,
+        "tie_word_embeddings": require(config.head, Vocabulary, "head").tied,
         "attention_dropout": 0.0,
     }
 
 
 def write_gated(config: ModelConfig, feedforward: FeedForward | None) -> dict:
     """The fields of the feed-forward, or of an expert."""
-    gated = of_kind(feedforward, Gated, "feedforward")
+    gated = require(feedforward, Gated, "feedforward")
     return {"intermediate_size": config.feedforward_dim(gated), "hidden_act": ACTIVATION_NAMES[gated.activation]}
 
 
 def write_window(block: BlockConfig) -> int | None:
     """The window of all layers."""
     pattern = block.attention.pattern
-    return None if pattern is None else of_kind(pattern, Window, "attention.pattern").before + 1
+    return None if pattern is None else require(pattern, Window, "attention.pattern").before + 1
 
 
 DECODER = {

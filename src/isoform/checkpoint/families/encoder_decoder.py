@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-from isoform.checkpoint.families.family import of_kind, stacks_of
+from isoform.checkpoint.families.family import require, stacks_of
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.parts import Attention, Dense
@@ -45,7 +45,7 @@ def write_encoder_decoder(config: ModelConfig) -> dict:
     written: dict = {"is_encoder_decoder": True, "d_model": config.model_dim, "vocab_size": config.vocab_size}
     written["decoder_start_token_id"] = 0  # which the class requires
     for side, stack in (("encoder", encoder), ("decoder", decoder)):
-        dense = of_kind(stack.blocks[0].feedforward, Dense, "feedforward")
+        dense = require(stack.blocks[0].feedforward, Dense, "feedforward")
         written[f"{side}_layers"] = stack.num_layers
         written[f"{side}_attention_heads"] = stack.blocks[0].attention.num_heads
         written[f"{side}_ffn_dim"] = config.feedforward_dim(dense)

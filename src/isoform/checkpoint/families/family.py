@@ -37,7 +37,7 @@ class Family:
     """The prefix of names in the class with a head, which the class without lacks."""
 
 
-def of_kind(value: object, kind: type[T], where: str) -> T:
+def require(value: object, kind: type[T], where: str) -> T:
     """The value, if it is of this kind. Raises NotRepresentable otherwise."""
     if not isinstance(value, kind):
         raise NotRepresentable(f"{where} {type(value).__name__}")

@@ -13,7 +13,7 @@ from isoform.checkpoint.families.decoder import (
     read_norm,
     write_decoder,
 )
-from isoform.checkpoint.families.family import Family, decoder_of, of_kind
+from isoform.checkpoint.families.family import Family, decoder_of, require
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
 from isoform.checkpoint.families.rotary import read_rotary
 from isoform.checkpoint.families.sliding import (
@@ -66,8 +66,8 @@ def _write(config: ModelConfig) -> dict:
     stack = decoder_of(config)
     layers = config.layers(stack)
     full, sliding = full_and_sliding(layers)
-    gated, scale = of_kind(full.feedforward, Gated, "feedforward"), full.attention.scale
-    window = of_kind(sliding.attention.pattern, Window, "attention.pattern")
+    gated, scale = require(full.feedforward, Gated, "feedforward"), full.attention.scale
+    window = require(sliding.attention.pattern, Window, "attention.pattern")
     return {
         **write_decoder(config, full),
         "intermediate_size": config.feedforward_dim(gated),
@@ -75,7 +75,7 @@ def _write(config: ModelConfig) -> dict:
         "layer_types": layer_types(layers),
         "sliding_window": window.before + 1,
         "query_pre_attn_scalar": _square(1 / (scale or config.head_dim(full.attention) ** -0.5)),
-        "final_logit_softcapping": of_kind(config.head, Vocabulary, "head").softcap,
+        "final_logit_softcapping": require(config.head, Vocabulary, "head").softcap,
         "attn_logit_softcapping": None,
         "attention_bias": False,
         "rope_parameters": write_rotaries(stack, sliding),

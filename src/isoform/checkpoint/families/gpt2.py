@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from isoform.checkpoint.families.family import Family, decoder_of, of_kind
+from isoform.checkpoint.families.family import Family, decoder_of, require
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
 from isoform.checkpoint.tensors import Transposed
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig, Vocabulary
@@ -38,7 +38,7 @@ def _read(fields: Fields, names: set[str]) -> ModelConfig:
 def _write(config: ModelConfig) -> dict:
     stack = decoder_of(config)
     block = stack.blocks[0]
-    dense = of_kind(block.feedforward, Dense, "feedforward")
+    dense = require(block.feedforward, Dense, "feedforward")
     return {
         "n_embd": config.model_dim,
         "n_positions": config.context_length,
@@ -47,8 +47,8 @@ def _write(config: ModelConfig) -> dict:
         "n_head": block.attention.num_heads,
         "n_inner": config.feedforward_dim(dense),
         "activation_function": "gelu_new" if dense.activation == "gelu_tanh" else ACTIVATION_NAMES[dense.activation],
-        "layer_norm_epsilon": of_kind(block.norm, LayerNorm, "norm").epsilon,
-        "tie_word_embeddings": of_kind(config.head, Vocabulary, "head").tied,
+        "layer_norm_epsilon": require(block.norm, LayerNorm, "norm").epsilon,
+        "tie_word_embeddings": require(config.head, Vocabulary, "head").tied,
         "attn_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,

@@ -13,7 +13,7 @@ from isoform.checkpoint.families.decoder import (
     write_decoder,
     write_gated,
 )
-from isoform.checkpoint.families.family import Family, decoder_of, of_kind
+from isoform.checkpoint.families.family import Family, decoder_of, require
 from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.families.rotary import read_rotary, write_rotary
 from isoform.model.config import BlockConfig, ModelConfig
@@ -36,7 +36,7 @@ def _write(config: ModelConfig) -> dict:
         **write_decoder(config, block),
         **write_gated(config, block.feedforward),
         "attention_bias": block.attention.bias,
-        "mlp_bias": of_kind(block.feedforward, Gated, "feedforward").bias,
+        "mlp_bias": require(block.feedforward, Gated, "feedforward").bias,
         "rope_parameters": write_rotary(stack.position),
     }
 

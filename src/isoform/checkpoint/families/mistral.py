@@ -15,7 +15,7 @@ from isoform.checkpoint.families.decoder import (
     write_gated,
     write_window,
 )
-from isoform.checkpoint.families.family import Family, decoder_of, of_kind
+from isoform.checkpoint.families.family import Family, decoder_of, require
 from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.families.rotary import read_rotary, write_rotary
 from isoform.model.config import BlockConfig, ModelConfig
@@ -68,8 +68,8 @@ def _read_mixtral(fields: Fields, names: set[str]) -> ModelConfig:
 def _write_mixtral(config: ModelConfig) -> dict:
     stack = decoder_of(config)
     block = stack.blocks[0]
-    experts = of_kind(block.feedforward, Experts, "feedforward")
-    router = of_kind(experts.router, TokenChoice, "feedforward.router")
+    experts = require(block.feedforward, Experts, "feedforward")
+    router = require(experts.router, TokenChoice, "feedforward.router")
     return {
         **write_decoder(config, block),
         **write_gated(config, experts.expert),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from isoform.checkpoint.families.family import Family, encoder_of, of_kind
+from isoform.checkpoint.families.family import Family, encoder_of, require
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
 from isoform.checkpoint.families.rotary import read_rotary
 from isoform.checkpoint.families.sliding import (
@@ -67,9 +67,9 @@ def _read_rotaries(fields: Fields) -> tuple[Rotary, Rotary]:
 
 def _write(config: ModelConfig) -> dict:
     stack = encoder_of(config)
-    layers, head = config.layers(stack), of_kind(config.head, MaskedVocabulary, "head")
+    layers, head = config.layers(stack), require(config.head, MaskedVocabulary, "head")
     full, sliding = full_and_sliding(layers)
-    gated, norm = of_kind(full.feedforward, Gated, "feedforward"), of_kind(full.norm, LayerNorm, "norm")
+    gated, norm = require(full.feedforward, Gated, "feedforward"), require(full.norm, LayerNorm, "norm")
     return {
         "hidden_size": config.model_dim,
         "max_position_embeddings": config.context_length,
@@ -81,7 +81,7 @@ def _write(config: ModelConfig) -> dict:
         "classifier_activation": ACTIVATION_NAMES[head.activation],
         "norm_eps": norm.epsilon,
         "norm_bias": norm.bias,
-        "local_attention": 2 * of_kind(sliding.attention.pattern, Window, "attention.pattern").before,
+        "local_attention": 2 * require(sliding.attention.pattern, Window, "attention.pattern").before,
         "layer_types": layer_types(layers),
         "global_attn_every_n_layers": len(stack.blocks),
         "tie_word_embeddings": head.tied,

@@ -13,7 +13,7 @@ from isoform.checkpoint.families.decoder import (
     write_decoder,
     write_gated,
 )
-from isoform.checkpoint.families.family import Family, decoder_of, of_kind
+from isoform.checkpoint.families.family import Family, decoder_of, require
 from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.families.rotary import read_rotary, write_rotary
 from isoform.model.config import BlockConfig, ModelConfig
@@ -76,8 +76,8 @@ def _read_experts(fields: Fields, names: set[str]) -> ModelConfig:
 def _write_experts(config: ModelConfig) -> dict:
     stack = decoder_of(config)
     block = stack.blocks[0]
-    experts = of_kind(block.feedforward, Experts, "feedforward")
-    router = of_kind(experts.router, TokenChoice, "feedforward.router")
+    experts = require(block.feedforward, Experts, "feedforward")
+    router = require(experts.router, TokenChoice, "feedforward.router")
     expert = write_gated(config, experts.expert)
     return {
         **write_decoder(config, block),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from isoform.checkpoint.families.family import Family, NotRepresentable, of_kind, stacks_of
+from isoform.checkpoint.families.family import Family, NotRepresentable, require, stacks_of
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, ACTIVATIONS, Fields
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig, Vocabulary
 from isoform.model.parts import Attention, Buckets, Dense, Experts, Gated, RMSNorm
@@ -55,8 +55,8 @@ def _read_buckets(fields: Fields) -> Buckets:
 
 def _write(config: ModelConfig) -> dict:
     encoder, decoder = stacks_of(config)
-    block, head = encoder.blocks[0], of_kind(config.head, Vocabulary, "head")
-    feedforward, buckets = block.feedforward, of_kind(encoder.position, Buckets, "encoder.position")
+    block, head = encoder.blocks[0], require(config.head, Vocabulary, "head")
+    feedforward, buckets = block.feedforward, require(encoder.position, Buckets, "encoder.position")
     if feedforward is None or isinstance(feedforward, Experts):
         raise NotRepresentable("feedforward")
     return {
@@ -70,7 +70,7 @@ def _write(config: ModelConfig) -> dict:
         "num_decoder_layers": decoder.num_layers,
         "num_heads": block.attention.num_heads,
         "feed_forward_proj": _feedforward_name(feedforward),
-        "layer_norm_epsilon": of_kind(block.norm, RMSNorm, "norm").epsilon,
+        "layer_norm_epsilon": require(block.norm, RMSNorm, "norm").epsilon,
         "relative_attention_num_buckets": buckets.num_buckets,
         "relative_attention_max_distance": buckets.max_distance,
         "tie_word_embeddings": head.scale is not None,

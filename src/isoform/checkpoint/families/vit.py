@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from isoform.checkpoint.families.family import Family, NotRepresentable, encoder_of, of_kind
+from isoform.checkpoint.families.family import Family, NotRepresentable, encoder_of, require
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
 from isoform.checkpoint.tensors import Reshaped
 from isoform.model.config import BlockConfig, Linear, ModelConfig, Pooled, StackConfig
@@ -42,8 +42,8 @@ def _read(fields: Fields, names: set[str]) -> ModelConfig:
 def _write(config: ModelConfig) -> dict:
     stack = encoder_of(config)
     block = stack.blocks[0]
-    dense, (channels, patch) = of_kind(block.feedforward, Dense, "feedforward"), _patch(config)
-    labels = of_kind(config.head, Pooled, "head").num_outputs
+    dense, (channels, patch) = require(block.feedforward, Dense, "feedforward"), _patch(config)
+    labels = require(config.head, Pooled, "head").num_outputs
     return {
         "hidden_size": config.model_dim,
         "image_size": math.isqrt(config.context_length - 1) * patch,
@@ -53,7 +53,7 @@ def _write(config: ModelConfig) -> dict:
         "num_attention_heads": block.attention.num_heads,
         "intermediate_size": config.feedforward_dim(dense),
         "hidden_act": ACTIVATION_NAMES[dense.activation],
-        "layer_norm_eps": of_kind(block.norm, LayerNorm, "norm").epsilon,
+        "layer_norm_eps": require(block.norm, LayerNorm, "norm").epsilon,
         "qkv_bias": block.attention.bias,
         "id2label": {str(i): f"LABEL_{i}" for i in range(labels)},
         "label2id": {f"LABEL_{i}": i for i in range(labels)},
@@ -64,7 +64,7 @@ def _write(config: ModelConfig) -> dict:
 
 def _patch(config: ModelConfig) -> tuple[int, int]:
     """Channels, three or one, and side of a square patch."""
-    features = of_kind(config.stem, Linear, "stem").num_features
+    features = require(config.stem, Linear, "stem").num_features
     channels = 3 if features % 3 == 0 else 1
     side = math.isqrt(features // channels)
     if side * side * channels != features:

@@ -9,7 +9,7 @@ from isoform.checkpoint.families.encoder_decoder import (
     read_encoder_decoder,
     write_encoder_decoder,
 )
-from isoform.checkpoint.families.family import Family, of_kind, stacks_of
+from isoform.checkpoint.families.family import Family, require, stacks_of
 from isoform.checkpoint.families.fields import Fields
 from isoform.model.config import Convolution, ModelConfig, StackConfig, Vocabulary
 from isoform.model.parts import Learned
@@ -35,10 +35,10 @@ def _write(config: ModelConfig) -> dict:
     encoder, _ = stacks_of(config)
     return {
         **write_encoder_decoder(config),
-        "num_mel_bins": of_kind(config.encoder_stem, Convolution, "encoder_stem").num_features,
+        "num_mel_bins": require(config.encoder_stem, Convolution, "encoder_stem").num_features,
         "max_source_positions": config.length(encoder),
         "max_target_positions": config.context_length,
-        "tie_word_embeddings": of_kind(config.head, Vocabulary, "head").tied,
+        "tie_word_embeddings": require(config.head, Vocabulary, "head").tied,
     }
 
 

@@ -164,8 +164,8 @@ _GEMMA3 = Architecture(
     restore=_less_one,
 )
 ARCHITECTURES = {
-    kind.name: kind
-    for kind in (
+    architecture.name: architecture
+    for architecture in (
         _LLAMA,
         Architecture(name="qwen3", family=QWEN3, keys=_KEYS, names=_DECODER | _PRE_NORMS),
         Architecture(
@@ -185,48 +185,48 @@ ARCHITECTURES = {
 def architecture_of(header: Header) -> Architecture:
     """The architecture of a file. Raises ValueError for an unknown one."""
     name = header.value("general.architecture", str)
-    kind = ARCHITECTURES.get(name)
-    if kind is None:
+    architecture = ARCHITECTURES.get(name)
+    if architecture is None:
         raise ValueError(
             f"{header.path}: general.architecture={name!r} is not known (known: {', '.join(ARCHITECTURES)})"
         )
-    return _MIXTRAL if kind is _LLAMA and header.metadata.get("llama.expert_count") else kind
+    return _MIXTRAL if architecture is _LLAMA and header.metadata.get("llama.expert_count") else architecture
 
 
-def read_config(header: Header, kind: Architecture) -> ModelConfig:
+def read_config(header: Header, architecture: Architecture) -> ModelConfig:
     """The model's config. Raises ValueError for keys that are missing, unknown, or contradict each other."""
-    fields = dict(kind.fixed)
-    for key, name in kind.keys.items():
-        full = f"{kind.name}.{key}"
+    fields = dict(architecture.fixed)
+    for key, name in architecture.keys.items():
+        full = f"{architecture.name}.{key}"
         if full in header.metadata or key not in _OPTIONAL:
             fields[name] = header.real(full) if key in _REAL else header.count(full)
-    _check_keys(header, kind)
+    _check_keys(header, architecture)
     fields["vocab_size"] = _table(header).shape[0]
-    layers = fields[kind.keys["block_count"]]
+    layers = fields[architecture.keys["block_count"]]
     if layers > len(header.tensors):
         raise ValueError(
-            f"{header.path}: {kind.name}.block_count={layers:,}, but there are {len(header.tensors):,} tensors"
+            f"{header.path}: {architecture.name}.block_count={layers:,}, but there are {len(header.tensors):,} tensors"
         )
-    _fill_in_heads(header, kind, fields)
+    _fill_in_heads(header, architecture, fields)
     fields["tie_word_embeddings"] = _is_tied(header)
-    if kind.is_rotary:
-        fields["rope_parameters"] = _rotary(header, kind.name, fields)
-    if kind is _LLAMA:
+    if architecture.is_rotary:
+        fields["rope_parameters"] = _rotary(header, architecture.name, fields)
+    if architecture is _LLAMA:
         fields["attention_bias"] = "blk.0.attn_q.bias" in header.tensors
         fields["mlp_bias"] = "blk.0.ffn_up.bias" in header.tensors
-    if kind is _GEMMA3:
+    if architecture is _GEMMA3:
         fields |= _gemma3_fields(header, fields)
     try:
-        return kind.family.read(Fields(fields, "its metadata"), set())
+        return architecture.family.read(Fields(fields, "its metadata"), set())
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{header.path}: {error}; get the file again") from error
 
 
-def _check_keys(header: Header, kind: Architecture) -> None:
+def _check_keys(header: Header, architecture: Architecture) -> None:
     """Raises ValueError for a key of the architecture that is unknown, or has an unsupported value."""
-    keys = {*kind.keys, "attention.value_length", *_IGNORED, *(_ROTARY if kind.is_rotary else ())}
+    keys = {*architecture.keys, "attention.value_length", *_IGNORED, *(_ROTARY if architecture.is_rotary else ())}
     for name, value in header.metadata.items():
-        key = name.removeprefix(f"{kind.name}.")
+        key = name.removeprefix(f"{architecture.name}.")
         if key == name or key in keys or (key in _DEFAULTS and value == _DEFAULTS[key]):
             continue
         only = f" other than {_DEFAULTS[key]!r}" if key in _DEFAULTS else ""
@@ -236,18 +236,18 @@ def _check_keys(header: Header, kind: Architecture) -> None:
         )
 
 
-def _fill_in_heads(header: Header, kind: Architecture, fields: dict[str, Any]) -> None:
+def _fill_in_heads(header: Header, architecture: Architecture, fields: dict[str, Any]) -> None:
     """Fill in heads and their width. Raises ValueError if they are inconsistent."""
-    dim, heads = fields[kind.keys["embedding_length"]], fields[kind.keys["attention.head_count"]]
+    dim, heads = fields[architecture.keys["embedding_length"]], fields[architecture.keys["attention.head_count"]]
     if "head_dim" not in fields and dim % heads:
-        raise ValueError(f"{header.path}: {kind.name}.embedding_length={dim} is not divisible by {heads} heads")
-    if not kind.is_rotary:
+        raise ValueError(f"{header.path}: {architecture.name}.embedding_length={dim} is not divisible by {heads} heads")
+    if not architecture.is_rotary:
         return
     width = fields.setdefault("head_dim", dim // heads)
     kv_heads = fields.setdefault("num_key_value_heads", heads)
     if heads % kv_heads or width % 2:
         raise ValueError(f"{header.path}: {heads} heads of width {width} can't share {kv_heads} key/value heads")
-    for key in (f"{kind.name}.attention.value_length", f"{kind.name}.rope.dimension_count"):
+    for key in (f"{architecture.name}.attention.value_length", f"{architecture.name}.rope.dimension_count"):
         value = header.metadata.get(key, width)
         if value != width:
             raise ValueError(f"{header.path}: {key}={value!r} is not supported, only the head's width, {width}")
@@ -288,14 +288,15 @@ def _base(header: Header, key: str) -> float:
 def _rotary(header: Header, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The rotary scheme with the file's scaling. Raises ValueError for an unknown type of scaling."""
     rope, table = f"{name}.rope", {"rope_theta": _base(header, f"{name}.rope.freq_base")}
-    kind = header.metadata.get(f"{rope}.scaling.type", "none")
+    scaling_type = header.metadata.get(f"{rope}.scaling.type", "none")
     if FREQUENCIES in header.tensors:
-        if kind != "none":
+        if scaling_type != "none":
             raise ValueError(
-                f"{header.path}: both {FREQUENCIES!r} and {rope}.scaling.type={kind!r} are present; only one may be"
+                f"{header.path}: both {FREQUENCIES!r} and {rope}.scaling.type={scaling_type!r} are present; only one "
+                f"may be"
             )
         return {**table, **_llama3(header, fields["head_dim"], table["rope_theta"])}
-    match kind:
+    match scaling_type:
         case "none":
             return {**table, "rope_type": "default"}
         case "linear":
@@ -310,7 +311,9 @@ def _rotary(header: Header, name: str, fields: Mapping[str, Any]) -> dict[str, A
                 **{beta: header.real(key) for beta, key in betas.items() if key in header.metadata},
             }
         case _:
-            raise ValueError(f"{header.path}: {rope}.scaling.type={kind!r} is not known (known: none, linear, yarn)")
+            raise ValueError(
+                f"{header.path}: {rope}.scaling.type={scaling_type!r} is not known (known: none, linear, yarn)"
+            )
 
 
 def _llama3(header: Header, head_dim: int, base: float) -> dict[str, Any]:

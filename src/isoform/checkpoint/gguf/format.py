@@ -52,21 +52,21 @@ class Header:
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
 
-    def value(self, key: str, kind: type) -> Any:
+    def value(self, key: str, expected: type) -> Any:
         """A required value. Raises ValueError naming the key."""
         value = self.metadata.get(key)
-        if not isinstance(value, kind):
+        if not isinstance(value, expected):
             state = "is missing" if value is None else f"is {value!r}"
             raise ValueError(
-                f"{self.path}: the key {key!r} {state}; a {kind.__name__} is needed, convert the model again"
+                f"{self.path}: the key {key!r} {state}; a {expected.__name__} is needed, convert the model again"
             )
         return value
 
-    def values(self, key: str, kind: type) -> list:
+    def values(self, key: str, expected: type) -> list:
         """A required array of one type. Raises ValueError naming the key."""
         values = self.value(key, list)
-        if not all(isinstance(value, kind) for value in values):
-            raise ValueError(f"{self.path}: {key} holds values that are not {kind.__name__}; get it again")
+        if not all(isinstance(value, expected) for value in values):
+            raise ValueError(f"{self.path}: {key} holds values that are not {expected.__name__}; get it again")
         return values
 
     def count(self, key: str) -> int:
@@ -129,21 +129,23 @@ class _Reader:
 
     def value(self, what: str) -> Any:
         """The next value of metadata, after its type."""
-        kind = self.scalar("I", what)
-        if kind == STRING:
+        value_type = self.scalar("I", what)
+        if value_type == STRING:
             return self.text(what)
-        if kind in SCALARS:
-            return self.scalar(SCALARS[kind], what)
-        if kind != ARRAY:
-            raise ValueError(f"{self.path}: {what} has the unknown type {kind}; the file is damaged, get it again")
-        kind, count = self.scalar("I", what), self.scalar("Q", what)
-        if kind == STRING:
+        if value_type in SCALARS:
+            return self.scalar(SCALARS[value_type], what)
+        if value_type != ARRAY:
+            raise ValueError(
+                f"{self.path}: {what} has the unknown type {value_type}; the file is damaged, get it again"
+            )
+        value_type, count = self.scalar("I", what), self.scalar("Q", what)
+        if value_type == STRING:
             self.check_room(count, 8, what)
             return [self.text(what) for _ in range(count)]
-        if kind not in SCALARS:
-            raise ValueError(f"{self.path}: {what} is an array of type {kind}, which no known key has")
+        if value_type not in SCALARS:
+            raise ValueError(f"{self.path}: {what} is an array of type {value_type}, which no known key has")
         return np.frombuffer(
-            self.take(count * struct.calcsize(f"<{SCALARS[kind]}"), what), f"<{SCALARS[kind]}"
+            self.take(count * struct.calcsize(f"<{SCALARS[value_type]}"), what), f"<{SCALARS[value_type]}"
         ).tolist()
 
     def check_room(self, count: int, least: int, what: str) -> None:
@@ -247,13 +249,13 @@ def _located(
 def check_format(header: Header, info: TensorInfo) -> None:
     """Raises ValueError for a number format that can't be dequantised."""
     gguf = import_optional("gguf", extra="hub")
-    kind = gguf.GGMLQuantizationType(info.format)
+    quantization = gguf.GGMLQuantizationType(info.format)
     try:
-        if kind.name not in FLOATS:
-            gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+        if quantization.name not in FLOATS:
+            gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[quantization][1]), np.uint8), quantization)
     except NotImplementedError:
         raise ValueError(
-            f"{header.path}: the tensor {info.name!r} has the format {kind.name}, which can't be "
+            f"{header.path}: the tensor {info.name!r} has the format {quantization.name}, which can't be "
             "dequantised; take a file in another format"
         ) from None
 
@@ -261,10 +263,10 @@ def check_format(header: Header, info: TensorInfo) -> None:
 def read_numbers(header: Header, info: TensorInfo) -> Tensor:
     """The values of a tensor, in its own memory: F32, F16 and BF16 as stored, all other formats in float32."""
     gguf = import_optional("gguf", extra="hub")
-    kind, raw = gguf.GGMLQuantizationType(info.format), header.raw(info)
-    if kind.name in FLOATS:
-        return torch.from_numpy(np.array(raw)).view(FLOATS[kind.name]).reshape(info.shape)
+    quantization, raw = gguf.GGMLQuantizationType(info.format), header.raw(info)
+    if quantization.name in FLOATS:
+        return torch.from_numpy(np.array(raw)).view(FLOATS[quantization.name]).reshape(info.shape)
     rows = np.asarray(raw).reshape(math.prod(info.shape[:-1]), -1)
     with np.errstate(all="ignore"):  # the caller checks for values that aren't finite
-        values = np.asarray(gguf.dequantize(rows, kind), np.float32)
+        values = np.asarray(gguf.dequantize(rows, quantization), np.float32)
     return torch.from_numpy(values.reshape(info.shape))

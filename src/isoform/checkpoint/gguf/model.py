@@ -34,24 +34,24 @@ def read_gguf(path: str | Path) -> GGUFModel:
     missing.
     """
     header = read_header(path)
-    kind = architecture_of(header)
-    config = read_config(header, kind)
+    architecture = architecture_of(header)
+    config = read_config(header, architecture)
     tensors = {
-        name: StoredTensor(name, str(path), info.shape, partial(_read, header, info, kind, config))
+        name: StoredTensor(name, str(path), info.shape, partial(_read, header, info, architecture, config))
         for name, info in header.tensors.items()
     }
     model = build_empty(config, tensors, str(path))
-    slices = slices_of(model, kind.names)
-    _check_tensors(header, kind, slices)
+    slices = slices_of(model, architecture.names)
+    _check_tensors(header, architecture, slices)
     tokenizer = read_tokenizer(header, config.vocab_size)
     return GGUFModel(fill(model, slices, tensors), tokenizer)
 
 
-def _read(header: Header, info: TensorInfo, kind: Architecture, config: ModelConfig) -> Tensor:
-    return kind.restore(info.name, read_numbers(header, info), config)
+def _read(header: Header, info: TensorInfo, architecture: Architecture, config: ModelConfig) -> Tensor:
+    return architecture.restore(info.name, read_numbers(header, info), config)
 
 
-def _check_tensors(header: Header, kind: Architecture, slices: Mapping[str, list[TensorSlice]]) -> None:
+def _check_tensors(header: Header, architecture: Architecture, slices: Mapping[str, list[TensorSlice]]) -> None:
     """Raises ValueError for tensors that are missing or unknown, or have a wrong shape or an unknown format."""
     shapes = {part.name: part.shape for parts in slices.values() for part in parts}
     missing = [name for name in shapes if name not in header.tensors]
@@ -59,10 +59,11 @@ def _check_tensors(header: Header, kind: Architecture, slices: Mapping[str, list
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(f"{header.path} has no tensor {missing[0]!r}{more}; it is incomplete, get it again")
     for name in header.tensors:
-        if name not in shapes and name not in kind.ignored:
+        if name not in shapes and name not in architecture.ignored:
             patterns = ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".#.", name) for name in shapes))
             raise ValueError(
-                f"{header.path}: the tensor {name!r} is not known in {kind.family.model_type} (known: {patterns})"
+                f"{header.path}: the tensor {name!r} is not known in {architecture.family.model_type} (known: "
+                f"{patterns})"
             )
     for name, shape in shapes.items():
         if header.tensors[name].shape != shape:

@@ -41,13 +41,13 @@ def read_tokenizer(header: Header, vocab_size: int) -> dict[str, Any] | None:
     pre = header.value("tokenizer.ggml.pre", str)
     if pre not in PRETOKENIZERS:
         raise ValueError(f"{header.path}: tokenizer.ggml.pre={pre!r} is not known (known: {', '.join(PRETOKENIZERS)})")
-    tokens, kinds = _read_vocabulary(header, vocab_size)
+    tokens, token_types = _read_vocabulary(header, vocab_size)
     has_begin = header.metadata.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe") and begin in range(len(tokens))
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": _added_tokens(tokens, kinds, {begin, end}),
+        "added_tokens": _added_tokens(tokens, token_types, {begin, end}),
         "normalizer": PRETOKENIZERS[pre].get("normalizer"),
         "pre_tokenizer": PRETOKENIZERS[pre]["pre_tokenizer"],
         "post_processor": _beginning(tokens[begin or 0], begin or 0) if has_begin else None,
@@ -61,7 +61,7 @@ def read_tokenizer(header: Header, vocab_size: int) -> dict[str, Any] | None:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": pre == "llama-bpe",
-            "vocab": {token: i for i, token in enumerate(tokens) if kinds[i] != UNUSED},
+            "vocab": {token: i for i, token in enumerate(tokens) if token_types[i] != UNUSED},
             "merges": header.values("tokenizer.ggml.merges", str),
         },
     }
@@ -81,16 +81,16 @@ def _special_id(header: Header, name: str, vocab_size: int) -> int | None:
 def _read_vocabulary(header: Header, vocab_size: int) -> tuple[list[str], list[int]]:
     """The tokens and the type of each. Raises ValueError if their numbers don't fit each other, or the table."""
     tokens, key = header.values("tokenizer.ggml.tokens", str), "tokenizer.ggml.token_type"
-    kinds = header.values(key, int) if key in header.metadata else [NORMAL] * len(tokens)
-    if len(kinds) != len(tokens) or len(tokens) > vocab_size or len(set(tokens)) != len(tokens):
+    token_types = header.values(key, int) if key in header.metadata else [NORMAL] * len(tokens)
+    if len(token_types) != len(tokens) or len(tokens) > vocab_size or len(set(tokens)) != len(tokens):
         raise ValueError(
             f"{header.path}: tokenizer.ggml.tokens has {len(tokens):,} tokens, {len(set(tokens)):,} of them different, "
-            f"token_type {len(kinds):,} and the table {vocab_size:,} rows; these don't match, get the file again"
+            f"token_type {len(token_types):,} and the table {vocab_size:,} rows; these don't match, get the file again"
         )
-    return tokens, kinds
+    return tokens, token_types
 
 
-def _added_tokens(tokens: list[str], kinds: list[int], ends: set[int | None]) -> list[dict[str, Any]]:
+def _added_tokens(tokens: list[str], token_types: list[int], ends: set[int | None]) -> list[dict[str, Any]]:
     """The tokens that are matched in a text before it is pre-tokenized."""
     return [
         {
@@ -100,10 +100,10 @@ def _added_tokens(tokens: list[str], kinds: list[int], ends: set[int | None]) ->
             "lstrip": False,
             "rstrip": False,
             "normalized": False,
-            "special": kind != USER_DEFINED,
+            "special": token_type != USER_DEFINED,
         }
-        for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-        if kind in (CONTROL, USER_DEFINED) or (i in ends and kind != UNUSED)
+        for i, (token, token_type) in enumerate(zip(tokens, token_types, strict=True))
+        if token_type in (CONTROL, USER_DEFINED) or (i in ends and token_type != UNUSED)
     ]
 
 

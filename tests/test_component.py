@@ -1,6 +1,7 @@
 """What modules say of their parameters: roles, groups and methods, for all forms; and shards of whole groups."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 
 import pytest
@@ -23,7 +24,14 @@ from isoform.model.parts import Attention, Experts, Gated, TokenChoice
 from models import FORMS, VOCAB, build, pair, reads_forward
 
 PAIRS = {f"{name}, pair": pair(form) for name, form in FORMS.items() if not reads_forward(form)}
-ALL = {**FORMS, **PAIRS}
+JOINT = {
+    f"{name}, joint, {layers}": replace(
+        both, decoder=replace(both.decoder, cross="joint", memory_layers=layers, exits=both.encoder.exits)
+    )
+    for name, both in ((name, pair(FORMS[name])) for name in ("plain", "grouped", "biases", "buckets"))
+    for layers in ("last", "layerwise")
+}
+ALL = {**FORMS, **PAIRS, **JOINT}
 
 
 @pytest.mark.parametrize("name", ALL)

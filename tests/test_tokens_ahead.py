@@ -68,7 +68,7 @@ def test_heads_predict_the_tokens_after_the_next(name):
     coordinates, expected = batch.inputs.coordinates, []
     shared = ForwardContext(stack.position.embed(model.stem(batch.inputs), coordinates), coordinates, CausalMask())
     for k, block in enumerate(stack.ahead.blocks, 1):
-        logits = model.logits(stack.normalized(block(last[-1], shared, stack.position, 9)))[:, :-k]
+        logits = model.logits(stack.normalized(block(last[-1], shared, stack.position, 9)[0]))[:, :-k]
         expected.append(cross_entropy(logits.flatten(0, 1), batch.targets[:, k:].flatten(), reduction="sum"))
     ahead = 0.5 * torch.stack(expected).mean()
     torch.testing.assert_close(result.parts["ahead_loss"], ahead.detach(), rtol=1e-4, atol=1e-3)

@@ -238,8 +238,24 @@ class Block(Component):
         self.depth = None if config.depth is None else DepthRouter(config.depth, dim)
         self.is_causal = stack is model.decoder
 
-    def forward(self, x: Tensor, shared: ForwardContext, scheme: Scheme, layer: int) -> Tensor:
-        """The stream (B, T, D) through this block, the layer-th on its way; `scheme`: the stack's positions."""
+    def forward(
+        self, x: Tensor, shared: ForwardContext, scheme: Scheme, layer: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The stream (B, T, D) through this block, the layer-th on its way; `scheme`: the stack's positions.
+
+        Beside it are returned the tensors of this block that are read elsewhere, recorded ones and the first values:
+        libraries that wrap blocks watch what these return.
+        """
+        recorded = {} if shared.recorder is None else shared.recorder.tensors
+        num_recorded, is_first = len(recorded), shared.first_values is None
+        x = self._forward_routed(x, shared, scheme, layer)
+        outside = (*recorded.values(),)[num_recorded:]
+        if is_first and shared.first_values is not None:
+            outside += (shared.first_values,)
+        return x, outside
+
+    def _forward_routed(self, x: Tensor, shared: ForwardContext, scheme: Scheme, layer: int) -> Tensor:
+        """The stream (B, T, D); only some of the tokens pass through the block, if it has a depth router."""
         if self.depth is None:
             return self._forward_all(x, shared, scheme, layer)
         if self.is_causal and not self.training:

@@ -120,13 +120,13 @@ class Stack(nn.Module):
             documents=documents,
         )
         for layer in range(self.num_layers):
-            x = self.blocks[layer % len(self.blocks)](x, shared, self.position, layer)
+            x, _ = self.blocks[layer % len(self.blocks)](x, shared, self.position, layer)
             if recorder is not None:
                 self._record(x, recorder, layer)
         if recorder is not None:
             for i, block in enumerate(self.ahead.blocks):
                 run = partial(block, x, shared, self.position, self.num_layers + i)
-                recorder.take(f"ahead.{i + 1}", lambda run=run: self.normalized(run()))
+                recorder.take(f"ahead.{i + 1}", lambda run=run: self.normalized(run()[0]))
         return self.normalized(x)
 
     def _record(self, x: Tensor, recorder: Recorder, layer: int) -> None:

@@ -39,6 +39,8 @@ class AttentionTerms:
 class GapBias(Component):
     """A bias for the queries and the value of each group of heads, and none for its key."""
 
+    methods = ("of_values",)
+
     def __init__(self, num_groups: int, queries: int, head_dim: int) -> None:
         super().__init__()
         self.queries, self.head_dim = queries, head_dim

@@ -62,7 +62,7 @@ def test_heads_predict_the_tokens_after_the_next(name):
     result = build_task(Causal(), view).loss(model, batch)
     plain = partial(build_task(Causal(), view).loss, build(FORMS[name]))
     stack, last = model.decoder, []
-    model.decoder.blocks[-1].register_forward_hook(lambda module, inputs, output: last.append(output))
+    model.decoder.blocks[-1].register_forward_hook(lambda module, inputs, output: last.append(output[0]))
     model.hidden(batch.inputs)
     # The same by hand: each head's block over the last block's stream, then the vocabulary, with targets k further on.
     coordinates, expected = batch.inputs.coordinates, []

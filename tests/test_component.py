@@ -10,6 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from isoform.batch import plain_tokens
+from isoform.checkpoint.versions import upgrade_tensors
 from isoform.model.adapters import adapt
 from isoform.model.component import Component, Role, group_width, grouped, groups_of, roles_of, rows_of_parts
 from isoform.model.config import Linear as LinearStemConfig
@@ -91,6 +92,15 @@ def test_groups_of_matrices_that_lie_above_each_other():
 def test_groups_of_features_are_as_many_as_can_be_wide():
     widths = {256: 32, 11008: 1376, 14336: 1792, 128: 32, 192: 96, 64: 32, 688: 344, 1368: 684, 24: 12, 7: 7}
     assert {features: group_width(features) for features in widths} == widths
+
+
+def test_tensors_of_an_earlier_layout_are_regrouped_unless_they_are_of_another_model():
+    model, name = build(FORMS["grouped"]), "decoder.blocks.0.mixer.query_key_value.weight"
+    above = torch.arange(32.0).view(32, 1).expand(32, 16)
+    assert upgrade_tensors({name: above}, 2, model)[name][:, 0].equal(grouped(above, (8, 4, 4))[:, 0])
+    other = torch.zeros(31, 16)
+    assert upgrade_tensors({name: other}, 2, model)[name] is other
+    assert upgrade_tensors({name: above}, 3, model)[name] is above
 
 
 def shard(module: nn.Module, smaller: nn.Module, which: int, count: int) -> nn.Module:

@@ -204,9 +204,8 @@ def test_a_killed_command_has_the_code_of_its_signal(engine, tmp_path):
     assert exit_codes(engine, ticket) == [-signal.SIGKILL]
 
 
+@pytest.mark.parametrize("engine", ["ray", "submitit", "slurm"], indirect=True, scope="module")  # not this test's own
 def test_a_command_whose_parent_is_killed_has_the_code_of_the_signal(engine, tmp_path):
-    if isinstance(engine, LocalEngine):
-        pytest.skip("a local process has no parent but this test")
     script = "import os, time; print('parent', os.getppid(), flush=True); time.sleep(1.5)"
     command = python(tmp_path, script)
     ticket = engine.start(command)

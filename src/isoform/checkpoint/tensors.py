@@ -160,10 +160,9 @@ def _parts(theirs: str, ours: Tensor, group: tuple[int, ...]) -> Iterator[Tensor
     """The slices of one tensor of ours; theirs may be concatenated along the rows, with experts stacked as in ours."""
     bracket, shape = re.search(r"\[(.*)\]", theirs), tuple(ours.shape)
     names = [theirs] if bracket is None else [theirs.replace(bracket[0], part) for part in bracket[1].split("|")]
-    rows: list[Tensor | slice] = [slice(None)]
-    if group:
-        rows = [*rows_of_parts(ours, group)]
-        rows = rows if len(names) > 1 else [torch.cat(rows_of_parts(ours, group))]
+    rows: list[Tensor] | list[slice] = rows_of_parts(ours, group) if group else [slice(None)]
+    if group and len(names) == 1:
+        rows = [torch.cat(rows_of_parts(ours, group))]
     above, total, inputs = shape[: row_dim(ours)], shape[row_dim(ours)], shape[row_dim(ours) + 1 :]
     for name, part in zip(names, rows, strict=True):
         count = len(part) if isinstance(part, Tensor) else total

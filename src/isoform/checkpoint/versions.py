@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from isoform.model.component import grouped, groups_of
+from isoform.model.component import grouped, groups_of, row_dim
 
 LAYOUT = 3
 """Incremented when names or layouts of parameters change. 1: a block's mixer was `attention`, and an LSTM or a
@@ -38,6 +38,6 @@ def upgrade_tensors(tensors: Mapping[str, Tensor], layout: int, model: nn.Module
     tensors, groups = {current_name(name): tensor for name, tensor in tensors.items()}, groups_of(model)
     for name, tensor in tensors.items():
         sizes = groups.get(name) or groups.get(name.rpartition(".")[0])
-        if sizes is not None and tensor.dim() > 0:
-            tensors[name] = grouped(tensor, sizes)
+        if sizes is not None and tensor.dim() > 0 and tensor.shape[row_dim(tensor)] % sum(sizes) == 0:
+            tensors[name] = grouped(tensor, sizes)  # those of another shape are refused where they are loaded
     return tensors

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from isoform.mask import Coordinates, Full, Mask
 from isoform.model.auxiliary import Auxiliary
-from isoform.model.cache import Cache, KeyValueShape, LayerShape
+from isoform.model.cache import Cache, KeyValueShape, LayerShape, prefix_of
 from isoform.model.component import Component, Role
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.depth import DepthRouter, Subset
@@ -70,10 +70,6 @@ class Memory:
         def both(left: Tensor, right: Tensor) -> Tensor:
             rows = max(len(left), len(right))
             return torch.cat([t.expand(rows, *t.shape[1:]) for t in (left, right)], 1)
-
-        def prefix_of(coordinates: Coordinates) -> Tensor:
-            document, prefix = coordinates.document, coordinates.prefix
-            return torch.zeros_like(document, dtype=torch.bool) if prefix is None else prefix
 
         has_prefix = tokens.prefix is not None or source.prefix is not None
         prefix = both(prefix_of(source), prefix_of(tokens)) if has_prefix else None
@@ -249,7 +245,7 @@ class Block(Component):
         recorded = {} if shared.recorder is None else shared.recorder.tensors
         num_recorded, is_first = len(recorded), shared.first_values is None
         x = self._forward_routed(x, shared, scheme, layer)
-        outside = (*recorded.values(),)[num_recorded:]
+        outside = tuple(recorded.values())[num_recorded:]
         if is_first and shared.first_values is not None:
             outside += (shared.first_values,)
         return x, outside

@@ -347,7 +347,7 @@ def _written(slots: Coordinates, columns: slice, new: Coordinates, is_plain: boo
         slots.document[:, columns] = new.document
     prefix, position = _alike(slots, new)
     if prefix is not None:
-        prefix[:, columns] = _prefix(new)
+        prefix[:, columns] = prefix_of(new)
     if position is not None:
         position[:, columns] = _position(new, position)
     return replace(slots, prefix=prefix, position=position, start=slots.start if is_plain else None, is_ordered=False)
@@ -355,14 +355,15 @@ def _written(slots: Coordinates, columns: slice, new: Coordinates, is_plain: boo
 
 def _alike(slots: Coordinates, new: Coordinates) -> tuple[Tensor | None, Tensor | None]:
     """Prefix and positions of the slots, filled in where only the new tokens have them."""
-    prefix = _prefix(slots) if slots.prefix is not None or new.prefix is not None else None
+    prefix = prefix_of(slots) if slots.prefix is not None or new.prefix is not None else None
     position = slots.position
     if position is None and new.position is not None:
         position = _position(slots, new.position).clone()
     return prefix, position
 
 
-def _prefix(coordinates: Coordinates) -> Tensor:
+def prefix_of(coordinates: Coordinates) -> Tensor:
+    """Which tokens are given, as booleans like `document`."""
     prefix = coordinates.prefix
     return torch.zeros_like(coordinates.document, dtype=torch.bool) if prefix is None else prefix
 
@@ -385,7 +386,7 @@ def _joined(slots: Coordinates, earlier: Sequence[slice], new: Coordinates, star
     return Coordinates(
         joined(slots.document, new.document),
         joined(slots.index, new.index),
-        None if prefix is None else joined(prefix, _prefix(new)),
+        None if prefix is None else joined(prefix, prefix_of(new)),
         None if position is None else joined(position, _position(new, position)),
         start=start,
     )

@@ -67,8 +67,9 @@ def roles_of(model: nn.Module) -> dict[str, Role]:
         for inner, role in module.roles if isinstance(module, Component) else ():
             whole = ".".join(filter(None, (path, inner)))
             start = f"{whole}." if whole else ""
-            for name, parameter in parameters.items():
-                if name == whole or (parameter.dim() > 1 and name.startswith(start)):
+            for name, parameter in module.named_parameters(prefix=path):
+                is_meant = name == whole or (parameter.dim() > 1 and name.startswith(start))
+                if is_meant and name in parameters:  # a tied table has one name
                     roles[name] = role
     if missing := sorted(parameters.keys() - roles.keys()):
         raise ValueError(f"no module declares what {missing[0]} is for; add it to its module's `roles`")

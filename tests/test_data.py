@@ -20,14 +20,18 @@ from isoform.codecs.registry import build_codec
 from isoform.codecs.text import ByteCodec
 from isoform.data import sources
 from isoform.data.config import Data, Part
-from isoform.data.loader import PackedLoader, StreamLoader, build_loader, validation_batches
+from isoform.data.loader import VALIDATION_ROW, PackedLoader, StreamLoader, build_loader, validation_batches
 from isoform.data.order import epoch_order, generator, locate, stream_offset
 from isoform.data.packing import cut_records, plan_buckets, plan_rows
 from isoform.data.sources import capitals_record, load_source, location, reverse_record
 from isoform.data.tokens import TokenStore, load_tokens
+from isoform.evaluation.evaluate import evaluate
 from isoform.experiment import train
-from isoform.machine import cache_folder
+from isoform.machine import cache_folder, choose_machine
+from isoform.model.baselines import build_module
+from isoform.model.config import ModelConfig
 from isoform.objectives.config import Causal, Prefix, Seq2seq
+from isoform.objectives.task import build_task
 from isoform.objectives.views import build_view
 from isoform.preparation import global_batch, prepare
 from isoform.recipe import load_recipe, with_changes
@@ -296,6 +300,37 @@ def test_validation_has_every_target_once_with_their_bytes(lengths, context_leng
     packed = validation_batches(PACKED, tokens, codec, CAUSAL, context_length=context_length, batch_rows=2)
     firsts = sum(len(r["text"][0].encode()) for r in text)
     assert sum(n for _, n in packed) == all_bytes - firsts
+
+
+def bytes_of(*lengths: int) -> TokenStore:
+    """Records of these lengths, each byte the next one's number less one."""
+    return TokenStore(numbered(sum(lengths)) % 256, np.array(lengths), np.zeros(len(lengths), np.int64))
+
+
+@pytest.mark.parametrize(("rows", "length"), [("stream", 59), ("split", 59), ("packed", 57)])
+def test_validation_takes_the_room_of_the_text_not_of_the_context(rows, length):
+    model, task = (
+        build_module(ModelConfig(model_dim=16, context_length=64, vocab_size=257)),
+        build_task(Causal(), CAUSAL),
+    )
+    scores = []
+    for context_length, batch_rows in ((64, 8), (64, 1), (131_072, 1), (131_072, 8)):
+        data, tokens = Data(rows=rows), bytes_of(20, 7, 33)
+        batches = list(
+            validation_batches(data, tokens, CODEC, CAUSAL, context_length=context_length, batch_rows=batch_rows)
+        )
+        assert [batch.inputs.ids.shape for batch, _ in batches] == [(1, length)]
+        scores.append(evaluate(model, task, batches, choose_machine("cpu", "float32")))
+    assert len(set(scores)) == 1 and scores[0].num_targets == (59 if rows == "stream" else 57)
+
+
+def test_packed_validation_has_rows_of_a_bounded_length():
+    tokens = bytes_of(*[100] * 200)
+    batches = [b for b, _ in validation_batches(PACKED, tokens, CODEC, CAUSAL, context_length=10**5, batch_rows=64)]
+    assert 0.9 * VALIDATION_ROW < max(batch.inputs.ids.shape[1] for batch in batches) <= VALIDATION_ROW
+    assert sum(float(batch.loss_weights.sum()) for batch in batches) == 200 * 99
+    ((pair, _),) = validation_batches(PACKED, pairs((9, 5)), CODEC, SEQ2SEQ, context_length=10**5, batch_rows=4)
+    assert (pair.inputs.ids.shape, pair.source.ids.shape) == ((1, 5), (1, 9))
 
 
 def test_validation_of_pairs_counts_the_targets_bytes():

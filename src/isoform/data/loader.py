@@ -23,6 +23,8 @@ from isoform.data.tokens import TokenStore
 from isoform.mask import Causal, Coordinates
 from isoform.objectives.views import View
 
+VALIDATION_ROW = 4096  # tokens; attention among packed documents takes time and memory by the square of a row
+
 
 class Loader(ABC):
     """Training rows by their global number: epoch e begins at row e * rows_per_epoch."""
@@ -246,9 +248,10 @@ def validation_batches(
     """A whole split once, in batches of up to batch_rows, each with the number of UTF-8 bytes of its targets (0 if they
     aren't text).
 
-    stream: non-overlapping windows of context_length, so that each token but the first is a target once; the
-    last window is padded with weight 0; split: each token but the first of its document. packed and bucketed: each
-    sample once, in packed rows, with seed 0.
+    stream: non-overlapping windows of context_length, so that each token but the first is a target once; split: each
+    token but the first of its document. packed and bucketed: each sample once, in packed rows, with seed 0. A batch is
+    as long as its longest row, and packed rows end at VALIDATION_ROW tokens unless a sample is longer, so that the time
+    is that of the texts, however long the context.
     """
     if not config.keeps_records:
         _check_stream(tokens, view)
@@ -270,7 +273,7 @@ def _windows(ids: np.ndarray, length: int, batch_rows: int, document_starts: np.
     num_windows = -(-(len(ids) - 1) // length)
     for first in range(0, num_windows, batch_rows):
         starts = np.arange(first, min(first + batch_rows, num_windows)) * length
-        positions = starts[:, None] + np.arange(length + 1)
+        positions = starts[:, None] + np.arange(min(length, len(ids) - 1 - first * length) + 1)
         weights = (positions[:, 1:] < len(ids)).astype(np.float32)
         batch = _next_token_batch(ids[np.minimum(positions, len(ids) - 1)], weights)
         yield batch if document_starts is None else _separate_documents(batch, positions, document_starts)
@@ -280,10 +283,13 @@ def _packed_once(
     tokens: TokenStore, view: View, context_length: int, source_length: int, batch_rows: int
 ) -> Iterator[Batch]:
     samples = _cut(tokens, view, context_length, source_length)
-    plan = plan_rows(samples.lengths, (context_length, source_length), seed=0)
+    room = np.minimum((context_length, source_length), np.maximum(samples.lengths.max(0), VALIDATION_ROW))
+    plan = plan_rows(samples.lengths, room.tolist(), seed=0)
     for first in range(0, len(plan), batch_rows):
-        rows = [[_example(tokens, samples, view, i, 0, 0) for i in row] for row in plan[first : first + batch_rows]]
-        yield collate(rows, context_length, source_length if samples.has_source else None)
+        planned = plan[first : first + batch_rows]
+        length, source = np.max([samples.lengths[list(row)].sum(0) for row in planned], axis=0).tolist()
+        rows = [[_example(tokens, samples, view, i, 0, 0) for i in row] for row in planned]
+        yield collate(rows, length, source if samples.has_source else None)
 
 
 def _next_token_batch(block: np.ndarray, weights: np.ndarray) -> Batch:

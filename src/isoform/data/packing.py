@@ -58,7 +58,7 @@ def cut_records(
     `can_cut`, into parts that overlap by `overlap` tokens, so that each of its targets counts once; one with a prefix
     is dropped.
     """
-    longest = _longest(measure, budgets)
+    longest = _longest(measure, budgets, int(lengths.max(initial=0)))
     stride = longest - overlap if can_cut else 0
     needs_of: dict[tuple[int, int], tuple[int, int]] = {}
     parts: list[tuple[int, int, int, int, int]] = []
@@ -88,10 +88,10 @@ def cut_records(
     return Samples(table[:, 0], table[:, 1], table[:, 2], table[:, 3:], len(dropped), num_lost, first)
 
 
-def _longest(measure: Callable[[int, int], tuple[int, int]], budgets: tuple[int, int]) -> int:
-    """The longest record without a prefix that fits; an Example has at most one token less than its Encoding, or is
-    divided between both budgets."""
-    for length in range(sum(budgets) + 1, 0, -1):
+def _longest(measure: Callable[[int, int], tuple[int, int]], budgets: tuple[int, int], most: int) -> int:
+    """The longest record without a prefix that fits, of at most `most` tokens; an Example has at most one token less
+    than its Encoding, or is divided between both budgets."""
+    for length in range(min(sum(budgets) + 1, most), 0, -1):
         needs = measure(length, 0)
         if needs[0] <= budgets[0] and needs[1] <= budgets[1]:
             return length

@@ -109,7 +109,8 @@ class _Batch:
         (n * repeats, 1, D) of their last tokens."""
         windows = [self._window(*row) for row in zip(self.texts.cpu().numpy(), self.owners.tolist(), strict=True)]
         memory = None if self.sources is None else _select_memory(self.sources, self.owners)
-        self.cache = self.model.build_cache(len(windows), self.capacity)
+        memory_length = 0 if memory is None else memory.hidden.shape[1]
+        self.cache = self.model.build_cache(len(windows), self.capacity, memory_length)
         hidden = self.model.decode(_lay(windows, self.model.device), self.mask, memory, self.cache)
 
         rows = torch.arange(len(windows), device=hidden.device).repeat_interleave(repeats)

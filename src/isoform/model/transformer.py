@@ -268,15 +268,16 @@ class Transformer(Network[ModelConfig]):
         memory = None if source is None else self.encode(source, source_mask, auxiliary)
         return self.decode(tokens, mask, memory, auxiliary=auxiliary)
 
-    def build_cache(self, num_rows: int, capacity: int | None = None) -> Cache:
+    def build_cache(self, num_rows: int, capacity: int | None = None, memory_length: int | None = None) -> Cache:
         """An empty cache for the decoder, of `capacity` slots (None: context_length); with joint attention it has
-        room for the encoder's tokens beside them."""
+        room for the encoder's `memory_length` tokens (None: as many as it may read) beside them."""
         decoder, config = self._decoder(), self.config
         stack = decoder.config
+        room = config.num_positions(stack) - config.length(stack)
         return Cache(
             [block.cache_shape for block in decoder.blocks if isinstance(block, Block)] * stack.loops,
             num_rows=num_rows,
-            capacity=(capacity or config.length(stack)) + config.num_positions(stack) - config.length(stack),
+            capacity=(capacity or config.length(stack)) + (room if memory_length is None else min(room, memory_length)),
             device=self.device,
             dtype=next(self.parameters()).dtype,
         )

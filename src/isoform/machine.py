@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from isoform.files import write_text
+from isoform.files import make_folder, write_text
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -210,7 +210,7 @@ def measured_peaks(machine: Machine, *, refresh: bool = False) -> Peaks:
     peaks = Peaks(_matmul_rate(machine), _copy_rate(machine))
     cached[key] = asdict(peaks)
     with contextlib.suppress(OSError):  # a peak that can't be saved is measured again next time
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_text(path, json.dumps(cached, indent=1))
     return peaks
 

@@ -16,15 +16,16 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from isoform.checkpoint.families.canonical import canonical
 from isoform.checkpoint.families.family import Family, NotRepresentable
 from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.families.registry import FAMILIES
+from isoform.checkpoint.store import tensor_chunks
 from isoform.checkpoint.tensors import StoredTensor, TensorSlice, build_empty, fill, slices_of, state_of
 from isoform.config import differences, to_dict
+from isoform.files import make_folder, write_chunks, write_text
 from isoform.model.baseline_config import Model
 from isoform.model.config import ModelConfig
 from isoform.model.transformer import Transformer
@@ -270,7 +271,7 @@ def write_folder(model: Transformer, folder: Path, extra: Mapping[str, object] |
     no family can represent.
     """
     family, written = family_of(model.config)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     theirs: dict[str, Tensor] = {}
     slices = slices_of(model, family.names, family.transforms)
     for ours, tensor in state_of(model).items():
@@ -278,7 +279,7 @@ def write_folder(model: Transformer, folder: Path, extra: Mapping[str, object] |
             theirs[part.name] = part.to_theirs(tensor.detach().cpu()).contiguous()
     _save_sharded(theirs, folder)
     text = json.dumps({**written, **(extra or {})}, indent=2)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    write_text(folder / CONFIG, text + "\n")
     return written["architectures"][0]
 
 
@@ -292,13 +293,13 @@ def _save_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
         shards[-1][name] = tensor
         size += tensor.nbytes
     if len(shards) == 1:
-        save_file(shards[0], folder / WEIGHTS, metadata={"format": "pt"})
+        write_chunks(folder / WEIGHTS, tensor_chunks("model", shards[0], {"format": "pt"}))
         return
     files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     for shard, file in zip(shards, files, strict=True):
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        write_chunks(folder / file, tensor_chunks("model", shard, {"format": "pt"}))
     index = {
         "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
         "weight_map": {name: file for shard, file in zip(shards, files, strict=True) for name in shard},
     }
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import socket
 import stat
 import sys
@@ -27,6 +26,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+
+from isoform.files import DISK, Entry, Files, StorageError, first_line, seal
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -47,22 +48,6 @@ class UnknownFormat(ValueError):
 
 class FolderInUse(BlockingIOError):
     """Another process trains in the folder."""
-
-
-class StorageError(OSError):
-    """A failure to write or remove; earlier checkpoints are untouched."""
-
-    def __str__(self) -> str:
-        return str(self.strerror)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One file of a checkpoint, as listed in the manifest."""
-
-    path: str
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -87,57 +72,6 @@ class Checkpoint:
     def step(self) -> int:
         """The step it was taken after."""
         return self.manifest.step
-
-
-class Files:
-    """All calls that change the disk; tests replace it to make any one of them fail."""
-
-    def make_folder(self, path: Path) -> None:
-        """Create a folder and its parents, and wait until their names are on the disk."""
-        for folder in (*reversed(path.parents), path):
-            if not folder.is_dir():
-                folder.mkdir(exist_ok=True)
-                self.sync_folder(folder.parent)
-
-    def write(self, path: Path, chunks: Iterable[bytes | memoryview]) -> Entry:
-        """Write and hash a file, and wait until its contents (not yet its name) are on the disk."""
-        size, digest = 0, hashlib.sha256()
-        with path.open("wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-            file.flush()
-            self.sync(file.fileno())  # by the handle that wrote: another one may miss a failed write
-        return Entry(path.name, size, digest.hexdigest())
-
-    def sync(self, handle: int) -> None:
-        """Flush an open file or folder to the disk."""
-        os.fsync(handle)
-
-    def sync_folder(self, path: Path) -> None:
-        """Flush the names in a folder to the disk (Windows does so by itself)."""
-        if sys.platform == "win32":
-            return
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            self.sync(handle)
-        finally:
-            os.close(handle)
-
-    def rename(self, old: Path, new: Path) -> None:
-        """Rename a file or folder; a file replaces an existing one."""
-        old.replace(new)
-
-    def remove(self, path: Path) -> None:
-        """Remove a file, or a folder with its contents."""
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-DISK = Files()
 
 
 def save_checkpoint(
@@ -168,8 +102,7 @@ def save_checkpoint(
         if not _is_saved(target, files):
             files.make_folder(temporary)
             entries = [asdict(files.write(temporary / name, chunks)) for name, chunks in contents.items()]
-            body = json.dumps({**asdict(manifest), "files": entries}, indent=1)[1:].encode()
-            files.write(temporary / MANIFEST, [_first_line(body), body])
+            files.write(temporary / MANIFEST, [seal({**asdict(manifest), "files": entries})])
             files.sync_folder(temporary)
             files.rename(temporary, target)
         files.sync_folder(folder)  # also for an existing one: a save that failed here left it unsynced
@@ -200,7 +133,7 @@ def _contents(
 ) -> dict[str, Iterable[bytes | memoryview]]:
     contents: dict[str, Iterable[bytes | memoryview]] = {}
     for stem, group in tensors.items():
-        contents[f"{stem}.safetensors"] = _tensor_chunks(_tensor_header(stem, group), group)
+        contents[f"{stem}.safetensors"] = tensor_chunks(stem, group)
     for stem, document in documents.items():
         try:
             contents[f"{stem}.json"] = [json.dumps(document, indent=1).encode()]
@@ -210,6 +143,15 @@ def _contents(
         if not FILE_NAME.fullmatch(name) or name == MANIFEST:
             raise ValueError(f"{name!r} can't be a checkpoint's file; name it with letters, digits, '_', '-' and '.'")
     return contents
+
+
+def tensor_chunks(
+    stem: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
+    """A safetensors file tensor by tensor: the library's own writer would hold several copies of all of them, and
+    reports a full disk as no OSError. Raises ValueError, at once, for a tensor that the format can't hold."""
+    header = _tensor_header(stem, tensors)
+    return _tensor_file({**({"__metadata__": dict(metadata)} if metadata else {}), **header}, header, tensors)
 
 
 def _tensor_header(stem: str, tensors: Mapping[str, Tensor]) -> dict[str, dict]:
@@ -228,19 +170,15 @@ def _tensor_header(stem: str, tensors: Mapping[str, Tensor]) -> dict[str, dict]:
     return header
 
 
-def _tensor_chunks(header: dict[str, dict], tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """A safetensors file tensor by tensor: its own writer would hold several copies of all of them."""
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+def _tensor_file(
+    head: Mapping[str, object], order: Iterable[str], tensors: Mapping[str, Tensor]
+) -> Iterator[bytes | memoryview]:
+    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
-    for name in header:
+    for name in order:
         plain = tensors[name].detach().cpu().resolve_conj().resolve_neg().contiguous()
         yield plain.reshape(-1).view(torch.uint8).numpy().data
-
-
-def _first_line(body: bytes) -> bytes:
-    """The first line of a manifest, in every format: the hash of the rest, `body`."""
-    return b'{"sha256": "%s",' % hashlib.sha256(body).hexdigest().encode()
 
 
 def _storage_error(error: OSError, what: str) -> StorageError:
@@ -259,7 +197,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     with _open(manifest_path) as file:
         text = file.read(MANIFEST_LIMIT)
     first, newline, rest = text.partition(b"\n")
-    if first != _first_line(newline + rest):
+    if first != first_line(newline + rest):
         raise CorruptCheckpoint(f"{manifest_path} is damaged: it doesn't match the SHA-256 in its first line")
     try:
         data = json.loads(text)

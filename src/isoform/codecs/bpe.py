@@ -18,6 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from isoform.codecs.codec import END_OF_TEXT, FILE, SEPARATOR, TextCodec, utf8
+from isoform.files import write_text
 
 TOKENIZER_FILE = "tokenizer.json"
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # end-of-text tokens of other tokenizers
@@ -85,8 +86,8 @@ class BPECodec(TextCodec):
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json, the format of other libraries, and codec.json."""
-        (Path(folder) / TOKENIZER_FILE).write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
-        (Path(folder) / FILE).write_text(json.dumps({"kind": "bpe", "file": TOKENIZER_FILE}) + "\n", encoding="utf-8")
+        write_text(Path(folder) / TOKENIZER_FILE, self.tokenizer.to_str(pretty=True))
+        write_text(Path(folder) / FILE, json.dumps({"kind": "bpe", "file": TOKENIZER_FILE}) + "\n")
 
     def _with_special(self, names: Sequence[str]) -> BPECodec:
         tokenizer = Tokenizer.from_str(self.tokenizer.to_str())

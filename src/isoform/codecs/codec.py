@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from isoform.batch import Encoding
+from isoform.files import write_text
 from isoform.history import with_earlier_names
 
 END_OF_TEXT = "<|endoftext|>"
@@ -79,7 +80,7 @@ class Codec(ABC):
     def save(self, folder: str | Path) -> None:
         """Write codec.json into an existing folder; `load_codec` reads it."""
         text = json.dumps(self.definition(), ensure_ascii=False, indent=1)
-        (Path(folder) / FILE).write_text(text + "\n", encoding="utf-8")
+        write_text(Path(folder) / FILE, text + "\n")
 
 
 class TextCodec(Codec):

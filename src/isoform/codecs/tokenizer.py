@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models
 
 from isoform.codecs.bpe import ENDS, TOKENIZER_FILE, BPECodec, read_text
 from isoform.codecs.codec import FILE, SEPARATOR, TextCodec, utf8
+from isoform.files import write_text
 
 BEGINS = ("[CLS]", "<s>", "<bos>", "<|begin_of_text|>")
 """Beginning-of-text tokens of other tokenizers."""
@@ -62,9 +63,8 @@ class TokenizerCodec(TextCodec):
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json, the format of other libraries, and codec.json."""
-        (Path(folder) / TOKENIZER_FILE).write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
-        form = {"kind": "tokenizer", "file": TOKENIZER_FILE}
-        (Path(folder) / FILE).write_text(json.dumps(form) + "\n", encoding="utf-8")
+        write_text(Path(folder) / TOKENIZER_FILE, self.tokenizer.to_str(pretty=True))
+        write_text(Path(folder) / FILE, json.dumps({"kind": "tokenizer", "file": TOKENIZER_FILE}) + "\n")
 
     def _with_special(self, names: Sequence[str]) -> TokenizerCodec:
         tokenizer = Tokenizer.from_str(self.tokenizer.to_str())

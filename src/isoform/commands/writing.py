@@ -15,7 +15,7 @@ from isoform.commands.command import Result, chosen_machine
 from isoform.data.sources import Record, load_source
 from isoform.evaluation.evaluate import evaluate_validation
 from isoform.evaluation.translation import answer_lines, translate
-from isoform.files import write_text
+from isoform.files import make_folder, write_bytes, write_text
 from isoform.generation.answers import beam_search
 from isoform.generation.config import Beam
 from isoform.generation.decode import Prompt, build_prompt
@@ -135,7 +135,7 @@ def _draw_attention(path: str, trained: Trained, prompt: Prompt, text: str, term
     inputs = np.concatenate([prompt.ids, output])
     weights = cross_attention(trained.transformer, prompt.source, inputs, mask, prompt.source_mask)
     rows, columns = ([*map(codec.token_text, ids.tolist())] for ids in (output, prompt.source))
-    Path(path).write_bytes(draw_attention(weights, [*rows, codec.token_text(codec.end_of_text)], columns))
+    write_bytes(Path(path), draw_attention(weights, [*rows, codec.token_text(codec.end_of_text)], columns))
     terminal.say(f"attention      {path}")
 
 
@@ -214,7 +214,7 @@ def _translate(
     seconds = time.perf_counter() - started
     if options.out:
         file = Path(options.out) / f"{Path(path).name}.txt"
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         write_text(file, "".join(f"{line}\n" for line in answers))
         terminal.say(f"{len(answers)} answers  {file}")
     return {**asdict(score), "beam": asdict(beam), "seconds": seconds}

@@ -7,9 +7,10 @@ the records' hash, so an entry is never stale; files whose hash differs from the
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from isoform.batch import Encoding
 from isoform.codecs.codec import Codec, TextCodec
 from isoform.data.sources import Record, location
-from isoform.files import atomic_file, write_text
+from isoform.files import hash_file, make_folder, write_chunks, write_text
 from isoform.machine import cache_folder
 
 FORMAT = 1
@@ -147,9 +148,12 @@ def _hash_of(records: Iterable[Record]) -> str:
     return digest.hexdigest()
 
 
-def _hash_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _array_chunks(array: np.ndarray) -> Iterator[bytes | memoryview]:
+    """A .npy file."""
+    header, array = io.BytesIO(), np.ascontiguousarray(array)
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    yield header.getvalue()
+    yield array.reshape(-1).view(np.uint8).data
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,7 @@ class _Shard:
         """The stored tokens, or None if a file is missing or damaged."""
         try:
             index = json.loads(self.index.read_text(encoding="utf-8"))
-            if [_hash_of_file(path) for path in self.files] != index["sha256"]:
+            if [hash_file(path).sha256 for path in self.files] != index["sha256"]:
                 return None
             ids, records = (np.asarray(np.load(path, mmap_mode="r")) for path in self.files)
         except (OSError, ValueError, KeyError, TypeError):
@@ -180,15 +184,14 @@ class _Shard:
 
     def write(self, tokens: TokenStore, origin: dict[str, str]) -> None:
         """Each file is replaced atomically, so that concurrent readers and writers are safe."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path, array in zip(self.files, (tokens.ids, np.stack([tokens.lengths, tokens.prefixes])), strict=True):
-            with atomic_file(path) as file:
-                np.save(file, array)
+        make_folder(self.folder)
+        arrays = tokens.ids, np.stack([tokens.lengths, tokens.prefixes])
+        entries = [write_chunks(path, _array_chunks(array)) for path, array in zip(self.files, arrays, strict=True)]
         index = {
             "format": FORMAT,
             **origin,
             "num_records": len(tokens),
             "num_tokens": len(tokens.ids),
-            "sha256": [_hash_of_file(path) for path in self.files],
+            "sha256": [entry.sha256 for entry in entries],
         }
         write_text(self.index, json.dumps(index, indent=1))

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from isoform.files import write_bytes, write_text
+from isoform.files import make_folder, write_bytes, write_text
 from isoform.machine import Machine, describe
 from isoform.report import STYLE
 from isoform.scaling.curves import costs, excluded_rows, mismatches
@@ -81,7 +81,7 @@ def publish(report: StudyReport, page: Path, json_path: Path, *, prefix: str = "
         notes=[*(f"{warning[0].upper()}{warning[1:]}." for warning in warnings), *findings.notes],
         provenance=[_provenance_line(report.provenance, with_runs=bool(all_rows))],
     )
-    page.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(page.parent)
     pictures = {name: f"{prefix}{name.replace(' ', '-')}.png" for name in content.pictures}
     for name, png in content.pictures.items():
         write_bytes(page.parent / pictures[name], png)

@@ -19,7 +19,7 @@ from typing import Any
 
 from isoform.checkpoint.store import is_in_use
 from isoform.config import dump_toml, from_dict, load_toml, non_defaults, to_dict
-from isoform.files import write_text
+from isoform.files import make_folder, write_text
 from isoform.history import with_earlier_names
 from isoform.preparation import Prepared
 from isoform.recipe import Recipe
@@ -209,7 +209,7 @@ class Study:
         flags: of `isoform train`, such as --device. A run that was killed is restarted from its checkpoint; one that
         another process is making is waited for; one that fails is recorded and skipped.
         """
-        self.pool.mkdir(parents=True, exist_ok=True)
+        make_folder(self.pool)
         waiting, running = self.pending, []
         attempts: dict[str, int] = {}
         total, started = sum(job.rung.compute for job in waiting), time.perf_counter()

@@ -20,7 +20,7 @@ from isoform.codecs.registry import build_codec
 from isoform.codecs.text import ByteCodec
 from isoform.data import sources
 from isoform.data.config import Data, Part
-from isoform.data.loader import VALIDATION_ROW, PackedLoader, StreamLoader, build_loader, validation_batches
+from isoform.data.loader import VALIDATION_ROW, PackedLoader, StreamLoader, ValidationRows, build_loader
 from isoform.data.order import epoch_order, generator, locate, stream_offset
 from isoform.data.packing import cut_records, plan_buckets, plan_rows
 from isoform.data.sources import capitals_record, load_source, location, reverse_record
@@ -217,7 +217,7 @@ def test_pairs_stay_whole_and_sources_match_their_targets():
 
 def test_pairs_too_long_are_dropped_and_reported():
     tokens = pairs((4, 4), (20, 5), (4, 20))
-    with pytest.warns(UserWarning, match=r"2 of 3 records .* with their 49 tokens .*the first being record 1"):
+    with pytest.warns(UserWarning, match=r"2 of 3 training records .* with their 49 tokens .*the first being record 1"):
         loader = build_loader(PACKED, tokens, SEQ2SEQ, context_length=8, seed=0)
     assert (loader.dropped, loader.rows_per_epoch) == (2, 1)
     samples = cut_records(np.array([30]), np.array([0]), lambda n, p: (n, 0), (8, 0), overlap=0)
@@ -289,15 +289,18 @@ def test_validation_has_every_target_once_with_their_bytes(lengths, context_leng
     text = [{"text": ("abé日" * 20)[:n]} for n in lengths]
     codec = build_codec(Characters(), (r["text"] for r in text))
     tokens = load_tokens(text, codec)
-    batches = list(
-        validation_batches(STREAM, tokens, codec, CAUSAL, context_length=context_length, batch_rows=batch_rows)
-    )
+    if len(tokens.ids) < 2:
+        with pytest.raises(ValueError, match="has 1 tokens and none of them to predict"):
+            ValidationRows(STREAM, tokens, codec, CAUSAL, context_length=context_length)
+        return
+    rows = ValidationRows(STREAM, tokens, codec, CAUSAL, context_length=context_length)
+    batches = list(rows.batches(batch_rows))
     targets = torch.cat([b.targets[b.loss_weights > 0] for b, _ in batches])
     assert targets.tolist() == tokens.ids[1:].tolist()
     all_bytes = sum(len(r["text"].encode()) for r in text)
     assert sum(n for _, n in batches) == all_bytes - len(text[0]["text"][0].encode())
     assert {len(b.targets) for b, _ in batches[:-1]} <= {batch_rows}
-    packed = validation_batches(PACKED, tokens, codec, CAUSAL, context_length=context_length, batch_rows=2)
+    packed = ValidationRows(PACKED, tokens, codec, CAUSAL, context_length=context_length).batches(2)
     firsts = sum(len(r["text"][0].encode()) for r in text)
     assert sum(n for _, n in packed) == all_bytes - firsts
 
@@ -317,7 +320,7 @@ def test_validation_takes_the_room_of_the_text_not_of_the_context(rows, length):
     for context_length, batch_rows in ((64, 8), (64, 1), (131_072, 1), (131_072, 8)):
         data, tokens = Data(rows=rows), bytes_of(20, 7, 33)
         batches = list(
-            validation_batches(data, tokens, CODEC, CAUSAL, context_length=context_length, batch_rows=batch_rows)
+            ValidationRows(data, tokens, CODEC, CAUSAL, context_length=context_length).batches(batch_rows)
         )
         assert [batch.inputs.ids.shape for batch, _ in batches] == [(1, length)]
         scores.append(evaluate(model, task, batches, choose_machine("cpu", "float32")))
@@ -326,15 +329,15 @@ def test_validation_takes_the_room_of_the_text_not_of_the_context(rows, length):
 
 def test_packed_validation_has_rows_of_a_bounded_length():
     tokens = bytes_of(*[100] * 200)
-    batches = [b for b, _ in validation_batches(PACKED, tokens, CODEC, CAUSAL, context_length=10**5, batch_rows=64)]
+    batches = [b for b, _ in ValidationRows(PACKED, tokens, CODEC, CAUSAL, context_length=10**5).batches(64)]
     assert 0.9 * VALIDATION_ROW < max(batch.inputs.ids.shape[1] for batch in batches) <= VALIDATION_ROW
     assert sum(float(batch.loss_weights.sum()) for batch in batches) == 200 * 99
-    ((pair, _),) = validation_batches(PACKED, pairs((9, 5)), CODEC, SEQ2SEQ, context_length=10**5, batch_rows=4)
+    ((pair, _),) = ValidationRows(PACKED, pairs((9, 5)), CODEC, SEQ2SEQ, context_length=10**5).batches(4)
     assert (pair.inputs.ids.shape, pair.source.ids.shape) == ((1, 5), (1, 9))
 
 
 def test_validation_of_pairs_counts_the_targets_bytes():
-    batches = list(validation_batches(PACKED, TOY, CODEC, SEQ2SEQ, context_length=32, batch_rows=4))
+    batches = list(ValidationRows(PACKED, TOY, CODEC, SEQ2SEQ, context_length=32).batches(4))
     assert sum(n for _, n in batches) == sum(len(reverse_record(i, is_validation=False)["target"]) for i in range(40))
     assert sum(float(b.loss_weights.sum()) for b, _ in batches) == sum(TOY.lengths - TOY.prefixes)
 
@@ -538,10 +541,10 @@ def test_bad_files_are_named(name, content, message, tmp_path):
         ),
         (lambda: build_loader(STREAM, texts(99), PREFIX, context_length=16, seed=0), "set it to packed"),
         (lambda: build_loader(STREAM, TOY, CAUSAL, context_length=16, seed=0), "set it to packed"),
-        (lambda: build_loader(PACKED, pairs((9, 9)), SEQ2SEQ, context_length=4, seed=0), "all 1 records"),
+        (lambda: build_loader(PACKED, pairs((9, 9)), SEQ2SEQ, context_length=4, seed=0), "all 1 training records"),
         (
-            lambda: next(validation_batches(STREAM, texts(1), CODEC, CAUSAL, context_length=4, batch_rows=1)),
-            "needs 2",
+            lambda: ValidationRows(STREAM, texts(1), CODEC, CAUSAL, context_length=4),
+            "has 1 tokens and none",
         ),
         (lambda: build_loader(Data(rows="heap"), texts(9), CAUSAL, context_length=4, seed=0), "rows='heap'"),
     ],
@@ -676,7 +679,7 @@ def test_documents_of_a_split_stream_do_not_attend_to_each_other(tmp_path):
         assert split.weight(row, 1) == float(apart.loss_weights.sum())
         total += split.weight(row, 1)
     assert total == split.weight(0, split.rows_per_epoch)
-    batches = list(validation_batches(Data(rows="split"), tokens, CODEC, CAUSAL, context_length=32, batch_rows=4))
+    batches = list(ValidationRows(Data(rows="split"), tokens, CODEC, CAUSAL, context_length=32).batches(4))
     assert sum(float(b.loss_weights.sum()) for b, _ in batches) == len(tokens.ids) - len(texts)
     assert sum(n for _, n in batches) == sum(len(t) - 1 for t in texts)
     with pytest.raises(ValueError, match="set it to packed"):

@@ -18,7 +18,7 @@ from isoform.codecs.image import PatchCodec
 from isoform.codecs.registry import build_codec, load_codec
 from isoform.data import sources
 from isoform.data.config import Data
-from isoform.data.loader import build_loader, validation_batches
+from isoform.data.loader import ValidationRows, build_loader
 from isoform.data.sources import load_source
 from isoform.data.tokens import TokenStore, load_tokens
 from isoform.experiment import classify
@@ -128,7 +128,7 @@ def test_features_positions_and_labels_match_the_ids():
             assert batch.loss_weights[r][is_document].tolist() == [1] + [0] * 16
             examples.append((image.astype(int).tolist(), int(batch.targets[r][is_document][0])))
     assert sorted(examples) == sorted((record["image"].tolist(), record["label"]) for record in records)
-    (only,) = validation_batches(Data(rows="packed"), tokens, CODEC, CLASSIFY, context_length=17 * 4, batch_rows=9)
+    (only,) = ValidationRows(Data(rows="packed"), tokens, CODEC, CLASSIFY, context_length=17 * 4).batches(9)
     assert only[1] == 0 and only[0].loss_weights.sum() == 30
 
 
@@ -148,7 +148,7 @@ def test_packed_images_have_the_logits_of_single_ones(over):
 
 def test_an_image_is_never_cut():
     tokens = load_tokens(images(3), CODEC)
-    with pytest.raises(ValueError, match="all 3 records don't fit a row of context_length=16"):
+    with pytest.raises(ValueError, match="all 3 training records don't fit a row of context_length=16"):
         build_loader(Data(rows="packed"), tokens, CLASSIFY, context_length=16, seed=0)
 
 

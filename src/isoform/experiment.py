@@ -40,10 +40,10 @@ from isoform.codecs.codec import TextCodec, as_text
 from isoform.codecs.registry import load_codec
 from isoform.config import ConfigError, differences, from_dict, load_toml
 from isoform.data.sources import Record
-from isoform.evaluation.evaluate import evaluate_validation
+from isoform.evaluation.evaluate import evaluate_rows
 from isoform.files import write_bytes, write_text
 from isoform.generation.config import Sampling
-from isoform.generation.decode import build_prompt
+from isoform.generation.decode import build_prompt, check_lengths
 from isoform.generation.streaming import Generation
 from isoform.generation.streaming import generate as generate_texts
 from isoform.machine import Energy, Machine, can_compile, choose_machine, describe, measured_peaks, peak_memory
@@ -119,8 +119,9 @@ def train(
             _check_continuation(run, prepared.recipe, terminal)
         elif any(path.name != ".lock" for path in run.folder.iterdir()):
             raise ConfigError(f"{run.folder} is not empty and holds no run; name a new folder with --out")
+        session = _Session(run, prepared, machine, compile, kernel, terminal)
         runs.begin(run, prepared.recipe, prepared.codec, answers_source=prepared.answers_source)
-        _Session(run, prepared, machine, compile, kernel, terminal).train(should_stop)
+        session.train(should_stop)
     return run
 
 
@@ -216,7 +217,7 @@ class _Session:
         self.optimizers = build_optimizers(
             training.optimizer, self.model, machine.dtype, layer_decay=training.layer_decay
         )
-        self.progress, self.wall_before, self.joules_before = Progress(), 0.0, 0.0
+        self.progress, self.wall_before, self.joules_before, self.samples_length = Progress(), 0.0, 0.0, 0
         self.energy = Energy()
         self.bar, self.validation = Bar(), {}
         self.prompt = self._sample_prompt()
@@ -243,19 +244,20 @@ class _Session:
         return is_decoder and requirements_of(self.recipe.objective).answer == "vocabulary"
 
     def _sample_prompt(self) -> str:
-        """The recipe's prompt; empty if it has characters that the codec lacks."""
-        codec = self.prepared.codec
-        if not isinstance(codec, TextCodec) or not self._generates_text:
+        """The recipe's prompt; empty if it has characters that the codec lacks, or doesn't fit the context."""
+        prepared, model = self.prepared, self.model
+        if not isinstance(prepared.codec, TextCodec) or not self._generates_text:
             return ""
+        assert isinstance(model, Transformer)
         try:
-            codec.encode_text(self.recipe.sample_prompt)
+            text, answers_source = self.recipe.sample_prompt, prepared.answers_source
+            check_lengths(model, [build_prompt(prepared.codec, text, answers_source=answers_source, view=prepared.view)])
         except ValueError as error:
             self.terminal.warn(f"samples begin without a prompt: {error}")
             return ""
         return self.recipe.sample_prompt
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
-        samples_length = 0
         if checkpoint is not None:
             for what, now in self.fingerprints.items():
                 if (then := checkpoint.manifest.fingerprints.get(what)) != now:
@@ -271,14 +273,10 @@ class _Session:
             load_optimizer_state(self.optimizers, self.model, upgrade_tensors(slots, layout, self.model))
             state = load_document(checkpoint, "state")
             self.progress = Progress(**state["progress"])
-            self.wall_before, samples_length = state["wall_seconds"], state["samples_length"]
+            self.wall_before, self.samples_length = state["wall_seconds"], state["samples_length"]
             self.joules_before = state["energy_joules"]
             if 0 < self.progress.step < self.recipe.training.steps:
                 self.terminal.say(f"continuing {self.run.folder} from step {self.progress.step}")
-        truncate_metrics(self.run.metrics, self.progress.step)
-        self.run.samples.touch()
-        os.truncate(self.run.samples, samples_length)
-
     @property
     def wall_seconds(self) -> float:
         return self.wall_before + time.perf_counter() - self.terminal.started
@@ -294,6 +292,10 @@ class _Session:
         if first >= training.steps and self.run.summary.exists():
             self.terminal.say(f"{self.run.folder} is finished: {first} steps")
             return
+        self._check_average()
+        truncate_metrics(self.run.metrics, self.progress.step)
+        self.run.samples.touch()
+        os.truncate(self.run.samples, self.samples_length)
         for stale in (self.run.summary, self.run.report, self.run.weights, self.run.diverged):
             stale.unlink(missing_ok=True)  # of the shorter run that this one extends
         metrics = MetricsLog(self.run.metrics)
@@ -342,8 +344,7 @@ class _Session:
 
     def validate(self) -> dict[str, float]:
         """Loss and other scores on the whole validation split."""
-        records = self.prepared.split.validation
-        score = evaluate_validation(self.model, self.recipe, self.prepared.codec, records, self.machine)
+        score = evaluate_rows(self.model, self.recipe, self.prepared.validation, self.machine)
         self.validation = {
             "validation_loss": score.loss,
             **({} if score.accuracy is None else {"validation_accuracy": score.accuracy}),
@@ -391,15 +392,23 @@ class _Session:
         write_bytes(self.run.weights, save(state_of(self.model), metadata={"layout": str(LAYOUT)}))
         write_text(self.run.summary, json.dumps(self.summary(), indent=1) + "\n")
 
+    def _check_average(self) -> None:
+        """Raises ConfigError if fewer checkpoints will exist at the end than are to be averaged."""
+        training, step = self.recipe.training, self.progress.step
+        every, count = training.checkpoint_every or training.steps, training.average_checkpoints
+        steps = {checkpoint.step for checkpoint in list_checkpoints(self.run.checkpoints)}
+        steps |= {*range(step - step % every + every, training.steps, every), training.steps}
+        if len(steps) < count:
+            raise ConfigError(
+                f"only {len(steps)} of the {count} checkpoints that training.average_checkpoints needs will exist at "
+                f"step {training.steps}, since others were removed, or set aside as damaged; restore them, or extend "
+                f"the run with training.steps"
+            )
+
     def _average(self) -> None:
         """Load the mean of the last checkpoints into the model, and validate it."""
         count = self.recipe.training.average_checkpoints
         last = sorted(list_checkpoints(self.run.checkpoints), key=lambda c: c.step)[-count:]
-        if len(last) < count:
-            raise ConfigError(
-                f"only {len(last)} of the {count} checkpoints that training.average_checkpoints needs exist; the "
-                f"others were removed, or set aside as damaged"
-            )
         total: dict[str, Tensor] = {}
         for checkpoint in last:
             for name, tensor in runs.model_tensors(checkpoint, self.model).items():

@@ -14,7 +14,7 @@ from isoform.codecs.config import Characters
 from isoform.codecs.registry import build_codec
 from isoform.data.config import Data
 from isoform.data.labels import encode_labels, label_names
-from isoform.data.loader import Loader, MixtureLoader, build_loader
+from isoform.data.loader import Loader, MixtureLoader, ValidationRows, build_loader
 from isoform.data.sources import Record, Split, load_source, take_fraction
 from isoform.data.tokens import TokenStore, load_tokens
 from isoform.model.baseline_config import Model
@@ -39,6 +39,7 @@ class Prepared:
     codec: Codec
     view: View
     loader: Loader
+    validation: ValidationRows
     bytes_per_token: float | None
     """Of the training text; None unless text is predicted."""
     teacher: Transformer | None = None
@@ -72,7 +73,7 @@ class Prepared:
 def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
     """Load the records, build the codec (or use this one, or that of the model to start from), pack the rows.
 
-    Raises ValueError for unsuitable data, and what `isoform.load` raises.
+    Raises ValueError for unsuitable data, that for validation and a teacher included, and what `isoform.load` raises.
     """
     parts, split = load_records(recipe.data)
     recipe = _with_labels(recipe, split)
@@ -99,8 +100,21 @@ def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
     bytes_per_token = None
     if isinstance(codec, TextCodec) and view.is_text:
         bytes_per_token = float(codec.token_bytes[tokens[0].ids[: 2**20]].mean())
-    teacher = _teacher(recipe.objective, codec) if isinstance(recipe.objective, Distillation) else None
-    return Prepared(recipe, split, codec, view, loader, bytes_per_token, teacher)
+    validation = validation_rows(recipe, split.validation, codec)
+    teacher = _teacher(recipe, recipe.objective, codec) if isinstance(recipe.objective, Distillation) else None
+    return Prepared(recipe, split, codec, view, loader, validation, bytes_per_token, teacher)
+
+
+def validation_rows(recipe: Recipe, records: Sequence[Record], codec: Codec) -> ValidationRows:
+    """The rows on which records are scored. Raises ValueError for records that can't be."""
+    return ValidationRows(
+        recipe.data,
+        tokens_of(recipe, records, codec),
+        codec,
+        view_of(recipe, codec),
+        context_length=recipe.model.context_length,
+        source_length=recipe.source_length,
+    )
 
 
 def load_records(data: Data) -> tuple[Sequence[Split], Split]:
@@ -124,8 +138,8 @@ def _mixture(recipe: Recipe, loaders: Sequence[Loader]) -> Loader:
     return MixtureLoader(loaders, weights, recipe.seed)
 
 
-def _teacher(objective: Distillation, codec: Codec) -> Transformer:
-    """The model of a teacher. Raises ValueError for one with another codec."""
+def _teacher(recipe: Recipe, objective: Distillation, codec: Codec) -> Transformer:
+    """The model of a teacher. Raises ValueError for one with another codec or form, or a shorter context."""
     if not objective.teacher:
         raise ValueError(NO_TEACHER)
     teacher = load(objective.teacher)
@@ -134,7 +148,28 @@ def _teacher(objective: Distillation, codec: Codec) -> Transformer:
             f"the teacher {objective.teacher} has another codec than the student; use the teacher's by "
             f"codec.path, or train on texts that it generates"
         )
+    _check_teacher(recipe, objective.teacher, teacher.transformer.config)
     return teacher.transformer
+
+
+def _check_teacher(recipe: Recipe, name: str, teacher: ModelConfig) -> None:
+    """Raises ValueError for a teacher that can't score the rows of a recipe."""
+    model = recipe.model
+    form = model.form if isinstance(model, ModelConfig) else "decoder"
+    if teacher.form != form or isinstance(teacher.head, Pooled):
+        raise ValueError(f"the teacher {name} is a model of another form ({teacher.form}); this recipe's is {form}")
+    needs = [recipe.source_length or 0, model.context_length][-len(teacher.stacks) :]
+    for stack, need in zip(teacher.stacks, needs, strict=True):
+        if teacher.length(stack) < need:
+            raise ValueError(
+                f"the teacher {name} reads {teacher.length(stack)} tokens, fewer than the rows of {need}; set "
+                f"model.context_length lower"
+            )
+    if teacher.vocab_size < model.vocab_size:
+        raise ValueError(
+            f"the teacher {name} scores {teacher.vocab_size} tokens, fewer than model.vocab_size={model.vocab_size}; "
+            f"leave that out"
+        )
 
 
 def _with_labels(recipe: Recipe, split: Split) -> Recipe:

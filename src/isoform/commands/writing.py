@@ -13,7 +13,7 @@ import numpy as np
 from isoform.codecs.codec import as_text
 from isoform.commands.command import Result, chosen_machine
 from isoform.data.sources import Record, load_source
-from isoform.evaluation.evaluate import evaluate_validation
+from isoform.evaluation.evaluate import evaluate_records
 from isoform.evaluation.translation import answer_lines, translate
 from isoform.files import make_folder, write_bytes, write_text
 from isoform.generation.answers import beam_search
@@ -178,7 +178,7 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
             raise ValueError(f"{path} was trained elsewhere and has no validation text; name one with --path")
         split = load_source(options.path, options.path) if options.path else load_records(data)[1]
         validation, recipe = split.validation, trained.recipe
-        score = evaluate_validation(trained.model, recipe, trained.codec, validation, machine, limit=options.limit)
+        score = evaluate_records(trained.model, recipe, trained.codec, validation, machine, limit=options.limit)
         results.append({"run": path, "step": trained.step, **asdict(score)})
         if "translation" in options.tasks:
             results[-1]["translation"] = _translate(options, trained, validation, path, terminal)

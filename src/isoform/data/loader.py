@@ -59,8 +59,8 @@ class StreamLoader(Loader):
     ) -> None:
         if len(ids) <= context_length:
             raise ValueError(
-                f"{len(ids)} tokens are too few for one row of context_length={context_length} and its "
-                f"last target; set model.context_length={max(1, len(ids) - 1)} or less, or give a longer text"
+                f"the training text has {len(ids)} tokens, too few for one row of context_length={context_length} and "
+                f"its last target; set model.context_length={max(1, len(ids) - 1)} or less, or give a longer text"
             )
         self.ids, self.context_length, self.seed, self.document_starts = ids, context_length, seed, document_starts
         self.rows_per_epoch = max(1, (len(ids) - context_length) // context_length)
@@ -103,7 +103,8 @@ class RecordLoader(Loader):
 
     def __init__(self, tokens: TokenStore, view: View, context_length: int, source_length: int, seed: int) -> None:
         self.tokens, self.view, self.seed = tokens, view, seed
-        self.samples = _cut(tokens, view, context_length, source_length)
+        _check_records(tokens, view)
+        self.samples = _cut(tokens, view, context_length, source_length, "training records")
         self.dropped = self.samples.dropped
 
     def weight(self, first: int, count: int) -> float:
@@ -235,61 +236,70 @@ def build_loader(
             raise ValueError(f"data.rows={config.rows!r} is none of stream, split, packed and bucketed; set one")
 
 
-def validation_batches(
-    config: Data,
-    tokens: TokenStore,
-    codec: Codec,
-    view: View,
-    *,
-    context_length: int,
-    source_length: int | None = None,
-    batch_rows: int,
-) -> Iterator[tuple[Batch, int]]:
-    """A whole split once, in batches of up to batch_rows, each with the number of UTF-8 bytes of its targets (0 if they
-    aren't text).
+class ValidationRows:
+    """A whole split, each target of which counts once; what can't be scored is refused here, not when it is read.
 
-    stream: non-overlapping windows of context_length, so that each token but the first is a target once; split: each
-    token but the first of its document. packed and bucketed: each sample once, in packed rows, with seed 0. A batch is
-    as long as its longest row, and packed rows end at VALIDATION_ROW tokens unless a sample is longer, so that the time
-    is that of the texts, however long the context.
+    stream: non-overlapping windows of context_length; split: the same, without the first token of each document; packed
+    and bucketed: each sample once, in packed rows, with seed 0. A batch is as long as its longest row, and packed rows
+    end at VALIDATION_ROW tokens unless a sample is longer, so that the time is that of the texts, however long the
+    context.
     """
-    if not config.keeps_records:
-        _check_stream(tokens, view)
-        document_starts = tokens.starts if config.rows == "split" else None
-        batches = _windows(tokens.ids, context_length, batch_rows, document_starts)
-    else:
-        source_length = source_length or context_length
-        batches = _packed_once(tokens, view, context_length, source_length, batch_rows)
-    for batch in batches:
-        num_bytes = 0
-        if isinstance(codec, TextCodec) and view.is_text:
-            num_bytes = int(codec.token_bytes[batch.targets[batch.loss_weights > 0].numpy()].sum())
-        yield batch, num_bytes
 
+    def __init__(
+        self,
+        config: Data,
+        tokens: TokenStore,
+        codec: Codec,
+        view: View,
+        *,
+        context_length: int,
+        source_length: int | None = None,
+    ) -> None:
+        """Raises ValueError for records that the objective can't read, and if there is no target."""
+        self.tokens, self.codec, self.view, self.context_length = tokens, codec, view, context_length
+        self.document_starts = tokens.starts if config.rows == "split" else None
+        self.plan: Sequence[tuple[int, ...]] | None = None
+        if config.keeps_records:
+            _check_records(tokens, view)
+            budgets = context_length, source_length or context_length
+            self.samples = _cut(tokens, view, *budgets, "validation records")
+            room = np.minimum(budgets, np.maximum(self.samples.lengths.max(0), VALIDATION_ROW))
+            self.plan = plan_rows(self.samples.lengths, room.tolist(), seed=0)
+        else:
+            _check_stream(tokens, view)
+        if not any(bool(batch.loss_weights.any()) for batch, _ in self.batches(1)):
+            raise ValueError(
+                f"the validation data has {len(tokens.ids)} tokens and none of them to predict, the first record being "
+                f"{tokens.location(0)}; give a longer text"
+            )
 
-def _windows(ids: np.ndarray, length: int, batch_rows: int, document_starts: np.ndarray | None) -> Iterator[Batch]:
-    if len(ids) < 2:
-        raise ValueError(f"the validation text has {len(ids)} tokens; it needs 2 to have one to predict")
-    num_windows = -(-(len(ids) - 1) // length)
-    for first in range(0, num_windows, batch_rows):
-        starts = np.arange(first, min(first + batch_rows, num_windows)) * length
-        positions = starts[:, None] + np.arange(min(length, len(ids) - 1 - first * length) + 1)
-        weights = (positions[:, 1:] < len(ids)).astype(np.float32)
-        batch = _next_token_batch(ids[np.minimum(positions, len(ids) - 1)], weights)
-        yield batch if document_starts is None else _separate_documents(batch, positions, document_starts)
+    def batches(self, batch_rows: int) -> Iterator[tuple[Batch, int]]:
+        """All rows in batches of up to batch_rows, each with the number of UTF-8 bytes of its targets (0 if they aren't
+        text)."""
+        for batch in self._windows(batch_rows) if self.plan is None else self._packed(self.plan, batch_rows):
+            num_bytes = 0
+            if isinstance(self.codec, TextCodec) and self.view.is_text:
+                num_bytes = int(self.codec.token_bytes[batch.targets[batch.loss_weights > 0].numpy()].sum())
+            yield batch, num_bytes
 
+    def _windows(self, batch_rows: int) -> Iterator[Batch]:
+        ids, length = self.tokens.ids, self.context_length
+        num_windows = -(-(len(ids) - 1) // length)
+        for first in range(0, num_windows, batch_rows):
+            starts = np.arange(first, min(first + batch_rows, num_windows)) * length
+            positions = starts[:, None] + np.arange(min(length, len(ids) - 1 - first * length) + 1)
+            weights = (positions[:, 1:] < len(ids)).astype(np.float32)
+            batch = _next_token_batch(ids[np.minimum(positions, len(ids) - 1)], weights)
+            starts = self.document_starts
+            yield batch if starts is None else _separate_documents(batch, positions, starts)
 
-def _packed_once(
-    tokens: TokenStore, view: View, context_length: int, source_length: int, batch_rows: int
-) -> Iterator[Batch]:
-    samples = _cut(tokens, view, context_length, source_length)
-    room = np.minimum((context_length, source_length), np.maximum(samples.lengths.max(0), VALIDATION_ROW))
-    plan = plan_rows(samples.lengths, room.tolist(), seed=0)
-    for first in range(0, len(plan), batch_rows):
-        planned = plan[first : first + batch_rows]
-        length, source = np.max([samples.lengths[list(row)].sum(0) for row in planned], axis=0).tolist()
-        rows = [[_example(tokens, samples, view, i, 0, 0) for i in row] for row in planned]
-        yield collate(rows, length, source if samples.has_source else None)
+    def _packed(self, plan: Sequence[tuple[int, ...]], batch_rows: int) -> Iterator[Batch]:
+        samples = self.samples
+        for first in range(0, len(plan), batch_rows):
+            planned = plan[first : first + batch_rows]
+            length, source = np.max([samples.lengths[list(row)].sum(0) for row in planned], axis=0).tolist()
+            rows = [[_example(self.tokens, samples, self.view, i, 0, 0) for i in row] for row in planned]
+            yield collate(rows, length, source if samples.has_source else None)
 
 
 def _next_token_batch(block: np.ndarray, weights: np.ndarray) -> Batch:
@@ -319,8 +329,18 @@ def _separate_documents(batch: Batch, positions: np.ndarray, document_starts: np
     return replace(batch, inputs=replace(batch.inputs, coordinates=coordinates), loss_weights=weights)
 
 
-def _cut(tokens: TokenStore, view: View, context_length: int, source_length: int) -> Samples:
-    """The samples of records. Warns about records that are left out; raises ValueError if that is all of them."""
+def _check_records(tokens: TokenStore, view: View) -> None:
+    """Raises ValueError for the first record that a view can't read, with its location."""
+    for record in range(len(tokens) if view.check is not None else 0):
+        try:
+            view.check(tokens.encoding(record))
+        except ValueError as error:
+            raise ValueError(f"{tokens.location(record)}: {error}") from None
+
+
+def _cut(tokens: TokenStore, view: View, context_length: int, source_length: int, what: str) -> Samples:
+    """The samples of records, which messages call `what`. Warns about records that are left out; raises ValueError if
+    that is all of them."""
     budgets = context_length, source_length
     samples = cut_records(
         tokens.lengths, tokens.prefixes, view.length, budgets, can_cut=not view.is_whole, overlap=view.overlap
@@ -328,13 +348,13 @@ def _cut(tokens: TokenStore, view: View, context_length: int, source_length: int
     needs = f"context_length={context_length}"
     if samples.has_source and source_length != context_length:
         needs += f" with sources of {source_length}"
-    what = f"don't fit a row of {needs}, or have nothing to predict"
+    reason = f"don't fit a row of {needs}, or have nothing to predict"
+    first = tokens.location(max(0, samples.first_dropped))
     if not len(samples):
-        raise ValueError(f"all {len(tokens)} records {what}; raise model.context_length")
+        raise ValueError(f"all {len(tokens)} {what} {reason}, the first being {first}; raise model.context_length")
     if samples.dropped:
-        first = tokens.location(samples.first_dropped)
         warnings.warn(
-            f"{samples.dropped} of {len(tokens)} records {what}; they are left out with their {samples.num_lost:,} "
+            f"{samples.dropped} of {len(tokens)} {what} {reason}; they are left out with their {samples.num_lost:,} "
             f"tokens ({100 * samples.num_lost / len(tokens.ids):.2g} %), the first being {first}. Raise "
             f"model.context_length to keep them",
             stacklevel=4,

@@ -28,7 +28,7 @@ Record = Mapping[str, Any]
 
 
 class _Line(dict[str, Any]):
-    """A record with the file and line it was read from."""
+    """A record with the file it was read from, and the line."""
 
     def __init__(self, values: Mapping[str, Any], line: str) -> None:
         super().__init__(values)
@@ -109,7 +109,7 @@ def load_source(path: str, validation_path: str = "") -> Split:
         if len(text) < 2:
             raise ValueError(f"{path} has {len(text)} characters, too few for a validation split; give a longer text")
         cut = max(1, int(0.9 * len(text)))
-        return Split([{"text": text[:cut]}], [{"text": text[cut:]}], (source,))
+        return Split([with_values(records[0], text=text[:cut])], [with_values(records[0], text=text[cut:])], (source,))
     if len(records) < 2:
         raise ValueError(f"{path} has one record, which can't be split; give more, or data.validation_path")
     in_validation = _has_lowest_hash(records, 0.05)
@@ -281,7 +281,7 @@ def _text(path: Path, data: bytes) -> str:
 def _records(path: Path, data: bytes) -> list[Record]:
     text = _text(path, data)
     if _suffix(path) != ".jsonl":
-        return [{"text": text}]
+        return [_Line({"text": text}, str(path))]
     lines = enumerate(text.split("\n"), 1)  # splitlines would also cut at U+2028, which JSON strings may hold
     return [_record(line, f"{path}, line {number}") for number, line in lines if line.strip()]
 

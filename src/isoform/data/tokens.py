@@ -97,8 +97,7 @@ def _encode(records: Sequence[Record], codec: Codec) -> TokenStore:
         try:
             encodings.append(codec.encode(record))
         except ValueError as error:
-            prefix = f"{location(record, number)}: " if len(records) > 1 else ""
-            raise ValueError(f"{prefix}{error}") from None
+            raise ValueError(f"{location(record, number)}: {error}") from None
     if not encodings:
         raise ValueError("there are no records to encode; give some")
     lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))

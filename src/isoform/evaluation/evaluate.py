@@ -11,15 +11,14 @@ from torch import Tensor
 
 from isoform.batch import Batch
 from isoform.codecs.codec import Codec
-from isoform.data.loader import validation_batches
+from isoform.data.loader import ValidationRows
 from isoform.data.sources import Record
 from isoform.machine import Machine
 from isoform.model.network import Network
 from isoform.objectives.losses import target_losses
 from isoform.objectives.task import Task, build_task
-from isoform.preparation import tokens_of
+from isoform.preparation import validation_rows
 from isoform.recipe import Recipe
-from isoform.run import view_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,8 @@ def evaluate(
     nats = correct = torch.zeros((), dtype=torch.float64)
     weight, num_bytes, exact, num_documents, is_number = 0.0, 0, 0, 0, False
     for batch, batch_bytes in batches:
+        if not batch.loss_weights.any():
+            continue
         batch = batch.to(machine.device)
         with torch.autocast(machine.device.type, machine.dtype, enabled=machine.uses_autocast):
             logits, targets, weights = task.scored(model, batch, dense=by_document)
@@ -86,29 +87,21 @@ def _exact_documents(is_right: Tensor, batch: Batch) -> tuple[int, int]:
     return int((wrong[present] == 0).sum()), len(present)
 
 
-def evaluate_validation(
-    model: Network,
-    recipe: Recipe,
-    codec: Codec,
-    records: Sequence[Record],
-    machine: Machine,
-    *,
-    limit: int = 0,
+def evaluate_records(
+    model: Network, recipe: Recipe, codec: Codec, records: Sequence[Record], machine: Machine, *, limit: int = 0
 ) -> Score:
-    """The score on all validation records, or on their first `limit` rows."""
-    view = view_of(recipe, codec)
-    batches = validation_batches(
-        recipe.data,
-        tokens_of(recipe, records, codec),
-        codec,
-        view,
-        context_length=recipe.model.context_length,
-        source_length=recipe.source_length,
-        batch_rows=min(recipe.rows_per_pass, limit) if limit else recipe.rows_per_pass,
-    )
-    rows = iter(batches) if not limit else _first_rows(batches, limit)
-    task = build_task(recipe.objective, view)
-    return evaluate(model, task, rows, machine, by_document=recipe.data.keeps_records and not view.is_whole)
+    """The score on records, or on their first `limit` rows."""
+    return evaluate_rows(model, recipe, validation_rows(recipe, records, codec), machine, limit=limit)
+
+
+def evaluate_rows(
+    model: Network, recipe: Recipe, rows: ValidationRows, machine: Machine, *, limit: int = 0
+) -> Score:
+    """The score on all rows of a split, or on the first `limit`."""
+    batches = rows.batches(min(recipe.rows_per_pass, limit) if limit else recipe.rows_per_pass)
+    batches = batches if not limit else _first_rows(batches, limit)
+    task = build_task(recipe.objective, rows.view)
+    return evaluate(model, task, batches, machine, by_document=recipe.data.keeps_records and not rows.view.is_whole)
 
 
 def _first_rows(batches: Iterable[tuple[Batch, int]], limit: int) -> Iterator[tuple[Batch, int]]:

@@ -41,7 +41,7 @@ class Masking:
 
     def __call__(self, encoding: Encoding, rng: np.random.Generator) -> Example:
         """A text with some tokens masked, which are the targets: at least one, and never special ones."""
-        _check_plain(encoding)
+        check_plain(encoding)
         ids, config = encoding.ids.astype(np.int64), self.config
         chosen = np.zeros(len(ids), bool)
         units = self._units(ids)
@@ -85,7 +85,7 @@ class Denoising:
 
         As in T5's code, a text begins with an uncorrupted token and ends with a corrupted one.
         """
-        _check_plain(encoding)
+        check_plain(encoding)
         ids, codec = encoding.ids.astype(np.int64), self.codec
         if ids[-1] == codec.end_of_text:
             ids = ids[:-1]
@@ -131,6 +131,7 @@ def _parts(total: int, count: int, rng: np.random.Generator) -> np.ndarray:
     return np.diff(np.concatenate([[0], cuts, [total]]))
 
 
-def _check_plain(encoding: Encoding) -> None:
+def check_plain(encoding: Encoding) -> None:
+    """Raises ValueError for what isn't a plain text."""
     if encoding.prefix or encoding.features is not None:
-        raise ValueError("this objective is for plain texts; these records are pairs, or not texts at all")
+        raise ValueError("this objective is for plain texts; this record is a pair, or no text at all")

@@ -33,7 +33,7 @@ from isoform.objectives.config import (
     Tagging,
     TokenRegression,
 )
-from isoform.objectives.corruption import Denoising, Masking
+from isoform.objectives.corruption import Denoising, Masking, check_plain
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,17 @@ class View:
 
     `example(encoding, rng)` is deterministic for a given generator; `length(n, prefix)` is the most tokens that
     the Example of an Encoding of n tokens has as (inputs, source), 0 if it has nothing to predict.
-    is_whole: the target is a property of the whole record, so that it is never cut to fit a row; overlap: the number
-    of tokens that consecutive parts of a cut record share; is_text: the targets are the text, each token once, so that
-    nats per byte are meaningful.
+    `check(encoding)` raises ValueError for an Encoding that it can't read (None: it reads all), so that all records can
+    be checked before the first row is made. is_whole: the target is a property of the whole record, so that it is never
+    cut to fit a row; overlap: the number of tokens that consecutive parts of a cut record share; is_text: the targets
+    are the text, each token once, so that nats per byte are meaningful.
     """
 
     inputs_mask: Mask
     source_mask: Mask
     example: Callable[[Encoding, np.random.Generator], Example]
     length: Callable[[int, int], tuple[int, int]]
+    check: Callable[[Encoding], None] | None = None
     is_whole: bool = False
     overlap: int = 1
     is_text: bool = True
@@ -73,44 +75,61 @@ def next_token_after_prefix(encoding: Encoding, rng: np.random.Generator) -> Exa
 
 def source_to_target(encoding: Encoding, rng: np.random.Generator) -> Example:
     """The prefix to the encoder; the decoder starts from the prefix's last token, the separator."""
+    _check_source(encoding)
     prefix = encoding.prefix
-    if prefix < 1:
-        raise ValueError("seq2seq needs records with a source and a target; this one has no source")
     targets = encoding.ids[prefix:]
     weights = np.ones(len(targets), np.float32)
     return Example(encoding.cut(prefix - 1, -1), targets, weights, source=encoding.cut(0, prefix))
 
 
+def _check_source(encoding: Encoding) -> None:
+    if encoding.prefix < 1:
+        raise ValueError("seq2seq needs records with a source and a target; this one has no source")
+
+
 def label(encoding: Encoding, rng: np.random.Generator) -> Example:
     """The label, once: at the first token, since a pooled head has the same output all over a document."""
-    if encoding.label is None:
-        raise ValueError("classification needs records with a label; this one has none")
+    _check_label(encoding)
     targets, weights = np.zeros(len(encoding), np.int64), np.zeros(len(encoding), np.float32)
     targets[0], weights[0] = encoding.label, 1
     return Example(encoding, targets, weights)
 
 
+def _check_label(encoding: Encoding) -> None:
+    if encoding.label is None:
+        raise ValueError("classification needs records with a label; this one has none")
+
+
 def number(encoding: Encoding, rng: np.random.Generator) -> Example:
     """The record's number, once."""
-    if not isinstance(encoding.label, int | float):
-        raise ValueError(f"regression needs records with a number as their label, not {encoding.label!r}")
+    _check_number(encoding)
     targets, weights = np.zeros(len(encoding), np.float32), np.zeros(len(encoding), np.float32)
     targets[0], weights[0] = encoding.label, 1
     return Example(encoding, targets, weights)
 
 
+def _check_number(encoding: Encoding) -> None:
+    if not isinstance(encoding.label, int | float):
+        raise ValueError(f"regression needs records with a number as their label, not {encoding.label!r}")
+
+
 def word_tags(encoding: Encoding, rng: np.random.Generator) -> Example:
     """The tag of each word, at its first token."""
-    if encoding.tags is None:
-        raise ValueError("tagging needs records with tokens and tags; this one has none")
+    _check_tags(encoding)
+    assert encoding.tags is not None
     return Example(encoding, np.nan_to_num(encoding.tags).astype(np.int64), _is_finite(encoding.tags))
 
 
 def word_numbers(encoding: Encoding, rng: np.random.Generator) -> Example:
     """The number of each word, at its first token."""
-    if encoding.tags is None:
-        raise ValueError("token_regression needs records with tokens and a number for each as its tag")
+    _check_tags(encoding)
+    assert encoding.tags is not None
     return Example(encoding, np.nan_to_num(encoding.tags).astype(np.float32), _is_finite(encoding.tags))
+
+
+def _check_tags(encoding: Encoding) -> None:
+    if encoding.tags is None:
+        raise ValueError("this objective needs records with tokens and tags, names or numbers; this one has none")
 
 
 def _is_finite(tags: np.ndarray) -> np.ndarray:
@@ -119,12 +138,16 @@ def _is_finite(tags: np.ndarray) -> np.ndarray:
 
 def source_and_target(encoding: Encoding, rng: np.random.Generator) -> Example:
     """Source and target as separate texts; the pair counts once, at the source's first token."""
+    _check_pair(encoding)
     prefix = encoding.prefix
-    if not 1 < prefix < len(encoding):
-        raise ValueError("contrastive needs records with a source and a target; this one has none")
     weights = np.zeros(prefix, np.float32)
     weights[0] = 1
     return Example(encoding.cut(0, prefix), np.zeros(prefix, np.int64), weights, source=encoding.cut(prefix))
+
+
+def _check_pair(encoding: Encoding) -> None:
+    if not 1 < encoding.prefix < len(encoding):
+        raise ValueError("contrastive needs records with a source and a target; this one has none")
 
 
 def _corrupted_example(denoising: Denoising, view: View) -> Callable[[Encoding, np.random.Generator], Example]:
@@ -154,18 +177,24 @@ def build_view(
             return View(mask, Full(), next_token_after_prefix, lambda n, prefix: (n - 1, 0))
         case Seq2seq(causal=causal):
             mask = CausalMask() if causal else Full()
-            return View(CausalMask(), mask, source_to_target, lambda n, prefix: (n - prefix, prefix), overlap=0)
+            view = View(CausalMask(), mask, source_to_target, lambda n, prefix: (n - prefix, prefix), overlap=0)
+            return replace(view, check=_check_source)
         case Classification() | Regression() | Tagging() | TokenRegression():
-            examples = {Classification: label, Regression: number, Tagging: word_tags, TokenRegression: word_numbers}
+            example, check = {
+                Classification: (label, _check_label),
+                Regression: (number, _check_number),
+                Tagging: (word_tags, _check_tags),
+                TokenRegression: (word_numbers, _check_tags),
+            }[type(config)]
             mask = CausalMask() if is_causal else Full()
-            example = examples[type(config)]
-            return View(mask, Full(), example, lambda n, prefix: (n, 0), is_whole=True, is_text=False)
+            return View(mask, Full(), example, lambda n, prefix: (n, 0), check, is_whole=True, is_text=False)
         case Contrastive():
             return View(
                 inputs_mask=Full(),
                 source_mask=Full(),
                 example=source_and_target,
                 length=lambda n, prefix: (prefix, n - prefix),
+                check=_check_pair,
                 is_whole=True,
                 is_text=False,
             )
@@ -173,7 +202,7 @@ def build_view(
             return build_view(Seq2seq() if is_encoder_decoder else Causal())
         case Masked():
             masking = Masking(config, _require_text_codec(codec))
-            return View(Full(), Full(), masking, lambda n, prefix: (n, 0), overlap=0, is_text=False)
+            return View(Full(), Full(), masking, lambda n, prefix: (n, 0), check_plain, overlap=0, is_text=False)
         case SpanCorruption() | DenoiserMixture():
             denoising = Denoising(config, _require_text_codec(codec))
             if is_encoder_decoder:
@@ -181,7 +210,8 @@ def build_view(
             else:
                 plain = build_view(Causal() if config.causal else Prefix())
                 view = replace(plain, length=lambda n, prefix: (max(0, denoising.total(n) - 1), 0))
-            return replace(view, example=_corrupted_example(denoising, view), overlap=0, is_text=False)
+            example = _corrupted_example(denoising, view)
+            return replace(view, example=example, check=check_plain, overlap=0, is_text=False)
         case _:
             assert_never(config)
 

@@ -15,7 +15,7 @@ from typing import Literal, assert_never
 
 from isoform.config import to_dict
 from isoform.data.sources import load_source
-from isoform.evaluation.evaluate import evaluate_validation
+from isoform.evaluation.evaluate import evaluate_records
 from isoform.evaluation.translation import answer_lines, translate
 from isoform.files import write_text
 from isoform.generation.config import Beam
@@ -158,7 +158,7 @@ def _value(measure: Measure, folder: Path, machine: Machine) -> tuple[float, str
         case Loss(objective=objective):
             recipe = replace(trained.recipe, objective=objective, data=replace(trained.recipe.data, rows="packed"))
             records = (load_records(recipe.data)[1] if split is None else split).validation
-            values = {which: evaluate_validation(trained.model, recipe, trained.codec, records, machine).loss}
+            values = {which: evaluate_records(trained.model, recipe, trained.codec, records, machine).loss}
         case _:
             assert_never(measure)
     write_text(path, json.dumps({"asked": fields, "values": values, "signatures": signatures}) + "\n")

@@ -319,9 +319,7 @@ def test_validation_takes_the_room_of_the_text_not_of_the_context(rows, length):
     scores = []
     for context_length, batch_rows in ((64, 8), (64, 1), (131_072, 1), (131_072, 8)):
         data, tokens = Data(rows=rows), bytes_of(20, 7, 33)
-        batches = list(
-            ValidationRows(data, tokens, CODEC, CAUSAL, context_length=context_length).batches(batch_rows)
-        )
+        batches = list(ValidationRows(data, tokens, CODEC, CAUSAL, context_length=context_length).batches(batch_rows))
         assert [batch.inputs.ids.shape for batch, _ in batches] == [(1, length)]
         scores.append(evaluate(model, task, batches, choose_machine("cpu", "float32")))
     assert len(set(scores)) == 1 and scores[0].num_targets == (59 if rows == "stream" else 57)

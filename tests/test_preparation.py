@@ -51,14 +51,23 @@ PROBLEMS = {
         ("pair", "seq2seq", PAIRS, [{"source": "x" * 99, "target": "y"}]),
         "all 1 validation records don't fit a row of context_length=32, .* the first being .*validation.jsonl, line 1",
     ),
-    "another kind": (("pair", "seq2seq", PAIRS, [PAIRS[0], TEXTS[0]]), "validation.jsonl, line 2: seq2seq needs records"),
+    "another kind": (
+        ("pair", "seq2seq", PAIRS, [PAIRS[0], TEXTS[0]]),
+        "validation.jsonl, line 2: seq2seq needs records",
+    ),
     "another kind to train on": (("pair", "seq2seq", [*PAIRS, TEXTS[0]], PAIRS), "train.jsonl, line 31: seq2seq needs"),
     "an unknown label": (
         ("encoder", "classification", TEXTS, [TEXTS[1], {"text": "a", "label": "maybe"}]),
         "validation.jsonl, line 2: the label 'maybe' is not among even, odd",
     ),
-    "no label": (("encoder", "classification", TEXTS, [{"text": "a"}]), "validation.jsonl, line 1: classification needs"),
-    "no number": (("encoder", "regression", [{"text": "a", "label": 1.5}] * 30, TEXTS), "validation.jsonl, line 1: regr"),
+    "no label": (
+        ("encoder", "classification", TEXTS, [{"text": "a"}]),
+        "validation.jsonl, line 1: classification needs",
+    ),
+    "no number": (
+        ("encoder", "regression", [{"text": "a", "label": 1.5}] * 30, TEXTS),
+        "validation.jsonl, line 1: regr",
+    ),
     "an unknown tag": (
         ("encoder", "tagging", TAGGED, [{"tokens": ["a"], "tags": ["z"]}]),
         "validation.jsonl, line 1: the tags 'z' is not among x, y",
@@ -73,7 +82,10 @@ PROBLEMS = {
         "all 1 validation records .* nothing to predict, the first being .*validation.jsonl, line 1",
     ),
     "nothing to mask": (("encoder", "masked", TEXTS, [{"text": ""}]), "validation data .* none of them to predict"),
-    "a pair to mask": (("encoder", "masked", TEXTS, PAIRS), "validation.jsonl, line 1: this objective is for plain texts"),
+    "a pair to mask": (
+        ("encoder", "masked", TEXTS, PAIRS),
+        "validation.jsonl, line 1: this objective is for plain texts",
+    ),
     "a pair to mask in training": (("encoder", "masked", [*TEXTS, PAIRS[0]], TEXTS), "train.jsonl, line 31: this obj"),
 }
 
@@ -131,7 +143,7 @@ def test_checkpoints_that_wont_be_there_to_average_are_missed_at_once(tmp_path):
     run = train(made, tmp_path / "run", machine=CPU, should_stop=iter([False, True]).__next__)
     first = min(list_checkpoints(run.checkpoints), key=lambda checkpoint: checkpoint.step)
     first.path.rename(tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match="only 2 of the 3 checkpoints .* will exist at step 3, .* training.steps"):
+    with pytest.raises(ConfigError, match=r"only 2 of the 3 checkpoints .* at step 3, .* training.steps"):
         train(made, run.folder, machine=CPU)
     extended = with_changes(made, {"training": {"steps": 4}})
     assert train(extended, run.folder, machine=CPU).summary.exists()

@@ -43,7 +43,7 @@ from isoform.data.sources import Record
 from isoform.evaluation.evaluate import evaluate_rows
 from isoform.files import write_bytes, write_text
 from isoform.generation.config import Sampling
-from isoform.generation.decode import build_prompt, check_lengths
+from isoform.generation.decode import Prompt, build_prompt, check_lengths
 from isoform.generation.streaming import Generation
 from isoform.generation.streaming import generate as generate_texts
 from isoform.machine import Energy, Machine, can_compile, choose_machine, describe, measured_peaks, peak_memory
@@ -250,12 +250,14 @@ class _Session:
             return ""
         assert isinstance(model, Transformer)
         try:
-            text, answers_source = self.recipe.sample_prompt, prepared.answers_source
-            check_lengths(model, [build_prompt(prepared.codec, text, answers_source=answers_source, view=prepared.view)])
+            check_lengths(model, [self._build_prompt(prepared.codec, self.recipe.sample_prompt)])
         except ValueError as error:
             self.terminal.warn(f"samples begin without a prompt: {error}")
             return ""
         return self.recipe.sample_prompt
+
+    def _build_prompt(self, codec: TextCodec, text: str) -> Prompt:
+        return build_prompt(codec, text, answers_source=self.prepared.answers_source, view=self.prepared.view)
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None:
@@ -277,6 +279,7 @@ class _Session:
             self.joules_before = state["energy_joules"]
             if 0 < self.progress.step < self.recipe.training.steps:
                 self.terminal.say(f"continuing {self.run.folder} from step {self.progress.step}")
+
     @property
     def wall_seconds(self) -> float:
         return self.wall_before + time.perf_counter() - self.terminal.started
@@ -362,7 +365,7 @@ class _Session:
             return
         assert isinstance(self.model, Transformer)
         sampling = Sampling(max_tokens=recipe.training.sample_tokens, temperature=0.8, seed=recipe.seed)
-        prompt = build_prompt(prepared.codec, self.prompt, answers_source=prepared.answers_source, view=prepared.view)
+        prompt = self._build_prompt(prepared.codec, self.prompt)
         *_, last = generate_texts(self.model, prepared.codec, prompt, sampling, prepared.view.inputs_mask)
         assert isinstance(last, Generation)
         with self.run.samples.open("a", encoding="utf-8") as file:

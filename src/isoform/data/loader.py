@@ -331,7 +331,9 @@ def _separate_documents(batch: Batch, positions: np.ndarray, document_starts: np
 
 def _check_records(tokens: TokenStore, view: View) -> None:
     """Raises ValueError for the first record that a view can't read, with its location."""
-    for record in range(len(tokens) if view.check is not None else 0):
+    if view.check is None:
+        return
+    for record in range(len(tokens)):
         try:
             view.check(tokens.encoding(record))
         except ValueError as error:

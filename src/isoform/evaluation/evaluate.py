@@ -94,9 +94,7 @@ def evaluate_records(
     return evaluate_rows(model, recipe, validation_rows(recipe, records, codec), machine, limit=limit)
 
 
-def evaluate_rows(
-    model: Network, recipe: Recipe, rows: ValidationRows, machine: Machine, *, limit: int = 0
-) -> Score:
+def evaluate_rows(model: Network, recipe: Recipe, rows: ValidationRows, machine: Machine, *, limit: int = 0) -> Score:
     """The score on all rows of a split, or on the first `limit`."""
     batches = rows.batches(min(recipe.rows_per_pass, limit) if limit else recipe.rows_per_pass)
     batches = batches if not limit else _first_rows(batches, limit)

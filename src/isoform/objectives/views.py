@@ -90,6 +90,7 @@ def _check_source(encoding: Encoding) -> None:
 def label(encoding: Encoding, rng: np.random.Generator) -> Example:
     """The label, once: at the first token, since a pooled head has the same output all over a document."""
     _check_label(encoding)
+    assert encoding.label is not None
     targets, weights = np.zeros(len(encoding), np.int64), np.zeros(len(encoding), np.float32)
     targets[0], weights[0] = encoding.label, 1
     return Example(encoding, targets, weights)

@@ -13,6 +13,7 @@ import torch
 from harness import in_turn, ratios, save_results, summary
 
 from isoform.generation.config import Sampling
+from isoform.generation.constraints import Constraints
 from isoform.generation.decode import Prompt, decode_loop
 from isoform.generation.sampling import Sampler
 from isoform.model.config import ModelConfig
@@ -49,7 +50,7 @@ def main() -> None:
         outputs: dict[str, list[int]] = {}
 
         def ours(model=model, sampling=sampling, outputs=outputs) -> None:
-            steps = decode_loop(model, [Prompt(prompt)], Sampler(sampling, [0], end=None))
+            steps = decode_loop(model, [Prompt(prompt)], Sampler(sampling, [0], Constraints()))
             outputs["isoform"] = [token for step, _ in steps for _, token in step.chosen]
 
         def ours_rounded(model=model, ours=ours, outputs=outputs) -> None:

@@ -31,6 +31,7 @@ from isoform.data.sources import load_source
 from isoform.experiment import train
 from isoform.generation.answers import beam_search
 from isoform.generation.config import Beam
+from isoform.generation.constraints import Constraints
 from isoform.generation.decode import build_prompt
 from isoform.machine import choose_machine
 from isoform.mask import Causal, Full
@@ -234,7 +235,10 @@ def beam_searches(rounds: int, data: Path) -> dict:
     beam, outputs = Beam(size=4, max_tokens=60, early_stopping="bound"), dict[str, list[list[int]]]()
 
     def of_ours() -> None:
-        results = [beam_search(ours, [prompts[i] for i in part], beam, end=end, mask=Causal()) for part in parts]
+        results = [
+            beam_search(ours, [prompts[i] for i in part], beam, Constraints(ends=(end,)), mask=Causal())
+            for part in parts
+        ]
         outputs["ours"] = [beams[0].ids.tolist() for part in results for beams in part]
 
     def of_theirs() -> None:

@@ -19,7 +19,8 @@ ROWS = [
     "model.parts",
     *(f"{folder}.config" for folder in FOLDERS),
     *("model.baseline_config", "model.encoders", "model.decoders", "model.presets", "recipe", "machine", "batch"),
-    *("codecs.codec", "codecs.bpe", "codecs.tokenizer", "codecs.image", "codecs.numbers", "codecs.text"),
+    *("codecs.origin", "codecs.codec", "codecs.document", "codecs.tokenizer", "codecs.bpe", "codecs.image"),
+    *("codecs.numbers", "codecs.text"),
     "codecs.registry",
     *("model.recording", "model.auxiliary", "model.component", "model.position", "model.cache", "model.kernels"),
     "model.norm",
@@ -36,11 +37,11 @@ ROWS = [
     *("checkpoint.families.decoder", "checkpoint.families.encoder_decoder"),
     *(f"checkpoint.families.{name}" for name in ("llama", "mistral", "qwen3", "gemma3", "olmo2", "gpt2", "bert")),
     *(f"checkpoint.families.{name}" for name in ("modernbert", "vit", "t5", "bart", "whisper", "registry")),
-    "checkpoint.huggingface",
+    *("checkpoint.huggingface", "checkpoint.special_ids"),
     *(f"checkpoint.gguf.{name}" for name in ("format", "architectures", "tokenizer", "model")),
     *("terminal", "figures", "run", "preparation"),
     *("training.optimizer", "training.memory", "training.metrics", "training.trainer"),
-    *("generation.strategy", "generation.sampling", "generation.beam", "generation.decode"),
+    *("generation.constraints", "generation.strategy", "generation.sampling", "generation.beam", "generation.decode"),
     *("generation.streaming", "generation.answers", "generation.scoring"),
     *("evaluation.evaluate", "evaluation.translation"),
     *("experiment", "report", "inspection.recording", "inspection.attention", "inspection.rows"),
@@ -59,7 +60,7 @@ ROWS = [
     ),
     *("scaling.pictures", "scaling.findings", "scaling.statistics", "scaling.claims", "scaling.pages", "scaling.lab"),
     *("options", "commands.command", "commands.costs", "commands.training", "commands.writing", "commands.studies"),
-    *("commands.about", "cli"),
+    *("commands.about", "cli", "__main__"),
 ]
 
 

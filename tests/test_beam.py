@@ -14,6 +14,7 @@ from families import VOCAB, all_peers, make
 from isoform.checkpoint.huggingface import read_folder
 from isoform.generation.answers import beam_search, sample
 from isoform.generation.config import Beam, Sampling
+from isoform.generation.constraints import Constraints
 from isoform.generation.decode import Prompt
 from isoform.generation.sampling import distribution, penalize
 from isoform.mask import Causal, Prefix
@@ -86,7 +87,7 @@ def test_results_are_those_of_transformers(name, size, length_penalty, early_sto
         end = Counter(free.flatten().tolist()).most_common(3)[-1][0]  # a token at which some texts will end
         expected = theirs.generate(**arguments, eos_token_id=end)
     beam = Beam(size=size, length_penalty=length_penalty, early_stopping=early_stopping, max_tokens=12, num_best=size)
-    hypotheses = [each for texts in beam_search(ours, prompts, beam, end=end) for each in texts]
+    hypotheses = [each for texts in beam_search(ours, prompts, beam, Constraints(ends=(end,))) for each in texts]
     scores = [1.0] * len(hypotheses) if size == 1 else expected.sequences_scores.tolist()
     assert len(hypotheses) == len(expected.sequences)
     for hypothesis, ids, score in zip(hypotheses, expected.sequences[:, start:].tolist(), scores, strict=True):
@@ -120,7 +121,7 @@ def test_a_wide_beam_finds_the_most_probable_text():
     for penalty in (0.0, 1.0):
         best = sorted(ended, key=lambda t: -log_probability(model, prompt, t) / len(t) ** penalty)[:3]
         beam = Beam(size=625, length_penalty=penalty, early_stopping="never", max_tokens=4, num_best=3)
-        (hypotheses,) = beam_search(model, [prompt], beam, end=end)
+        (hypotheses,) = beam_search(model, [prompt], beam, Constraints(ends=(end,)))
         assert [tuple(one.ids) for one in hypotheses] == best
         assert hypotheses[0].log_probability == pytest.approx(log_probability(model, prompt, best[0]), abs=1e-4)
 
@@ -130,9 +131,9 @@ def test_batched_prompts_have_the_results_of_single_ones():
         model = tiny(**({"stem": type(ModelConfig().stem)(ngrams=stem["ngrams"])} if stem else {}))
         prompts = [Prompt(np.array(ids), prefix=len(ids)) for ids in ([1], [2, 3, 4, 1], [3, 1])]
         beam, mask = Beam(size=3, max_tokens=20, num_best=3), Prefix() | Causal()  # of a context of 12
-        together = beam_search(model, prompts, beam, end=0, mask=mask)
+        together = beam_search(model, prompts, beam, Constraints(ends=(0,)), mask=mask)
         for prompt, beside in zip(prompts, together, strict=True):
-            (alone,) = beam_search(model, [prompt], beam, end=0, mask=mask)
+            (alone,) = beam_search(model, [prompt], beam, Constraints(ends=(0,)), mask=mask)
             assert [one.ids.tolist() for one in alone] == [one.ids.tolist() for one in beside]
             for single, batched in zip(alone, beside, strict=True):
                 assert single.score == pytest.approx(batched.score, abs=1e-5)
@@ -154,10 +155,10 @@ def test_batched_sources_have_the_results_of_single_ones(cross, lengths):
             (beam_search, Beam(size=3, max_tokens=11, num_best=3, early_stopping="size")),
             (sample, Sampling(num_samples=3, max_tokens=11)),
         ):
-            together = search(model, prompts, how, end=end)
+            together = search(model, prompts, how, Constraints(ends=(end,)))
             for number, beside in enumerate(together):
                 numbers = {} if search is beam_search else {"numbers": [number]}
-                (alone,) = search(model, [prompts[number]], how, end=end, **numbers)
+                (alone,) = search(model, [prompts[number]], how, Constraints(ends=(end,)), **numbers)
                 assert [one.ids.tolist() for one in alone] == [one.ids.tolist() for one in beside]
                 assert [one.score for one in alone] == pytest.approx([one.score for one in beside], abs=1e-4)
                 ended.add((search, (max if search is beam_search else min)(len(one.ids) for one in beside)))
@@ -169,7 +170,7 @@ def test_batched_sources_have_the_results_of_single_ones(cross, lengths):
 def test_limits_are_named():
     model = tiny()
     with pytest.raises(ValueError, match="13 tokens, which don't fit context_length=12"):
-        beam_search(model, [Prompt(np.ones(13, np.int64), prefix=13)], Beam(), end=0)
+        beam_search(model, [Prompt(np.ones(13, np.int64), prefix=13)], Beam(), Constraints(ends=(0,)))
     with pytest.raises(ValueError, match="num_best=5"):
         Beam(num_best=5)
 
@@ -214,10 +215,10 @@ def test_texts_that_outgrow_the_context_continue_from_their_last_half_batched_or
         (beam_search, Beam(size=3, max_tokens=25, num_best=3, early_stopping="size")),
         (sample, Sampling(num_samples=2, max_tokens=70)),
     ):
-        together = search(model, prompts, how, end=0)
+        together = search(model, prompts, how, Constraints(ends=(0,)))
         for number, beside in enumerate(together):
             numbers = {} if search is beam_search else {"numbers": [number]}
-            (alone,) = search(model, [prompts[number]], how, end=0, **numbers)
+            (alone,) = search(model, [prompts[number]], how, Constraints(ends=(0,)), **numbers)
             assert [one.ids.tolist() for one in alone] == [one.ids.tolist() for one in beside]
             for hypothesis in beside:
                 expected = windows_log_probability(model, prompts[number], hypothesis.ids.tolist())
@@ -242,9 +243,9 @@ PROMPTS = [Prompt(np.array(ids)) for ids in ([1, 2, 3], [4], [5, 6, 7, 8, 9])]
 def test_samples_do_not_depend_on_the_rest_of_the_batch():
     model = outspoken()
     sampling = Sampling(max_tokens=6, num_samples=3, top_p=0.9, seed=5)
-    together = sample(model, PROMPTS, sampling, end=0)
+    together = sample(model, PROMPTS, sampling, Constraints(ends=(0,)))
     for number, prompt in enumerate(PROMPTS):
-        (alone,) = sample(model, [prompt], sampling, end=0, numbers=[number])
+        (alone,) = sample(model, [prompt], sampling, Constraints(ends=(0,)), numbers=[number])
         for batched, single in zip(together[number], alone, strict=True):
             assert batched.ids.tolist() == single.ids.tolist()
             assert batched.log_probability == pytest.approx(single.log_probability, abs=1e-4)
@@ -256,7 +257,7 @@ def test_samples_do_not_depend_on_the_rest_of_the_batch():
             assert hypothesis.score == pytest.approx(total / len(hypothesis.ids), abs=1e-3)
             assert 0 not in hypothesis.ids[:-1] and (hypothesis.ids[-1] == 0 or len(hypothesis.ids) == 6)
     assert len({tuple(one.ids) for each in together for one in each}) > 3
-    reseeded = sample(model, PROMPTS, replace(sampling, seed=6), end=0)
+    reseeded = sample(model, PROMPTS, replace(sampling, seed=6), Constraints(ends=(0,)))
     assert [one.ids.tolist() for one in reseeded[0]] != [one.ids.tolist() for one in together[0]]
 
 
@@ -264,7 +265,7 @@ def test_sampled_frequencies_match_the_probabilities():
     model, many = outspoken(), 4000
     for changes in ({}, {"top_k": 3}, {"temperature": 0.7, "min_p": 0.1}):
         sampling = Sampling(max_tokens=1, num_samples=many, **changes)
-        (hypotheses,) = sample(model, PROMPTS[:1], sampling, end=0)
+        (hypotheses,) = sample(model, PROMPTS[:1], sampling, Constraints(ends=(0,)))
         counts = np.bincount([int(one.ids[0]) for one in hypotheses], minlength=11)
         with torch.no_grad():
             probabilities = distribution(model(torch.tensor([[1, 2, 3]]))[:, -1], sampling)[0].numpy()
@@ -278,7 +279,7 @@ def test_sampled_frequencies_match_the_probabilities():
 def test_greedy_tokens_are_those_of_full_passes(penalty):
     model = outspoken(3)
     sampling = Sampling(max_tokens=6, temperature=0, repetition_penalty=penalty)
-    for prompt, (hypothesis,) in zip(PROMPTS, sample(model, PROMPTS, sampling, end=0), strict=True):
+    for prompt, (hypothesis,) in zip(PROMPTS, sample(model, PROMPTS, sampling, Constraints(ends=(0,))), strict=True):
         text = prompt.ids.tolist()
         for token in hypothesis.ids.tolist():
             ids = torch.tensor([text])

@@ -1,5 +1,7 @@
 """Generation: the cache, the cut-offs, stop strings, texts longer than the context, and token scores."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from isoform.codecs.text import ByteCodec, CharacterCodec
 from isoform.generation.answers import sample
 from isoform.generation.config import Sampling
+from isoform.generation.constraints import Constraints
 from isoform.generation.decode import Prompt, build_prompt
 from isoform.generation.sampling import Sampler, distribution, penalize
 from isoform.generation.scoring import score_tokens
@@ -22,7 +25,7 @@ LETTERS = CharacterCodec("abcdefghijk")  # 11 letters and two special tokens: VO
 
 
 def ids_of(model, prompt, sampling, mask=None):
-    (texts,) = sample(model, [prompt], sampling, end=None, mask=mask)
+    (texts,) = sample(model, [prompt], sampling, Constraints(), mask=mask)
     return np.stack([text.ids for text in texts])
 
 
@@ -90,7 +93,7 @@ def test_cut_offs(sampling, retained):
 def test_temperature_sharpens_and_zero_is_greedy():
     logits = torch.tensor([[1.0, 2.0, 0.5]])
     torch.testing.assert_close(distribution(logits, Sampling(temperature=0.5)), (logits * 2).softmax(-1))
-    step = Sampler(Sampling(temperature=0), [0], end=None).advance(logits, torch.tensor([[0]]), 1)
+    step = Sampler(Sampling(temperature=0), [0], Constraints()).advance(logits, torch.tensor([[0]]), 1)
     assert step.tokens.tolist() == [1]
 
 
@@ -106,7 +109,8 @@ def written(monkeypatch, codec, tokens, stop=(), max_tokens=100):
             yield Step(torch.tensor([token]), None, [(0, token)]), None
 
     monkeypatch.setattr("isoform.generation.streaming.decode_loop", scripted)
-    *events, end = generate(None, codec, Prompt(np.array([0])), Sampling(stop=stop, max_tokens=max_tokens))
+    model = SimpleNamespace(config=SimpleNamespace(vocab_size=codec.vocab_size))
+    *events, end = generate(model, codec, Prompt(np.array([0])), Sampling(stop=stop, max_tokens=max_tokens))
     assert isinstance(end, Generation)
     assert "".join(text for _, text in events) == end.text
     return events, end

@@ -10,6 +10,7 @@ from isoform.batch import Encoding, Example, Tokens, collate, plain_coordinates
 from isoform.codecs.text import ByteCodec
 from isoform.generation.answers import beam_search, sample
 from isoform.generation.config import Beam, Sampling
+from isoform.generation.constraints import Constraints
 from isoform.generation.decode import Prompt, build_prompt
 from isoform.mask import Causal, Full, Prefix
 from isoform.model.block import Memory
@@ -101,15 +102,15 @@ def test_writing_goes_on_as_the_whole_text_says(step):
     model = build(STEPS[step](FORMS["grouped"]))
     source = np.array([3, 1, 4, 1, 5])
     prompt = Prompt(np.array([2]), source=source)
-    ((greedy,),) = sample(model, [prompt], Sampling(max_tokens=8, temperature=0), end=None)
+    ((greedy,),) = sample(model, [prompt], Sampling(max_tokens=8, temperature=0), Constraints())
     text = [2]
     for token in greedy.ids.tolist():
         assert token == int(model(torch.tensor([text]), source=torch.tensor(source[None]))[0, -1].argmax())
         text.append(token)
     prompts = [prompt, Prompt(np.array([2]), source=source[:2])]
-    together = beam_search(model, prompts, Beam(size=3, max_tokens=6, num_best=2), end=0)
+    together = beam_search(model, prompts, Beam(size=3, max_tokens=6, num_best=2), Constraints(ends=(0,)))
     for one, found in zip(prompts, together, strict=True):
-        (alone,) = beam_search(model, [one], Beam(size=3, max_tokens=6, num_best=2), end=0)
+        (alone,) = beam_search(model, [one], Beam(size=3, max_tokens=6, num_best=2), Constraints(ends=(0,)))
         assert [h.ids.tolist() for h in alone] == [h.ids.tolist() for h in found]
 
 
@@ -123,9 +124,9 @@ def test_a_causal_source_is_read_so_in_training_and_in_writing():
         prompt = build_prompt(ByteCodec(), "abcd", answers_source=True, view=view)
         assert prompt.source_mask == view.source_mask
         asked = Prompt(target[0, :1].numpy(), source=source[0].numpy(), source_mask=view.source_mask)
-        ((first,),) = sample(model, [asked], Sampling(max_tokens=1, temperature=0), end=None)
+        ((first,),) = sample(model, [asked], Sampling(max_tokens=1, temperature=0), Constraints())
         assert first.ids.tolist() == [int(logits[0].argmax())]
-        (found,) = beam_search(model, [asked], Beam(size=1, max_tokens=1), end=0)
+        (found,) = beam_search(model, [asked], Beam(size=1, max_tokens=1), Constraints(ends=(0,)))
         assert found[0].log_probability == pytest.approx(float(logits[0].detach().log_softmax(-1).max()), abs=1e-4)
 
 

@@ -11,8 +11,8 @@ import weights
 from isoform.codecs.bpe import BPECodec, train_bpe
 from isoform.codecs.codec import MASK, check_encodings
 from isoform.codecs.config import Tokenizer as TokenizerConfig
-from isoform.codecs.registry import build_codec, load_codec
-from isoform.codecs.tokenizer import TokenizerCodec, read_tokenizer
+from isoform.codecs.registry import build_codec, load_codec, read_tokenizer
+from isoform.codecs.tokenizer import TokenizerCodec
 from isoform.generation.decode import build_prompt
 from isoform.objectives.config import Causal, Masked
 from isoform.objectives.views import build_view, check_view
@@ -87,7 +87,7 @@ def test_special_tokens_have_aliases_of_other_libraries():
     ing = [i for i, t in enumerate(map(codec.token_text, range(codec.vocab_size))) if t and not t.startswith(" ")]
     assert begins[ing].any() and ends.any()
     t5 = TokenizerCodec(unigram())
-    assert t5.begin_of_text is None and t5.special[t5.special_token("<|span_0|>")] == "<extra_id_0>"
+    assert t5.special_ids.before == () and t5.special[t5.special_token("<|span_0|>")] == "<extra_id_0>"
     more = t5.with_special(["<|span_0|>", "<|span_1|>"])
     assert more.vocab_size == t5.vocab_size + 1
     llama = TokenizerCodec(marked_pairs())

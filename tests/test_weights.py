@@ -13,6 +13,7 @@ from isoform.batch import Tokens, plain_coordinates, plain_tokens
 from isoform.checkpoint.huggingface import read_folder, write_folder
 from isoform.generation.answers import sample
 from isoform.generation.config import Sampling
+from isoform.generation.constraints import Constraints
 from isoform.generation.decode import Prompt
 from isoform.machine import cache_folder
 from isoform.mask import Coordinates
@@ -23,7 +24,7 @@ FOLDER = cache_folder() / "test-weights"
 
 
 def greedy(model, start: list[int], count: int = 200) -> list[int]:
-    ((text,),) = sample(model, [Prompt(np.array(start))], Sampling(temperature=0.0, max_tokens=count), end=None)
+    ((text,),) = sample(model, [Prompt(np.array(start))], Sampling(temperature=0.0, max_tokens=count), Constraints())
     return text.ids.tolist()
 
 

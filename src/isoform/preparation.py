@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 
 from isoform.batch import GlobalBatch
-from isoform.codecs.codec import Codec, TextCodec
+from isoform.codecs.codec import Codec, TextCodec, have_same_vocabulary
 from isoform.codecs.config import Characters
 from isoform.codecs.registry import build_codec
 from isoform.data.config import Data
@@ -143,7 +143,7 @@ def _teacher(recipe: Recipe, objective: Distillation, codec: Codec) -> Transform
     if not objective.teacher:
         raise ValueError(NO_TEACHER)
     teacher = load(objective.teacher)
-    if teacher.codec.fingerprint != codec.fingerprint:
+    if not have_same_vocabulary(teacher.codec, codec):
         raise ValueError(
             f"the teacher {objective.teacher} has another codec than the student; use the teacher's by "
             f"codec.path, or train on texts that it generates"

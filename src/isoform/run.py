@@ -6,10 +6,13 @@ recipe.toml  metrics.jsonl  summary.json  samples.txt  report.html  checkpoints/
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,20 +25,23 @@ from isoform.checkpoint.huggingface import (
     read_json,
     write_folder,
 )
+from isoform.checkpoint.special_ids import special_ids
 from isoform.checkpoint.store import Checkpoint, find_checkpoint, load_tensors
 from isoform.checkpoint.tensors import state_of
 from isoform.checkpoint.versions import upgrade_tensors
-from isoform.codecs.bpe import TOKENIZER_FILE, BPECodec
-from isoform.codecs.codec import FILE, Codec
+from isoform.codecs.codec import Codec, TextCodec
+from isoform.codecs.config import Patches
+from isoform.codecs.image import PatchCodec
 from isoform.codecs.numbers import NumberCodec
+from isoform.codecs.origin import TOKENIZER_FILE, Origin, read_origin
 from isoform.codecs.registry import load_codec
 from isoform.config import dump_toml, from_dict, kind_of, load_toml, to_dict
 from isoform.data.sources import PACKAGE, package_folder
-from isoform.files import write_text
+from isoform.files import write_bytes, write_text
 from isoform.model.adapters import adapt, without_adapters
 from isoform.model.baseline_config import Model
 from isoform.model.baselines import build_module
-from isoform.model.config import ModelConfig
+from isoform.model.config import Linear, ModelConfig, Pooled
 from isoform.model.cost import num_matrix_parameters
 from isoform.model.network import Network
 from isoform.model.transformer import Transformer
@@ -166,7 +172,8 @@ def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     if path.suffix == ".gguf":
         trained = _load_gguf(path)
     elif is_folder(path) and not Run(path).exists:
-        trained = _imported(read_folder(path), _codec_of(path, path))
+        model = read_folder(path)
+        trained = _imported(model, _codec_of(path, model.config, special_ids(read_json(path / CONFIG))))
     else:
         trained = _load_run(Run(path))
     if torch.device(device).type == "cpu" and num_matrix_parameters(trained.model.config) >= LARGE:
@@ -190,23 +197,43 @@ def model_of(path: str) -> Model:
 def _load_gguf(path: Path) -> Trained:
     """The model of a GGUF file."""
     file = read_gguf(path)
-    model = file.model
-    if file.tokenizer is None:
-        return _imported(model, _codec_of(None, path, model.config.vocab_size))
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / TOKENIZER_FILE).write_text(json.dumps(file.tokenizer), encoding="utf-8")
-        return _imported(model, _codec_of(Path(folder), path, model.config.vocab_size))
+        for name, data in file.files.items():
+            write_bytes(Path(folder) / name, data)
+        return _imported(file.model, _codec_of(Path(folder), file.model.config, file.special_ids, path))
 
 
-def _codec_of(folder: Path | None, path: Path, vocab_size: int = 0) -> Codec:
-    """The tokenizer of a folder; tokens are written as their ids if none can be read."""
+def _codec_of(folder: Path, config: ModelConfig, ids: Mapping[str, Any], path: Path | None = None) -> Codec:
+    """The codec of a folder; tokens are written as their ids if no tokenizer can be read. path: named in warnings."""
+    if isinstance(config.stem, Linear) and isinstance(config.head, Pooled):
+        return _image_codec(config, config.stem.num_features, config.head.num_outputs, read_origin(folder, ids))
     try:
-        if folder is None or not (folder / TOKENIZER_FILE).exists():
+        if not (folder / TOKENIZER_FILE).exists():
             raise ValueError("there is no tokenizer.json")
-        return load_codec(folder)
+        return load_codec(folder, ids)
     except ValueError as error:
-        warnings.warn(f"{path}: {error}; tokens are written as their ids", stacklevel=3)
-        return NumberCodec(vocab_size or int(read_json(path / CONFIG)["vocab_size"]))
+        warnings.warn(f"{path or folder}: {error}; tokens are written as their ids", stacklevel=4)
+        return NumberCodec(config.vocab_size, read_origin(folder, ids))
+
+
+def _image_codec(config: ModelConfig, num_features: int, num_classes: int, origin: Origin) -> PatchCodec:
+    """The codec of square images in patches of three colours or one, scaled from 0 .. 255 to -1 .. 1."""
+    channels = 3 if num_features % 3 == 0 else 1
+    size, patches = math.isqrt(num_features // channels), config.context_length - 1
+    side = math.isqrt(patches) * size
+    codec = PatchCodec(
+        Patches(
+            size=size,
+            height=side,
+            width=side,
+            channels=channels,
+            maximum=255.0,
+            num_classes=num_classes,
+            positions="order",
+        )
+    )
+    codec.origin = origin
+    return codec
 
 
 def _imported(model: Transformer, codec: Codec) -> Trained:
@@ -217,23 +244,16 @@ def _imported(model: Transformer, codec: Codec) -> Trained:
 def export(trained: Trained, folder: Path) -> str:
     """Write a model and its tokenizer as a folder for transformers; returns the name of the class that reads it.
 
-    Raises ValueError naming the fields that no class there can represent.
+    What came with the model (special ids, generation settings, chat template) goes along as it came. Raises ValueError
+    naming the fields that no class there can represent.
     """
-    codec, special = trained.codec, {}
-    if isinstance(codec, BPECodec):
-        special = {"eos_token_id": codec.end_of_text, "bos_token_id": codec.end_of_text}
-    architecture = write_folder(trained.transformer, folder, special)
-    if isinstance(codec, BPECodec):
-        codec.save(folder)
-        (folder / FILE).unlink()
-        end = codec.special[codec.end_of_text]
-        settings = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": end,
-            "bos_token": end,
-            "model_input_names": ["input_ids"],
-        }
-        write_text(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
+    codec = trained.codec
+    ids = dict(codec.origin.ids)
+    if isinstance(codec, TextCodec) and not codec.origin.files and codec.special:
+        ids = {"eos_token_id": codec.end_of_text, "bos_token_id": codec.end_of_text}
+    architecture = write_folder(trained.transformer, folder, ids)
+    for name, data in codec.files().items():
+        write_bytes(folder / name, data)
     return architecture
 
 

@@ -11,21 +11,21 @@ import itertools
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from isoform.codecs.codec import END_OF_TEXT, FILE, SEPARATOR, TextCodec, utf8
-from isoform.files import write_text
+from isoform.codecs.codec import END_OF_TEXT, SEPARATOR, utf8
+from isoform.codecs.document import BYTES, LETTERS
+from isoform.codecs.origin import Origin, SpecialIds, read_text
+from isoform.codecs.tokenizer import ENDS, LibraryCodec
 
-TOKENIZER_FILE = "tokenizer.json"
-ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # end-of-text tokens of other tokenizers
 CHUNK = 2**14  # characters encoded by a thread at a time; larger is slower, 4 kB is no faster
 
 
-class BPECodec(TextCodec):
+class BPECodec(LibraryCodec):
     """Byte-level byte pairs, by a `tokenizers.Tokenizer`, which it owns and modifies.
 
     The vocabulary stays unchanged, so that pretrained weights fit: a tokenizer without a separator uses end-of-text
@@ -33,37 +33,24 @@ class BPECodec(TextCodec):
     byte-level or whose decoding doesn't restore the text.
     """
 
-    is_costly = True
+    kind = "bpe"
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        tokenizer.encode_special_tokens = True  # else "<|endoftext|>" in a prompt would end it
-        self.tokenizer = tokenizer
-        vocab = tokenizer.get_vocab(with_added_tokens=True)
-        added = tokenizer.get_added_tokens_decoder()
-        special = {i: token.content for i, token in added.items() if token.special}
-        end = next((name for name in ENDS if vocab.get(name) in special), None)
-        if end is None:
-            raise ValueError(f"the tokenizer has no special token for the end of a text; add one of {', '.join(ENDS)}")
-        missing = [b for b, letter in enumerate(LETTERS) if letter not in vocab]
-        if any(chr(b).isprintable() for b in missing if b < 128):
+    def __init__(self, tokenizer: Tokenizer, ids: SpecialIds | None = None, origin: Origin | None = None) -> None:
+        super().__init__(tokenizer, ids, origin)
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        absent = [b for b, letter in enumerate(LETTERS) if letter not in vocabulary]
+        if any(chr(b).isprintable() for b in absent if b < 128):
             raise ValueError(
-                f"the tokenizer is not byte-level: it has no token for {len(missing)} of 256 bytes "
-                f"(the first is {missing[0]}); use one trained with the ByteLevel alphabet"
+                f"the tokenizer is not byte-level: it has no token for {len(absent)} of 256 bytes "
+                f"(the first is {absent[0]}); use one trained with the ByteLevel alphabet"
             )
-        self._missing = bytes(missing)  # rare bytes that some tokenizers have no token for
-        tokens = [b""] * (max(vocab.values()) + 1)
-        for token, i in vocab.items():
-            if i not in special:
-                tokens[i] = token.encode() if i in added else _bytes_of(token)
-        separator = vocab[SEPARATOR] if vocab.get(SEPARATOR) in special else vocab[end]
-        super().__init__(tokens, special=special, end_of_text=vocab[end], separator=separator)
+        self._absent = bytes(absent)  # rare bytes that some tokenizers have no token for
+        added = tokenizer.get_added_tokens_decoder().values()
         self._can_cut = (
             isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel)
             and tokenizer.pre_tokenizer.use_regex
             and tokenizer.normalizer is None
-            and all(token.special for token in added.values())
+            and all(token.special and not (token.lstrip or token.rstrip) for token in added)
         )
         probe = "A b\n  c\té 12'll "
         back = self.decode(self.encode_text(probe))
@@ -72,34 +59,37 @@ class BPECodec(TextCodec):
                 f"the tokenizer turns {probe!r} into {back!r}; switch off the option for that, such as add_prefix_space"
             )
 
+    def _guess(self, by_name: Mapping[str, int]) -> SpecialIds | None:
+        end = next((by_name[name] for name in ENDS if name in by_name), None)
+        return None if end is None else SpecialIds(end)
+
+    def _bytes_of(self, token: str) -> bytes:
+        if unknown := [c for c in token if c not in BYTES]:
+            raise ValueError(
+                f"the tokenizer's token {token!r} is not made of bytes ({unknown[0]!r}); only byte-level tokenizers "
+                f"can be read"
+            )
+        return bytes(BYTES[c] for c in token)
+
     def definition(self) -> dict[str, object]:
         form = json.loads(self.tokenizer.to_str())
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in form["model"]["merges"]]
         return {
-            "kind": "bpe",
+            "kind": self.kind,
             "vocab": form["model"]["vocab"],
             "merges": merges,
             "special": self.special,
             "normalizer": form["normalizer"],
             "pre_tokenizer": form["pre_tokenizer"],
+            **self._own_ids(),
         }
-
-    def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json, the format of other libraries, and codec.json."""
-        write_text(Path(folder) / TOKENIZER_FILE, self.tokenizer.to_str(pretty=True))
-        write_text(Path(folder) / FILE, json.dumps({"kind": "bpe", "file": TOKENIZER_FILE}) + "\n")
-
-    def _with_special(self, names: Sequence[str]) -> BPECodec:
-        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
-        tokenizer.add_special_tokens(list(names))
-        return BPECodec(tokenizer)
 
     def encode_text(self, text: str) -> np.ndarray:
         data = utf8(text)
-        if self._missing and (unknown := {*data} & {*self._missing}):
+        if self._absent and (unknown := {*data} & {*self._absent}):
             raise ValueError(f"the tokenizer has no token for the byte {min(unknown)}, which is in the text; remove it")
         if len(text) <= CHUNK or not self._can_cut:
-            return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, self.dtype)
+            return super().encode_text(text)
         parts, chunks = [], _chunks(text)
         while group := list(itertools.islice(chunks, 256)):  # bounds the memory that a large text takes
             encodings = self.tokenizer.encode_batch_fast(group, add_special_tokens=False)
@@ -166,28 +156,6 @@ def bpe_from_tiktoken(path: str | Path) -> BPECodec:
     return BPECodec(tokenizer)
 
 
-def read_bpe(path: str | Path) -> BPECodec:
-    """A byte-level tokenizer.json. Raises ValueError if the file is missing or of another format."""
-    text = read_text(Path(path))
-    try:
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise ValueError(f"{path} is not a tokenizer.json ({error}); give one, or a .tiktoken file") from None
-    if not isinstance(tokenizer.model, models.BPE):
-        raise ValueError(f"{path} holds a {type(tokenizer.model).__name__} model; set codec.kind to tokenizer")
-    return BPECodec(tokenizer)
-
-
-def read_text(path: Path) -> str:
-    """The text of a file. Raises ValueError if it can't be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path} can't be read ({error.strerror}); check the path") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text: it has no UTF-8 at byte {error.start}; check the path") from None
-
-
 def _chunks(text: str) -> Iterator[str]:
     """Parts of a text of about CHUNK characters, cut before a line feed that a visible character follows.
 
@@ -222,25 +190,5 @@ def _byte_level(model: models.BPE) -> Tokenizer:
     return tokenizer
 
 
-def _letters() -> list[str]:
-    """GPT-2's printable letter for every byte: the byte itself if printable, else one from U+0100 upwards."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    spare = itertools.count(0x100)
-    return [chr(b) if b in printable else chr(next(spare)) for b in range(256)]
-
-
-LETTERS = _letters()
-BYTES = {letter: b for b, letter in enumerate(LETTERS)}
-
-
 def _letters_of(token: bytes) -> str:
     return "".join(LETTERS[b] for b in token)
-
-
-def _bytes_of(token: str) -> bytes:
-    unknown = [c for c in token if c not in BYTES]
-    if unknown:
-        raise ValueError(
-            f"the tokenizer's token {token!r} is not made of bytes; only byte-level tokenizers can be read"
-        )
-    return bytes(BYTES[c] for c in token)

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from isoform.batch import Encoding
+from isoform.codecs.origin import Origin, SpecialIds
 from isoform.files import write_text
 from isoform.history import with_earlier_names
 
@@ -57,6 +58,8 @@ class Codec(ABC):
     """The number of positions along each axis; empty: a token's position is its index."""
     num_classes: int = 0
     """Records have labels 0 .. num_classes - 1; 0: no labels."""
+    origin: Origin = Origin()
+    """The files of the folder that the codec was read from, if it is another library's."""
 
     @property
     @abstractmethod
@@ -77,6 +80,10 @@ class Codec(ABC):
     def encode(self, record: Mapping[str, Any]) -> Encoding:
         """The tokens of a record. Raises ValueError for one that this codec can't encode."""
 
+    def files(self) -> dict[str, bytes]:
+        """The codec as files of other libraries, by name; empty if they have no such codec."""
+        return dict(self.origin.files)
+
     def save(self, folder: str | Path) -> None:
         """Write codec.json into an existing folder; `load_codec` reads it."""
         text = json.dumps(self.definition(), ensure_ascii=False, indent=1)
@@ -87,20 +94,19 @@ class TextCodec(Codec):
     """Text to tokens and back.
 
     end_of_text ends every record; separator comes between source and target (a tokenizer that was read
-    from a file and has none uses end_of_text). Special tokens have no bytes and are never produced from text:
-    text that looks like one is encoded as ordinary text.
+    from a file and has none uses end_of_text). `special_ids` has what else precedes and follows texts. Special tokens
+    have no bytes; text that looks like one is encoded as ordinary text, unless `special_ids.are_read`.
     """
 
-    begin_of_text: int | None = None
-    """The token that every record begins with, if the tokenizer has one."""
+    missing: Sequence[int] = ()
+    """The ids below vocab_size that no token has."""
 
     def __init__(
-        self, tokens: Sequence[bytes], *, special: Mapping[int, str], end_of_text: int, separator: int
+        self, tokens: Sequence[bytes], *, special: Mapping[int, str], ids: SpecialIds, separator: int | None = None
     ) -> None:
-        self.special = dict(special)
-        self.end_of_text, self.separator = end_of_text, separator
+        self.special, self.special_ids = dict(special), ids
+        self.end_of_text, self.separator = ids.end, ids.end if separator is None else separator
         self._tokens = tuple(tokens)
-        self._ends = np.array([end_of_text, separator], self.dtype)
 
     @property
     def vocab_size(self) -> int:
@@ -126,40 +132,50 @@ class TextCodec(Codec):
         end-of-text with the prefix up to the separator, or {"tokens"} to the words joined by spaces, with any {"tags"}
         at the first token of each word. A {"label"} is kept. Raises ValueError for other records."""
         if "text" in record:
-            ids = np.concatenate([self.encode_start(record["text"]), self._ends[:1]])
-            return Encoding(ids, label=record.get("label"))
+            return Encoding(self._join(self.encode_text(record["text"]), self.end_of_text), label=record.get("label"))
         if "tokens" in record:
             return self._words(record["tokens"], record.get("tags"))
         if "source" in record and "target" in record:
-            source, target = self.encode_start(record["source"]), self.encode_text(record["target"])
-            ids = np.concatenate([source, self._ends[1:], target, self._ends[:1]])
-            return Encoding(ids, prefix=len(source) + 1)
+            source, target = self.encode_source(record["source"]), self.encode_text(record["target"])
+            before = self.special_ids.before if self.special_ids.decoder_start is not None else ()
+            return Encoding(np.concatenate([source, self._join(target, self.end_of_text, before)]), prefix=len(source))
         raise ValueError(
             f"a record has the keys {sorted(record)}; it needs 'text', 'source' and 'target', or 'tokens' and 'tags'"
         )
 
     def encode_start(self, text: str) -> np.ndarray:
-        """Ids of a text, preceded by the token that records begin with, if there is one."""
-        ids = self.encode_text(text)
-        return ids if self.begin_of_text is None else np.concatenate([[self.begin_of_text], ids]).astype(self.dtype)
+        """Ids of a text to continue: preceded by the tokens that texts begin with, if there are any."""
+        return np.concatenate([np.array(self.special_ids.before, self.dtype), self.encode_text(text)])
+
+    def encode_source(self, text: str) -> np.ndarray:
+        """Ids of the source of a target: what precedes and follows every text, or else a separator."""
+        return self._join(self.encode_text(text), self.separator if self.special_ids.decoder_start is None else None)
+
+    def _join(self, ids: np.ndarray, end: int | None, before: Sequence[int] | None = None) -> np.ndarray:
+        """Ids between those that precede and follow every text; `end` follows if none do."""
+        before = self.special_ids.before if before is None else before
+        after = self.special_ids.after or (() if end is None else (end,))
+        return np.concatenate([np.array(before, self.dtype), ids, np.array(after, self.dtype)])
 
     def _words(self, words: Sequence[str], tags: Sequence[int | float] | None) -> Encoding:
         parts = [self.encode_text(word if i == 0 else f" {word}") for i, word in enumerate(words)]
-        start = [] if self.begin_of_text is None else [np.array([self.begin_of_text], self.dtype)]
-        ids = np.concatenate([*start, *parts, self._ends[:1]])
+        ids = self._join(np.concatenate([np.zeros(0, self.dtype), *parts]), self.end_of_text)
         if tags is None:
             return Encoding(ids)
         token_tags = np.full(len(ids), np.nan)
         try:
-            token_tags[len(start) + np.cumsum([0, *map(len, parts[:-1])])] = tags
+            token_tags[len(self.special_ids.before) + np.cumsum([0, *map(len, parts[:-1])])] = tags
         except ValueError:
             raise ValueError(
                 f"the tags {', '.join(map(str, tags))} aren't numbers; for names use the objective tagging"
             ) from None
         return Encoding(ids, tags=token_tags)
 
-    def decode(self, ids: np.ndarray | Sequence[int], *, show_special: bool = False) -> str:
-        """Ids to text; invalid UTF-8 becomes U+FFFD, special tokens are omitted unless show_special.
+    def decode(
+        self, ids: np.ndarray | Sequence[int], *, prompt: np.ndarray | Sequence[int] = (), show_special: bool = False
+    ) -> str:
+        """The text that ids add to a prompt; invalid UTF-8 becomes U+FFFD, special tokens are omitted unless
+        show_special.
 
         Raises ValueError for an id outside the vocabulary.
         """
@@ -195,9 +211,9 @@ class TextCodec(Codec):
         begins = np.array([bool(b) and is_inside(b[0]) for b in self._tokens])
         return begins, np.array([bool(b) and is_inside(b[-1]) for b in self._tokens])
 
-    def stream_decoder(self) -> StreamDecoder:
-        """A decoder for a text whose tokens arrive one by one."""
-        return StreamDecoder(self._tokens)
+    def stream_decoder(self, prompt: np.ndarray | Sequence[int] = ()) -> StreamDecoder:
+        """A decoder for a text whose tokens arrive one by one after a prompt."""
+        return ByteStream(self._tokens)
 
     def token_text(self, token: int) -> str:
         """A printable form of one token: unprintable characters are escaped."""
@@ -216,19 +232,29 @@ class TextCodec(Codec):
         return array
 
 
-class StreamDecoder:
-    """Emits only whole characters: the bytes of an incomplete character are buffered."""
+class StreamDecoder(ABC):
+    """Tokens to text, one by one; text that a later token may change is buffered."""
+
+    @abstractmethod
+    def push(self, token: int) -> str:
+        """The text that one more token completes, possibly empty."""
+
+    @abstractmethod
+    def flush(self) -> str:
+        """The rest at the end: U+FFFD for an incomplete character."""
+
+
+class ByteStream(StreamDecoder):
+    """Tokens of bytes: those of an incomplete character are buffered."""
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
         self._tokens = tokens
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """The text that one more token completes, possibly empty."""
         return self._decoder.decode(self._tokens[token])
 
     def flush(self) -> str:
-        """The rest at the end: U+FFFD for an incomplete character."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -241,6 +267,12 @@ def utf8(text: str) -> bytes:
             f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, at position {error.start}, "
             f"which is half a character; remove it"
         ) from None
+
+
+def have_same_vocabulary(first: Codec, second: Codec) -> bool:
+    """Whether ids mean the same; what surrounds texts may differ."""
+    first_form, second_form = ({**codec.definition(), "special_ids": None} for codec in (first, second))
+    return first_form == second_form
 
 
 def as_text(codec: Codec) -> TextCodec:

@@ -1,6 +1,7 @@
 """The codec that turns records into tokens. Torch-free."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,8 @@ class Patches:
     """Labels are 0 .. num_classes - 1."""
     class_token: bool = True
     """Whether a class token precedes the patches."""
+    positions: Literal["grid", "order"] = "grid"
+    """grid: a token's position is its row and column; order: its index."""
 
     def __post_init__(self) -> None:
         if min(self.size, self.height, self.width, self.channels, self.num_classes) < 1 or not self.maximum > 0:

@@ -27,9 +27,10 @@ class PatchCodec(Codec):
         self.num_features = config.size**2 * config.channels
         first = int(config.class_token)
         rows, columns = config.height // config.size, config.width // config.size
-        self.num_positions = first + rows, columns
+        is_grid = config.positions == "grid"
+        self.num_positions = (first + rows, columns) if is_grid else ()
         positions = np.stack(np.meshgrid(np.arange(rows) + first, np.arange(columns), indexing="ij"), -1).reshape(-1, 2)
-        self._positions = np.concatenate([np.zeros((first, 2), np.int64), positions])
+        self._positions = np.concatenate([np.zeros((first, 2), np.int64), positions]) if is_grid else None
         self._ids = np.concatenate([np.zeros(first, np.int64), np.full(rows * columns, -1)])
 
     @property
@@ -43,7 +44,8 @@ class PatchCodec(Codec):
         return (config.height, config.width, config.channels)[: 2 if config.channels == 1 else 3]
 
     def definition(self) -> dict[str, object]:
-        return {"kind": kind_of(Patches), **asdict(self.config)}
+        fields = asdict(self.config)  # without the default of a newer field, so that earlier fingerprints stay valid
+        return {"kind": kind_of(Patches), **{k: v for k, v in fields.items() if (k, v) != ("positions", "grid")}}
 
     def encode(self, record: Mapping[str, Any]) -> Encoding:
         """A record {"image"}, an array of the codec's shape, and optionally {"label"}, a whole number.
@@ -77,7 +79,8 @@ class PatchCodec(Codec):
             raise ValueError(
                 f"an image has {len(self._ids)} tokens of {self.num_features} features; decode whole images"
             )
-        size, (rows, columns) = self.config.size, (self.config.height // self.config.size, self.num_positions[1])
+        size = self.config.size
+        rows, columns = self.config.height // size, self.config.width // size
         grid = encoding.features[int(self.config.class_token) :].reshape(rows, columns, size, size, -1)
         return ((grid.swapaxes(1, 2) + 1) / 2 * self.config.maximum).reshape(self.shape)
 

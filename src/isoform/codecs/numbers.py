@@ -8,17 +8,20 @@ import numpy as np
 
 from isoform.batch import Encoding
 from isoform.codecs.codec import TextCodec
+from isoform.codecs.origin import Origin, SpecialIds
 
 
 class NumberCodec(TextCodec):
     """ " 12 7" for the tokens 12 and 7, so that a model without its tokenizer can still be prompted.
 
-    The end-of-text token is unknown, so none is added, and generation ends at its maximum length.
+    No end-of-text token is added; a generated text ends where `origin` says, or at its maximum length.
     """
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, origin: Origin | None = None) -> None:
         tokens = [f" {i}".encode() for i in range(vocab_size)]
-        super().__init__(tokens, special={}, end_of_text=vocab_size, separator=vocab_size)
+        self.origin = origin or Origin()
+        ids = SpecialIds(vocab_size, decoder_start=self.origin.decoder_start)
+        super().__init__(tokens, special={}, ids=ids)
 
     @property
     def dtype(self) -> np.dtype:

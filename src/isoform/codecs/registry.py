@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
-from isoform.codecs.bpe import TOKENIZER_FILE, bpe_from_tiktoken, read_bpe, read_text, train_bpe
+from tokenizers import models
+
+from isoform.codecs.bpe import BPECodec, bpe_from_tiktoken, train_bpe
 from isoform.codecs.codec import FILE, Codec
 from isoform.codecs.config import BPE, Bytes, Characters, Patches, Tokenizer
 from isoform.codecs.config import Codec as CodecConfig
 from isoform.codecs.image import PatchCodec, load_patches
+from isoform.codecs.origin import TOKENIZER_FILE, Origin, SpecialIds, read_origin, read_text
 from isoform.codecs.text import ByteCodec, CharacterCodec
-from isoform.codecs.tokenizer import read_tokenizer
+from isoform.codecs.tokenizer import TokenizerCodec, add_special, ids_around, is_byte_level, parse_tokenizer
 
 
 def build_codec(config: CodecConfig, texts: Iterable[str]) -> Codec:
@@ -42,16 +45,57 @@ def build_codec(config: CodecConfig, texts: Iterable[str]) -> Codec:
             assert_never(config)
 
 
-def load_codec(folder: str | Path) -> Codec:
-    """The codec saved in a folder, which may have only a tokenizer.json. Raises ValueError if there is none."""
+def read_bpe(path: str | Path) -> BPECodec:
+    """A byte-level tokenizer.json. Raises ValueError if the file is missing or of another format."""
+    codec = read_tokenizer(path)
+    if not isinstance(codec, BPECodec):
+        model = type(codec.tokenizer.model).__name__
+        raise ValueError(f"{path} holds a {model} model that isn't byte-level; set codec.kind to tokenizer")
+    return codec
+
+
+def read_tokenizer(
+    path: str | Path, ids: Mapping[str, Any] | None = None, *, are_read: bool = False
+) -> BPECodec | TokenizerCodec:
+    """The codec of a tokenizer.json, with what the files beside it say.
+
+    ids: of a model's folder, the fields of its config.json about special tokens; None: a tokenizer alone, which adds
+    special tokens by their names if it has no post-processor. are_read: whether the name of a special token in a text
+    is read as that token, as transformers does. Raises ValueError if a file is missing, or of another format.
+    """
+    path = Path(path)
+    tokenizer = parse_tokenizer(read_text(path), path)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    origin = read_origin(path.parent, ids) if path.name == TOKENIZER_FILE else Origin()
+    origin = origin if ids is not None else origin.of_texts()
+    add_special(tokenizer, origin)
+    is_silent = ids is None and tokenizer.post_processor is None
+    return _codec(tokenizer, None if is_silent else ids_around(tokenizer, origin, are_read=are_read), origin)
+
+
+def _codec(tokenizer: Any, ids: SpecialIds | None, origin: Origin) -> BPECodec | TokenizerCodec:
+    if isinstance(tokenizer.model, models.BPE) and is_byte_level(tokenizer):
+        try:
+            return BPECodec(tokenizer, ids, origin)
+        except ValueError:  # decoding doesn't restore the text
+            pass
+    return TokenizerCodec(tokenizer, ids, origin)
+
+
+def load_codec(folder: str | Path, ids: Mapping[str, Any] | None = None) -> Codec:
+    """The codec saved in a folder; or that of another library's folder, which has only a tokenizer.json, with the
+    fields of its config.json about special tokens, `ids`. Raises ValueError if there is none."""
     folder = Path(folder)
     if not (folder / FILE).exists() and (folder / TOKENIZER_FILE).exists():
-        return read_tokenizer(folder / TOKENIZER_FILE)
+        return read_tokenizer(folder / TOKENIZER_FILE, ids or {}, are_read=True)
     try:
         form = json.loads(read_text(folder / FILE))
         kind = form["kind"]
         alphabet = form["alphabet"] if kind == "characters" else ""
         extra = tuple(map(str, form.get("special", ()))) if kind in ("characters", "bytes") else ()
+        special_ids = SpecialIds(**form["special_ids"]) if "special_ids" in form else None
+        origin = read_origin(folder, form["origin"]) if "origin" in form else Origin()
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError):
         raise ValueError(f"{folder / FILE} is damaged; copy it again or train once more") from None
     match kind:
@@ -59,10 +103,11 @@ def load_codec(folder: str | Path) -> Codec:
             return CharacterCodec(alphabet, extra)
         case "bytes":
             return ByteCodec(extra)
-        case "bpe":
-            return read_bpe(folder / TOKENIZER_FILE)
-        case "tokenizer":
-            return read_tokenizer(folder / TOKENIZER_FILE)
+        case "bpe" | "tokenizer":
+            path = folder / TOKENIZER_FILE
+            tokenizer = parse_tokenizer(read_text(path), path)
+            add_special(tokenizer, origin)
+            return (BPECodec if kind == "bpe" else TokenizerCodec)(tokenizer, special_ids, origin)
         case "patches":
             return load_patches(form, folder / FILE)
         case _:

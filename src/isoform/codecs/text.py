@@ -5,12 +5,15 @@ Bytes and byte pairs can encode any text; characters only those of their alphabe
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from isoform.codecs.codec import END_OF_TEXT, SEPARATOR, TextCodec, utf8
+from isoform.codecs.document import BYTE_LEVEL, LETTERS, added_token, byte_pairs
+from isoform.codecs.origin import SETTINGS, TOKENIZER_FILE, SpecialIds, own_settings
 
 
 class CharacterCodec(TextCodec):
@@ -28,7 +31,7 @@ class CharacterCodec(TextCodec):
         super().__init__(
             [*(c.encode() for c in alphabet), b"", b"", *(b"" for _ in extra)],
             special=dict(enumerate([END_OF_TEXT, SEPARATOR, *extra], n)),
-            end_of_text=n,
+            ids=SpecialIds(n),
             separator=n + 1,
         )
         self._codes = _code_points(alphabet)
@@ -51,7 +54,13 @@ class CharacterCodec(TextCodec):
             )
         return ids
 
-    def decode(self, ids: np.ndarray | Iterable[int], *, show_special: bool = False) -> str:
+    def files(self) -> dict[str, bytes]:
+        vocabulary = {c: i for i, c in enumerate(self.alphabet)}
+        return _files(self, byte_pairs(vocabulary, [], added=_added(self), decoder={"type": "Fuse"}))
+
+    def decode(
+        self, ids: np.ndarray | Iterable[int], *, prompt: np.ndarray | Sequence[int] = (), show_special: bool = False
+    ) -> str:
         array = self._checked(np.asarray(ids, np.int64))
         if show_special:
             return super().decode(array, show_special=True)
@@ -66,12 +75,17 @@ class ByteCodec(TextCodec):
         super().__init__(
             [*(bytes([b]) for b in range(256)), b"", b"", *(b"" for _ in extra)],
             special=dict(enumerate([END_OF_TEXT, SEPARATOR, *extra], 256)),
-            end_of_text=256,
+            ids=SpecialIds(256),
             separator=257,
         )
 
     def definition(self) -> dict[str, object]:
         return {"kind": "bytes", **_special_field(self.extra)}
+
+    def files(self) -> dict[str, bytes]:
+        vocabulary = {letter: b for b, letter in enumerate(LETTERS)}
+        level = {**BYTE_LEVEL, "use_regex": False}
+        return _files(self, byte_pairs(vocabulary, [], added=_added(self), decoder=level, pre_tokenizer=level))
 
     def _with_special(self, names: Sequence[str]) -> ByteCodec:
         return ByteCodec((*self.extra, *names))
@@ -83,6 +97,15 @@ class ByteCodec(TextCodec):
 def _special_field(extra: Sequence[str]) -> dict[str, object]:
     """Special tokens as a field of a definition; omitted if empty, so that earlier fingerprints stay valid."""
     return {"special": list(extra)} if extra else {}
+
+
+def _added(codec: TextCodec) -> list[dict[str, object]]:
+    return [added_token(number, name) for number, name in codec.special.items()]
+
+
+def _files(codec: TextCodec, document: Mapping[str, object]) -> dict[str, bytes]:
+    text = json.dumps(document, ensure_ascii=False, indent=1)
+    return {TOKENIZER_FILE: text.encode(), SETTINGS: own_settings(codec.special[codec.end_of_text])}
 
 
 def _code_points(text: str) -> np.ndarray:

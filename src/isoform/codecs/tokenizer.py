@@ -1,5 +1,5 @@
-"""Tokenizers that aren't byte-level: WordPiece (Schuster and Nakajima 2012), Unigram (Kudo 2018) and byte pairs with
-marked spaces (SentencePiece), as tokenizer.json files, by `tokenizers`.
+"""Tokenizers of other libraries, by `tokenizers`: WordPiece (Schuster and Nakajima 2012), Unigram (Kudo 2018), byte
+pairs with marked spaces (SentencePiece) or over bytes with any option; and what all codecs by `tokenizers` share.
 
 They may normalise a text first, such as lowercasing it or merging its spaces; decoding returns the normalised text.
 """
@@ -8,95 +8,283 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models
 
-from isoform.codecs.bpe import ENDS, TOKENIZER_FILE, BPECodec, read_text
-from isoform.codecs.codec import FILE, SEPARATOR, TextCodec, utf8
-from isoform.files import write_text
+from isoform.codecs.codec import END_OF_TEXT, FILE, SEPARATOR, StreamDecoder, TextCodec, utf8
+from isoform.codecs.document import BYTES
+from isoform.codecs.origin import TOKENIZER_FILE, Origin, SpecialIds, own_settings
+from isoform.files import write_bytes, write_text
 
+ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
+"""End-of-text tokens of other tokenizers."""
 BEGINS = ("[CLS]", "<s>", "<bos>", "<|begin_of_text|>")
 """Beginning-of-text tokens of other tokenizers."""
 SPACE = "▁"
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+PROBES = ("a", "0", "x y", ".", "é", "日")
+"""Texts of which a tokenizer has a token for one at least."""
+CLEAN = {
+    " .": ".",
+    " ?": "?",
+    " !": "!",
+    " ,": ",",
+    " ' ": "'",
+    " n't": "n't",
+    " 'm": "'m",
+    " 's": "'s",
+    " 've": "'ve",
+    " 're": "'re",
+}
+"""The spaces that clean_up_tokenization_spaces removes, in this order."""
 
 
-class TokenizerCodec(TextCodec):
-    """A `tokenizers.Tokenizer`, which it owns and modifies, with its vocabulary unchanged.
-
-    A text begins with the tokenizer's beginning-of-text token, if it has one ([CLS], <s>), and ends with its
-    end-of-text token ([SEP], </s>). Raises ValueError for a tokenizer without the latter.
-    """
+class LibraryCodec(TextCodec):
+    """A codec that a `tokenizers.Tokenizer` encodes, which it owns and modifies, with its vocabulary unchanged."""
 
     is_costly = True
+    kind: str
+    """Its kind in codec.json."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, ids: SpecialIds | None = None, origin: Origin | None = None) -> None:
+        """ids: None: by the names of special tokens. Raises ValueError if no special token ends a text."""
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        tokenizer.encode_special_tokens = True
-        self.tokenizer = tokenizer
-        vocab = tokenizer.get_vocab(with_added_tokens=True)
+        self.tokenizer, self.origin = tokenizer, origin or Origin()
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         added = tokenizer.get_added_tokens_decoder()
-        special = {i: token.content for i, token in added.items() if token.special}
-        special |= {vocab[name]: name for name in (*BEGINS, *ENDS, "[SEP]", "[MASK]", "[PAD]") if name in vocab}
+        special = {i: token.content for i, token in added.items() if token.special} | self._unmarked(vocabulary)
         by_name = {name: i for i, name in special.items()}
-        end = next((name for name in ("[SEP]", *ENDS) if name in by_name), None)
-        if end is None:
+        guess = self._guess(by_name)
+        if ids is None and guess is None:
             raise ValueError(f"the tokenizer has no special token for the end of a text; add one of {', '.join(ENDS)}")
-        begin = next((name for name in BEGINS if name in by_name), None)
-        continuation = getattr(tokenizer.model, "continuing_subword_prefix", None)
-        tokens = [b""] * (max(vocab.values()) + 1)
-        for token, i in vocab.items():
+        self._has_ids, ids = ids not in (None, guess), ids or guess
+        assert ids is not None
+        # without this, "<|endoftext|>" in a prompt would end it
+        tokenizer.encode_special_tokens = not ids.are_read
+        tokens = [b""] * (max(vocabulary.values()) + 1)
+        for token, i in vocabulary.items():
             if i not in special:
-                tokens[i] = token.encode() if i in added else _bytes_of(token, continuation)
-        separator = by_name.get(SEPARATOR, by_name[end])
-        super().__init__(tokens, special=special, end_of_text=by_name[end], separator=separator)
-        self.begin_of_text = None if begin is None else by_name[begin]
+                tokens[i] = token.encode() if i in added else self._bytes_of(token)
+        self.missing = sorted({*range(len(tokens))} - {*vocabulary.values()})
+        super().__init__(tokens, special=special, ids=ids, separator=by_name.get(SEPARATOR, ids.end))
+
+    def _unmarked(self, vocabulary: Mapping[str, int]) -> dict[int, str]:
+        """Special tokens that the tokenizer doesn't mark as such."""
+        return {}
+
+    @abstractmethod
+    def _guess(self, by_name: Mapping[str, int]) -> SpecialIds | None:
+        """The ids around texts by the names of special tokens; None if none ends a text."""
+
+    @abstractmethod
+    def _bytes_of(self, token: str) -> bytes:
+        """The bytes that a token adds to a text."""
+
+    def _own_ids(self) -> dict[str, object]:
+        """The ids around texts as a field of a definition, if they aren't guessed."""
+        return {"special_ids": asdict(self.special_ids)} if self._has_ids else {}
+
+    def files(self) -> dict[str, bytes]:
+        """tokenizer.json and the files beside it, as they came."""
+        if TOKENIZER_FILE in self.origin.files:
+            return dict(self.origin.files)
+        settings = own_settings(self.special[self.end_of_text])
+        own = {} if self.origin.files else {"tokenizer_config.json": settings}
+        return {**self.origin.files, **own, TOKENIZER_FILE: self.tokenizer.to_str(pretty=True).encode()}
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json, the format of other libraries, what belongs to it, and codec.json."""
+        for name, data in self.files().items():
+            write_bytes(Path(folder) / name, data)
+        origin = {"origin": dict(self.origin.ids)} if self.origin.files else {}
+        form = {"kind": self.kind, "file": TOKENIZER_FILE, **self._own_ids(), **origin}
+        write_text(Path(folder) / FILE, json.dumps(form) + "\n")
+
+    def _with_special(self, names: Sequence[str]) -> LibraryCodec:
+        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        tokenizer.add_special_tokens(list(names))
+        ids = self.special_ids if self._has_ids else None
+        return type(self)(tokenizer, ids, self.origin.without_vocabulary())
+
+    def encode_text(self, text: str) -> np.ndarray:
+        utf8(text)
+        try:
+            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ValueError(f"the tokenizer can't encode {text[:40]!r}: {error}") from None
+        return np.array(ids, self.dtype)
+
+
+class TokenizerCodec(LibraryCodec):
+    """Any `tokenizers.Tokenizer`, with the text that it decodes.
+
+    Without `ids` a text begins with the tokenizer's beginning-of-text token, if it has one ([CLS], <s>), and ends with
+    its end-of-text token ([SEP], </s>). Raises ValueError for a tokenizer without the latter.
+    """
+
+    kind = "tokenizer"
+
+    def __init__(self, tokenizer: Tokenizer, ids: SpecialIds | None = None, origin: Origin | None = None) -> None:
+        self._continuation = getattr(tokenizer.model, "continuing_subword_prefix", None)
+        self._is_byte_level = is_byte_level(tokenizer)
+        super().__init__(tokenizer, ids, origin)
+        is_cleaned = bool(self.origin.settings.get("clean_up_tokenization_spaces"))
+        self._is_cleaned = is_cleaned and not isinstance(tokenizer.model, models.BPE)
+
+    def _unmarked(self, vocabulary: Mapping[str, int]) -> dict[int, str]:
+        names = (*BEGINS, *ENDS, "[SEP]", "[MASK]", "[PAD]")
+        return {vocabulary[name]: name for name in names if name in vocabulary}
+
+    def _guess(self, by_name: Mapping[str, int]) -> SpecialIds | None:
+        begin, end = (
+            next((by_name[name] for name in names if name in by_name), None) for names in (BEGINS, ("[SEP]", *ENDS))
+        )
+        return None if end is None else SpecialIds(end, before=() if begin is None else (begin,))
+
+    def _bytes_of(self, token: str) -> bytes:
+        if self._is_byte_level and all(letter in BYTES for letter in token):
+            return bytes(BYTES[letter] for letter in token)
+        if match := BYTE.fullmatch(token):
+            return bytes([int(match[1], 16)])
+        prefix = self._continuation
+        if prefix is not None:
+            inside = token.startswith(prefix) and len(token) > len(prefix)
+            return token[len(prefix) :].encode() if inside else f" {token}".encode()
+        return token.replace(SPACE, " ").encode()
 
     def definition(self) -> dict[str, object]:
         form = json.loads(self.tokenizer.to_str())
         fields = {key: form[key] for key in ("normalizer", "pre_tokenizer", "model", "decoder")}
-        return {"kind": "tokenizer", **fields, "special": {str(i): name for i, name in self.special.items()}}
+        special = {str(i): name for i, name in self.special.items()}
+        return {"kind": self.kind, **fields, "special": special, **self._own_ids()}
 
-    def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json, the format of other libraries, and codec.json."""
-        write_text(Path(folder) / TOKENIZER_FILE, self.tokenizer.to_str(pretty=True))
-        write_text(Path(folder) / FILE, json.dumps({"kind": "tokenizer", "file": TOKENIZER_FILE}) + "\n")
+    def decode(
+        self, ids: np.ndarray | Sequence[int], *, prompt: np.ndarray | Sequence[int] = (), show_special: bool = False
+    ) -> str:
+        before: list[int] = self._checked(prompt).tolist()
+        whole = self._text(before + self._checked(ids).tolist(), show_special)
+        return whole[_common(whole, self._text(before, show_special)) :] if before else whole
 
-    def _with_special(self, names: Sequence[str]) -> TokenizerCodec:
-        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
-        tokenizer.add_special_tokens(list(names))
-        return TokenizerCodec(tokenizer)
+    def _text(self, ids: Sequence[int], show_special: bool = False) -> str:
+        text = self.tokenizer.decode(ids, skip_special_tokens=not show_special)
+        for old, new in CLEAN.items() if self._is_cleaned else ():
+            text = text.replace(old, new)
+        return text
 
-    def encode_text(self, text: str) -> np.ndarray:
-        utf8(text)
-        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, self.dtype)
-
-    def decode(self, ids: np.ndarray | Sequence[int], *, show_special: bool = False) -> str:
-        return self.tokenizer.decode(self._checked(ids).tolist(), skip_special_tokens=not show_special)
-
-
-def _bytes_of(token: str, continuation: str | None) -> bytes:
-    """The bytes that a token adds to a text."""
-    if match := BYTE.fullmatch(token):
-        return bytes([int(match[1], 16)])
-    if continuation is not None:
-        inside = token.startswith(continuation) and len(token) > len(continuation)
-        return token[len(continuation) :].encode() if inside else f" {token}".encode()
-    return token.replace(SPACE, " ").encode()
+    def stream_decoder(self, prompt: np.ndarray | Sequence[int] = ()) -> StreamDecoder:
+        return _TextStream(self, self._checked(prompt).tolist())
 
 
-def read_tokenizer(path: str | Path) -> TextCodec:
-    """The codec of any tokenizer.json. Raises ValueError if the file is missing or of another format."""
+class _TextStream(StreamDecoder):
+    """Decodes the last tokens again with each new one, since a token's text depends on those before it."""
+
+    WINDOW = 256
+    """Tokens that are decoded again at most; then all but the last few are dropped."""
+
+    def __init__(self, codec: TokenizerCodec, prompt: list[int]) -> None:
+        self.codec, self.ids = codec, prompt[-32:]
+        self.emitted = codec._text(self.ids)
+
+    def push(self, token: int) -> str:
+        self.ids.append(token)
+        whole = self.codec._text(self.ids)
+        stable = whole.rstrip("\ufffd")
+        if self.codec._is_cleaned:  # a space may vanish with the next signs
+            stable = stable[: max(0, stable.rfind(" ", 0, max(0, stable.rfind(" "))))]
+        new = self._emit(stable)
+        if len(self.ids) > self.WINDOW and self.emitted == whole:
+            self.ids = self.ids[-32:]
+            self.emitted = self.codec._text(self.ids)
+        return new
+
+    def flush(self) -> str:
+        return self._emit(self.codec._text(self.ids))
+
+    def _emit(self, text: str) -> str:
+        start = _common(text, self.emitted)
+        if len(text) <= start:
+            return ""
+        self.emitted, new = text, text[start:]
+        return new
+
+
+def _common(first: str, second: str) -> int:
+    """The number of characters at their beginnings that two texts have in common."""
+    if first.startswith(second):
+        return len(second)
+    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first))
+
+
+def is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer's tokens are bytes, in GPT-2's letters."""
+    return any("ByteLevel" in str(part) for part in (tokenizer.pre_tokenizer, tokenizer.normalizer, tokenizer.decoder))
+
+
+def parse_tokenizer(text: str, path: str | Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json. Raises ValueError naming the file if it is of another format."""
     try:
-        tokenizer = Tokenizer.from_str(read_text(Path(path)))
-    except ValueError:
-        raise
+        return Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises nothing narrower
         raise ValueError(f"{path} is not a tokenizer.json ({error}); give one") from None
-    if isinstance(tokenizer.model, models.BPE) and SPACE not in tokenizer.get_vocab():
-        return BPECodec(tokenizer)
-    return TokenizerCodec(tokenizer)
+
+
+def add_special(tokenizer: Tokenizer, origin: Origin) -> None:
+    """Mark the special tokens that the files beside a tokenizer.json name, as far as the vocabulary has them."""
+    added = tokenizer.get_added_tokens_decoder()
+    for number, form in (origin.settings.get("added_tokens_decoder") or {}).items():
+        fields = {key: value for key, value in form.items() if key in ADDED} if isinstance(form, Mapping) else {}
+        if not isinstance(fields.get("content"), str):
+            raise ValueError(f"tokenizer_config.json: added_tokens_decoder has no content for {number}; copy it again")
+        token = AddedToken(**fields)
+        has_id = tokenizer.token_to_id(token.content) == int(number) or int(number) == tokenizer.get_vocab_size()
+        if has_id and repr(added.get(int(number))) != repr(token):
+            tokenizer.add_special_tokens([token]) if token.special else tokenizer.add_tokens([token])
+    marked = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    names = [n for n in origin.special_names if n not in marked and tokenizer.token_to_id(n) is not None]
+    tokenizer.add_special_tokens(names)
+
+
+ADDED = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+"""The fields of an added token."""
+
+
+def ids_around(tokenizer: Tokenizer, origin: Origin, *, are_read: bool) -> SpecialIds:
+    """The ids around texts, by the tokenizer's post-processor and the files beside it.
+
+    The end is the last id that follows every text; else that of eos_token, the first eos_token_id, or a usual name.
+    Raises ValueError if no token ends a text.
+    """
+    before, after = _affixes(tokenizer)
+    names = [origin.names["eos_token"]] if "eos_token" in origin.names else []
+    numbers = origin.generation.get("eos_token_id")
+    candidates = [
+        *after[-1:],
+        *map(tokenizer.token_to_id, names),
+        *(numbers if isinstance(numbers, list) else [numbers]),
+        *map(tokenizer.token_to_id, ("[SEP]", *ENDS)),
+    ]
+    end = next((i for i in candidates if i is not None and tokenizer.id_to_token(i) is not None), None)
+    if end is None:
+        raise ValueError(f"the tokenizer has no special token for the end of a text; add one of {', '.join(ENDS)}")
+    is_split = bool(origin.settings.get("split_special_tokens"))
+    return SpecialIds(end, before, after, origin.decoder_start, are_read=are_read and not is_split)
+
+
+def _affixes(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that the post-processor adds before and after a text."""
+    for probe in PROBES:
+        try:
+            encoding = tokenizer.encode(probe)
+        except Exception:
+            continue
+        mask = encoding.special_tokens_mask
+        if 0 in mask:
+            first, last = mask.index(0), len(mask) - mask[::-1].index(0)
+            return tuple(encoding.ids[:first]), tuple(encoding.ids[last:])
+    return (), ()

@@ -18,6 +18,7 @@ from isoform.evaluation.translation import answer_lines, translate
 from isoform.files import make_folder, write_bytes, write_text
 from isoform.generation.answers import beam_search
 from isoform.generation.config import Beam
+from isoform.generation.constraints import constraints_of
 from isoform.generation.decode import Prompt, build_prompt
 from isoform.generation.scoring import score_tokens
 from isoform.generation.streaming import Generation
@@ -112,9 +113,15 @@ def _search(
     """The most probable texts of a beam search, with their scores."""
     codec = as_text(trained.codec)
     beam, mask = _beam(options), view.inputs_mask
-    (hypotheses,) = beam_search(trained.transformer, [prompt], beam, end=codec.end_of_text, mask=mask)
+    constraints = constraints_of(codec, trained.transformer.config.vocab_size)
+    (hypotheses,) = beam_search(trained.transformer, [prompt], beam, constraints, mask=mask)
     samples = [
-        {"text": codec.decode(h.ids), "num_tokens": len(h.ids), "score": h.score, "log_p": h.log_probability}
+        {
+            "text": codec.decode(h.ids, prompt=prompt.text),
+            "num_tokens": len(h.ids),
+            "score": h.score,
+            "log_p": h.log_probability,
+        }
         for h in hypotheses
     ]
     start = "" if trained.answers_source else text

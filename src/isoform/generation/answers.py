@@ -10,6 +10,7 @@ import torch
 from isoform.codecs.codec import TextCodec
 from isoform.generation.beam import BeamSearch
 from isoform.generation.config import Beam, Sampling
+from isoform.generation.constraints import Constraints, constraints_of, with_stops
 from isoform.generation.decode import Prompt, build_prompt, check_lengths, decode_loop
 from isoform.generation.sampling import Sampler
 from isoform.generation.strategy import Hypothesis
@@ -19,14 +20,13 @@ from isoform.objectives.views import View
 
 
 def beam_search(
-    model: Transformer, prompts: Sequence[Prompt], beam: Beam, *, end: int, mask: Mask | None = None
+    model: Transformer, prompts: Sequence[Prompt], beam: Beam, constraints: Constraints, *, mask: Mask | None = None
 ) -> list[list[Hypothesis]]:
     """The `num_best` most probable texts after each prompt, the best first.
 
-    end: the token that ends a text; mask: the decoder's (default: causal). Raises ValueError for a source or a prefix
-    that doesn't fit the context.
+    mask: the decoder's (default: causal). Raises ValueError for a source or a prefix that doesn't fit the context.
     """
-    search = BeamSearch(beam, len(prompts), end=end, device=model.device)
+    search = BeamSearch(beam, len(prompts), constraints, device=model.device)
     for _ in decode_loop(model, prompts, search, mask=mask):
         pass
     return search.hypotheses
@@ -36,17 +36,17 @@ def sample(
     model: Transformer,
     prompts: Sequence[Prompt],
     sampling: Sampling,
+    constraints: Constraints,
     *,
-    end: int | None,
     mask: Mask | None = None,
     numbers: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
     """num_samples sampled texts after each prompt. `stop` strings are ignored; arguments and errors as in beam_search.
 
-    end: None: no token ends a text; numbers: of the prompts (default: 0, 1, …); the numbers of a prompt and of a sample
-    seed its random numbers, so that samples don't depend on the rest of the batch.
+    numbers: of the prompts (default: 0, 1, …); the numbers of a prompt and of a sample seed its random numbers, so that
+    samples don't depend on the rest of the batch.
     """
-    sampler = Sampler(sampling, range(len(prompts)) if numbers is None else numbers, end=end)
+    sampler = Sampler(sampling, range(len(prompts)) if numbers is None else numbers, constraints)
     ids: list[list[int]] = [[] for _ in sampler.texts]
     totals = [0.0] * len(ids)
     for step, logits in decode_loop(model, prompts, sampler, mask=mask):
@@ -78,7 +78,8 @@ def answer(
     lengths = [len(p.ids) if p.source is None else len(p.source) for p in prompts]
     check_lengths(model, prompts)
     width = decoding.size if isinstance(decoding, Beam) else decoding.num_samples
-    stop = () if isinstance(decoding, Beam) else decoding.stop
+    constraints = constraints_of(codec, model.config.vocab_size)
+    constraints, stop = with_stops(constraints, codec, () if isinstance(decoding, Beam) else decoding.stop)
     answers: list[list[tuple[str, float]]] = [[] for _ in texts]
     order = sorted(range(len(texts)), key=lambda i: lengths[i])
     while order:
@@ -86,11 +87,12 @@ def answer(
         numbers, order = order[-size:], order[:-size]
         batch = [prompts[i] for i in numbers]
         if isinstance(decoding, Beam):
-            hypotheses = beam_search(model, batch, decoding, end=codec.end_of_text, mask=view.inputs_mask)
+            hypotheses = beam_search(model, batch, decoding, constraints, mask=view.inputs_mask)
         else:
-            hypotheses = sample(model, batch, decoding, end=codec.end_of_text, mask=view.inputs_mask, numbers=numbers)
+            hypotheses = sample(model, batch, decoding, constraints, mask=view.inputs_mask, numbers=numbers)
         for i, each in zip(numbers, hypotheses, strict=True):
-            answers[i] = [(_cut(codec.decode(hypothesis.ids), stop), hypothesis.score) for hypothesis in each]
+            prompt = prompts[i].text
+            answers[i] = [(_cut(codec.decode(h.ids, prompt=prompt), stop), h.score) for h in each]
     return answers
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from isoform.generation.config import Beam
+from isoform.generation.constraints import Constraints
 from isoform.generation.strategy import DecodingStrategy, Hypothesis, Step
 
 IMPOSSIBLE = -1e9
@@ -20,8 +21,9 @@ class BeamSearch(DecodingStrategy):
     """The active and the finished texts of the P prompts whose search hasn't ended; the other prompts have been removed
     from the batch."""
 
-    def __init__(self, beam: Beam, num_prompts: int, *, end: int, device: torch.device) -> None:
-        self.beam, self.end, self.max_tokens = beam, end, beam.max_tokens
+    def __init__(self, beam: Beam, num_prompts: int, constraints: Constraints, *, device: torch.device) -> None:
+        self.beam, self.constraints, self.max_tokens = beam, constraints, beam.max_tokens
+        self.ends = torch.tensor(constraints.all_ends, dtype=torch.long, device=device)
         self.width = self.group = beam.size
         self.hypotheses: list[list[Hypothesis]] = [[] for _ in range(num_prompts)]
         self.prompts = list(range(num_prompts))
@@ -34,12 +36,12 @@ class BeamSearch(DecodingStrategy):
 
     def advance(self, logits: Tensor, texts: Tensor, step: int) -> Step:
         size, vocabulary = self.beam.size, logits.shape[-1]
-        log_probabilities = logits.float().log_softmax(-1).view(len(self.prompts), size, vocabulary)
-        totals = self.totals.unsqueeze(2) + log_probabilities
+        scores = self.constraints.apply(logits.float().log_softmax(-1), texts, step, self.max_tokens)
+        totals = self.totals.unsqueeze(2) + scores.view(len(self.prompts), size, vocabulary)
         # Twice as many as are continued, since at most half of them can have ended.
         best, indices = totals.flatten(1).topk(min(2 * size, size * vocabulary))
         origin, tokens = indices // vocabulary, indices % vocabulary
-        has_ended = (tokens == self.end) | (step == self.max_tokens)
+        has_ended = torch.isin(tokens, self.ends) | (step == self.max_tokens)
 
         generated = texts[:, texts.shape[1] - (step - 1) :].view(len(self.prompts), size, step - 1)
         self._finish(torch.cat([_gather(generated, origin), tokens.unsqueeze(2)], 2), best, has_ended)

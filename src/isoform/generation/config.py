@@ -46,7 +46,7 @@ class Sampling:
     """Tokens already in the text have positive logits divided, negative ones multiplied by this (CTRL, 2019)."""
     seed: int = 0
     stop: tuple[str, ...] = ()
-    """Generation ends before the first of these strings."""
+    """Generation ends before the first of these strings, each a text or the name of a special token."""
     num_samples: int = 1
 
     def __post_init__(self) -> None:
@@ -62,5 +62,7 @@ class Sampling:
             if not value >= low or (high is not None and value > high):
                 span = f"at least {low}" if high is None else f"between {low} and {high}"
                 raise ValueError(f"{name}={value} must be {span}")
+        if not all(self.stop):
+            raise ValueError("stop='' would end every text at once; give a string")
         if not self.repetition_penalty > 0:
             raise ValueError(f"repetition_penalty={self.repetition_penalty} must be greater than 0")

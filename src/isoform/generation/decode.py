@@ -33,19 +33,25 @@ class Prompt:
     source: np.ndarray | None = None
     source_mask: Mask | None = None
 
+    @property
+    def text(self) -> np.ndarray:
+        """The ids whose text the generated one continues: none after a source."""
+        return self.ids[:0] if self.source is not None or self.prefix else self.ids
+
 
 def build_prompt(codec: TextCodec, text: str, *, answers_source: bool, view: View) -> Prompt:
     """The prompt for a text to continue, or, for a model of pairs, for the source of a target.
 
     An empty text becomes an end-of-text token, which documents follow.
     """
-    ids = codec.encode_start(text)
     if not answers_source:
+        ids = codec.encode_start(text)
         return Prompt(ids if len(ids) else np.array([codec.end_of_text]))
-    source = np.append(ids, codec.separator)
+    source, start = codec.encode_source(text), codec.special_ids.decoder_start
     _, source_length = view.length(len(source) + 1, len(source))
     if source_length:
-        return Prompt(source[-1:], source=source, source_mask=view.source_mask)
+        first = source[-1:] if start is None else np.array([start])
+        return Prompt(first, source=source, source_mask=view.source_mask)
     return Prompt(source, prefix=len(source))
 
 

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from isoform.data.order import generator
 from isoform.generation.config import Sampling
+from isoform.generation.constraints import Constraints
 from isoform.generation.strategy import DecodingStrategy, Step
 
+COLDEST = 1e-30
+"""Temperatures below this are 0: logits can't be divided by them."""
 BLOCK = 64
 """The number of random numbers drawn at once for a text."""
 
@@ -23,7 +26,7 @@ def penalize(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities (B, V) of the next token after temperature and cut-offs; temperature must not be 0.
+    """Probabilities (B, V) of the next token after temperature, COLDEST at least, and cut-offs.
 
     The most probable token is never removed.
     """
@@ -49,9 +52,10 @@ class Sampler(DecodingStrategy):
     """Samples num_samples texts of each prompt. A text's random numbers are a function of the seed, its prompt's number
     and its own, and don't depend on the rest of the batch."""
 
-    def __init__(self, sampling: Sampling, numbers: Sequence[int], *, end: int | None) -> None:
-        """numbers: of the prompts; end: the token that ends a text (None: none does)."""
-        self.sampling, self.end = sampling, end
+    def __init__(self, sampling: Sampling, numbers: Sequence[int], constraints: Constraints) -> None:
+        """numbers: of the prompts."""
+        self.sampling, self.constraints = sampling, constraints
+        self.ends = {*constraints.all_ends}
         self.width, self.max_tokens = sampling.num_samples, sampling.max_tokens
         self.texts = list(range(len(numbers) * self.width))  # the text of each row
         self.generators = [
@@ -62,7 +66,7 @@ class Sampler(DecodingStrategy):
     def advance(self, logits: Tensor, texts: Tensor, step: int) -> Step:
         tokens = self._choose(logits, texts, step)
         chosen = list(zip(self.texts, tokens.tolist(), strict=True))
-        active = [row for row, (_, token) in enumerate(chosen) if token != self.end and step < self.max_tokens]
+        active = [row for row, (_, token) in enumerate(chosen) if token not in self.ends and step < self.max_tokens]
         if len(active) == len(chosen):
             return Step(tokens, None, chosen)
         self.texts, self.uniform = [self.texts[row] for row in active], self.uniform[active]
@@ -74,7 +78,8 @@ class Sampler(DecodingStrategy):
         sampling = self.sampling
         if sampling.repetition_penalty != 1.0:
             logits = penalize(logits, texts, sampling.repetition_penalty)
-        if sampling.temperature == 0:
+        logits = self.constraints.apply(logits, texts, step, self.max_tokens)
+        if sampling.temperature < COLDEST:
             return logits.argmax(-1)
         probabilities = distribution(logits, sampling)
         if probabilities.device.type == "mps":

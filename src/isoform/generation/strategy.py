@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from isoform.generation.constraints import Constraints
+
 
 @dataclass(frozen=True, eq=False)
 class Hypothesis:
@@ -42,6 +44,8 @@ class DecodingStrategy(ABC):
     """The number of consecutive rows that always belong to one prompt and share a row of the memory."""
     max_tokens: int
     """Maximum number of steps."""
+    constraints: Constraints
+    """Which tokens may be chosen, and which end a text."""
 
     @abstractmethod
     def advance(self, logits: Tensor, texts: Tensor, step: int) -> Step:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from isoform.codecs.codec import TextCodec
+from isoform.codecs.codec import StreamDecoder, TextCodec
 from isoform.generation.config import Sampling
+from isoform.generation.constraints import Constraints, constraints_of, with_stops
 from isoform.generation.decode import Prompt, decode_loop
 from isoform.generation.sampling import Sampler
 from isoform.mask import Mask
@@ -15,7 +16,8 @@ from isoform.model.transformer import Transformer
 
 @dataclass(frozen=True)
 class Generation:
-    """A generated text, without the prompt; reason: `length`, `end` (end-of-text token) or `stop` (string)."""
+    """A generated text, without the prompt; reason: `length`, `end` (a token that ends texts) or `stop` (a string, or
+    a special token)."""
 
     text: str
     num_tokens: int
@@ -25,8 +27,8 @@ class Generation:
 class _Text:
     """One text as its tokens arrive; emits what can no longer become part of a stop string."""
 
-    def __init__(self, codec: TextCodec, stop: Sequence[str]) -> None:
-        self.codec, self.stop, self.decoder = codec, stop, codec.stream_decoder()
+    def __init__(self, decoder: StreamDecoder, constraints: Constraints, stop: Sequence[str]) -> None:
+        self.decoder, self.constraints, self.stop = decoder, constraints, stop
         self.text, self.num_emitted, self.num_tokens, self.reason = "", 0, 0, ""
 
     def push(self, token: int) -> str:
@@ -34,7 +36,9 @@ class _Text:
         if self.reason:
             return ""
         self.num_tokens += 1
-        if token == self.codec.end_of_text:
+        if token in self.constraints.stops:
+            return self.finish("stop")
+        if token in self.constraints.ends:
             return self.finish("end")
         self.text += self.decoder.push(token)
         starts = [self.text.find(string, max(0, self.num_emitted - len(string))) for string in self.stop]
@@ -65,8 +69,9 @@ def generate(
 
     The random numbers are those of the first prompt of `sample`.
     """
-    texts = [_Text(codec, sampling.stop) for _ in range(sampling.num_samples)]
-    for step, _ in decode_loop(model, [prompt], Sampler(sampling, [0], end=codec.end_of_text), mask=mask):
+    constraints, stop = with_stops(constraints_of(codec, model.config.vocab_size), codec, sampling.stop)
+    texts = [_Text(codec.stream_decoder(prompt.text), constraints, stop) for _ in range(sampling.num_samples)]
+    for step, _ in decode_loop(model, [prompt], Sampler(sampling, [0], constraints), mask=mask):
         for number, token in step.chosen:
             if new := texts[number].push(token):
                 yield number, new

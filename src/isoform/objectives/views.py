@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import assert_never
 
 import numpy as np
@@ -73,13 +74,16 @@ def next_token_after_prefix(encoding: Encoding, rng: np.random.Generator) -> Exa
     return replace(plain, inputs=replace(plain.inputs, prefix=encoding.prefix))
 
 
-def source_to_target(encoding: Encoding, rng: np.random.Generator) -> Example:
-    """The prefix to the encoder; the decoder starts from the prefix's last token, the separator."""
+def source_to_target(encoding: Encoding, rng: np.random.Generator, *, start: int | None = None) -> Example:
+    """The prefix to the encoder; the decoder starts from the prefix's last token, the separator, or from `start`."""
     _check_source(encoding)
     prefix = encoding.prefix
     targets = encoding.ids[prefix:]
     weights = np.ones(len(targets), np.float32)
-    return Example(encoding.cut(prefix - 1, -1), targets, weights, source=encoding.cut(0, prefix))
+    inputs = encoding.cut(prefix - 1, -1)
+    if start is not None:
+        inputs = replace(inputs, ids=np.concatenate([np.array([start], inputs.ids.dtype), inputs.ids[1:]]))
+    return Example(inputs, targets, weights, source=encoding.cut(0, prefix))
 
 
 def _check_source(encoding: Encoding) -> None:
@@ -156,6 +160,10 @@ def _corrupted_example(denoising: Denoising, view: View) -> Callable[[Encoding, 
     return lambda encoding, rng: view.example(denoising(encoding, rng), rng)
 
 
+def _decoder_start(codec: Codec | None) -> int | None:
+    return codec.special_ids.decoder_start if isinstance(codec, TextCodec) else None
+
+
 def _require_text_codec(codec: Codec | None) -> TextCodec:
     if codec is None:
         raise ValueError("this objective masks tokens, so its view needs the codec; give build_view a codec")
@@ -178,7 +186,8 @@ def build_view(
             return View(mask, Full(), next_token_after_prefix, lambda n, prefix: (n - 1, 0))
         case Seq2seq(causal=causal):
             mask = CausalMask() if causal else Full()
-            view = View(CausalMask(), mask, source_to_target, lambda n, prefix: (n - prefix, prefix), overlap=0)
+            example = partial(source_to_target, start=_decoder_start(codec))
+            view = View(CausalMask(), mask, example, lambda n, prefix: (n - prefix, prefix), overlap=0)
             return replace(view, check=_check_source)
         case Classification() | Regression() | Tagging() | TokenRegression():
             example, check = {
@@ -200,14 +209,14 @@ def build_view(
                 is_text=False,
             )
         case Distillation():
-            return build_view(Seq2seq() if is_encoder_decoder else Causal())
+            return build_view(Seq2seq() if is_encoder_decoder else Causal(), codec)
         case Masked():
             masking = Masking(config, _require_text_codec(codec))
             return View(Full(), Full(), masking, lambda n, prefix: (n, 0), check_plain, overlap=0, is_text=False)
         case SpanCorruption() | DenoiserMixture():
             denoising = Denoising(config, _require_text_codec(codec))
             if is_encoder_decoder:
-                view = replace(build_view(Seq2seq()), length=lambda n, prefix: denoising.lengths(n)[::-1])
+                view = replace(build_view(Seq2seq(), codec), length=lambda n, prefix: denoising.lengths(n)[::-1])
             else:
                 plain = build_view(Causal() if config.causal else Prefix())
                 view = replace(plain, length=lambda n, prefix: (max(0, denoising.total(n) - 1), 0))

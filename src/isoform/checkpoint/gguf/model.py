@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,18 +14,32 @@ from torch import Tensor
 
 from isoform.checkpoint.gguf.architectures import Architecture, architecture_of, read_config
 from isoform.checkpoint.gguf.format import Header, TensorInfo, check_format, read_header, read_numbers
-from isoform.checkpoint.gguf.tokenizer import read_tokenizer
+from isoform.checkpoint.gguf.tokenizer import Vocabulary, read_vocabulary
 from isoform.checkpoint.tensors import StoredTensor, TensorSlice, build_empty, fill, slices_of
+from isoform.codecs.origin import SETTINGS, TOKENIZER_FILE
 from isoform.model.config import ModelConfig
 from isoform.model.transformer import Transformer
 
 
 @dataclass(frozen=True, eq=False)
 class GGUFModel:
-    """The contents of a file: the model in float32, in evaluation mode, and the tokenizer.json of a byte-level BPE."""
+    """The contents of a file: the model in float32, in evaluation mode, and its tokenizer, if it is read."""
 
     model: Transformer
-    tokenizer: dict[str, Any] | None
+    vocabulary: Vocabulary | None
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The tokenizer as files of a folder, by name."""
+        if self.vocabulary is None:
+            return {}
+        documents = {TOKENIZER_FILE: self.vocabulary.tokenizer, SETTINGS: self.vocabulary.settings}
+        return {name: json.dumps(document, ensure_ascii=False).encode() for name, document in documents.items()}
+
+    @property
+    def special_ids(self) -> dict[str, Any]:
+        """The fields of a config.json about special tokens."""
+        return {} if self.vocabulary is None else self.vocabulary.ids
 
 
 def read_gguf(path: str | Path) -> GGUFModel:
@@ -43,8 +58,8 @@ def read_gguf(path: str | Path) -> GGUFModel:
     model = build_empty(config, tensors, str(path))
     slices = slices_of(model, architecture.names)
     _check_tensors(header, architecture, slices)
-    tokenizer = read_tokenizer(header, config.vocab_size)
-    return GGUFModel(fill(model, slices, tensors), tokenizer)
+    vocabulary = read_vocabulary(header, config.vocab_size)
+    return GGUFModel(fill(model, slices, tensors), vocabulary)
 
 
 def _read(header: Header, info: TensorInfo, architecture: Architecture, config: ModelConfig) -> Tensor:

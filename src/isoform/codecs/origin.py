@@ -1,0 +1,147 @@
+"""The files of another library's folder that say how texts are read and written, kept as they came."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+TOKENIZER_FILE = "tokenizer.json"
+SETTINGS, GENERATION, TEMPLATE = "tokenizer_config.json", "generation_config.json", "chat_template.jinja"
+FILES = (
+    *(TOKENIZER_FILE, SETTINGS, GENERATION, TEMPLATE, "chat_template.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"),
+    *("sentencepiece.bpe.model", "source.spm", "target.spm", "normalizer.json", "preprocessor_config.json"),
+)
+"""The files that go along with a model."""
+OF_MODEL = (GENERATION, "preprocessor_config.json")
+"""Those of them that don't belong to the tokenizer."""
+LIMIT = 2**28
+"""Bytes of one of them; larger ones are refused."""
+NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""The special tokens that tokenizer_config.json names."""
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """The ids around the texts of a model, and whether texts may hold special tokens."""
+
+    end: int
+    """Ends a document."""
+    before: tuple[int, ...] = ()
+    """Precede every text."""
+    after: tuple[int, ...] = ()
+    """Follow every text; if there are none, `end` does where a text is complete."""
+    decoder_start: int | None = None
+    """The first input of the decoder of a pair of stacks; None: the last token of the source."""
+    are_read: bool = False
+    """Whether the name of a special token inside a text is read as that token."""
+
+    def __post_init__(self) -> None:
+        for name in ("before", "after"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # lists, as JSON has them
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Files by name, and the fields of config.json about special tokens; empty for isoform's own codecs."""
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    ids: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """tokenizer_config.json, completed by special_tokens_map.json; empty if absent."""
+        settings = self._document(SETTINGS)
+        if "added_tokens_decoder" not in settings:
+            settings = {**settings, **self._document("special_tokens_map.json")}
+        return settings
+
+    @cached_property
+    def generation(self) -> Mapping[str, Any]:
+        """generation_config.json; without it the fields of config.json."""
+        return self._document(GENERATION) if GENERATION in self.files else self.ids
+
+    @property
+    def decoder_start(self) -> int | None:
+        """The first input of the decoder of a pair of stacks; None for other models."""
+        start = self.ids.get("decoder_start_token_id")
+        if start is not None and GENERATION in self.files:
+            start = self.generation.get("decoder_start_token_id", self.generation.get("bos_token_id", start))
+        return start
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The names of special tokens, such as eos_token."""
+        return {name: _content(self.settings[name]) for name in NAMES if self.settings.get(name)}
+
+    @property
+    def special_names(self) -> list[str]:
+        """The names of all special tokens."""
+        extra = self.settings.get("additional_special_tokens") or self.settings.get("extra_special_tokens") or []
+        extra = list(extra.values()) if isinstance(extra, Mapping) else extra
+        return [*self.names.values(), *map(_content, extra)]
+
+    def of_texts(self) -> Origin:
+        """The same without what belongs to a model: how it generates, and the fields of its config.json."""
+        return Origin({name: data for name, data in self.files.items() if name not in OF_MODEL})
+
+    def without_vocabulary(self) -> Origin:
+        """The same for a vocabulary that has changed: settings without the files that hold the vocabulary."""
+        names = (SETTINGS, GENERATION, TEMPLATE, "chat_template.json", "special_tokens_map.json")
+        return Origin({name: data for name, data in self.files.items() if name in names}, self.ids)
+
+    def _document(self, name: str) -> dict[str, Any]:
+        if name not in self.files:
+            return {}
+        try:
+            document = json.loads(self.files[name].decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{name} is no JSON ({error}); copy it again") from None
+        if not isinstance(document, dict):
+            raise ValueError(f"{name} holds a {type(document).__name__} where an object is expected; copy it again")
+        return document
+
+
+def read_origin(folder: Path, ids: Mapping[str, Any] | None = None) -> Origin:
+    """The files of a folder. ids: the fields of its config.json about special tokens.
+
+    Raises ValueError naming a file that is too large or can't be read.
+    """
+    files = {}
+    for name in FILES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        if path.stat().st_size > LIMIT:
+            raise ValueError(f"{path} has {path.stat().st_size:,} bytes, more than the {LIMIT:,} that are read")
+        try:
+            files[name] = path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"{path} can't be read: {error.strerror}") from error
+    return Origin(files, dict(ids or {}))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises ValueError if it can't be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path} can't be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text: it has no UTF-8 at byte {error.start}; check the path") from None
+
+
+def own_settings(end: str) -> bytes:
+    """The tokenizer_config.json of a tokenizer of isoform's own, whose texts end with the special token `end`."""
+    names = {"bos_token": end, "eos_token": end}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "model_input_names": ["input_ids"]}
+    return (json.dumps(settings, indent=2) + "\n").encode()
+
+
+def _content(token: object) -> str:
+    """The text of a special token, which is a string or a table."""
+    return str(token.get("content", "")) if isinstance(token, Mapping) else str(token)

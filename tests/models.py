@@ -65,6 +65,8 @@ FORMS: dict[str, ModelConfig] = {
     "multi-query": config(block=attention(num_heads=4, num_kv_heads=1, qk_norm=RMSNorm(scale=False))),
     "wide heads": config(block=attention(num_heads=2, head_dim=12)),
     "gated": config(block=BlockConfig(feedforward=Gated(), norm=RMSNorm())),
+    "glu": config(block=BlockConfig(feedforward=Gated(activation="sigmoid"))),
+    "bilinear": config(block=BlockConfig(feedforward=Gated(activation="linear"))),
     "relu2": config(block=BlockConfig(feedforward=Dense(activation="relu2"), norm=RMSNorm(scale=False))),
     "post": config(block=BlockConfig(norm_placement="post"), final_norm=False),
     "reordered": config(block=BlockConfig(norm_placement="reordered", norm=RMSNorm())),

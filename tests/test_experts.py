@@ -19,8 +19,8 @@ D, F, E = 8, 6, 5
 KINDS = [
     Gated(),
     Dense(),
-    *(Dense(activation=a) for a in ("gelu_tanh", "relu", "relu2", "silu")),
-    Gated(activation="gelu"),
+    *(Dense(activation=a) for a in ACTIVATIONS if a != Dense().activation),
+    *(Gated(activation=a) for a in ACTIVATIONS if a != Gated().activation),
 ]
 ROUTERS = {
     "softmax": TokenChoice(),

@@ -25,6 +25,8 @@ from isoform.model.lowering import (
     dense_allowed,
     lower,
 )
+from isoform.model.parts import Shaw
+from models import FORMS, VOCAB, build, pair, reads_forward
 
 MASKS: list[Mask] = [
     Full(),
@@ -280,13 +282,63 @@ def test_flex_with_the_shortcuts(monkeypatch):
         torch.testing.assert_close(attend(q, k, v, allowed, kernel="flex"), by_the_predicate(q, k, v, edges))
 
 
+@pytest.mark.parametrize("num_rows", [1, 2, 3])
+@torch.no_grad()
+def test_every_form_by_flex(num_rows, monkeypatch):
+    flexed(monkeypatch)
+    text = torch.randint(VOCAB, (num_rows, 12), generator=torch.Generator().manual_seed(1))
+    decoders = [
+        form for form in FORMS.values() if not reads_forward(form) and not isinstance(form.decoder.position, Shaw)
+    ]
+    for form in (*decoders, *map(pair, decoders)):
+        model = build(form)
+        expected = model(text, source=None if form.encoder is None else text[:, :7])
+        model.use_kernel("flex")
+        found = model(text, source=None if form.encoder is None else text[:, :7])
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_rows_that_share_a_source_by_flex(monkeypatch):
+    flexed(monkeypatch)
+    model, text = build(pair(FORMS["grouped"])), torch.arange(12).view(4, 3)
+    memory = model.encode(torch.tensor([[5, 4, 3, 2, 1], [7, 8, 9, 7, 8]]))
+    expected = model.decode(text, memory=memory)
+    model.use_kernel("flex")
+    torch.testing.assert_close(model.decode(text, memory=memory), expected)
+
+
+def test_flex_has_few_shapes_to_compile():
+    sizes = set()
+    for length in range(1, 200):
+        query, key = plain_coordinates(3, 1, start=length - 1), plain_coordinates(3, length)
+        sizes.add(lower(Causal(), query, key, kernel="flex").sizes)
+    assert sizes == {(4, 1, 2**n) for n in range(9)}
+
+
 @pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")
-def test_flex_compiled():
-    at, (q, k, v) = coordinates("packed", 160), drawn(160, (4, 2), requires_grad=False, dtype=torch.float32)
-    mask = Window(20) & (Prefix() | Causal())
-    found = attend(q, k, v, lower(mask, at, at, kernel="flex"), kernel="flex")
-    torch.testing.assert_close(found, by_the_predicate(q, k, v, dense_mask(mask, at, at).unsqueeze(1)))
+@pytest.mark.parametrize(("rows", "num_rows"), [("packed", 2), ("plain", 1), ("plain", 2), ("plain", 3)])
+def test_flex_compiled(rows, num_rows):
+    at = plain_coordinates(num_rows, 50) if rows == "plain" else coordinates(rows, 50, num_rows)
+    q, k, v = drawn(50, (4, 2), num_rows, requires_grad=False, dtype=torch.float32)
+    mask, bias = Window(20) & (Prefix() | Causal()), torch.randn(1, 4, 50, 50)
+    found = attend(q, k, v, lower(mask, at, at, kernel="flex"), bias=bias, kernel="flex")
+    torch.testing.assert_close(found, by_the_predicate(q, k, v, dense_mask(mask, at, at).unsqueeze(1), bias))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_flex_compiles_anew_when_torch_would_give_up(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda f, **options: torch._dynamo.optimize("eager", dynamic=False)(f))
+    monkeypatch.setattr(lowering, "MOST_PROGRAMS", 2)
+    lowering._compiled_flex.cache_clear()
+    torch.compiler.reset()
+    at, (q, k, v) = plain_coordinates(1, 2), drawn(2, num_rows=1, requires_grad=False)
+    for before in range(4):  # each mask is another program
+        found = attend(q, k, v, lower(Window(before), at, at, kernel="flex"), kernel="flex")
+        edges = dense_mask(Window(before), at, at).unsqueeze(1)
+        torch.testing.assert_close(found, by_the_predicate(q, k, v, edges))
+    lowering._compiled_flex.cache_clear()
 
 
 @pytest.mark.parametrize(

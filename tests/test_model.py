@@ -11,8 +11,9 @@ from isoform.model.activations import activation_numbers
 from isoform.model.config import BlockConfig, Initialization, ModelConfig, StackConfig
 from isoform.model.cost import Shape, forward_flops, num_parameters, training_flops
 from isoform.model.decoders import GPT2, MODERN
+from isoform.model.feedforward import ACTIVATIONS, build_feedforward
 from isoform.model.lowering import attend, lower
-from isoform.model.parts import Attention, Rotary
+from isoform.model.parts import Attention, Dense, Gated, Rotary
 from isoform.model.transformer import Transformer
 from models import FORMS, VOCAB, build, config, pair, reads_forward
 
@@ -240,19 +241,38 @@ def test_activations_are_those_that_autograd_keeps(preset):
     decoder = replace(preset.decoder, num_layers=3, blocks=blocks)
     wide = replace(preset, vocab_size=40, model_dim=128, context_length=160, dropout=0.1, decoder=decoder)
     torch.manual_seed(0)
-    model, kept = Transformer(wide), {}
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    model, text = Transformer(wide), torch.randint(40, (8, 160))
+    measured = kept_bytes(model, lambda: torch.nn.functional.cross_entropy(model(text).flatten(0, 1), text.flatten()))
+    assert 4 * activation_numbers(wide, Shape(8, 160)) == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", [Dense, Gated])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_what_is_kept_of_a_feedforward_depends_on_its_activation(kind, activation):
+    d, length = 32, 40
+
+    def numbers(feedforward) -> int:
+        block = BlockConfig(feedforward=feedforward)
+        wide = config(block=block, model_dim=d, context_length=length, num_layers=1)
+        return activation_numbers(wide, Shape(2, length))
+
+    feedforward = kind(feedforward_dim=3 * d, activation=activation)
+    module, x = build_feedforward(feedforward, d, 3 * d), torch.randn(2, length, d, requires_grad=True)
+    measured = kept_bytes(module, lambda: module(x)) - x.nbytes
+    assert 4 * (numbers(feedforward) - numbers(None) - 2 * 2 * length * d) == measured
+
+
+def kept_bytes(module, forward) -> int:
+    """What autograd keeps of a forward pass beside parameters, each storage once."""
+    own, kept = {p.untyped_storage().data_ptr() for p in module.parameters()}, {}
 
     def keep(t: torch.Tensor) -> torch.Tensor:
         kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 
-    text = torch.randint(40, (8, 160))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        loss = torch.nn.functional.cross_entropy(model(text).flatten(0, 1), text.flatten())
-    assert loss > 0
-    measured = sum(size for address, size in kept.items() if address not in own)
-    assert 4 * activation_numbers(wide, Shape(8, 160)) == pytest.approx(measured, rel=0.1)
+        assert forward().requires_grad
+    return sum(size for address, size in kept.items() if address not in own)
 
 
 def test_blocks_with_the_same_rotary_scheme_share_its_tables():

@@ -16,6 +16,7 @@ from isoform.model.config import (
 from isoform.model.cost import Shape, experts_per_token, num_mixers, widths
 from isoform.model.parts import (
     LSTM,
+    Activation,
     Attention,
     CausalConvolution,
     Dense,
@@ -27,6 +28,11 @@ from isoform.model.parts import (
     RMSNorm,
     Rotary,
 )
+
+_BY_INPUT: frozenset[Activation] = frozenset({"gelu", "silu"})
+"""Activations whose backward pass reads what entered them; that of linear, relu and sigmoid reads what left at most."""
+_BY_SLOPE: frozenset[Activation] = frozenset({"gelu_tanh", "relu2"})
+"""Those whose kernel keeps a tensor of its own (kernels.py)."""
 
 
 def activation_numbers(config: Model, shape: Shape) -> int:
@@ -98,10 +104,11 @@ def _inner_activations(config: ModelConfig, feedforward: FeedForward | None) -> 
     match feedforward:
         case None:
             return 0
-        case Dense():
-            return 2 * config.feedforward_dim(feedforward)
-        case Gated():
-            return 4 * config.feedforward_dim(feedforward)
+        case Dense(activation=activation):
+            return (1 + (activation in _BY_INPUT | _BY_SLOPE)) * config.feedforward_dim(feedforward)
+        case Gated(activation=activation):  # gate and up, as one product; the active gate; what enters down
+            stored = 3 + (activation != "linear") + (activation in _BY_SLOPE)
+            return stored * config.feedforward_dim(feedforward)
         case Experts():
             per_expert = _inner_activations(config, feedforward.expert) + 2 * config.model_dim
             return per_expert * (experts_per_token(feedforward) + feedforward.num_shared)

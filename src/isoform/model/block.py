@@ -128,8 +128,8 @@ class ForwardContext:
         """Of cross-attention: a token sees its own document's source. Rows that share a row of memory are joined."""
         assert self.memory is not None
         query, key, rows = self.coordinates, self.memory.coordinates, len(self.memory.hidden)
-        if rows < len(query.index) and None in (query.start, key.start):
-            query = query.map(lambda t: t.unflatten(0, (rows, -1)).flatten(1, 2))
+        if rows < len(query.index):
+            query = replace(query.map(lambda t: t.unflatten(0, (rows, -1)).flatten(1, 2)), span=query.bounds)
         return AttentionTerms(lower(Full(), query, key, kernel=self.kernel))
 
     def memory_rotation(self, scheme: Scheme) -> Rotation:

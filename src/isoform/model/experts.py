@@ -26,8 +26,10 @@ aten = torch.ops.aten
 BACKWARD: dict[Activation, Callable[[Tensor, Tensor], Tensor]] = {
     "gelu": aten.gelu_backward,
     "gelu_tanh": lambda grad, x: aten.gelu_backward(grad, x, approximate="tanh"),
+    "linear": lambda grad, x: grad,
     "relu": lambda grad, x: aten.threshold_backward(grad, x, 0),
     "relu2": lambda grad, x: x.relu().mul_(2).mul_(grad),
+    "sigmoid": lambda grad, x: aten.sigmoid_backward(grad, x.sigmoid()),
     "silu": aten.silu_backward,
 }
 """From an activation's gradient and its input to the input's gradient."""

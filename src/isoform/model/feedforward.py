@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import assert_never
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,8 +16,10 @@ from isoform.model.parts import Activation, Dense, Gated
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "gelu_tanh": gelu_tanh,
+    "linear": lambda x: x,
     "relu": functional.relu,
     "relu2": relu2,
+    "sigmoid": torch.sigmoid,
     "silu": functional.silu,
 }
 

@@ -25,6 +25,8 @@ from isoform.model.kernels import is_short, short_causal_attention
 CAUSAL, ALL = "causal", "all"
 CHUNK = 128
 """Queries of a band that share their keys. At 8192 tokens and a window of 256, 64 is as fast and 256 a tenth slower."""
+MOST_PROGRAMS = 64
+"""Programs of FlexAttention that are kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +48,12 @@ class Band:
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """What FlexAttention wants: the predicate of one pair, (row, head, query, key) to a boolean, and its blocks."""
+    """What FlexAttention wants: the predicate of one pair, (row, head, query, key) to a boolean, and its blocks, for
+    `sizes` = (rows, queries, keys), rounded up: what is beyond the actual ones sees nothing."""
 
     mask_mod: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     block_mask: Any
+    sizes: tuple[int, int, int]
 
 
 Allowed = Tensor | str | Band | Blocks
@@ -133,16 +137,13 @@ def lower(
 
 def _shortcut(exact: tuple[float, float] | None, query: Coordinates, key: Coordinates) -> str | None:
     """ALL or CAUSAL, if that is what plain rows see."""
-    if exact is None or query.start is None:
+    if exact is None or query.bounds is None or key.bounds is None:
         return None
-    bounds = key.bounds
-    if bounds is None:
-        return None
-    first, last = query.start, query.start + query.index.shape[-1] - 1
-    is_back, is_ahead = last - bounds[0] <= exact[0], bounds[1] - first <= exact[1]
+    is_back, is_ahead = query.bounds[1] - key.bounds[0] <= exact[0], key.bounds[1] - query.bounds[0] <= exact[1]
     if is_back and is_ahead:
         return ALL
-    same = query.start == key.start and query.index.shape[-1] == key.index.shape[-1]
+    starts = query.start, query.index.shape[-1]
+    same = query.start is not None and starts == (key.start, key.index.shape[-1])
     return CAUSAL if is_back and exact[1] == 0 and same else None
 
 
@@ -194,17 +195,37 @@ def _additive(visible: Tensor) -> Tensor:
 
 
 def _blocks(mask: Mask, query: Coordinates, key: Coordinates) -> Blocks:
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    num_rows, num_queries = query.index.shape
-    # torch 2.13 compiles numbers taken out of a gathered vector wrongly
-    query, key = query.split_axes(), key.split_axes()
+    (num_rows, num_queries), num_keys = query.index.shape, key.index.shape[1]
+    sizes = _rounded(num_rows), _rounded(num_queries), _rounded(num_keys)
+    query, key = (_padded(side, num_rows, sizes[0], size) for side, size in zip((query, key), sizes[1:], strict=True))
 
     def mask_mod(row: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return allowed_pair(mask, query.map(lambda t: t[row, i]), key.map(lambda t: t[row, j]))
 
-    device = str(query.index.device)
-    return Blocks(mask_mod, create_block_mask(mask_mod, num_rows, None, num_queries, key.index.shape[1], device))
+    return _built_blocks(mask_mod, sizes, query.index.device)
+
+
+def _built_blocks(mask_mod: Callable[..., Tensor], sizes: tuple[int, int, int], device: torch.device) -> Blocks:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    num_rows, num_queries, num_keys = sizes
+    return Blocks(mask_mod, create_block_mask(mask_mod, num_rows, None, num_queries, num_keys, str(device)), sizes)
+
+
+def _rounded(size: int) -> int:
+    """The next power of two: FlexAttention compiles a program for each shape, so that few shapes should occur."""
+    return 1 << (size - 1).bit_length()
+
+
+def _padded(tokens: Coordinates, num_rows: int, rows: int, columns: int) -> Coordinates:
+    """Coordinates of num_rows rows with padding up to `rows` and `columns`, as torch 2.13 can compile them: it fails on
+    expanded tensors on CPUs, and takes numbers out of a gathered vector wrongly."""
+    split, length = tokens.split_axes(), tokens.index.shape[1]
+    missing = 0, columns - length, 0, rows - num_rows
+    full = split.map(lambda t: functional.pad(t.expand(num_rows, length), missing).contiguous())
+    is_token = torch.arange(rows, device=full.index.device).unsqueeze(1) < num_rows
+    is_token = is_token & (torch.arange(columns, device=full.index.device) < length)
+    return replace(full, document=full.document.masked_fill(~is_token, -1))
 
 
 # Kernels --------------------------------------------------------------------------------------------------------------
@@ -351,10 +372,14 @@ def _compiled_flex() -> Callable[..., Tensor]:
     compiled = torch.compile(flex_attention, dynamic=False)  # with open shapes its C++ is wrong in torch 2.13
 
     def call(*arguments: Any, **keywords: Any) -> Tensor:
-        """Each mask and shape is a program of its own; after too many of them torch would fall back to dense scores
-        with a warning, so it is set to fail instead."""
-        with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
-            return compiled(*arguments, **keywords)
+        """Each mask and shape is a program of its own. After too many of them torch would fall back to dense scores
+        with a warning; instead they are dropped, and compiled again when needed."""
+        with torch._dynamo.config.patch(recompile_limit=MOST_PROGRAMS, fail_on_recompile_limit_hit=True):
+            try:
+                return compiled(*arguments, **keywords)
+            except torch._dynamo.exc.FailOnRecompileLimitHit:
+                torch.compiler.reset()
+                return compiled(*arguments, **keywords)
 
     return call
 
@@ -366,28 +391,34 @@ def _attend_flex(
     has_gradients = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, v, bias))
     needs = {"dropout": bool(dropout), "bias": bias is not None, "gradients": has_gradients}
     check_kernel("flex", needs=[name for name, is_needed in needs.items() if is_needed], device=q.device)
-    block_mask = None
-    if not isinstance(allowed, str) or allowed != ALL:
-        block_mask = (
-            allowed if isinstance(allowed, Blocks) else _dense_blocks(dense_allowed(allowed, q, k))
-        ).block_mask
+    blocks = allowed if isinstance(allowed, Blocks) else _dense_blocks(dense_allowed(allowed, q, k), len(q))
+    num_rows, num_queries, num_keys = blocks.sizes
     score_mod = None
     if bias is not None:
-        rows = bias.expand(len(q), *bias.shape[1:])
+        biases = _padded_heads(bias, len(bias), num_queries, num_keys)
 
         def score_mod(score: Tensor, row: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            return score + rows[row, head, i, j]
+            return score + biases[row.clamp(max=len(biases) - 1), head, i, j]
 
-    is_grouped = q.shape[1] != k.shape[1]
-    return _compiled_flex()(q, k, v, score_mod=score_mod, block_mask=block_mask, scale=scale, enable_gqa=is_grouped)
+    padded = (_padded_heads(t, num_rows, n, t.shape[3]) for t, n in ((q, num_queries), (k, num_keys), (v, num_keys)))
+    out = _compiled_flex()(
+        *padded, score_mod=score_mod, block_mask=blocks.block_mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return out[: len(q), :, : q.shape[2]]
 
 
-def _dense_blocks(visible: Tensor) -> Blocks:
-    """Booleans (B or 1, 1, T, S) as blocks."""
-    from torch.nn.attention.flex_attention import create_block_mask
+def _padded_heads(t: Tensor, rows: int, columns: int, width: int) -> Tensor:
+    """(B, N, T, H) with zeros up to these sizes."""
+    missing = 0, width - t.shape[3], 0, columns - t.shape[2], 0, 0, 0, rows - len(t)
+    return functional.pad(t, missing) if any(missing) else t.contiguous()
+
+
+def _dense_blocks(visible: Tensor, num_rows: int) -> Blocks:
+    """Booleans (B or 1, 1, T, S) as blocks for num_rows rows."""
+    sizes = _rounded(num_rows), _rounded(visible.shape[2]), _rounded(visible.shape[3])
+    padded = _padded_heads(visible.expand(num_rows, -1, -1, -1), *sizes)
 
     def mask_mod(row: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return visible[row if len(visible) > 1 else 0, 0, i, j]
+        return padded[row, 0, i, j]
 
-    shape = len(visible), None, visible.shape[2], visible.shape[3]
-    return Blocks(mask_mod, create_block_mask(mask_mod, *shape, str(visible.device)))
+    return _built_blocks(mask_mod, sizes, visible.device)

@@ -224,12 +224,13 @@ Recurrent = LSTM | CausalConvolution | LinearRecurrence
 Mixer = Attention | Recurrent
 
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
+Activation = Literal["gelu", "gelu_tanh", "linear", "relu", "relu2", "sigmoid", "silu"]
+"""linear: x itself; relu2: the squared ReLU (So et al. 2021)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dense:
-    """Two matrices with an activation between; relu2 is the squared ReLU (So et al. 2021)."""
+    """Two matrices with an activation between."""
 
     feedforward_dim: int | None = None
     """Inner width; None: 4 x model_dim."""
@@ -239,7 +240,8 @@ class Dense:
 
 @dataclass(frozen=True, kw_only=True)
 class Gated:
-    """activation(gate x) * (up x), then down (Shazeer 2020)."""
+    """activation(gate x) * (up x), then down (Shazeer 2020, eq. 5 and 6): by its activation GLU (sigmoid), the bilinear
+    form (linear), ReGLU (relu), GEGLU (gelu) or SwiGLU (silu)."""
 
     feedforward_dim: int | None = None
     """Inner width; None: 8/3 x model_dim, rounded up to a multiple of 8."""

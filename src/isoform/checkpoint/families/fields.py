@@ -15,16 +15,20 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "linear": "linear",
     "relu": "relu",
     "relu2": "relu2",
+    "sigmoid": "sigmoid",
     "silu": "silu",
     "swish": "silu",
 }
 ACTIVATION_NAMES: dict[Activation, str] = {
     "gelu": "gelu",
     "gelu_tanh": "gelu_pytorch_tanh",
+    "linear": "linear",
     "relu": "relu",
     "relu2": "relu2",
+    "sigmoid": "sigmoid",
     "silu": "silu",
 }
 

@@ -35,6 +35,10 @@ class Fork:
         return self.process.exitcode
 
     @property
+    def pid(self) -> int | None:
+        return self.process.pid
+
+    @property
     def returncode(self) -> int | None:
         return self.process.exitcode
 

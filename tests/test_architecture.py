@@ -15,7 +15,7 @@ NAMES = {path: ".".join(path.relative_to(SOURCE).with_suffix("").parts) for path
 FOLDERS = ("model", "codecs", "objectives", "data", "training", "generation", "scaling")
 
 ROWS = [
-    *("history", "config", "mask", "files"),
+    *("history", "reading", "terminal", "config", "mask", "files"),
     "model.parts",
     *(f"{folder}.config" for folder in FOLDERS),
     *("model.baseline_config", "model.encoders", "model.decoders", "model.presets", "recipe", "machine", "batch"),
@@ -39,7 +39,7 @@ ROWS = [
     *(f"checkpoint.families.{name}" for name in ("modernbert", "vit", "t5", "bart", "whisper", "registry")),
     *("checkpoint.huggingface", "checkpoint.special_ids"),
     *(f"checkpoint.gguf.{name}" for name in ("format", "architectures", "tokenizer", "model")),
-    *("terminal", "figures", "run", "preparation"),
+    *("figures", "run", "preparation"),
     *("training.optimizer", "training.memory", "training.metrics", "training.trainer"),
     *("generation.constraints", "generation.strategy", "generation.sampling", "generation.beam", "generation.decode"),
     *("generation.streaming", "generation.answers", "generation.scoring"),

@@ -234,7 +234,8 @@ def test_errors_name_problem_and_remedy(call, message, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("codec.json", "{", "is damaged"),
+        ("codec.json", "{", "is no JSON"),
+        ("codec.json", "{}", "is damaged"),
         ("codec.json", json.dumps({"kind": "runes"}), "unknown kind 'runes'"),
         ("tokenizer.json", "{}", "not a tokenizer.json"),
         ("tokenizer.json", Tokenizer(models.WordLevel()).to_str(), "no special token for the end"),

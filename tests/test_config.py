@@ -317,7 +317,7 @@ def test_lists_replace_tuples_and_numbered_tables_update_them() -> None:
     [
         (b"a = 1\nb = = 2\n", "line 2"),
         (b"a = 1\nb = [1,\n", "at line 3, the end"),
-        (b"a = 1\n# caf\xe9\n", "not UTF-8 (at line 2); save the file as UTF-8"),
+        (b"a = 1\n# caf\xe9\n", "is not UTF-8: byte 0xe9 at offset 11, line 2"),
     ],
 )
 def test_broken_files_are_named_with_the_line(tmp_path: Path, content: bytes, expected: str) -> None:

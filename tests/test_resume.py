@@ -3,15 +3,16 @@
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from isoform.commands.command import interruptions
 from isoform.config import ConfigError
 from isoform.data.config import Data
 from isoform.experiment import train
@@ -123,19 +124,57 @@ def test_killed_anywhere_it_continues_to_the_same_bits(text, tmp_path, forked):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_run_after_a_clean_save(text, tmp_path, number, code):
-    out = tmp_path / "run"
-    process = subprocess.Popen(command(text, out, "--training.steps", "100000"), stdout=subprocess.PIPE, text=True)
-    until = time.monotonic() + 30
-    while not (out / "metrics.jsonl").exists() and time.monotonic() < until:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+def test_a_signal_ends_a_run_after_a_clean_save(text, tmp_path, forked, name):
+    """Also during a validation that takes minutes; a signal that may come more than once ends nothing at once."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    (tmp_path / "long.txt").write_text(text.read_text() * 400)
+    validation = ["--data.validation_path", str(tmp_path / "long.txt"), "--training.validate_every", "3"]
+    process = engines.launch(command(text, out, "--training.steps", "100000", *validation), {}, str(log), str(tmp_path))
+    until = time.monotonic() + 60
+    while '"step": 1,' not in ((out / "metrics.jsonl").read_text() if (out / "metrics.jsonl").exists() else ""):
+        assert time.monotonic() < until
         time.sleep(0.01)
     time.sleep(0.5)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == code
-    assert "clean save" in output
-    assert load(out).step > 0
+    for _ in range(2 if name in ("SIGHUP", "SIGUSR1") else 1):
+        os.kill(process.pid, getattr(signal, name))
+    sent = time.monotonic()
+    assert process.wait() == (130 if name == "SIGINT" else 75)
+    assert time.monotonic() - sent < 5
+    assert "stopping" in log.read_text() and "clean save" in log.read_text()
+    assert load(out).step == 3
+
+
+def test_a_hangup_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptions():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("calls", range(0, 17, 2))
+def test_a_run_stopped_during_validation_or_a_sample_continues_with_it(text, tmp_path, calls):
+    """should_stop is asked after each step, between batches, and between the tokens of a sample; every second process
+    is killed instead, with what it has done since the last checkpoint."""
+    fields = {"steps": 4, "validate_every": 2, "sample_every": 2, "checkpoint_every": 3, "sample_tokens": 5}
+    whole, part, number = train(recipe(text, **fields), tmp_path / "whole", machine=CPU), Run(tmp_path / "part"), 0
+    while not part.summary.exists():
+        number, asked = number + 1, iter(range(1000))
+
+        def should_stop(number=number, asked=asked) -> bool:
+            is_over = next(asked) == calls + number // 2
+            if is_over and number % 2 == 0:
+                raise KeyboardInterrupt
+            return is_over
+
+        with suppress(KeyboardInterrupt):
+            train(recipe(text, **fields), part.folder, machine=CPU, should_stop=should_stop)
+    assert number > 1
+    assert_same(whole, part)
 
 
 def test_more_steps_extend_and_anything_else_is_refused(text, tmp_path, capsys):

@@ -6,7 +6,7 @@ Modules are named by strings and imported when their command is called, so that 
 from __future__ import annotations
 
 import errno
-import json
+import os
 import sys
 import tempfile
 import time
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from isoform import __version__
 from isoform.config import ConfigError, parse_flags, unknown_name
-from isoform.terminal import ExitCode, Terminal
+from isoform.terminal import ExitCode, Terminal, steady_streams
 
 STARTED = time.perf_counter()
 
@@ -67,14 +67,23 @@ def usage() -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code (0 done, 65 bad input, 74 storage, 75 start again, 130 interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        return ExitCode.DONE
-    if arguments[0] == "--version":
-        print(f"isoform {__version__}")
-        return ExitCode.DONE
+    steady_streams()
     terminal = Terminal(json="--json" in arguments, verbose="-v" in arguments or "--verbose" in arguments)
     terminal.started = STARTED
+    code = _run(arguments, terminal)
+    if code == ExitCode.DONE and isinstance(terminal.failure, OSError) and terminal.failure.errno != errno.EPIPE:
+        terminal.fail(f"standard output can't be written to: {terminal.failure.strerror}; make room")
+        return ExitCode.STORAGE
+    return code
+
+
+def _run(arguments: list[str], terminal: Terminal) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        terminal.say(usage())
+        return ExitCode.DONE
+    if arguments[0] == "--version":
+        terminal.say(f"isoform {__version__}")
+        return ExitCode.DONE
 
     def warn(message, category, filename, lineno, file=None, line=None) -> None:
         terminal.warn(str(message))
@@ -84,8 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         result = _call(arguments[0], arguments[1:], terminal)
     except KeyboardInterrupt:
         return _failed(terminal, ExitCode.INTERRUPTED, "interrupted", "")
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader has closed the pipe; Python would fail while flushing
+    except BrokenPipeError:  # nobody reads the output any more
         return ExitCode.DONE
     except BlockingIOError as error:
         return _failed(terminal, ExitCode.TRANSIENT, str(error), _trace(terminal))
@@ -100,12 +108,13 @@ def main(arguments: list[str] | None = None) -> int:
             first = str(error).splitlines()[0] if str(error) else "no memory left"
             message = f"{first}; use fewer rows at once (--training.micro_batch_size) or a smaller model"
             return _failed(terminal, ExitCode.BAD_INPUT, message, _trace(terminal))
-        path = Path(tempfile.gettempdir()) / f"isoform-fault-{int(time.time())}.log"
-        path.write_text(traceback.format_exc(), encoding="utf-8")
+        handle, path = tempfile.mkstemp(prefix="isoform-fault-", suffix=".log")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(traceback.format_exc())
         message = f"an internal error of isoform: {type(error).__name__}: {error} (traceback in {path})"
         return _failed(terminal, ExitCode.FAULT, message, _trace(terminal))
     if terminal.json:
-        print(json.dumps(result.values, ensure_ascii=False))
+        terminal.emit(result.values)
     return result.exit_code
 
 
@@ -167,12 +176,10 @@ def _trace(terminal: Terminal) -> str:
 
 
 def _failed(terminal: Terminal, code: ExitCode, message: str, trace: str) -> int:
-    if trace:
-        sys.stderr.write(trace)
-    sys.stderr.write(f"isoform: {message}\n")
+    terminal.fail(message, trace)
     if terminal.json:
         what, _, remedy = message.partition("; ")
-        print(json.dumps({"error": {"code": code, "message": what, "remedy": remedy}}, ensure_ascii=False))
+        terminal.emit({"error": {"code": code, "message": what, "remedy": remedy}})
     return code
 
 

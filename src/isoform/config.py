@@ -12,7 +12,6 @@ import functools
 import inspect
 import io
 import re
-import tomllib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -23,6 +22,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import tomli_w
 
 from isoform import history
+from isoform.reading import read_toml
+from isoform.terminal import visible
 
 T = TypeVar("T")
 
@@ -112,18 +113,10 @@ def non_defaults(value: Any) -> Any:
 
 def load_toml(path: str | Path) -> dict[str, Any]:
     """The tables of a TOML file. Raises ConfigError with the file and, if possible, the line."""
-    content = b""
     try:
-        content = Path(path).read_bytes()
-        return tomllib.loads(content.decode())
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}: not UTF-8 (at line {line}); save the file as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        line = content.count(b"\n") + 1
-        raise ConfigError(f"{path}: {error}".replace("end of document", f"line {line}, the end")) from None
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}; give the path of a TOML file") from None
+        return read_toml(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def dump_toml(value: object, *, comment: str = "") -> str:
@@ -201,7 +194,11 @@ def _run_tyro(kind: type[T], instance: T, rest: list[str], *, prog: str, descrip
     options: Any = {"default": instance, "prog": prog, "description": description, "use_underscores": True}
     options["config"] = (tyro.conf.AvoidSubcommands,)
     if asks_help:
-        return tyro.cli(kind, args=["--help"], **options)
+        try:
+            with contextlib.redirect_stdout(output):
+                tyro.cli(kind, args=["--help"], **options)
+        finally:
+            print(visible(output.getvalue()), end="")  # its values may come from anyone's file
     try:  # without a terminal a box is ASCII: title, rule, reason, rule, help
         with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
             result, unread = tyro.cli(kind, args=rest, return_unknown_args=True, **options)

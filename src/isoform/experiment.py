@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
@@ -62,7 +63,7 @@ from isoform.terminal import Progress as Bar
 from isoform.terminal import Terminal, count
 from isoform.training.metrics import MetricsLog, read_metrics, truncate_metrics
 from isoform.training.optimizer import build_optimizers, freeze, load_optimizer_state, named_slots, optimizer_state
-from isoform.training.trainer import Diverged, Progress, train_loop
+from isoform.training.trainer import Diverged, Interrupted, Progress, train_loop, until_stopped
 
 
 def build_model(recipe: Recipe, machine: Machine) -> Network:
@@ -102,7 +103,8 @@ def train(
     """Train a recipe in a run directory (default: runs/NAME-N, new), or continue an existing run.
 
     With the same recipe the run continues, with more training.steps it is extended, a finished run is left as it is;
-    any other difference raises ConfigError listing the fields. should_stop is called after each step.
+    any other difference raises ConfigError listing the fields. should_stop is called after each step, and between the
+    batches of validation and the tokens of a sample; the run is saved as soon as it returns True.
     """
     terminal = Terminal(quiet=True) if terminal is None else terminal
     machine = choose_machine() if machine is None else machine
@@ -119,9 +121,9 @@ def train(
             _check_continuation(run, prepared.recipe, terminal)
         elif any(path.name != ".lock" for path in run.folder.iterdir()):
             raise ConfigError(f"{run.folder} is not empty and holds no run; name a new folder with --out")
-        session = _Session(run, prepared, machine, compile, kernel, terminal)
+        session = _Session(run, prepared, machine, compile, kernel, terminal, should_stop)
         runs.begin(run, prepared.recipe, prepared.codec, answers_source=prepared.answers_source)
-        session.train(should_stop)
+        session.train()
     return run
 
 
@@ -206,8 +208,10 @@ class _Session:
         compile: bool | None,
         kernel: str,
         terminal: Terminal,
+        should_stop: Callable[[], bool],
     ) -> None:
         self.run, self.prepared, self.machine, self.terminal = run, prepared, machine, terminal
+        self.should_stop = should_stop
         self.recipe = prepared.recipe
         self.model = build_model(self.recipe, machine)
         self.model.use_kernel(kernel, trains=True)
@@ -290,13 +294,13 @@ class _Session:
         joules = self.energy.joules
         return None if joules is None or self.joules_before is None else self.joules_before + joules
 
-    def train(self, should_stop: Callable[[], bool]) -> None:
+    def train(self) -> None:
         training, first = self.recipe.training, self.progress.step
         if first >= training.steps and self.run.summary.exists():
             self.terminal.say(f"{self.run.folder} is finished: {first} steps")
             return
         self._check_average()
-        truncate_metrics(self.run.metrics, self.progress.step)
+        truncate_metrics(self.run.metrics, self.progress.step, is_scored=self.progress.is_scored)
         self.run.samples.touch()
         os.truncate(self.run.samples, self.samples_length)
         for stale in (self.run.summary, self.run.report, self.run.weights, self.run.diverged):
@@ -317,7 +321,7 @@ class _Session:
                     validate=self.validate,
                     sample=self.sample,
                     save=self.save,
-                    should_stop=should_stop,
+                    should_stop=self.should_stop,
                 )
         except Diverged as error:
             diverged = {"step": self.progress.step + 1, "message": str(error)}
@@ -325,8 +329,9 @@ class _Session:
             raise
         finally:
             metrics.close()
-        if self.progress.step == training.steps:
-            self.finish()
+        if self.progress.step == training.steps and self.progress.is_scored:
+            with suppress(Interrupted):
+                self.finish()
 
     def _with_utilisation(self, line: dict) -> dict:
         """The line of metrics with derived fields; shows it on the progress bar."""
@@ -347,7 +352,9 @@ class _Session:
 
     def validate(self) -> dict[str, float]:
         """Loss and other scores on the whole validation split."""
-        score = evaluate_rows(self.model, self.recipe, self.prepared.validation, self.machine)
+        score = evaluate_rows(
+            self.model, self.recipe, self.prepared.validation, self.machine, should_stop=self.should_stop
+        )
         self.validation = {
             "validation_loss": score.loss,
             **({} if score.accuracy is None else {"validation_accuracy": score.accuracy}),
@@ -366,7 +373,8 @@ class _Session:
         assert isinstance(self.model, Transformer)
         sampling = Sampling(max_tokens=recipe.training.sample_tokens, temperature=0.8, seed=recipe.seed)
         prompt = self._build_prompt(prepared.codec, self.prompt)
-        *_, last = generate_texts(self.model, prepared.codec, prompt, sampling, prepared.view.inputs_mask)
+        events = generate_texts(self.model, prepared.codec, prompt, sampling, prepared.view.inputs_mask)
+        *_, last = until_stopped(events, self.should_stop)
         assert isinstance(last, Generation)
         with self.run.samples.open("a", encoding="utf-8") as file:
             file.write(f"== step {self.progress.step}\n{self.prompt}{last.text}\n\n")
@@ -389,7 +397,10 @@ class _Session:
         purge_checkpoints(self.run.checkpoints, keep=self.recipe.training.keep_checkpoints)
 
     def finish(self) -> None:
-        """Write the final model, averaged over the last checkpoints if configured, and the summary."""
+        """Write the final model, averaged over the last checkpoints if configured, and the summary.
+
+        Raises Interrupted, with nothing written, if the run is to stop while the average is validated.
+        """
         if self.recipe.training.average_checkpoints > 1:
             self._average()
         write_bytes(self.run.weights, save(state_of(self.model), metadata={"layout": str(LAYOUT)}))

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from isoform.files import make_folder, write_text
+from isoform.reading import read_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -197,13 +198,21 @@ KNOWN_PEAKS = {
 """Dense bfloat16 FLOP/s and memory bytes/s from the makers' data sheets, for estimates on other machines."""
 
 
+def physical_memory() -> int:
+    """Bytes of this machine's memory; 2**40 where the system doesn't say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return 2**40
+
+
 def measured_peaks(machine: Machine, *, refresh: bool = False) -> Peaks:
     """The machine's peaks, measured now (in a second or two) or read from the cache."""
     key = "|".join(str(v) for v in describe(machine).values())
     path = cache_folder() / "peaks.json"
     try:
-        cached = json.loads(path.read_text())
-    except (OSError, ValueError):
+        cached = read_json(path)
+    except ValueError:
         cached = {}
     if not refresh and key in cached:
         return Peaks(**cached[key])

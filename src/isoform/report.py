@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +16,7 @@ from isoform.files import write_text
 from isoform.model.cost import num_active_parameters, num_parameters
 from isoform.model.presets import PRESETS
 from isoform.objectives.config import Classification
+from isoform.reading import read_json, read_text
 from isoform.recipe import Recipe
 from isoform.run import Run, load
 from isoform.terminal import count, duration
@@ -45,9 +45,9 @@ summary { cursor: pointer; color: var(--faint); }
 
 def write_report(run: Run) -> None:
     """Write report.html from recipe, metrics, samples and summary. The run must be finished."""
-    summary = json.loads(run.summary.read_text(encoding="utf-8"))
-    samples = run.samples.read_text(encoding="utf-8")
-    recipe = run.recipe.read_text(encoding="utf-8")
+    summary = read_json(run.summary)
+    samples = read_text(run.samples)
+    recipe = read_text(run.recipe)
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{html.escape(run.folder.name)} · isoform</title><style>{STYLE}</style></head><body>

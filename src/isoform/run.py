@@ -22,7 +22,6 @@ from isoform.checkpoint.huggingface import (
     CONFIG,
     is_folder,
     read_folder,
-    read_json,
     write_folder,
 )
 from isoform.checkpoint.special_ids import special_ids
@@ -46,6 +45,7 @@ from isoform.model.cost import num_matrix_parameters
 from isoform.model.network import Network
 from isoform.model.transformer import Transformer
 from isoform.objectives.views import View, build_view
+from isoform.reading import check_safetensors, read_json
 from isoform.recipe import Recipe, recipe_of
 
 FORMAT = 3
@@ -186,6 +186,8 @@ def _model_path(path: str) -> Path:
     if not path.startswith(PACKAGE):
         return Path(path)
     package, _, inside = path.removeprefix(PACKAGE).partition("/")
+    if ".." in Path(inside).parts or Path(inside).is_absolute():
+        raise ValueError(f"{path} leads out of the package; give a path inside it, or the path of the folder itself")
     return package_folder(package) / inside
 
 
@@ -266,7 +268,7 @@ def _load_run(run: Run) -> Trained:
             f"train a model with: isoform train RECIPE"
         )
     recipe = from_dict(Recipe, load_toml(run.recipe))
-    config = json.loads((run.model / "config.json").read_text(encoding="utf-8"))
+    config = read_json(run.model / CONFIG)
     if config.get("format", 0) > FORMAT:
         raise ValueError(
             f"{path} was written in format {config['format']}, this isoform reads up to {FORMAT}; upgrade it"
@@ -281,6 +283,7 @@ def _load_run(run: Run) -> Trained:
     if checkpoint is not None:
         tensors, step = model_tensors(checkpoint, model), checkpoint.step
     elif weights.exists():
+        check_safetensors(weights)
         try:
             with safe_open(weights, "pt") as file:
                 layout = int((file.metadata() or {}).get("layout", config.get("layout", 1)))

@@ -1,20 +1,30 @@
 """Output for people: lines, warnings and progress, on a terminal or as plain lines; never on the output of --json.
 
-And for programs: exit codes.
+And for programs: exit codes, and the one object of --json. Names and texts come from files that anyone may have made,
+so control characters are shown, not sent; and the reader of an output may leave, which ends the output alone.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TextIO
 
 STYLES = {"input": "36", "given": "34", "target": "1;32", "ignored": "2"}
 """The ANSI codes of the styles."""
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u206f\ud800-\udfff]|\r(?!\n)")
+"""What a terminal would obey instead of showing: control characters but for tab and line feed, overrides of
+direction (Boucher and Anderson 2021), line separators, halves of characters."""
+LONGEST = 4000
+"""Characters of a message or warning; the rest is left out."""
 
 
 class ExitCode(IntEnum):
@@ -37,34 +47,79 @@ class Terminal:
     verbose: bool = False
     json: bool = False
     started: float = field(default_factory=time.perf_counter)
+    failure: OSError | None = None
+    """Why standard output has ended, if it has."""
 
     def say(self, text: str = "", *, end: str = "\n") -> None:
-        """Print for a person, unless quiet."""
-        if not self.quiet:
-            stream = sys.stderr if self.json else sys.stdout
-            stream.write(text + end)
-            stream.flush()
+        """Print for a person, unless quiet. Never fails: without a reader nothing is printed."""
+        self.draw([(text, "")], end=end)
 
-    def paint(self, text: str, style: str) -> str:
-        """Text in a style's colour if colours are supported: on a terminal, unless NO_COLOR is set."""
-        stream = sys.stderr if self.json else sys.stdout
-        if not text or not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-            return text
-        return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
+    def draw(self, spans: Sequence[tuple[str, str]], *, end: str = "\n") -> None:
+        """Print texts with their styles ("": none), in colour where that is supported."""
+        if not self.quiet:
+            self._put(self._stream, "".join(self._painted(*span) for span in spans) + end)
+
+    def write(self, text: str) -> None:
+        """Print a text that a command was asked to make; as it is, but for control characters on a terminal.
+
+        Raises the OSError with which standard output has ended.
+        """
+        stream = self._stream
+        if not self.quiet and stream is not None:
+            self._put(stream, visible(text) if stream.isatty() else text)
+        if self.failure is not None:
+            raise self.failure
+
+    def emit(self, value: object) -> None:
+        """Print a value as one line of JSON, whose control characters are escaped."""
+        stream = sys.stdout
+        is_ascii = stream is not None and "utf" not in (stream.encoding or "utf-8").lower()
+        text = json.dumps(value, ensure_ascii=is_ascii)
+        self._put(stream, CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
 
     def warn(self, text: str) -> None:
         """Print a warning, even when quiet."""
-        sys.stderr.write(f"warning: {text}\n")
-        sys.stderr.flush()
+        self._put(sys.stderr, f"warning: {one_line(text)}\n")
+
+    def fail(self, text: str, trace: str = "") -> None:
+        """Print why a command failed, after a traceback."""
+        self._put(sys.stderr, f"{visible(trace)}isoform: {one_line(text)}\n")
+
+    @property
+    def _stream(self) -> TextIO | None:
+        return sys.stderr if self.json else sys.stdout
+
+    def _put(self, stream: TextIO | None, text: str) -> None:
+        """Write and flush. A stream that can't be written to leads nowhere from then on."""
+        if stream is None:
+            return
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError as error:
+            if stream is sys.stdout:
+                self.failure = self.failure or error
+            with suppress(OSError):  # of streams without a descriptor
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, stream.fileno())
+                os.close(null)
+
+    def _painted(self, text: str, style: str) -> str:
+        """Visible text in a style's colour if colours are supported: on a terminal, unless NO_COLOR is set."""
+        stream, text = self._stream, visible(text)
+        is_plain = stream is None or not stream.isatty() or os.environ.get("TERM") == "dumb"
+        if not text or not style or is_plain or os.environ.get("NO_COLOR"):
+            return text
+        return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
 
     @contextmanager
     def progress(self, total: int, completed: int = 0) -> Iterator[Progress]:
         """A bar on a terminal, a line every few seconds elsewhere."""
-        stream = sys.stderr if self.json else sys.stdout
-        if self.quiet:
+        stream = self._stream
+        if self.quiet or stream is None:
             yield Progress()
         elif stream.isatty() and os.environ.get("TERM") != "dumb":
-            with _bar(total, completed, stream) as progress:
+            with _bar(total, completed, self, stream) as progress:
                 yield progress
         else:
             yield _Lines(self, total, completed)
@@ -93,8 +148,42 @@ class _Lines(Progress):
             self.terminal.say(f"{completed:>7} / {self.total}  {text}{rest}")
 
 
+class _Screen(io.StringIO):
+    """A terminal as a file, which may be closed while something is written to it."""
+
+    def __init__(self, terminal: Terminal, stream: TextIO) -> None:
+        super().__init__()
+        self.terminal, self.stream = terminal, stream
+
+    def write(self, text: str) -> int:
+        self.terminal._put(self.stream, text)
+        return len(text)
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+
+def steady_streams() -> None:
+    """Make standard output and error writable whatever they are: closed, or in an encoding that lacks characters.
+
+    Closed ones are opened on the null device: else the next file that is opened would take their descriptor, and with
+    it what libraries print. Characters that can't be written are replaced.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor: this one
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
 @contextmanager
-def _bar(total: int, completed: int, stream) -> Iterator[Progress]:
+def _bar(total: int, completed: int, terminal: Terminal, stream: TextIO) -> Iterator[Progress]:
     from rich.console import Console  # takes a tenth of a second, so only on a terminal
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
@@ -102,10 +191,10 @@ def _bar(total: int, completed: int, stream) -> Iterator[Progress]:
     columns = (
         MofNCompleteColumn(),
         BarColumn(None),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
         TimeRemainingColumn(),
     )
-    with RichProgress(*columns, console=Console(file=stream), transient=False) as rich:
+    with RichProgress(*columns, console=Console(file=_Screen(terminal, stream)), transient=False) as rich:
         task = rich.add_task("", total=total, completed=completed, text="")
 
         class Bar(Progress):
@@ -113,6 +202,17 @@ def _bar(total: int, completed: int, stream) -> Iterator[Progress]:
                 rich.update(task, completed=completed, text=text)
 
         yield Bar()
+
+
+def visible(text: str) -> str:
+    """Text whose control characters are written as escapes, so that a terminal shows them."""
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """Visible text without line feeds and tabs, cut if it is very long."""
+    text = visible(text.strip()).replace("\r\n", "\n").replace("\n", "\\n").replace("\t", "\\t")
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
 def duration(seconds: float) -> str:

@@ -29,6 +29,7 @@ from isoform.files import make_folder, write_chunks, write_text
 from isoform.model.baseline_config import Model
 from isoform.model.config import ModelConfig
 from isoform.model.transformer import Transformer
+from isoform.reading import check_safetensors, read_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.ckpt", "tf_model.h5", "flax_model.msgpack")
@@ -60,19 +61,6 @@ IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_toke
 def is_folder(path: Path) -> bool:
     """Whether this looks like a Hugging Face folder: a config.json that is not isoform's."""
     return (path / CONFIG).is_file() and read_json(path / CONFIG).get("model_type") != "isoform"
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object. Raises ValueError naming the file for anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path} can't be read: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error}); copy it again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__} where an object is expected")
-    return value
 
 
 def read_folder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Transformer:
@@ -118,6 +106,7 @@ def _open(folder: Path, stack: ExitStack) -> dict[str, StoredTensor]:
         path = folder / file
         if not path.is_file():
             raise ValueError(f"{folder / INDEX} names {file}, which is not there; copy it too")
+        check_safetensors(path)
         try:
             handle = stack.enter_context(safe_open(path, framework="pt"))
         except (SafetensorError, OSError) as error:

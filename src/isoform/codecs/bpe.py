@@ -19,8 +19,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from isoform.codecs.codec import END_OF_TEXT, SEPARATOR, utf8
 from isoform.codecs.document import BYTES, LETTERS
-from isoform.codecs.origin import Origin, SpecialIds, read_text
+from isoform.codecs.origin import Origin, SpecialIds
 from isoform.codecs.tokenizer import ENDS, LibraryCodec
+from isoform.reading import TOKENIZER, read_text
 
 CHUNK = 2**14  # characters encoded by a thread at a time; larger is slower, 4 kB is no faster
 
@@ -129,7 +130,7 @@ def bpe_from_tiktoken(path: str | Path) -> BPECodec:
     for a malformed file, and for large vocabularies (cl100k, o200k), which use other patterns.
     """
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(read_text(Path(path)).splitlines(), 1):
+    for number, line in enumerate(read_text(path, TOKENIZER).splitlines(), 1):
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)

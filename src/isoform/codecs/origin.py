@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from isoform.reading import TOKENIZER, parse_json, read_bytes
+
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS, GENERATION, TEMPLATE = "tokenizer_config.json", "generation_config.json", "chat_template.jinja"
 FILES = (
@@ -19,8 +21,6 @@ FILES = (
 """The files that go along with a model."""
 OF_MODEL = (GENERATION, "preprocessor_config.json")
 """Those of them that don't belong to the tokenizer."""
-LIMIT = 2**28
-"""Bytes of one of them; larger ones are refused."""
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that tokenizer_config.json names."""
 
@@ -97,13 +97,7 @@ class Origin:
     def _document(self, name: str) -> dict[str, Any]:
         if name not in self.files:
             return {}
-        try:
-            document = json.loads(self.files[name].decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{name} is no JSON ({error}); copy it again") from None
-        if not isinstance(document, dict):
-            raise ValueError(f"{name} holds a {type(document).__name__} where an object is expected; copy it again")
-        return document
+        return parse_json(self.files[name], name)
 
 
 def read_origin(folder: Path, ids: Mapping[str, Any] | None = None) -> Origin:
@@ -116,23 +110,8 @@ def read_origin(folder: Path, ids: Mapping[str, Any] | None = None) -> Origin:
         path = folder / name
         if not path.is_file():
             continue
-        if path.stat().st_size > LIMIT:
-            raise ValueError(f"{path} has {path.stat().st_size:,} bytes, more than the {LIMIT:,} that are read")
-        try:
-            files[name] = path.read_bytes()
-        except OSError as error:
-            raise ValueError(f"{path} can't be read: {error.strerror}") from error
+        files[name] = read_bytes(path, TOKENIZER)
     return Origin(files, dict(ids or {}))
-
-
-def read_text(path: Path) -> str:
-    """The text of a file. Raises ValueError if it can't be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path} can't be read ({error.strerror}); check the path") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text: it has no UTF-8 at byte {error.start}; check the path") from None
 
 
 def own_settings(end: str) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,9 +14,10 @@ from isoform.codecs.codec import FILE, Codec
 from isoform.codecs.config import BPE, Bytes, Characters, Patches, Tokenizer
 from isoform.codecs.config import Codec as CodecConfig
 from isoform.codecs.image import PatchCodec, load_patches
-from isoform.codecs.origin import TOKENIZER_FILE, Origin, SpecialIds, read_origin, read_text
+from isoform.codecs.origin import TOKENIZER_FILE, Origin, SpecialIds, read_origin
 from isoform.codecs.text import ByteCodec, CharacterCodec
 from isoform.codecs.tokenizer import TokenizerCodec, add_special, ids_around, is_byte_level, parse_tokenizer
+from isoform.reading import TOKENIZER, read_json, read_text
 
 
 def build_codec(config: CodecConfig, texts: Iterable[str]) -> Codec:
@@ -64,7 +64,7 @@ def read_tokenizer(
     is read as that token, as transformers does. Raises ValueError if a file is missing, or of another format.
     """
     path = Path(path)
-    tokenizer = parse_tokenizer(read_text(path), path)
+    tokenizer = parse_tokenizer(read_text(path, TOKENIZER), path)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     origin = read_origin(path.parent, ids) if path.name == TOKENIZER_FILE else Origin()
@@ -89,14 +89,14 @@ def load_codec(folder: str | Path, ids: Mapping[str, Any] | None = None) -> Code
     folder = Path(folder)
     if not (folder / FILE).exists() and (folder / TOKENIZER_FILE).exists():
         return read_tokenizer(folder / TOKENIZER_FILE, ids or {}, are_read=True)
+    form = read_json(folder / FILE)
     try:
-        form = json.loads(read_text(folder / FILE))
         kind = form["kind"]
         alphabet = form["alphabet"] if kind == "characters" else ""
         extra = tuple(map(str, form.get("special", ()))) if kind in ("characters", "bytes") else ()
         special_ids = SpecialIds(**form["special_ids"]) if "special_ids" in form else None
         origin = read_origin(folder, form["origin"]) if "origin" in form else Origin()
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError):
+    except (KeyError, TypeError):
         raise ValueError(f"{folder / FILE} is damaged; copy it again or train once more") from None
     match kind:
         case "characters":
@@ -105,7 +105,7 @@ def load_codec(folder: str | Path, ids: Mapping[str, Any] | None = None) -> Code
             return ByteCodec(extra)
         case "bpe" | "tokenizer":
             path = folder / TOKENIZER_FILE
-            tokenizer = parse_tokenizer(read_text(path), path)
+            tokenizer = parse_tokenizer(read_text(path, TOKENIZER), path)
             add_special(tokenizer, origin)
             return (BPECodec if kind == "bpe" else TokenizerCodec)(tokenizer, special_ids, origin)
         case "patches":

@@ -16,6 +16,7 @@ from isoform.machine import compiler, describe, measured_peaks
 from isoform.model.cost import num_parameters
 from isoform.model.presets import PRESETS
 from isoform.options import ConvertOptions, DoctorOptions, RecipesOptions
+from isoform.reading import TABLES, read_text
 from isoform.recipe import builtin_recipes, load_form, load_recipe
 from isoform.run import export, load
 from isoform.terminal import Terminal, count
@@ -73,7 +74,7 @@ def recipes(options: RecipesOptions, terminal: Terminal) -> Result:
     builtin = builtin_recipes()
     if options.show:
         load_recipe(options.show)
-        text = (builtin[options.show] if options.show in builtin else Path(options.show)).read_text(encoding="utf-8")
+        text = read_text(builtin.get(options.show, options.show), TABLES)
         terminal.say(text, end="")
         return Result({"recipe": options.show, "text": text})
     if options.diff is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from isoform.machine import Machine, choose_machine
@@ -25,16 +26,30 @@ def chosen_machine(options: MachineOptions) -> Machine:
     return choose_machine(options.device, options.dtype, deterministic=options.deterministic)
 
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
+"""A second one of these ends the process at once."""
+SAVING = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if name in signal.Signals.__members__)
+"""The terminal was closed; a queue warns that time is up. Both may come more than once, and Windows has neither."""
+
+
 @contextmanager
 def interruptions() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list for the training loop; a second one ends the process at once."""
+    """Collect signals that ask for an end in a list for the training loop; a second one ends the process at once.
+
+    SIGHUP stays ignored if it is ignored already, as under nohup.
+    """
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
         received.append(number)
-        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+        if number in ENDING:
+            signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+        if len(received) == 1:
+            with suppress(OSError):  # not through a stream, which the signal may have interrupted
+                os.write(2, b"isoform: stopping; the state is saved first\n")
 
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    heard = [s for s in (*ENDING, *SAVING) if s in ENDING or signal.getsignal(s) != signal.SIG_IGN]
+    before = {s: signal.signal(s, note) for s in heard}
     try:
         yield received
     finally:

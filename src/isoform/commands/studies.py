@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from isoform.commands.command import Result, chosen_machine, interruptions
 from isoform.machine import Machine
 from isoform.options import MachineOptions, ReproduceOptions, ScaleOptions, StudyOptions
+from isoform.reading import read_json
 from isoform.scaling.claims import builtin_claims, load_claim
 from isoform.scaling.engines import build_engine
 from isoform.scaling.lab import (
@@ -134,7 +134,7 @@ def _list_claims(out: Path, terminal: Terminal) -> Result:
         verdicts = {}
         for kind, path in (("full", out / f"{name}.json"), ("quick", out / f"{name}-quick.json")):
             if path.exists():
-                verdicts[kind] = json.loads(path.read_text(encoding="utf-8"))["verdict"]
+                verdicts[kind] = read_json(path)["verdict"]
         claim = load_claim(name).claim
         claims[name] = {"question": claim.question, "budget": claim.budget, "verdicts": verdicts}
         text = "; ".join(v if kind == "full" else f"quick: {v}" for kind, v in verdicts.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 from dataclasses import replace
@@ -17,6 +16,7 @@ from isoform.model.baseline_config import as_transformer
 from isoform.model.config import ModelConfig
 from isoform.options import InspectOptions, TrainOptions
 from isoform.preparation import prepare
+from isoform.reading import read_json, read_text
 from isoform.recipe import load_recipe
 from isoform.report import write_report
 from isoform.run import Run, model_of
@@ -49,13 +49,13 @@ def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
         return Result({"out": str(run.folder), "stopped": signal.Signals(received[-1]).name}, code)
     if options.report:
         write_report(run)
-    summary = json.loads(run.summary.read_text(encoding="utf-8"))
+    summary = read_json(run.summary)
     _say_summary(run, summary, terminal, writes=isinstance(as_transformer(recipe.model), ModelConfig))
     return Result({"out": str(run.folder), **summary})
 
 
 def _say_summary(run: Run, summary: dict, terminal: Terminal, *, writes: bool) -> None:
-    samples = run.samples.read_text(encoding="utf-8").split("== step ")
+    samples = read_text(run.samples).split("== step ")
     if len(samples) > 1:
         terminal.say(f"\n{samples[-1].split(chr(10), 1)[1].strip()}\n")
     expected = summary["expected_loss"]
@@ -99,6 +99,6 @@ def inspect(options: InspectOptions, terminal: Terminal, name: str) -> Result:
     for index, row in enumerate(rows, options.first):
         terminal.say(f"\nrow {index}: ", end="")
         width = shutil.get_terminal_size((100, 24)).columns
-        for line in to_lines(row, terminal.paint, width=width, columns=options.columns):
-            terminal.say(line)
+        for line in to_lines(row, width=width, columns=options.columns):
+            terminal.draw(line)
     return Result({"rows": [row.to_json() for row in rows]})

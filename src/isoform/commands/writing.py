@@ -28,6 +28,7 @@ from isoform.model.config import Pooled
 from isoform.objectives.views import View
 from isoform.options import EvaluateOptions, GenerateOptions
 from isoform.preparation import load_records
+from isoform.reading import TEXT, decode, read_text
 from isoform.run import Trained, load
 from isoform.terminal import Terminal
 
@@ -47,7 +48,7 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
         return _answer(options, trained, terminal)
     text = options.prompt
     if text is None:
-        text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+        text = "" if sys.stdin is None or sys.stdin.isatty() else decode(sys.stdin.buffer.read(TEXT), "standard input")
     view, codec = trained.view, as_text(trained.codec)
     prompt = build_prompt(codec, text, answers_source=trained.answers_source, view=view)
     if options.attention and prompt.source is None:
@@ -57,17 +58,17 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     sampling, finished = options.sampling, []
     shows = not terminal.json and not options.probabilities
     if shows and sampling.num_samples == 1 and not trained.answers_source:
-        terminal.say(text, end="")
+        terminal.write(text)
     for event in generate_texts(model, codec, prompt, sampling, view.inputs_mask):
         if isinstance(event, Generation):
             finished.append(event)
         elif shows and sampling.num_samples == 1:
-            terminal.say(event[1], end="")
+            terminal.write(event[1])
     if shows and sampling.num_samples == 1:
-        terminal.say()
+        terminal.write("\n")
     elif shows:
         for number, generation in enumerate(finished, 1):
-            terminal.say(f"-- {number} --\n{'' if trained.answers_source else text}{generation.text}")
+            terminal.write(f"-- {number} --\n{'' if trained.answers_source else text}{generation.text}\n")
     if options.attention:
         _draw_attention(options.attention, trained, prompt, finished[0].text, terminal)
     values: dict = {"prompt": text, "samples": [asdict(generation) for generation in finished]}
@@ -78,10 +79,7 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
 
 def _answer(options: GenerateOptions, trained: Trained, terminal: Terminal) -> Result:
     """The outputs for each line of a file, by beam search or sampling."""
-    try:
-        lines = Path(options.path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{options.path} can't be read: {error}") from None
+    lines = read_text(options.path).removesuffix("\n").split("\n")
     if empty := [number for number, line in enumerate(lines, 1) if not line.strip()]:
         raise ValueError(f"{options.path}, line {empty[0]} is empty; remove it")
     hypotheses = answer_lines(trained, lines, _beam(options) if options.beams else options.sampling)
@@ -93,7 +91,7 @@ def _answer(options: GenerateOptions, trained: Trained, terminal: Terminal) -> R
         terminal.say(f"{len(best)} answers  {options.out}")
     else:
         for line in best:
-            terminal.say(line)
+            terminal.write(f"{line}\n")
     answers = [[{"text": text, "score": score} for text, score in each] for each in hypotheses]
     return Result({"path": options.path, "answers": answers})
 
@@ -127,7 +125,7 @@ def _search(
     start = "" if trained.answers_source else text
     for sample in samples:
         score = f"{sample['score']:.3f}  " if len(samples) > 1 else ""
-        terminal.say(f"{score}{start}{sample['text']}")
+        terminal.write(f"{score}{start}{sample['text']}\n")
     if options.attention:
         _draw_attention(options.attention, trained, prompt, samples[0]["text"], terminal)
     return Result({"prompt": text, "samples": samples})

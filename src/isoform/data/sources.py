@@ -6,12 +6,12 @@ Records are indexed and always in the same order. Files may be compressed (.gz).
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import math
+import os
 import re
 import struct
 import zlib
@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 
 from isoform.codecs.codec import utf8
+from isoform.machine import physical_memory
+from isoform.reading import check_lines, decode, decompress, read_bytes
 
 Record = Mapping[str, Any]
 
@@ -145,8 +147,8 @@ def _load(path: str, *, is_validation: bool = False) -> tuple[Sequence[Record], 
     if scheme == "package":
         title, root, files = _package_files(name)
     else:
-        root = Path(path).expanduser()
-        title, files = root.resolve().name, _files(root)
+        root = _expanded(path)
+        title, files = Path(os.path.realpath(root)).name, _files(root)  # resolve fails for a loop of links
     records: list[Record] = []
     hashes: dict[str, str] = {}
     size = 0
@@ -166,7 +168,7 @@ def _load_parallel(path: str) -> tuple[Sequence[Record], Source]:
     match = PAIR.search(path)
     assert match is not None
     before, after = path[: match.start()], path[match.end() :]
-    files = [Path(before + part + after).expanduser() for part in match.groups()]
+    files = [_expanded(before + part + after) for part in match.groups()]
     contents = [_read(file) for file in files]
     sides = [_text(file, data).removesuffix("\n").split("\n") for file, data in zip(files, contents, strict=True)]
     if len(sides[0]) != len(sides[1]):
@@ -184,6 +186,14 @@ def _load_parallel(path: str) -> tuple[Sequence[Record], Source]:
     listing = "".join(f"{file.name}\0{digest}\n" for file, digest in zip(files, hashes, strict=True))
     title = Path(before).name + "{" + ",".join(match.groups()) + "}" + after
     return records, Source(title, hashlib.sha256(listing.encode()).hexdigest(), sum(map(len, contents)), len(records))
+
+
+def _expanded(path: str) -> Path:
+    """A path whose ~ is replaced. Raises ValueError for a user without a home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"data path {path!r}: {error}; give the whole path") from None
 
 
 def _suffix(path: Path) -> str:
@@ -253,10 +263,9 @@ def package_folder(name: str) -> Path:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} can't be read ({error.strerror}); check the path and its permissions") from None
+    if path.suffix.lower() == ".jsonl":
+        check_lines(path)
+    data = read_bytes(path, physical_memory())
     if not data or data.isspace():
         raise ValueError(f"{path} is empty; remove it or fill it")
     return data
@@ -265,17 +274,8 @@ def _read(path: Path) -> bytes:
 def _text(path: Path, data: bytes) -> str:
     """The text of a file's bytes, which may be compressed."""
     if path.suffix.lower() == COMPRESSED:
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} can't be decompressed ({error}); get the file again") from None
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start} ({error.reason}); convert it"
-        ) from None
-    return text.removeprefix("\ufeff")
+        data = decompress(data, path)
+    return decode(data, path).removeprefix("\ufeff")
 
 
 def _records(path: Path, data: bytes) -> list[Record]:
@@ -289,7 +289,7 @@ def _records(path: Path, data: bytes) -> list[Record]:
 def _record(line: str, where: str) -> Record:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON ({error}); correct the line") from None
     if isinstance(value, dict):
         for keys in (("text",), ("source", "target"), ("tokens", "tags")):
@@ -390,7 +390,7 @@ def _load_digits(*, is_validation: bool) -> tuple[Sequence[Record], Source]:
     The file is part of scikit-learn, which is not imported. The fifth with the lowest hashes is for validation.
     """
     data = _read(package_folder("sklearn") / DIGITS)
-    table = np.loadtxt(gzip.decompress(data).decode().splitlines(), np.float32, delimiter=",")
+    table = np.loadtxt(decompress(data, DIGITS).decode().splitlines(), np.float32, delimiter=",")
     records = [{"image": row[:-1].reshape(8, 8), "label": int(row[-1])} for row in table]
     in_validation = _has_lowest_hash(records, 0.2)
     split = [record for record, is_in in zip(records, in_validation, strict=True) if is_in == is_validation]

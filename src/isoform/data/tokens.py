@@ -22,6 +22,7 @@ from isoform.codecs.codec import Codec, TextCodec
 from isoform.data.sources import Record, location
 from isoform.files import hash_file, make_folder, write_chunks, write_text
 from isoform.machine import cache_folder
+from isoform.reading import read_json
 
 FORMAT = 1
 LARGE = 32 * 2**20  # characters from which any text is cached on disk, to be memory-mapped
@@ -173,7 +174,7 @@ class _Shard:
     def read(self) -> TokenStore | None:
         """The stored tokens, or None if a file is missing or damaged."""
         try:
-            index = json.loads(self.index.read_text(encoding="utf-8"))
+            index = read_json(self.index)
             if [hash_file(path).sha256 for path in self.files] != index["sha256"]:
                 return None
             ids, records = (np.asarray(np.load(path, mmap_mode="r")) for path in self.files)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from isoform.objectives.losses import target_losses
 from isoform.objectives.task import Task, build_task
 from isoform.preparation import validation_rows
 from isoform.recipe import Recipe
+from isoform.training.trainer import until_stopped
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,21 @@ def evaluate_records(
     return evaluate_rows(model, recipe, validation_rows(recipe, records, codec), machine, limit=limit)
 
 
-def evaluate_rows(model: Network, recipe: Recipe, rows: ValidationRows, machine: Machine, *, limit: int = 0) -> Score:
-    """The score on all rows of a split, or on the first `limit`."""
+def evaluate_rows(
+    model: Network,
+    recipe: Recipe,
+    rows: ValidationRows,
+    machine: Machine,
+    *,
+    limit: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Score:
+    """The score on all rows of a split, or on the first `limit`.
+
+    Raises Interrupted as soon as should_stop(), which is called before each batch, is true.
+    """
     batches = rows.batches(min(recipe.rows_per_pass, limit) if limit else recipe.rows_per_pass)
-    batches = batches if not limit else _first_rows(batches, limit)
+    batches = until_stopped(batches if not limit else _first_rows(batches, limit), should_stop)
     task = build_task(recipe.objective, rows.view)
     return evaluate(model, task, batches, machine, by_document=recipe.data.keeps_records and not rows.view.is_whole)
 

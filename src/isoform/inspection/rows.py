@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from isoform.preparation import Prepared
 
 IGNORED, EMPTY = "·", " "
 VISIBLE, MASKED = "█", "·"
+Line = list[tuple[str, str]]
+"""Texts with their styles."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,37 +92,33 @@ def _target(codec: Codec, target: int, *, whole: bool) -> str:
     return str(target) if whole else _token(codec, target)
 
 
-def to_lines(row: Row, paint: Callable[[str, str], str], *, width: int = 100, columns: int = 32) -> Iterator[str]:
+def to_lines(row: Row, *, width: int = 100, columns: int = 32) -> Iterator[Line]:
     """A row as printable lines: tokens with their targets below, then the masks of its first `columns` tokens.
 
-    paint(text, style) colours: `input`, `given`, `target`, `ignored`.
+    A line is a list of texts with their styles: `input`, `given`, `target`, `ignored`, or "".
     """
     counted = sum(target is not None for target in row.targets)
     empty = int((row.inputs.documents < 0).sum())
     documents = int(row.inputs.documents.max()) + 1
-    yield (
-        f"{len(row.targets)} tokens, {documents} document{'' if documents == 1 else 's'}, {counted} targets"
-        f"{f', {empty} padding' if empty else ''}"
-    )
+    what = f"{len(row.targets)} tokens, {documents} document{'' if documents == 1 else 's'}, {counted} targets"
+    yield [(f"{what}, {empty} padding" if empty else what, "")]
     if row.source is not None:
-        yield from _written("source", row.source, None, paint, width)
-    yield from _written("inputs", row.inputs, row.targets, paint, width)
+        yield from _written("source", row.source, None, width)
+    yield from _written("inputs", row.inputs, row.targets, width)
     if columns:
         for name, side in (("source", row.source), ("inputs", row.inputs)):
             if side is not None:
-                yield f"attention mask of the {name} (a line per query, a column per key)"
-                yield from _drawn(side, paint, columns)
+                yield [(f"attention mask of the {name} (a line per query, a column per key)", "")]
+                yield from _drawn(side, columns)
 
 
-def _written(
-    name: str, side: Side, targets: Sequence[str | None] | None, paint: Callable[[str, str], str], width: int
-) -> Iterator[str]:
+def _written(name: str, side: Side, targets: Sequence[str | None] | None, width: int) -> Iterator[Line]:
     """Tokens, each above its target, in lines of at most `width` characters."""
     from rich.cells import cell_len
 
     end = int((side.documents >= 0).sum())
     below = [""] * end if targets is None else [IGNORED if t is None else t for t in targets[:end]]
-    upper, lower, used, document = [], [], 0, 0
+    upper, lower, used, document = list[Line](), list[Line](), 0, 0
     for i in range(end):
         wide = max(cell_len(side.tokens[i]), cell_len(below[i]))
         mark = "│" if side.documents[i] != document else " "
@@ -130,21 +128,21 @@ def _written(
             upper, lower, used, name = [], [], 0, ""
         used += wide + 1
         style = "given" if side.is_prefix[i] else "input"
-        upper.append(mark + paint(side.tokens[i], style) + " " * (wide - cell_len(side.tokens[i])))
+        upper.append([(mark, ""), (side.tokens[i], style), (" " * (wide - cell_len(side.tokens[i])), "")])
         style = "ignored" if targets is None or targets[i] is None else "target"
-        lower.append(mark + paint(below[i], style) + " " * (wide - cell_len(below[i])))
+        lower.append([(mark, ""), (below[i], style), (" " * (wide - cell_len(below[i])), "")])
     yield from _pair(name, upper, lower, targets is not None)
 
 
-def _pair(name: str, upper: Sequence[str], lower: Sequence[str], has_targets: bool) -> Iterator[str]:
-    yield f"{name:<8}" + "".join(upper).rstrip()
+def _pair(name: str, upper: Sequence[Line], lower: Sequence[Line], has_targets: bool) -> Iterator[Line]:
+    yield [(f"{name:<8}", ""), *(span for spans in upper for span in spans)][:-1]  # without the last space
     if has_targets:
-        yield f"{'targets' if name else '':<8}" + "".join(lower).rstrip()
+        yield [(f"{'targets' if name else '':<8}", ""), *(span for spans in lower for span in spans)][:-1]
 
 
-def _drawn(side: Side, paint: Callable[[str, str], str], columns: int) -> Iterator[str]:
+def _drawn(side: Side, columns: int) -> Iterator[Line]:
     shown = min(columns, len(side.tokens))
     for i in range(shown):
         line = "".join(VISIBLE if is_visible else MASKED for is_visible in side.mask[i, :shown])
         more = " …" if shown < len(side.tokens) else ""
-        yield f"{'':<8}{paint(line, 'input')}{more}  {side.tokens[i]}"
+        yield [(" " * 8, ""), (line, "input"), (f"{more}  {side.tokens[i]}", "")]

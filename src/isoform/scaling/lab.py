@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from isoform.experiment import measure_speed
 from isoform.machine import Machine
 from isoform.model.cost import num_parameters
 from isoform.preparation import Prepared, prepare
+from isoform.reading import read_json
 from isoform.recipe import Recipe, load_recipe, with_changes
 from isoform.scaling.claims import Arm, Claim, LoadedClaim, decide, measure
 from isoform.scaling.config import FixedRatio, Ladder, OneSize
@@ -221,7 +221,7 @@ def check_claim(
     extend: use the runs in the JSON file in `out` instead of making them again.
     """
     claim, path = loaded.claim, out / f"{loaded.name}.json"
-    imported = rows_from_json(json.loads(path.read_text(encoding="utf-8"))["rows"]) if extend and path.exists() else {}
+    imported = rows_from_json(read_json(path)["rows"]) if extend and path.exists() else {}
     rows, other_rows = _claim_rows(loaded, executor, terminal, imported)
     rows = take_measures(claim.measures, rows, executor.pool, machine)
     findings = measure(claim, rows)

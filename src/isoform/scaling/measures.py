@@ -23,6 +23,7 @@ from isoform.machine import Machine
 from isoform.model.config import ModelConfig
 from isoform.objectives.config import Causal, Objective, Seq2seq
 from isoform.preparation import load_records
+from isoform.reading import read_json
 from isoform.recipe import Recipe, load_recipe
 from isoform.run import Run, load
 from isoform.scaling.conversation import conversation_turns
@@ -126,7 +127,7 @@ def _conversation(measure: Conversation, recipe: Recipe) -> float:
 def _value(measure: Measure, folder: Path, machine: Machine) -> tuple[float, str]:
     """The number, and the signature of its computation, if it has one."""
     if isinstance(measure, Validation):
-        value = json.loads(Run(folder).summary.read_text(encoding="utf-8"))[f"validation_{measure.what}"]
+        value = read_json(Run(folder).summary)[f"validation_{measure.what}"]
         if value is None:
             raise ValueError(f"the run {folder.name} has no {measure.what}; leave the measure {measure.name!r} out")
         return float(value), ""
@@ -139,7 +140,7 @@ def _value(measure: Measure, folder: Path, machine: Machine) -> tuple[float, str
     cache_key = json.dumps([type(measure).__name__, fields, data])
     path = folder / f"measure-{hashlib.sha256(cache_key.encode()).hexdigest()[:16]}.json"
     if path.exists():
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_json(path)
         return float(saved["values"][which]), saved["signatures"].get(which, "")
     trained, signatures = load(folder, machine.device, machine.dtype), {}
     match measure:

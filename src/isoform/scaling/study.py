@@ -22,6 +22,7 @@ from isoform.config import dump_toml, from_dict, load_toml, non_defaults, to_dic
 from isoform.files import make_folder, write_text
 from isoform.history import with_earlier_names
 from isoform.preparation import Prepared
+from isoform.reading import read_json
 from isoform.recipe import Recipe
 from isoform.run import Run
 from isoform.scaling.engines import Command, Engine, Ticket
@@ -169,13 +170,13 @@ class Study:
         """The row of a run, if it ended."""
         run, rung, base = Run(self.pool / job.id), job.rung, planned_row(job)
         if run.summary.exists():
-            summary = json.loads(run.summary.read_text(encoding="utf-8"))
+            summary = read_json(run.summary)
             loss = summary["validation_loss"]
             fields = {name: summary[name] for name in _FROM_SUMMARY if name in summary}
             row = replace(base, loss=loss, data=tuple(summary["data"]), **fields)
             return row if row.is_finite else replace(row, loss=None, reason="the validation loss is not finite")
         if run.diverged.exists():
-            report = json.loads(run.diverged.read_text(encoding="utf-8"))
+            report = read_json(run.diverged)
             return replace(base, reason=f"diverged: {report['message'].split(';')[0]}")
         if job.start is not None and (start := self.row(job.start)) is not None and not start.is_finite:
             return replace(base, reason=f"the run {start.id} from which it starts has no loss")

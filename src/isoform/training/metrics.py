@@ -41,7 +41,11 @@ def read_metrics(path: Path) -> list[dict]:
     return lines
 
 
-def truncate_metrics(path: Path, step: int) -> None:
-    """Keep the lines up to `step`, from which the run continues."""
-    lines = [line for line in read_metrics(path) if line["step"] <= step]
+def truncate_metrics(path: Path, step: int, *, is_scored: bool = True) -> None:
+    """Keep the lines up to `step`, from which the run continues; without its validation unless the step is scored."""
+    lines = [
+        line
+        for line in read_metrics(path)
+        if line["step"] < step or (line["step"] == step and (is_scored or "loss" in line))
+    ]
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

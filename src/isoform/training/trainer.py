@@ -1,7 +1,8 @@
 """The training loop: batch, forward and backward, clip, update, log, validate, sample, save.
 
 There is no callback class: what varies is passed as functions. Each step reseeds torch from (seed, step), so that a
-run continued from a checkpoint has the same random draws as an uninterrupted one.
+run continued from a checkpoint has the same random draws as an uninterrupted one. A run that is to stop is saved at
+once: the validation and the sample due at its last step then come first when it continues.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +25,23 @@ from isoform.objectives.losses import Loss
 from isoform.training.config import Training
 from isoform.training.optimizer import schedule_factor
 
+T = TypeVar("T")
+
 
 class Diverged(ValueError):
     """A loss or gradient that is not finite; raised before the optimizer changes the weights."""
+
+
+class Interrupted(Exception):
+    """Validation or a sample ended early, since the run is to stop."""
+
+
+def until_stopped(items: Iterable[T], should_stop: Callable[[], bool]) -> Iterator[T]:
+    """The items. Raises Interrupted instead of returning the next one as soon as should_stop() is true."""
+    for item in items:
+        if should_stop():
+            raise Interrupted
+        yield item
 
 
 @dataclass
@@ -35,6 +51,8 @@ class Progress:
     step: int = 0
     tokens_seen: int = 0
     train_seconds: float = 0.0
+    is_scored: bool = True
+    """Whether the validation and the sample due at this step are done."""
 
 
 def train_loop(
@@ -55,9 +73,9 @@ def train_loop(
 ) -> None:
     """Train from progress.step to config.steps, updating `progress` in place; returns early on should_stop.
 
-    batches(step) returns the rows of a step; loss(batch) sums over a batch; log receives a line of metrics; `save` is
-    called whenever a checkpoint is due, and before an early return. Raises Diverged if loss or gradients are not
-    finite.
+    batches(step) returns the rows of a step; loss(batch) sums over a batch; log receives a line of metrics; `validate`
+    and `sample` may raise Interrupted; `save` is called whenever a checkpoint is due, and before an early return.
+    Raises Diverged if loss or gradients are not finite.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     for group in (group for o in optimizers for group in o.param_groups):
@@ -66,31 +84,41 @@ def train_loop(
     gc.collect()
     gc.disable()  # reference counting frees tensors; the cycle collector would only pause steps
     try:
-        while progress.step < config.steps:
-            step, start = progress.step, time.perf_counter()
-            model.train()
-            machine.seed(hash((seed, step)) % 2**63)
-            batch = batches(step)
-            sums = _forward_backward(batch, loss, machine)
-            norm = _clip(parameters, config.clip_norm)
-            is_logged = step == 0 or (step + 1) % config.log_every == 0 or step + 1 == config.steps
-            _check_finite(step, norm, sums.nats, batch.weight)
-            factor = schedule_factor(config.schedule, step, config.steps)
-            _update(optimizers, factor)
-            update_load_biases(sums.loads)
-            if is_logged:
-                machine.synchronize()
-            progress.step += 1
-            progress.tokens_seen += sum(b.targets.numel() for b in batch.micro_batches)
-            progress.train_seconds += time.perf_counter() - start
-            if is_logged:
-                log({**_metrics(progress, batch.weight, sums, norm, factor), **rates.update(progress)})
-            is_last, stops = progress.step == config.steps, should_stop()
-            if is_last or (config.validate_every and progress.step % config.validate_every == 0):
-                log({"step": progress.step, **validate()})
-            if is_last or (config.sample_every and progress.step % config.sample_every == 0):
-                sample()
-            if is_last or stops or (config.checkpoint_every and progress.step % config.checkpoint_every == 0):
+        while progress.step < config.steps or not progress.is_scored:
+            if progress.is_scored:
+                step, start = progress.step, time.perf_counter()
+                model.train()
+                machine.seed(hash((seed, step)) % 2**63)
+                batch = batches(step)
+                sums = _forward_backward(batch, loss, machine)
+                norm = _clip(parameters, config.clip_norm)
+                is_logged = step == 0 or (step + 1) % config.log_every == 0 or step + 1 == config.steps
+                _check_finite(step, norm, sums.nats, batch.weight)
+                factor = schedule_factor(config.schedule, step, config.steps)
+                _update(optimizers, factor)
+                update_load_biases(sums.loads)
+                if is_logged:
+                    machine.synchronize()
+                progress.step += 1
+                progress.tokens_seen += sum(b.targets.numel() for b in batch.micro_batches)
+                progress.train_seconds += time.perf_counter() - start
+                if is_logged:
+                    log({**_metrics(progress, batch.weight, sums, norm, factor), **rates.update(progress)})
+            validates, samples, saves = (
+                progress.step == config.steps or (every and progress.step % every == 0)
+                for every in (config.validate_every, config.sample_every, config.checkpoint_every)
+            )
+            progress.is_scored, stops = not (validates or samples), should_stop()
+            if not stops:
+                try:
+                    if validates:
+                        log({"step": progress.step, **validate()})
+                    if samples:
+                        sample()
+                    progress.is_scored = True
+                except Interrupted:
+                    stops = True
+            if saves or stops:
                 save()
             if stops:
                 return

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from isoform.batch import Encoding, Example, collate
 from isoform.codecs.text import ByteCodec, CharacterCodec
 from isoform.generation.answers import sample
 from isoform.generation.config import Sampling
@@ -153,13 +154,28 @@ def test_generation_matches_the_training_view(objective):
     model = build(pair(config()) if isinstance(objective, Seq2seq) else config())
     record = LETTERS.encode({"source": "abcd", "target": "k"})
     example = view.example(record, np.random.default_rng(0))
-    from isoform.batch import collate
     from isoform.objectives.task import logits_of
 
     batch = collate([[example]], len(example.inputs), None if example.source is None else len(example.source))
     expected = int(logits_of(model, view, batch)[0, int(example.loss_weights.argmax())].argmax())
     prompt = build_prompt(LETTERS, "abcd", answers_source=True, view=view)
     assert first_of(model, prompt, view.inputs_mask) == expected
+
+
+@torch.no_grad()
+def test_a_prefix_model_reads_a_prompt_in_both_directions_and_continues_it():
+    view, model = build_view(Prefix()), build(config())
+    causally = []
+    for text in ("abcdefg", "gfedcba", "abababa", "kkkkaaa", "hijkhij"):
+        prompt = build_prompt(LETTERS, text, answers_source=False, view=view)
+        assert LETTERS.decode(prompt.text) == text
+        tokens = collate([[Example(Encoding(prompt.ids, 7), prompt.ids, np.ones(7, np.float32))]], 7).inputs
+        first = first_of(model, prompt, view.inputs_mask)
+        assert first == int(model(tokens, view.inputs_mask)[0, -1].argmax())
+        causally.append(first_of(model, Prompt(prompt.ids)) == first)
+    assert not all(causally)
+    long = build_prompt(LETTERS, "abc" * 9, answers_source=False, view=view)
+    assert isinstance(first_of(model, long, view.inputs_mask), int)
 
 
 @torch.no_grad()

@@ -14,7 +14,10 @@ from isoform.codecs.bpe import train_bpe
 from isoform.codecs.codec import MASK, check_codec, mode_token, span_token
 from isoform.codecs.registry import load_codec
 from isoform.codecs.text import ByteCodec, CharacterCodec
+from isoform.data.config import Data
+from isoform.data.loader import build_loader
 from isoform.data.packing import cut_records
+from isoform.data.tokens import load_tokens
 from isoform.experiment import train
 from isoform.machine import choose_machine
 from isoform.mask import Full
@@ -70,6 +73,37 @@ def test_all_views_keep_the_contract():
     for objective in (Causal(), Prefix(), Seq2seq()):
         check_view(build_view(objective), pairs)
     check_view(build_view(Classification()), [replace(text_of(9), label=3)])
+    check_view(build_view(Prefix()), [text_of(n) for n in (2, 3, 60)])
+
+
+def test_a_plain_text_is_split_anywhere_into_a_prefix_and_its_continuation():
+    view, text = build_view(Prefix()), text_of(7)
+    examples = [view.example(text, np.random.default_rng(seed)) for seed in range(200)]
+    prefixes = [e.inputs.prefix for e in examples]
+    assert set(prefixes) == set(range(1, 7))
+    for example, prefix in zip(examples, prefixes, strict=True):
+        assert example.inputs.ids.tolist() == text.ids[:-1].tolist()
+        assert np.flatnonzero(example.loss_weights).tolist() == list(range(prefix - 1, 6))
+
+
+def test_the_source_of_a_record_is_its_prefix_and_draws_no_random_number():
+    rng, untouched = np.random.default_rng(3), np.random.default_rng(3)
+    example = build_view(Prefix()).example(replace(text_of(9), prefix=4), rng)
+    assert example.inputs.prefix == 4 and rng.random() == untouched.random()
+
+
+def test_splits_depend_on_seed_epoch_and_record_alone():
+    tokens = load_tokens([{"text": "abcdefghijklmnop" * 2} for _ in range(30)], ByteCodec())
+
+    def prefixes(seed: int, epoch: int) -> list[int]:
+        config = Data(path="", rows="packed")
+        loader = build_loader(config, tokens, build_view(Prefix()), context_length=33, seed=seed)
+        rows = loader.rows(epoch * loader.rows_per_epoch, loader.rows_per_epoch)
+        return sorted(rows.inputs.coordinates.prefix.sum(1).tolist())
+
+    assert prefixes(0, 0) == prefixes(0, 0)
+    assert prefixes(0, 0) != prefixes(0, 1) and prefixes(0, 0) != prefixes(1, 0)
+    assert len(set(prefixes(0, 0))) > 5
 
 
 @pytest.mark.parametrize(

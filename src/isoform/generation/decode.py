@@ -17,7 +17,7 @@ from torch import Tensor
 from isoform.batch import Encoding, Example, Tokens, collate
 from isoform.codecs.codec import TextCodec
 from isoform.generation.strategy import DecodingStrategy, Step
-from isoform.mask import Mask
+from isoform.mask import Causal, Mask
 from isoform.model.block import Memory
 from isoform.model.transformer import Transformer
 from isoform.objectives.views import View
@@ -32,11 +32,14 @@ class Prompt:
     prefix: int = 0
     source: np.ndarray | None = None
     source_mask: Mask | None = None
+    is_continued: bool = False
+    """Whether the prefix is the beginning of the text, rather than a source that a target follows."""
 
     @property
     def text(self) -> np.ndarray:
         """The ids whose text the generated one continues: none after a source."""
-        return self.ids[:0] if self.source is not None or self.prefix else self.ids
+        has_source = self.source is not None or (self.prefix > 0 and not self.is_continued)
+        return self.ids[:0] if has_source else self.ids
 
 
 def build_prompt(codec: TextCodec, text: str, *, answers_source: bool, view: View) -> Prompt:
@@ -46,7 +49,8 @@ def build_prompt(codec: TextCodec, text: str, *, answers_source: bool, view: Vie
     """
     if not answers_source:
         ids = codec.encode_start(text)
-        return Prompt(ids if len(ids) else np.array([codec.end_of_text]))
+        ids = ids if len(ids) else np.array([codec.end_of_text])
+        return Prompt(ids, prefix=0 if view.inputs_mask == Causal() else len(ids), is_continued=True)
     source, start = codec.encode_source(text), codec.special_ids.decoder_start
     _, source_length = view.length(len(source) + 1, len(source))
     if source_length:
@@ -59,7 +63,7 @@ def check_lengths(model: Transformer, prompts: Sequence[Prompt]) -> None:
     """Raises ValueError for the first source or prefix that doesn't fit the context, with the number of its prompt."""
     config = model.config
     for number, prompt in enumerate(prompts, 1):
-        lengths = [(prompt.prefix, config.decoder)]
+        lengths = [(0 if prompt.is_continued else prompt.prefix, config.decoder)]
         if prompt.source is not None:
             lengths.append((len(prompt.source), config.encoder))
         for length, stack in lengths:

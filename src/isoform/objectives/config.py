@@ -18,7 +18,8 @@ class Causal:
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """Like causal, but attention within the prefix is bidirectional (T5's prefix language model)."""
+    """Like causal, but attention within the prefix is bidirectional (T5's prefix language model). A record's source is
+    its prefix; of a plain text it is a random part, drawn anew in each epoch, and only the rest is predicted."""
 
     z_loss: float = 0.0
     label_smoothing: float = 0.0

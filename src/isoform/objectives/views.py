@@ -69,7 +69,10 @@ def next_token(encoding: Encoding, rng: np.random.Generator) -> Example:
 
 
 def next_token_after_prefix(encoding: Encoding, rng: np.random.Generator) -> Example:
-    """The same, with the prefix marked so that a mask can make it bidirectional."""
+    """The same, with the prefix marked so that a mask can make it bidirectional. That of a plain text is drawn, between
+    its first token and all but its last (T5, Raffel et al. 2020, section 3.2.3)."""
+    if not encoding.prefix and encoding.features is None:
+        encoding = replace(encoding, prefix=int(rng.integers(1, len(encoding))))
     plain = next_token(encoding, rng)
     return replace(plain, inputs=replace(plain.inputs, prefix=encoding.prefix))
 

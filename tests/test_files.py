@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from isoform.checkpoint.store import tensor_chunks
+from isoform.checkpoint.store import lock_folder, tensor_chunks
+from isoform.cli import main
 from isoform.files import (
     DamagedFile,
     Files,
@@ -169,3 +170,44 @@ def test_a_tensor_file_equals_that_of_the_library():
     ours = b"".join(map(bytes, tensor_chunks("model", tensors, {"format": "pt"})))
     assert ours == save(tensors, metadata={"format": "pt"})
     assert np.array_equal(load(ours)["b"], tensors["b"])
+
+
+RUN_FILES = [".lock", "samples.txt", "metrics.jsonl", "recipe.toml", "summary.json", "report.html", "diverged.json"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows makes links for administrators only")
+@pytest.mark.parametrize("name", [*RUN_FILES, "model", "model/config.json", "model/codec.json", "checkpoints"])
+def test_nothing_is_written_through_links_that_a_run_directory_holds(name, tmp_path, capsys):
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    folder.mkdir()
+    if name in ("model", "checkpoints"):
+        victim.mkdir()
+    else:
+        victim.write_text("mine")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(victim)
+    assert main(["train", "reverse-decoder", "--training.steps", "1", "--out", str(folder), "-q"]) == 65
+    assert f"{folder / name} is a link" in capsys.readouterr().err
+    assert list(victim.iterdir()) == [] if victim.is_dir() else victim.read_text() == "mine"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+@pytest.mark.parametrize("kind", ["hard link", "pipe", "dangling link"])
+def test_what_is_appended_to_is_a_plain_file_of_one_name(kind, tmp_path):
+    victim, path = tmp_path / "victim", tmp_path / ".lock"
+    if kind == "hard link":
+        victim.write_text("mine")
+        path.hardlink_to(victim)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(victim)
+    with pytest.raises(ValueError, match="nothing is written through it"), lock_folder(tmp_path):
+        pass
+    assert victim.exists() == (kind == "hard link") and (kind != "hard link" or victim.read_text() == "mine")
+
+
+@pytest.mark.parametrize("path", ["package:torch/../../etc", "package:torch//etc", "package:torch/a/../../.."])
+def test_a_model_inside_a_package_stays_inside(path, capsys):
+    assert main(["generate", path]) == 65
+    assert "leads out of the package" in capsys.readouterr().err

@@ -42,7 +42,7 @@ from isoform.codecs.registry import load_codec
 from isoform.config import ConfigError, differences, from_dict, load_toml
 from isoform.data.sources import Record
 from isoform.evaluation.evaluate import evaluate_rows
-from isoform.files import write_bytes, write_text
+from isoform.files import refuse_links, write_bytes, write_text
 from isoform.generation.config import Sampling
 from isoform.generation.decode import Prompt, build_prompt, check_lengths
 from isoform.generation.streaming import Generation
@@ -116,6 +116,7 @@ def train(
             f"the folder {run.folder} can't be created: {error.strerror}; choose another --out"
         ) from error
     with lock_folder(run.folder):
+        refuse_links(run.folder, run.model)
         prepared = prepare(recipe, load_codec(run.model) if run.exists else None)
         if run.exists:
             _check_continuation(run, prepared.recipe, terminal)

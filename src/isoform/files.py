@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 import uuid
 from collections.abc import Iterable, Iterator
@@ -59,7 +60,7 @@ class Files:
     def write(self, path: Path, chunks: Iterable[bytes | memoryview]) -> Entry:
         """Write and hash a new file, and wait until its contents (not yet its name) are on the disk."""
         size, digest = 0, hashlib.sha256()
-        with open(path, "xb", opener=_open_plain) as file:
+        with open(path, "xb", opener=open_own) as file:
             for chunk in chunks:
                 file.write(chunk)
                 digest.update(chunk)
@@ -187,7 +188,7 @@ class Log:
             )
         if len(data) != size or not path.is_file() or path.is_symlink():
             write_bytes(path, data[:size])
-        self._file = FileIO(path, "a", opener=_open_plain)
+        self._file = FileIO(path, "a", opener=open_own)
 
     @property
     def entry(self) -> Entry:
@@ -219,9 +220,33 @@ def hash_file(path: Path) -> Entry:
         return Entry(path.name, file.tell(), digest)
 
 
-def _open_plain(path: str, flags: int) -> int:
-    """Open a file, but not through a link that bears its name."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+def open_own(path: str, flags: int) -> int:
+    """The opener of files that are written to: a plain file that has no other name.
+
+    Raises ValueError for a link of either kind, and for pipes and devices: what is written would go elsewhere.
+    """
+    try:
+        handle = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _elsewhere(path, "a link") from None
+        raise
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(handle)
+        raise _elsewhere(path, "a file of several names" if stat.S_ISREG(status.st_mode) else "no plain file")
+    return handle
+
+
+def refuse_links(*folders: Path) -> None:
+    """Raises ValueError naming a link in folders that exist: what is written there would go elsewhere."""
+    for path in sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir()):
+        if path.is_symlink():
+            raise _elsewhere(path, "a link")
+
+
+def _elsewhere(path: str | Path, what: str) -> ValueError:
+    return ValueError(f"{path} is {what}, and nothing is written through it; put a copy of the file in its place")
 
 
 @contextmanager

@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from isoform.files import DISK, Entry, Files, StorageError, first_line, seal
+from isoform.files import DISK, Entry, Files, StorageError, first_line, open_own, seal
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -351,11 +351,11 @@ def purge_checkpoints(folder: Path, *, keep: int, files: Files = DISK) -> None:
 def is_in_use(folder: Path) -> bool:
     """Whether another process trains in a run directory now."""
     try:
-        with (folder / ".lock").open("r+", encoding="utf-8") as file:
+        with open(folder / ".lock", "r+", encoding="utf-8", opener=open_own) as file:
             _lock(file.fileno())
     except BlockingIOError:
         return True
-    except OSError:
+    except (OSError, ValueError):
         return False
     return False
 
@@ -365,9 +365,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """Lock a run directory while this process trains in it. Raises FolderInUse naming the process that holds the lock.
 
     The lock ends with the process, however that ends; forked processes share it. On a file system without locks there
-    is a warning and no lock.
+    is a warning and no lock. Raises ValueError if the lock is a link.
     """
-    with (folder / ".lock").open("a+", encoding="utf-8") as file:
+    with open(folder / ".lock", "a+", encoding="utf-8", opener=open_own) as file:
         try:
             _lock(file.fileno())
         except BlockingIOError:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from isoform.files import open_own
 from isoform.machine import import_optional
 
 CANNOT_START = 127
@@ -93,7 +94,7 @@ class Engine(ABC):
 def launch(words: list[str], environment: dict[str, str], log: str, folder: str) -> subprocess.Popen[bytes] | None:
     """Start a process in a folder, its output appended to a log; None if it can't start, with the error in the log."""
     Path(log).parent.mkdir(parents=True, exist_ok=True)
-    with Path(log).open("ab") as file:
+    with open(log, "ab", opener=open_own) as file:
         try:
             return subprocess.Popen(
                 words,

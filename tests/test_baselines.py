@@ -327,7 +327,7 @@ def test_a_run_from_before_there_were_baselines_is_loaded(text, tmp_path):
         (lambda: LSTM(num_layers=0), "num_layers=0 must be at least 1"),
         (lambda: NGramMlp(model_dim=0), "model_dim=0 must be at least 1"),
         (lambda: LSTM(dropout=1.0), "dropout=1.0"),
-        (lambda: LSTM(vocab_size=-1), "vocab_size=-1 must not be negative"),
+        (lambda: LSTM(vocab_size=-1), "vocab_size=-1 must be at least 0"),
         (lambda: NGramMlp(bag=0), "bag=0 must be at least 1"),
         (lambda: NGramMlp(feedforward_dim=0), "feedforward_dim=0"),
         (lambda: CausalConvolution(kernel_size=1), "kernel_size=1 must be at least 2"),

@@ -234,7 +234,7 @@ class Without(Codec):
         (lambda: CODEC.encode({"image": np.zeros((8, 8)), "label": 0.5}), "label 0.5 is not"),
         (lambda: CODEC.decode(CODEC.encode(images(1)[0]).cut(0, 3)), "17 tokens of 4 features"),
         (lambda: Patches(size=3), "size=3 doesn't divide an image of 8 x 8"),
-        (lambda: Patches(maximum=0.0), "must be positive"),
+        (lambda: Patches(maximum=0.0), "maximum=0.0 must be above 0"),
         (lambda: load_tokens([{"image": np.zeros((2, 2))}] * 2, CODEC), "record 0: an image of shape"),
         (lambda: load_tokens(images(9), Without()), "of 9 records have features"),
         (lambda: as_text(CODEC), "reads patches, not text"),

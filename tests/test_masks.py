@@ -112,7 +112,7 @@ def test_what_a_mask_reaches(mask, far, near):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Window(-1), "reaches -1 back"),
+        (lambda: Window(-1), "before=-1 must be at least 0"),
         (lambda: Strided(0), "stride=0"),
         (lambda: FixedSparse(4, 5), "summary=5"),
         (lambda: Local2D(0, -1), "columns=-1"),

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import tomli_w
 
 from isoform import history
+from isoform.ranges import OutOfRange, Range
 from isoform.reading import read_toml
 from isoform.terminal import visible
 
@@ -301,6 +302,8 @@ def _read_table(hint: Any, data: Mapping[str, Any], base: Any, where: str, *, me
         raise _error(where, f"missing {', '.join(missing)}")
     try:
         return cls(**values)
+    except OutOfRange as error:
+        raise ConfigError(f"{_join(where, error.field)}{error.problem}") from error
     except ValueError as error:
         raise _error(where, error) from error
 
@@ -383,8 +386,9 @@ def _hints(cls: type) -> dict[str, Any]:
 def _marked(cls: type) -> dict[str, bool]:
     """The fields annotated for tyro, and whether arg(name="") omits the name from flags and paths."""
     hints = get_type_hints(cls, include_extras=True)
-    marks = {name: hint.__metadata__ for name, hint in hints.items() if get_origin(hint) is Annotated}
-    return {name: any(getattr(mark, "name", None) == "" for mark in marks[name]) for name in marks}
+    annotated = {name: hint.__metadata__ for name, hint in hints.items() if get_origin(hint) is Annotated}
+    marks = {name: [mark for mark in each if not isinstance(mark, Range)] for name, each in annotated.items()}
+    return {name: any(getattr(mark, "name", None) == "" for mark in each) for name, each in marks.items() if each}
 
 
 def _present(cls: type, base: Any, name: str) -> Any:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from isoform.ranges import Index, Size, check_numbers
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -78,6 +80,9 @@ class Coordinates:
 class Mask(ABC):
     """An expression for which keys a query may attend to; combine with `&` and `|`."""
 
+    def __post_init__(self) -> None:
+        check_numbers(self)
+
     @abstractmethod
     def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         """Whether each pair is allowed, elementwise after broadcasting."""
@@ -117,12 +122,8 @@ class Prefix(Mask):
 class Window(Mask):
     """At most `before` tokens back and `after` tokens ahead, by index; includes the token itself."""
 
-    before: int
-    after: int = 0
-
-    def __post_init__(self) -> None:
-        if self.before < 0 or self.after < 0:
-            raise ValueError(f"a window reaches {self.before} back and {self.after} ahead; neither may be negative")
+    before: Index
+    after: Index = 0
 
     def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         distance = query.index - key.index
@@ -133,11 +134,7 @@ class Window(Mask):
 class Strided(Mask):
     """The last `stride` tokens, and every stride-th one before them (Child et al. 2019, strided)."""
 
-    stride: int
-
-    def __post_init__(self) -> None:
-        if self.stride < 1:
-            raise ValueError(f"stride={self.stride} must be at least 1")
+    stride: Size
 
     def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         distance = query.index - key.index
@@ -148,12 +145,13 @@ class Strided(Mask):
 class FixedSparse(Mask):
     """The token's own chunk of `stride` tokens, and the last `summary` of every chunk (Child et al. 2019, fixed)."""
 
-    stride: int
-    summary: int = 1
+    stride: Size
+    summary: Size = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.summary <= self.stride:
-            raise ValueError(f"stride={self.stride} and summary={self.summary}: 1 <= summary <= stride must hold")
+        super().__post_init__()
+        if self.summary > self.stride:
+            raise ValueError(f"summary={self.summary} must be at most stride={self.stride}")
 
     def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         is_same_chunk = query.index // self.stride == key.index // self.stride
@@ -164,12 +162,8 @@ class FixedSparse(Mask):
 class Local2D(Mask):
     """Tokens at most `rows` rows and `columns` columns away, by 2D positions (Parmar et al. 2018)."""
 
-    rows: int
-    columns: int
-
-    def __post_init__(self) -> None:
-        if self.rows < 0 or self.columns < 0:
-            raise ValueError(f"rows={self.rows} and columns={self.columns} must be at least 0")
+    rows: Index
+    columns: Index
 
     def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         rows = (query.on_axis(0) - key.on_axis(0)).abs()

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Literal
 
 import tyro
 
 from isoform.generation.config import Sampling
+from isoform.ranges import Index, NonNegative, Number, OptionalSize, Positive, Size, config
 from isoform.recipe import Recipe
 from isoform.scaling.config import Ladder
 
 Inline = tyro.conf.arg(name="")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Output:
     """The output of a command."""
 
@@ -26,7 +27,7 @@ class Output:
     """Print one JSON object, and nothing else, on standard output."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class MachineOptions:
     """Where to compute."""
 
@@ -43,7 +44,7 @@ class MachineOptions:
     """On CUDA: bitwise reproducible results, at some cost. On CPUs they always are."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class TrainOptions:
     """Train a recipe, or continue the run in --out."""
 
@@ -58,7 +59,7 @@ class TrainOptions:
     output: Annotated[Output, Inline] = Output()
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class StudyOptions:
     """How the runs of a study are executed."""
 
@@ -66,13 +67,13 @@ class StudyOptions:
     """The folder of runs, named by their content; an existing run is not repeated."""
     engine: Literal["local", "ray", "slurm"] = "local"
     """Processes here, or the nodes of a Ray or Slurm cluster, which must share the pool's file system."""
-    workers: int = 0
+    workers: OptionalSize = 0
     """Runs in parallel; 0: one per CPU core on a CPU, one on another device."""
-    threads: int = 1
+    threads: Size = 1
     """CPU threads of each run; small models are trained fastest by many runs of one thread."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class ScaleOptions:
     """Plan a ladder of sizes, run it, fit its law, forecast, report."""
 
@@ -81,11 +82,11 @@ class ScaleOptions:
     against: str = ""
     """Another recipe (a name or a TOML path), or changes of this one (KEY=VALUE,KEY=VALUE), to run on the same ladder
     and compare."""
-    forecast: float = 10.0
+    forecast: Positive = 10.0
     """Forecast a run with the largest run's compute times this factor."""
     verify: bool = False
     """Train the run that was forecast, and score the forecast."""
-    price: dict[str, float] = field(default_factory=dict)
+    price: dict[str, NonNegative] = field(default_factory=dict)
     """The price of an hour, in any currency: --price.here 0.1 --price.H200 3.5."""
     out: str = ""
     """The folder of the report; empty: runs/scale-RECIPE."""
@@ -96,7 +97,7 @@ class ScaleOptions:
     output: Annotated[Output, Inline] = Output()
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class ReproduceOptions:
     """Check a claim: execute its runs, decide by its rule, write its page."""
 
@@ -117,21 +118,21 @@ class ReproduceOptions:
     output: Annotated[Output, Inline] = field(default_factory=Output)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class InspectOptions:
     """Look at training rows: every token above its target, and the attention mask."""
 
     recipe: Annotated[Recipe, Inline] = Recipe()
-    examples: int = 1
+    examples: Size = 1
     """The number of rows."""
-    first: int = 0
+    first: Index = 0
     """The index of the first row; training begins with row 0."""
-    columns: int = 32
+    columns: OptionalSize = 32
     """The number of tokens of each mask that are drawn; 0: none."""
     output: Annotated[Output, Inline] = Output()
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class GenerateOptions:
     """Continue a text with a trained model."""
 
@@ -145,9 +146,9 @@ class GenerateOptions:
     out: str = ""
     """The file for the output of --path; empty: standard output."""
     sampling: Annotated[Sampling, Inline] = Sampling()
-    beams: int = 0
+    beams: OptionalSize = 0
     """Beam search for the num_samples most probable texts with this many beams; 0: sample instead."""
-    length_penalty: float = 1.0
+    length_penalty: Number = 1.0
     """A text's score in beam search is its log probability over its length to this power."""
     probabilities: bool = False
     """For each token of prompt and continuation: probability, rank, entropy, alternatives."""
@@ -157,7 +158,7 @@ class GenerateOptions:
     output: Annotated[Output, Inline] = Output()
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class EvaluateOptions:
     """Loss and bits per byte of runs, on their validation split or any text; and scores of tasks."""
 
@@ -165,15 +166,15 @@ class EvaluateOptions:
     """Run directories, Hugging Face folders, GGUF files."""
     path: str = ""
     """The text to evaluate on, whole; empty: each run's own validation split."""
-    limit: int = 0
+    limit: Index = 0
     """The maximum number of rows; 0: all."""
     tasks: tuple[Literal["translation"], ...] = ()
     """translation: all sources are translated, and scored with BLEU, tokenized (as published) and on plain text."""
     language: str = "en"
     """The ISO 639 code of the target language, for the abbreviations in Moses' tokenizer."""
-    beams: int = 5
+    beams: Size = 5
     """The number of beams of the beam search."""
-    length_penalty: float = 1.0
+    length_penalty: Number = 1.0
     """The score in beam search is the log probability over the length to this power."""
     out: str = ""
     """The folder for the translations, a file for each run; empty: they aren't saved."""
@@ -181,7 +182,7 @@ class EvaluateOptions:
     output: Annotated[Output, Inline] = Output()
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class EstimateOptions:
     """Parameters, FLOPs, memory and time of a recipe or preset, before anything is trained."""
 
@@ -190,7 +191,7 @@ class EstimateOptions:
     output: Annotated[Output, Inline] = Output()
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class ConvertOptions:
     """Write a model as a folder for transformers; fields that no class there can represent are refused by name."""
 
@@ -201,7 +202,7 @@ class ConvertOptions:
     output: Annotated[Output, Inline] = field(default_factory=Output)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class DoctorOptions:
     """What this machine can do."""
 
@@ -211,7 +212,7 @@ class DoctorOptions:
     output: Annotated[Output, Inline] = Output()
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class RecipesOptions:
     """The built-in recipes and presets, or how two of them differ."""
 

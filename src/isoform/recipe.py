@@ -6,7 +6,7 @@ The built-in ones are in `recipes/`; their first lines give the command, the exp
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -27,6 +27,7 @@ from isoform.objectives.config import (
     Tagging,
     requirements_of,
 )
+from isoform.ranges import NonNegative, Seed, config
 from isoform.training.config import Training
 
 START = "start"
@@ -35,7 +36,7 @@ ModelOf = Callable[[str], Model]
 """A function that reads the config of a model on disk."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Recipe:
     """One experiment."""
 
@@ -45,7 +46,7 @@ class Recipe:
     model: Model = ModelConfig()
     """A Transformer (the default kind), or a baseline to compare it with."""
     training: Training = Training()
-    seed: int = 0
+    seed: Seed = 0
     """The seed of all random numbers: parameters, order, dropout, samples."""
     start: str = ""
     """A run directory, Hugging Face folder or GGUF file (or package:NAME/PATH of one) whose parameters and codec
@@ -54,7 +55,7 @@ class Recipe:
     which are then copies of it."""
     sample_prompt: str = "\n"
     """The prompt of samples during training."""
-    expected_loss: float | None = None
+    expected_loss: NonNegative | None = None
     """The validation loss this recipe was measured to reach."""
 
     def __post_init__(self) -> None:

@@ -85,11 +85,6 @@ def _say_summary(run: Run, summary: dict, terminal: Terminal, *, writes: bool) -
 
 def inspect(options: InspectOptions, terminal: Terminal, name: str) -> Result:
     """Print training rows as the model reads them."""
-    if options.examples < 1 or options.first < 0 or options.columns < 0:
-        raise ValueError(
-            f"--examples {options.examples} must be at least 1, --first {options.first} and --columns "
-            f"{options.columns} at least 0"
-        )
     prepared = prepare(options.recipe)
     rows = list(read_rows(prepared, options.examples, options.first))
     terminal.say(

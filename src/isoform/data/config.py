@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+
+from isoform.ranges import Positive, PositiveShare, config
 
 
 def resolve_path(path: str, folder: str) -> str:
@@ -14,7 +16,7 @@ def resolve_path(path: str, folder: str) -> str:
     return str(Path(folder) / path)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Part:
     """One source of a mixture."""
 
@@ -22,15 +24,11 @@ class Part:
     """As data.path."""
     validation_path: str = ""
     """As data.validation_path."""
-    weight: float | None = None
+    weight: Positive | None = None
     """Sampling weight of its rows; none: its number of rows to the power of 1 / temperature."""
 
-    def __post_init__(self) -> None:
-        if self.weight is not None and self.weight <= 0:
-            raise ValueError(f"data.mixture: weight={self.weight} of {self.path} must be above 0")
 
-
-@dataclass(frozen=True, kw_only=True)
+@config
 class Data:
     """Records and rows."""
 
@@ -44,22 +42,18 @@ class Data:
     20 %), chosen by hash."""
     mixture: tuple[Part, ...] = ()
     """Several sources instead of `path`, whose rows are interleaved; each source is repeated as often as needed."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """For a mixture's sources without a weight: above 1 small ones are sampled more often than their size implies (T5,
     Raffel et al. 2020, section 3.5.2)."""
     rows: Literal["stream", "split", "packed", "bucketed"] = "stream"
     """stream: all documents concatenated and cut every context_length tokens; split: the same, but no token attends to
     another document; packed: several whole documents in a row, best fit, none attending to another; bucketed: one
     document per row, batched by similar length and padded to the longest."""
-    fraction: float = 1.0
+    fraction: PositiveShare = 1.0
     """Fraction of the training records that is used: of plain texts the first part of each, otherwise evenly spaced
     records; the validation set stays the same."""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(f"data.temperature={self.temperature} must be above 0")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"data.fraction={self.fraction} must be above 0 and at most 1")
         if self.mixture and self.rows == "bucketed":
             raise ValueError("data.mixture with rows='bucketed': interleaved rows need one length; set rows to packed")
 

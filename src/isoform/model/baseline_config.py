@@ -6,51 +6,36 @@ not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from isoform.model import parts
 from isoform.model.config import BlockConfig, Initialization, Lookup, ModelConfig, StackConfig, Vocabulary
 from isoform.model.parts import Dense, RMSNorm
+from isoform.ranges import Layers, OptionalSize, Rate, Several, Size, config
 
 NORM = RMSNorm(scale=False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class _Baseline:
     """What the baselines have in common: a stem and a head, and residual blocks between them."""
 
-    model_dim: int = 128
-    num_layers: int = 4
-    context_length: int = 128
+    model_dim: Size = 128
+    num_layers: Layers = 4
+    context_length: Size = 128
     """The most tokens seen at once, and the length of training rows."""
-    vocab_size: int = 0
+    vocab_size: OptionalSize = 0
     """Tokens; 0: the codec's."""
     stem: Lookup = Lookup(norm=RMSNorm(scale=False))
     head: Vocabulary = Vocabulary()
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     """Dropout of the embeddings and of each branch's output."""
 
-    def __post_init__(self) -> None:
-        for name in ("model_dim", "num_layers", "context_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.vocab_size < 0:
-            raise ValueError(f"vocab_size={self.vocab_size} must not be negative; 0 takes the codec's")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be at least 0 and less than 1")
 
-
-def _check_width(feedforward_dim: int | None) -> None:
-    if feedforward_dim is not None and feedforward_dim < 1:
-        raise ValueError(f"feedforward_dim={feedforward_dim} must be at least 1; leave it out for 4 x model_dim")
-
-
-@dataclass(frozen=True, kw_only=True)
+@config
 class LSTM(_Baseline):
     """Layers of long short-term memory (Hochreiter and Schmidhuber 1997), each a residual branch with its norm before
     it; six have the matrices of four of the Transformer's blocks."""
 
-    num_layers: int = 6
+    num_layers: Layers = 6
 
     @property
     def blocks(self) -> tuple[BlockConfig, ...]:
@@ -58,7 +43,7 @@ class LSTM(_Baseline):
         return (BlockConfig(mixer=parts.LSTM(), feedforward=None, norm=NORM),)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class CausalConvolution(_Baseline):
     """Blocks of a causal dilated convolution and a feed-forward (ByteNet, Kalchbrenner et al. 2016; Bai et al. 2018).
 
@@ -66,24 +51,16 @@ class CausalConvolution(_Baseline):
     begins again at 1.
     """
 
-    kernel_size: int = 5
+    kernel_size: Several = 5
     """Tokens under a kernel."""
-    dilation_growth: int = 3
-    receptive_field: int | None = None
+    dilation_growth: Size = 3
+    receptive_field: Size | None = None
     """How many tokens an output sees at least, its own included; None: context_length."""
-    feedforward_dim: int | None = None
+    feedforward_dim: Size | None = None
     """Inner width of each block's feed-forward; None: 4 x model_dim."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kernel_size < 2 or self.dilation_growth < 1:
-            raise ValueError(
-                f"kernel_size={self.kernel_size} must be at least 2, dilation_growth={self.dilation_growth} at least 1"
-            )
-        _check_width(self.feedforward_dim)
         reach, cycle = self._reach, self._cycle
-        if reach < 1:
-            raise ValueError(f"receptive_field={reach} must be at least 1")
         if len(cycle) > self.num_layers:
             seen = 1 + (self.kernel_size - 1) * sum(cycle[: self.num_layers])
             raise ValueError(
@@ -124,23 +101,17 @@ class CausalConvolution(_Baseline):
         return cycle
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class NGramMlp(_Baseline):
     """The vectors of the last tokens and of the n-grams that end in them, added up, and a feed-forward network over the
     sum (after Bengio et al. 2003, and fastText's bags, Joulin et al. 2016). `stem` has the n-grams."""
 
-    num_layers: int = 6
+    num_layers: Layers = 6
     stem: Lookup = Lookup(ngrams=(2, 3, 4), norm=RMSNorm(scale=False))
-    bag: int = 16
+    bag: Size = 16
     """How many tokens are in the sum: the newest and those before it, each weighted by distance and feature."""
-    feedforward_dim: int | None = None
+    feedforward_dim: Size | None = None
     """Inner width of each block's feed-forward; None: 4 x model_dim."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.bag < 1:
-            raise ValueError(f"bag={self.bag} must be at least 1: the newest token is always in it")
-        _check_width(self.feedforward_dim)
 
     @property
     def inner_dim(self) -> int:

@@ -4,7 +4,7 @@ Torch-free.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, assert_never
 
 from isoform.model.parts import (
@@ -23,9 +23,10 @@ from isoform.model.parts import (
     Position,
     Rotary,
 )
+from isoform.ranges import Layers, NonNegative, OptionalSize, Positive, Rate, Several, Size, config
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class BlockConfig:
     """One block: a mixer, which passes information between tokens, and a feed-forward, each a residual branch."""
 
@@ -65,16 +66,16 @@ class BlockConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class StackConfig:
     """Blocks in series; `blocks` are repeated in turn up to num_layers."""
 
-    num_layers: int = 4
+    num_layers: Layers = 4
     blocks: tuple[BlockConfig, ...] = (BlockConfig(),)
-    loops: int = 1
+    loops: Layers = 1
     """How often the stack is applied, with the same parameters (Universal Transformer, Dehghani et al. 2019)."""
     position: Position | None = Rotary()
-    context_length: int | None = None
+    context_length: Size | None = None
     """The most tokens this stack sees at once; None: the model's."""
     input_norm: Norm | None = None
     """Normalise what enters the first block, positions included (BERT)."""
@@ -88,14 +89,14 @@ class StackConfig:
     memory_layers: Literal["last", "layerwise"] = "last"
     """What joint attention attends to. last: the encoder's output, through the decoder's own projections; layerwise: in
     each block the keys and values of the encoder's block of the same number."""
-    exits: tuple[int, ...] = ()
+    exits: tuple[Layers, ...] = ()
     """Numbers of blocks after which the head is trained to predict too, through the final norm (early exit)."""
-    exit_loss: float = 0.3
+    exit_loss: NonNegative = 0.3
     """Weight of the exits' mean loss beside that of the last block."""
-    ahead: int = 0
+    ahead: OptionalSize = 0
     """Number of extra heads, each a block on top of the last one, that predict the tokens after the next one; only in
     training (Gloeckle et al. 2024, section 2)."""
-    ahead_loss: float = 0.3
+    ahead_loss: NonNegative = 0.3
     """Weight of those heads' mean loss beside that of the next token."""
 
     def __post_init__(self) -> None:
@@ -103,20 +104,16 @@ class StackConfig:
             raise ValueError(
                 f"memory_layers='layerwise' with cross={self.cross!r}: only joint attention reads layer by layer"
             )
-        if self.ahead < 0:
-            raise ValueError(f"ahead={self.ahead} must be at least 0")
-        if self.num_layers < 1 or not self.blocks or self.loops < 1:
-            raise ValueError(
-                f"num_layers={self.num_layers} with {len(self.blocks)} blocks and loops={self.loops}; all must be >= 1"
-            )
-        if any(not 1 <= exit < self.num_layers * self.loops for exit in self.exits):
+        if not self.blocks:
+            raise ValueError("blocks is empty; a stack needs one")
+        if any(exit >= self.num_layers * self.loops for exit in self.exits):
             raise ValueError(
                 f"exits={self.exits}: an exit is the number of a block before the last, 1 .. "
                 f"{self.num_layers * self.loops - 1}"
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Lookup:
     """A vector per token."""
 
@@ -124,67 +121,63 @@ class Lookup:
     """Multiply embeddings by sqrt(model_dim) (2017)."""
     norm: Norm | None = None
     """Normalise the embeddings."""
-    num_token_types: int = 0
+    num_token_types: OptionalSize = 0
     """Rows of a table of token types, added to the embeddings (BERT)."""
     previous: bool = False
     """Also look up the token before, in a table of its own."""
-    ngrams: tuple[int, ...] = ()
+    ngrams: tuple[Several, ...] = ()
     """Also look up the last n tokens, for each n >= 2 named here, each in a table of its own."""
-    ngram_rows: int = 16384
+    ngram_rows: Size = 16384
     """Most rows of such a table; where there are more n-grams they share rows by a hash (Svenstrup et al. 2017)."""
 
-    def __post_init__(self) -> None:
-        if any(n < 2 for n in self.ngrams) or self.ngram_rows < 1:
-            raise ValueError(f"ngrams={self.ngrams} with ngram_rows={self.ngram_rows}: n must be >= 2, rows >= 1")
 
-
-@dataclass(frozen=True, kw_only=True)
+@config
 class Linear:
     """Feature rows through one matrix: patches, frames, measurements; tokens with an id are looked up instead."""
 
-    num_features: int = 0
+    num_features: OptionalSize = 0
     """Numbers per token; 0: the codec's."""
     bias: bool = True
-    num_ids: int = 0
+    num_ids: OptionalSize = 0
     """Learned vectors for tokens that have an id instead of features, such as a class token; 0: the codec's
     number."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Convolution:
     """Feature rows through two convolutions over time with GELUs, the second with a stride (Whisper).
 
     A token holds the `stride` frames that become it, side by side.
     """
 
-    num_features: int = 80
+    num_features: Size = 80
     """Numbers per frame."""
-    width: int = 3
+    width: Size = 3
     """Frames under a kernel; odd."""
-    stride: int = 2
+    stride: Size = 2
 
     def __post_init__(self) -> None:
-        if self.width % 2 == 0 or self.width < 1 or self.stride < 1:
-            raise ValueError(f"width={self.width} must be odd, stride={self.stride} at least 1")
+        if self.width % 2 == 0:
+            raise ValueError(f"width={self.width} must be odd")
 
 
 Stem = Lookup | Linear | Convolution
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Vocabulary:
     """A score per token of the vocabulary."""
 
     tied: bool = False
     """Use the embedding's table (Press and Wolf 2017)."""
     bias: bool = False
-    softcap: float | None = None
+    softcap: Positive | None = None
     """cap * tanh(logits / cap) (Gemma 2)."""
-    scale: float | None = None
+    scale: Positive | None = None
     """What hidden states are multiplied by first (T5 of 2020: 1 / sqrt(model_dim))."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class MaskedVocabulary:
     """A dense layer, an activation and a norm before the scores (BERT's masked-language head)."""
 
@@ -195,14 +188,14 @@ class MaskedVocabulary:
     bias: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Pooled:
     """One output for a whole document, repeated at each of its tokens: class scores, numbers, or a vector."""
 
     over: Literal["first", "mean", "last", "each"] = "first"
     """The hidden state that represents a document: its first token's, the mean, or its last token's; each: every token
     by itself (tags)."""
-    num_outputs: int = 0
+    num_outputs: OptionalSize = 0
     """Classes or numbers; 0: the codec's number of classes, or with `embed` none, the vector itself."""
     embed: bool = False
     """Return the pooled vector, scaled to length 1, instead of scores (sentence embedding)."""
@@ -214,44 +207,44 @@ class Pooled:
 Head = Vocabulary | MaskedVocabulary | Pooled
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Initialization:
     """How parameters are drawn: normal, with these standard deviations; biases are 0, gains 1."""
 
-    embedding: float = 0.02
-    matrix: float | None = 0.02
+    embedding: NonNegative = 0.02
+    matrix: NonNegative | None = 0.02
     """Of every matrix in the blocks and the head; None: 1 / sqrt(inputs)."""
     output: Literal["matrix", "scaled", "zero"] = "matrix"
     """Projections back into the residual stream: like the rest, divided by sqrt(branches) (GPT-2), or zero."""
     head: Literal["matrix", "zero"] = "matrix"
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class LowRank:
     """Only thin matrices beside those of the blocks learn (LoRA, Hu et al. 2022)."""
 
-    rank: int = 8
-    alpha: float = 16.0
+    rank: Size = 8
+    alpha: Positive = 16.0
     """The product of the thin matrices is scaled by alpha / rank."""
     targets: tuple[str, ...] = ("attention", "feedforward")
     """Parts of the names of matrices that get some: attention, cross, feedforward, query_key_value, output, up …"""
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or not self.targets:
-            raise ValueError(f"adapters: rank={self.rank} must be at least 1, targets={self.targets} name a matrix")
+        if not self.targets:
+            raise ValueError("adapters: targets is empty; name a part of the names of matrices")
 
 
 Form = Literal["encoder", "decoder", "encoder_decoder"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class ModelConfig:
     """A whole model: an encoder, a decoder, or both."""
 
-    model_dim: int = 128
-    context_length: int = 128
+    model_dim: Size = 128
+    context_length: Size = 128
     """The most tokens a stack sees at once, and the length of training rows."""
-    vocab_size: int = 0
+    vocab_size: OptionalSize = 0
     """Tokens of the vocabulary; 0: the codec's."""
     encoder: StackConfig | None = None
     decoder: StackConfig | None = StackConfig()
@@ -261,7 +254,7 @@ class ModelConfig:
     share_stacks: bool = False
     """Encoder and decoder are one stack, with the same parameters."""
     head: Head = Vocabulary()
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     """Dropout of the embeddings and of each branch's output."""
     initialization: Initialization = Initialization()
 
@@ -285,8 +278,6 @@ class ModelConfig:
             raise ValueError("encoder.exits: the head reads the decoder, so only that may have exits")
         if self.encoder_stem is not None and (self.encoder is None or self.decoder is None):
             raise ValueError("encoder_stem goes with an encoder and a decoder; a single stack reads through stem")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be at least 0 and less than 1")
         if not isinstance(self.head, Pooled) and self.head.tied and not isinstance(self.stem, Lookup):
             raise ValueError(f"head.tied with a {type(self.stem).__name__} stem: only a Lookup has a table to share")
         for name, stack in (("encoder", self.encoder), ("decoder", self.decoder)):

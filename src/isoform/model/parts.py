@@ -5,115 +5,111 @@ A choice is a union of dataclasses, named in files by its `kind`; what is absent
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from isoform.mask import FixedSparse, Local2D, Strided, Window
+from isoform.ranges import Base, NonNegative, OptionalSize, Positive, PositiveShare, Rate, Several, Size, config
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Learned:
     """A vector per position, added to the embeddings; positions end at the stack's context_length."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Grid:
     """A learned vector per row and one per column, added to the embeddings of tokens with two-dimensional positions."""
 
-    rows: int = 8
-    columns: int = 8
+    rows: Size = 8
+    columns: Size = 8
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Sinusoidal:
     """Fixed sines and cosines added to the embeddings (Vaswani et al. 2017, section 3.5)."""
 
-    base: float = 10000.0
+    base: Base = 10000.0
     order: Literal["interleaved", "halves"] = "interleaved"
     """interleaved: sine and cosine of a frequency side by side (2017); halves: all sines, then all cosines."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class LinearExtension:
     """Places divided by `factor` (Chen et al. 2023)."""
 
-    factor: float = 2.0
+    factor: Positive = 2.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class NTKExtension:
     """A base raised so that the slowest pair turns `factor` times slower and the fastest as before (bloc97 2023)."""
 
-    factor: float = 2.0
+    factor: Positive = 2.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class YaRNExtension:
     """Slow pairs slowed by `factor`, fast ones left, a ramp between, and scores scaled (Peng et al. 2023)."""
 
-    factor: float = 4.0
-    original_length: int = 2048
+    factor: Positive = 4.0
+    original_length: Size = 2048
     """Places the model was trained on before."""
-    beta_fast: float = 32.0
+    beta_fast: Positive = 32.0
     """Turns within original_length from which a pair is left alone."""
-    beta_slow: float = 1.0
+    beta_slow: Positive = 1.0
     """Turns within original_length up to which a pair is slowed in full."""
-    attention_factor: float | None = None
+    attention_factor: Positive | None = None
     """Multiplies queries and keys; None: 0.1 ln(factor) + 1."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Llama3Extension:
     """Pairs slower than a wavelength slowed by `factor`, faster ones left, a ramp between (Llama 3.1, 2024)."""
 
-    factor: float = 8.0
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_length: int = 8192
+    factor: Positive = 8.0
+    low_frequency_factor: Positive = 1.0
+    high_frequency_factor: Positive = 4.0
+    original_length: Size = 8192
 
 
 Extension = LinearExtension | NTKExtension | YaRNExtension | Llama3Extension
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Rotary:
     """Queries and keys turned by an angle that grows with the position (Su et al. 2021)."""
 
-    base: float = 10000.0
-    fraction: float = 1.0
+    base: Base = 10000.0
+    fraction: PositiveShare = 1.0
     """Share of a head's features that are turned; the rest stay as they are (GPT-NeoX)."""
-    axes: int = 1
+    axes: Size = 1
     """Numbers of a position, each of which turns its equal share of the features: 2 for rows and columns."""
     extension: Extension | None = None
     """How a longer context than the one trained on is reached."""
 
-    def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1 or self.axes < 1:
-            raise ValueError(f"fraction={self.fraction} must be above 0 and at most 1, axes={self.axes} at least 1")
 
-
-@dataclass(frozen=True, kw_only=True)
+@config
 class Shaw:
     """Learned vectors per clipped distance, added to keys and values in every block (Shaw et al. 2018)."""
 
-    distance: int = 16
+    distance: Size = 16
     """Distances beyond it share a vector."""
     values: bool = True
     """Whether values have such vectors too."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Buckets:
     """A learned bias per head and bucket of distances, shared by all blocks (T5, Raffel et al. 2020)."""
 
-    num_buckets: int = 32
-    max_distance: int = 128
+    num_buckets: Several = 32
+    max_distance: Size = 128
     """Distances from here on share the last bucket."""
     bidirectional: bool = False
     """Whether what lies ahead has buckets of its own (encoders)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class ALiBi:
     """A bias that falls linearly with the distance, by a fixed slope per head (Press et al. 2022)."""
 
@@ -121,19 +117,19 @@ class ALiBi:
 Position = Learned | Grid | Sinusoidal | Rotary | Shaw | Buckets | ALiBi
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class LayerNorm:
     """Centre and scale to unit variance (Ba et al. 2016)."""
 
-    epsilon: float = 1e-5
+    epsilon: Positive = 1e-5
     bias: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class RMSNorm:
     """Scale to unit root mean square (Zhang and Sennrich 2019)."""
 
-    epsilon: float = 1e-6
+    epsilon: Positive = 1e-6
     scale: bool = True
     """A learned gain per feature."""
     zero_centered: bool = False
@@ -148,14 +144,14 @@ Norm = LayerNorm | RMSNorm
 Pattern = Window | Strided | FixedSparse | Local2D
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Attention:
     """Multi-head attention; fewer key/value heads than heads make it grouped-query, one multi-query."""
 
-    num_heads: int = 4
-    num_kv_heads: int | None = None
+    num_heads: Size = 4
+    num_kv_heads: Size | None = None
     """Key/value heads; None: num_heads."""
-    head_dim: int | None = None
+    head_dim: Size | None = None
     """Width of a head; None: model_dim / num_heads."""
     bias: bool = False
     """Of query, key and value."""
@@ -167,11 +163,11 @@ class Attention:
     """Normalise queries and keys (Henry et al. 2020)."""
     qk_norm_over: Literal["head", "projection"] = "head"
     """head: each head by itself; projection: all heads together, before the split (OLMo 2)."""
-    scale: float | None = None
+    scale: Positive | None = None
     """What query-key products are multiplied by; None: 1 / sqrt(head_dim)."""
     value_shortcut: bool = False
     """Mix the first block's values into this block's, with learned weights (ResFormer, Zhou et al. 2024)."""
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     """Dropout of the attention weights."""
     pattern: Pattern | None = None
     """A mask and-ed to the objective's, such as a window."""
@@ -180,43 +176,35 @@ class Attention:
 
     def __post_init__(self) -> None:
         groups = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
-        if self.num_heads < 1 or groups < 1 or self.num_heads % groups:
+        if self.num_heads % groups:
             raise ValueError(
-                f"num_heads={self.num_heads} must be a positive multiple of num_kv_heads={groups}; "
+                f"num_heads={self.num_heads} must be a multiple of num_kv_heads={groups}; "
                 f"choose num_kv_heads among the divisors of num_heads"
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class LSTM:
     """Long short-term memory over the tokens of a document (Hochreiter and Schmidhuber 1997), as wide as the model."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class CausalConvolution:
     """A causal dilated convolution (ByteNet, Kalchbrenner et al. 2016; Bai et al. 2018)."""
 
-    kernel_size: int = 5
+    kernel_size: Size = 5
     """Tokens under the kernel, the newest included."""
-    dilation: int = 1
+    dilation: Size = 1
     """Positions between them."""
 
-    def __post_init__(self) -> None:
-        if self.kernel_size < 1 or self.dilation < 1:
-            raise ValueError(f"kernel_size={self.kernel_size} and dilation={self.dilation} must be at least 1")
 
-
-@dataclass(frozen=True, kw_only=True)
+@config
 class LinearRecurrence:
     """A diagonal gated linear recurrence: h_t = a_t h_(t-1) + (1 - a_t) c_t, where a_t and c_t see token t alone, and
     the output is h_t times a gate (minGRU, Feng et al. 2024; HGRN, Qin et al. 2023)."""
 
-    state_dim: int | None = None
+    state_dim: Size | None = None
     """Width of the state; None: model_dim."""
-
-    def __post_init__(self) -> None:
-        if self.state_dim is not None and self.state_dim < 1:
-            raise ValueError(f"state_dim={self.state_dim} must be at least 1; leave it out for model_dim")
 
 
 Recurrent = LSTM | CausalConvolution | LinearRecurrence
@@ -228,78 +216,75 @@ Activation = Literal["gelu", "gelu_tanh", "linear", "relu", "relu2", "sigmoid", 
 """linear: x itself; relu2: the squared ReLU (So et al. 2021)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Dense:
     """Two matrices with an activation between."""
 
-    feedforward_dim: int | None = None
+    feedforward_dim: Size | None = None
     """Inner width; None: 4 x model_dim."""
     activation: Activation = "gelu"
     bias: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Gated:
     """activation(gate x) * (up x), then down (Shazeer 2020, eq. 5 and 6): by its activation GLU (sigmoid), the bilinear
     form (linear), ReGLU (relu), GEGLU (gelu) or SwiGLU (silu)."""
 
-    feedforward_dim: int | None = None
+    feedforward_dim: Size | None = None
     """Inner width; None: 8/3 x model_dim, rounded up to a multiple of 8."""
     activation: Activation = "silu"
     bias: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class TokenChoice:
     """Each token goes to the experts that score highest for it; none is dropped unless there is a capacity."""
 
-    num_active: int = 2
+    num_active: Size = 2
     """Experts per token."""
     score: Literal["softmax", "sigmoid"] = "softmax"
     normalize: bool = True
     """Whether the weights of a token's experts sum to 1."""
-    scale: float = 1.0
+    scale: Positive = 1.0
     """What the weights are multiplied by after that."""
-    balance_loss: float = 0.0
+    balance_loss: NonNegative = 0.0
     """Weight of the load-balancing loss (Switch Transformer, Fedus et al. 2022, eq. 4)."""
-    z_loss: float = 0.0
+    z_loss: NonNegative = 0.0
     """Weight of the router's log(Z)^2 (ST-MoE, Zoph et al. 2022, eq. 5)."""
-    bias_rate: float = 0.0
+    bias_rate: NonNegative = 0.0
     """How fast a bias per expert, which only decides who is chosen, moves against the load (Wang et al. 2024)."""
-    capacity_factor: float | None = None
+    capacity_factor: Positive | None = None
     """An expert takes at most this times its even share of a row's tokens, the first ones; None: all of them."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class ExpertChoice:
     """Each expert takes the tokens of a row that score highest for it (Zhou et al. 2022): it looks at the future,
     so it is for encoders."""
 
-    capacity_factor: float = 2.0
+    capacity_factor: Positive = 2.0
     """Experts per token, on average."""
 
 
 Router = TokenChoice | ExpertChoice
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Experts:
     """Several feed-forwards, of which a router picks some for each token (Shazeer et al. 2017)."""
 
-    num_experts: int = 8
+    num_experts: Size = 8
     expert: Dense | Gated = Gated()
     """What each expert is; without biases."""
     router: Router = TokenChoice()
-    num_shared: int = 0
+    num_shared: OptionalSize = 0
     """Experts that every token goes to, as one feed-forward of num_shared times the width (DeepSeekMoE, 2024)."""
 
     def __post_init__(self) -> None:
         active = self.router.num_active if isinstance(self.router, TokenChoice) else 1
-        if not 1 <= active <= self.num_experts or self.num_shared < 0:
-            raise ValueError(
-                f"{self.num_experts} experts of which {active} are active, and {self.num_shared} shared: there must "
-                f"be at least one active expert and at most num_experts"
-            )
+        if active > self.num_experts:
+            raise ValueError(f"router.num_active={active} must be at most num_experts={self.num_experts}")
         if self.expert.bias:
             raise ValueError("experts have no biases; set expert.bias to false")
 
@@ -307,7 +292,7 @@ class Experts:
 FeedForward = Dense | Gated | Experts
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Depth:
     """Mixture of depths: of each row only the tokens that score highest go through the block (Raposo et al. 2024).
 
@@ -315,12 +300,8 @@ class Depth:
     without one it is refused under a causal mask, and a decoder's results are those of the predictor.
     """
 
-    share: float = 0.125
+    share: PositiveShare = 0.125
     """Share of a row's tokens that go through."""
     predictor: bool = True
-    predictor_loss: float = 0.01
+    predictor_loss: NonNegative = 0.01
     """Weight of the predictor's cross-entropy."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share={self.share} must be above 0 and at most 1")

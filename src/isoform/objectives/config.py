@@ -4,140 +4,122 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from isoform.model.config import Form
+from isoform.ranges import NonNegative, Positive, PositiveRate, Rate, Ratio, Share, Size, config
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Causal:
     """Predict every next token (after the prefix, if a record has one) from the preceding tokens."""
 
-    z_loss: float = 0.0
+    z_loss: NonNegative = 0.0
     """Weight of log(Z)^2, which keeps the softmax normaliser Z near 1 (PaLM, 2022)."""
-    label_smoothing: float = 0.0
+    label_smoothing: Rate = 0.0
     """Probability mass spread evenly over the vocabulary in training (Szegedy et al. 2016)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Prefix:
     """Like causal, but attention within the prefix is bidirectional (T5's prefix language model). A record's source is
     its prefix; of a plain text it is a random part, drawn anew in each epoch, and only the rest is predicted."""
 
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
+    z_loss: NonNegative = 0.0
+    label_smoothing: Rate = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Seq2seq:
     """The source is read by an encoder; the target is predicted by a decoder that attends to it."""
 
     causal: bool = False
     """Whether the source, too, has a causal mask."""
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
+    z_loss: NonNegative = 0.0
+    label_smoothing: Rate = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Classification:
     """Predict the label of a record, from a bidirectional encoder or from a decoder's last token."""
 
     labels: tuple[str, ...] = ()
     """The names of the classes, in the order of the model's outputs; empty: those of the training records."""
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
+    z_loss: NonNegative = 0.0
+    label_smoothing: Rate = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Tagging:
     """Predict the tag of each word of a text, at the word's first token."""
 
     labels: tuple[str, ...] = ()
     """The names of the tags, in the order of the model's outputs; empty: those of the training records."""
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
+    z_loss: NonNegative = 0.0
+    label_smoothing: Rate = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Regression:
     """Predict a number for a record; the loss is the squared error."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class TokenRegression:
     """Predict a number for each word of a text, at the word's first token; the loss is the squared error."""
 
 
-def _check_rate(rate: float) -> None:
-    if not 0 < rate < 1:
-        raise ValueError(f"rate={rate} must lie between 0 and 1")
-
-
-def _check_spans(span: float, num_special: int) -> None:
-    if span < 1 or num_special < 1:
-        raise ValueError(f"span={span} and num_special={num_special} must be at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
+@config
 class Masked:
     """Masked language modelling: predict the masked tokens of a text from both directions (BERT, Devlin et al. 2019,
     section 3.1)."""
 
-    rate: float = 0.15
+    rate: PositiveRate = 0.15
     """Fraction of tokens that are predicted."""
-    mask_rate: float = 0.8
+    mask_rate: Share = 0.8
     """Fraction of the predicted tokens that are replaced by the mask token."""
-    random: float = 0.1
+    random: Share = 0.1
     """Fraction of the predicted tokens that are replaced by a random token; the rest stay unchanged."""
     whole_words: bool = False
     """Select whole words rather than tokens."""
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
+    z_loss: NonNegative = 0.0
+    label_smoothing: Rate = 0.0
 
     def __post_init__(self) -> None:
-        _check_rate(self.rate)
-        if min(self.mask_rate, self.random) < 0 or self.mask_rate + self.random > 1:
-            raise ValueError(
-                f"mask_rate={self.mask_rate} and random={self.random} must be at least 0, and at most 1 together"
-            )
+        if self.mask_rate + self.random > 1:
+            raise ValueError(f"mask_rate={self.mask_rate} and random={self.random} must be at most 1 together")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class SpanCorruption:
     """Predict spans of a text, each of which is replaced by a special token (T5, Raffel et al. 2020, section 3.1.4):
     with the decoder of an encoder-decoder, or with a single stack that reads the corrupted text as its prefix."""
 
-    rate: float = 0.15
+    rate: PositiveRate = 0.15
     """Fraction of tokens that are corrupted."""
-    span: float = 3.0
+    span: Ratio = 3.0
     """Mean length of a corrupted span, in tokens."""
-    num_special: int = 100
+    num_special: Size = 100
     """The number of special tokens that replace spans: the most spans of a text."""
     causal: bool = False
     """In a single stack: whether the corrupted text, too, has a causal mask."""
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_rate(self.rate)
-        _check_spans(self.span, self.num_special)
+    z_loss: NonNegative = 0.0
+    label_smoothing: Rate = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Denoiser:
     """One denoiser of a mixture."""
 
     mode: str
     """The special token before the text: R (regular), S (sequential), X (extreme)."""
-    rate: float
+    rate: PositiveRate
     """Fraction of tokens that are corrupted."""
-    span: float | None = None
+    span: Ratio | None = None
     """Mean span length, in tokens; none: a single span at the end of the text."""
-    weight: float = 1.0
+    weight: Positive = 1.0
     """Sampling weight."""
 
     def __post_init__(self) -> None:
-        _check_rate(self.rate)
-        _check_spans(self.span or 1, 1)
-        if not self.mode.isalnum() or self.weight <= 0:
-            raise ValueError(f"mode={self.mode!r} must be a letter or a word, weight={self.weight} above 0")
+        if not self.mode.isalnum():
+            raise ValueError(f"mode={self.mode!r} must be a letter or a word")
 
 
 UL2 = (
@@ -152,56 +134,47 @@ UL2 = (
 """The mixture of Tay et al. 2022, table 1."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class DenoiserMixture:
     """Span corruption by one of several denoisers, sampled for each text; a special token before the text names the
     denoiser's mode (UL2, Tay et al. 2022)."""
 
     denoisers: tuple[Denoiser, ...] = UL2
-    num_special: int = 100
+    num_special: Size = 100
     causal: bool = False
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
+    z_loss: NonNegative = 0.0
+    label_smoothing: Rate = 0.0
 
     def __post_init__(self) -> None:
         if not self.denoisers:
             raise ValueError("a mixture of denoisers needs at least one")
-        _check_spans(1, self.num_special)
 
 
 Corruption = SpanCorruption | DenoiserMixture
 """Span-corruption objectives, for an encoder-decoder or for a single stack."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Contrastive:
     """Contrast each pair's source and target with the rest of the batch, both embedded by one encoder (InfoNCE, van den
     Oord et al. 2018; symmetric, as in CLIP, Radford et al. 2021)."""
 
-    temperature: float = 0.05
+    temperature: Positive = 0.05
     """Divisor of the cosine similarities."""
 
-    def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature} must be above 0")
 
-
-@dataclass(frozen=True, kw_only=True)
+@config
 class Distillation:
     """Match a teacher's next-token distributions (Hinton et al. 2015): causal, or seq2seq for an encoder-decoder."""
 
     teacher: str = ""
     """A run directory, Hugging Face folder or GGUF file; the codec must be the same."""
-    share: float = 0.5
+    share: Share = 0.5
     """Weight of the teacher's loss; the rest is the cross-entropy with the text."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Divisor of the logits of both models."""
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1 or self.temperature <= 0:
-            raise ValueError(f"share={self.share} must lie in 0 .. 1, temperature={self.temperature} above 0")
+    z_loss: NonNegative = 0.0
+    label_smoothing: Rate = 0.0
 
 
 WithClasses = Classification | Tagging

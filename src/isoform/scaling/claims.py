@@ -15,6 +15,7 @@ from typing import Any
 
 from isoform.config import ConfigError, from_dict, load_toml, unknown_name
 from isoform.data.config import resolve_path
+from isoform.ranges import Number, Positive, PositiveShare, config
 from isoform.recipe import Recipe, builtin_recipes, load_recipe, with_changes
 from isoform.scaling.config import Ladder, OneSize
 from isoform.scaling.curves import Estimate
@@ -24,13 +25,13 @@ from isoform.scaling.statistics import AnyStatistic, Arms
 from isoform.scaling.study import Row
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Condition:
     """Bounds on one of the statistic's numbers."""
 
     value: str
-    at_least: float | None = None
-    at_most: float | None = None
+    at_least: Number | None = None
+    at_most: Number | None = None
 
     def __post_init__(self) -> None:
         if self.at_least is None and self.at_most is None:
@@ -51,7 +52,7 @@ class Condition:
         return True if least <= low and high <= most else False if high < least or low > most else None
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Arm:
     """One variant: the claim's recipe with these changes.
 
@@ -67,12 +68,12 @@ class Arm:
     starts: str = ""
     """An earlier arm: each run continues from a run of that arm with `share` of its compute; at one size, from the
     complete run with the same seed."""
-    share: float = 0.5
-    compute: float | None = None
+    share: PositiveShare = 0.5
+    compute: Positive | None = None
     """Training FLOPs instead of the claim's, at one size."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Claim:
     """A question, and how it is decided."""
 
@@ -89,7 +90,7 @@ class Claim:
     recipe: str = ""
     ladder: Ladder | OneSize = Ladder()
     """Several sizes of one recipe, or each arm as written."""
-    sweep: tuple[float, ...] = ()
+    sweep: tuple[Positive, ...] = ()
     """Factors of the learning rate that each arm tries at the ladder's second compute, with one seed; the best is used
     for all its runs."""
     arms: tuple[Arm, ...] = ()
@@ -181,9 +182,9 @@ def _check(claim: Claim, arms: Sequence[str], path: Path) -> None:
     """ConfigError for unknown or duplicate names, and for fields that its kind of ladder doesn't support."""
     names = [arm.name for arm in claim.arms]
     for arm in claim.arms:
-        if arm.compute is not None and (arm.compute <= 0 or not isinstance(claim.ladder, OneSize)):
+        if arm.compute is not None and not isinstance(claim.ladder, OneSize):
             raise ConfigError(
-                f"{path}: the arm {arm.name} has compute={arm.compute:g}; it must be above 0, and the ladder one_size"
+                f"{path}: the arm {arm.name} has compute={arm.compute:g}, which needs another ladder; set one_size"
             )
         if arm.starts and arm.starts not in names[: names.index(arm.name)]:
             raise ConfigError(f"{path}: the arm {arm.name} starts from {arm.starts!r}, which is no earlier arm")

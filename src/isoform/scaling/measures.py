@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Literal, assert_never
@@ -23,6 +23,7 @@ from isoform.machine import Machine
 from isoform.model.config import ModelConfig
 from isoform.objectives.config import Causal, Objective, Seq2seq
 from isoform.preparation import load_records
+from isoform.ranges import Index, Number, Size, config
 from isoform.reading import read_json
 from isoform.recipe import Recipe, load_recipe
 from isoform.run import Run, load
@@ -30,7 +31,7 @@ from isoform.scaling.conversation import conversation_turns
 from isoform.scaling.study import Row
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Validation:
     """The last validation of training: the loss, or the accuracy."""
 
@@ -40,7 +41,7 @@ class Validation:
     """The arms to measure; empty: all."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Translation:
     """BLEU of the translations of validation sources."""
 
@@ -48,14 +49,14 @@ class Translation:
     path: str
     language: str
     form: Literal["tokenised", "plain"] = "tokenised"
-    beams: int = 5
-    length_penalty: float = 1.0
-    limit: int = 0
+    beams: Size = 5
+    length_penalty: Number = 1.0
+    limit: Index = 0
     """Number of pairs, the first ones; 0: all."""
     arms: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Answers:
     """Exact match: the share of validation sources whose greedy output equals the target."""
 
@@ -64,7 +65,7 @@ class Answers:
     arms: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Loss:
     """The validation loss of another objective, in nats per token."""
 
@@ -75,7 +76,7 @@ class Loss:
     arms: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Conversation:
     """Cost of a conversation in which every answer is conditioned on all earlier turns, computed from the config."""
 
@@ -83,10 +84,10 @@ class Conversation:
     what: Literal["read_again", "bytes_held"]
     """Tokens of earlier turns that are read again, the mean over turns; or bytes of keys and values cached when the
     last turn ends."""
-    turns: int = 20
-    question_tokens: int = 32
+    turns: Size = 20
+    question_tokens: Size = 32
     """New tokens of each turn."""
-    answer_tokens: int = 32
+    answer_tokens: Size = 32
     """Tokens of each answer."""
     arms: tuple[str, ...] = ()
 

@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from isoform.ranges import Positive, Size, config
 from isoform.scaling import simulation
 from isoform.scaling.curves import (
     Estimate,
@@ -66,7 +67,7 @@ def _names(subject: str, numbers: Sequence[str]) -> list[str]:
     return [f"{subject}.{number}" for number in numbers]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Forecasts(Statistic):
     """The largest computes, each forecast from the runs below 1/8 of it.
 
@@ -74,7 +75,7 @@ class Forecasts(Statistic):
     widest interval, as a fraction of the loss), held (share of intervals that cover), exponent and floor of the law.
     """
 
-    top: int = 3
+    top: Size = 3
 
     NUMBERS = ("median_error", "error_of_naive", "widest", "held", "exponent", "floor")
 
@@ -132,7 +133,7 @@ COMPUTE = CostAxis("compute", lambda row: row.compute, "training compute, FLOPs"
 SECONDS = CostAxis("seconds", lambda row: row.train_seconds, "training seconds, measured", " s", "seconds_")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Gains(Statistic):
     """Each arm against its baseline: compute multipliers at both ends, and their growth.
 
@@ -189,7 +190,7 @@ def _curve_or_none(rows: Sequence[Row], cost: CostAxis) -> Fit[PowerLaw] | None:
         return None
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Exponents(Statistic):
     """The curves of all arms side by side, over compute and over seconds; where their order flips.
 
@@ -253,7 +254,7 @@ class Exponents(Statistic):
         findings.pictures[f"over {cost.name}"] = loss_against_cost(curves, cost.value, label=cost.label)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Compared(Statistic):
     """Arms of one size side by side: the mean over seeds of the loss and of each of the claim's measures.
 
@@ -331,7 +332,7 @@ PUBLISHED = {
 """Chinchilla's law as Besiroglu et al. 2024 refitted it, and as Hoffmann et al. 2022 printed it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Recovery(Statistic):
     """Published laws, and fits to ladders simulated from them.
 
@@ -339,7 +340,7 @@ class Recovery(Statistic):
     .forecast_coverage, .forecast_width, .optimal_exponent_coverage and .recovered_exponent (median, 5 and 95 %).
     """
 
-    repetitions: int = 200
+    repetitions: Size = 200
 
     EXPONENTS = ("alpha", "beta")
     INTERVALS = (*EXPONENTS, "optimal_exponent", "forecast")
@@ -374,14 +375,14 @@ class Recovery(Statistic):
         return [*map(exact, (*errors, *shares, result.forecast_width)), Estimate(middle, low, high)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Published(Statistic):
     """The compute-optimal size and tokens that the published constants of Chinchilla's law imply.
 
     Numbers, for besiroglu and hoffmann: NAME.exponent of the optimal size, NAME.tokens_per_parameter at `compute`.
     """
 
-    compute: float = 5.76e23
+    compute: Positive = 5.76e23
 
     NUMBERS = ("exponent", "tokens_per_parameter")
 

@@ -1,32 +1,31 @@
 """How a model is trained: optimizer, schedule, batch, and when to validate, sample and save. Torch-free."""
 
-from dataclasses import dataclass
-
 from isoform.model.config import LowRank
+from isoform.ranges import Count, Index, Layers, NonNegative, Positive, PositiveShare, Rate, Share, config
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019); gains and biases are not decayed."""
 
-    learning_rate: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    weight_decay: float = 0.1
-    embedding_learning_rate: float | None = None
+    learning_rate: NonNegative = 1e-3
+    beta1: Rate = 0.9
+    beta2: Rate = 0.95
+    epsilon: Positive = 1e-8
+    weight_decay: NonNegative = 0.1
+    embedding_learning_rate: NonNegative | None = None
     """Of the stem's embedding tables; default: learning_rate."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Muon:
     """Momentum, orthogonalised, for the matrices of the blocks (Jordan 2024); AdamW for all other parameters."""
 
-    learning_rate: float = 0.02
+    learning_rate: NonNegative = 0.02
     """Of the matrices; the update of an (out, in) matrix is scaled by sqrt(max(1, out / in))."""
-    momentum: float = 0.95
-    weight_decay: float = 0.0
-    newton_schulz_steps: int = 5
+    momentum: Rate = 0.95
+    weight_decay: NonNegative = 0.0
+    newton_schulz_steps: Layers = 5
     adam: AdamW = AdamW(learning_rate=1e-2, weight_decay=0.0)
     """For embeddings, head, gains and biases."""
 
@@ -34,77 +33,74 @@ class Muon:
 Optimizer = AdamW | Muon
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class WarmupStableDecay:
     """Linear warm-up, a plateau, and a linear decay over the last part."""
 
-    warmup_steps: int = 0
-    decay_fraction: float = 0.3
+    warmup_steps: Index = 0
+    decay_fraction: Share = 0.3
     """The fraction of all steps in the decay."""
-    final: float = 0.0
+    final: Share = 0.0
     """The learning rate at the end, as a fraction of the plateau."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Cosine:
     """Linear warm-up, then half a cosine down (Loshchilov and Hutter 2017)."""
 
-    warmup_steps: int = 0
-    final: float = 0.1
+    warmup_steps: Index = 0
+    final: Share = 0.1
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class InverseSquareRoot:
     """Linear warm-up, then sqrt(warmup / step) (Vaswani et al. 2017, section 5.3)."""
 
-    warmup_steps: int = 4000
+    warmup_steps: Index = 4000
 
 
 Schedule = WarmupStableDecay | Cosine | InverseSquareRoot
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Training:
     """One run."""
 
-    steps: int = 1000
+    steps: Count = 1000
     """Optimizer steps."""
-    global_batch_tokens: int = 4096
+    global_batch_tokens: Count = 4096
     """Tokens per step, over all rows; a multiple of the context length."""
-    micro_batch_size: int | None = None
+    micro_batch_size: Count | None = None
     """Rows per forward pass; default: all rows of a step. Only the random draws of dropout depend on it."""
     optimizer: Optimizer = AdamW()
     schedule: Schedule = WarmupStableDecay()
-    clip_norm: float | None = 1.0
+    clip_norm: Positive | None = 1.0
     """Largest gradient norm; none: no clipping."""
     frozen: tuple[str, ...] = ()
     """Prefixes of names of parameters that are not trained: stem, encoder, decoder.blocks.0."""
-    layer_decay: float = 1.0
+    layer_decay: PositiveShare = 1.0
     """The learning rate of each block as a fraction of that of the block above it; the stem counts as a block below the
     first (Howard and Ruder 2018, section 3.2)."""
     adapters: LowRank | None = None
     """Low-rank adapters that are trained instead of the parameters; none: all parameters that aren't frozen are."""
-    validate_every: int = 250
+    validate_every: Index = 250
     """Steps between validations on the whole validation split; 0: only at the end."""
-    checkpoint_every: int = 250
+    checkpoint_every: Index = 250
     """Steps between checkpoints; 0: only at the end."""
-    keep_checkpoints: int = 2
-    average_checkpoints: int = 1
+    keep_checkpoints: Count = 2
+    average_checkpoints: Count = 1
     """The final model is the mean of the last n checkpoints (Vaswani et al. 2017, section 6.1)."""
-    sample_every: int = 0
+    sample_every: Index = 0
     """Steps between samples; 0: only at the end."""
-    sample_tokens: int = 200
+    sample_tokens: Index = 200
     """Length of samples in tokens; 0: no samples."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between lines of metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "global_batch_tokens", "keep_checkpoints", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name}={getattr(self, name)} must be at least 1")
-        if not 1 <= self.average_checkpoints <= self.keep_checkpoints:
+        if self.average_checkpoints > self.keep_checkpoints:
             raise ValueError(
-                f"training.average_checkpoints={self.average_checkpoints} must lie between 1 and "
+                f"training.average_checkpoints={self.average_checkpoints} must be at most "
                 f"keep_checkpoints={self.keep_checkpoints}"
             )
         interval = self.checkpoint_every or self.steps
@@ -113,8 +109,3 @@ class Training:
                 f"training.average_checkpoints={self.average_checkpoints}, {interval} steps apart, need more than "
                 f"{self.steps} steps; set checkpoint_every lower"
             )
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"training.layer_decay={self.layer_decay} must be above 0 and at most 1")
-        for name in ("validate_every", "checkpoint_every", "sample_every", "sample_tokens"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"training.{name}={getattr(self, name)} must not be negative")

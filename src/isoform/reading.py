@@ -40,6 +40,9 @@ MAX_RATIO = 100
 """Bytes of text for each compressed byte, in files of more than UNPACKED bytes; prose has 2 to 5, logs up to 50."""
 UNPACKED = 64 * MB
 
+AT_ONCE = 16 * MB
+"""Bytes of one read: memory is taken for all that is asked for, whatever the file has."""
+
 KINDS = {
     stat.S_ISFIFO: "a pipe",
     stat.S_ISCHR: "a device",
@@ -86,7 +89,11 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
     """The bytes of a plain file. Raises ValueError, naming the file, if it is none, is larger, or can't be read."""
     try:
         with open_plain(path, limit) as file:
-            data = file.read(limit + 1)
+            parts, room = [], limit + 1
+            while room and (part := file.read(min(room, AT_ONCE))):
+                parts.append(part)
+                room -= len(part)
+            data = b"".join(parts)
     except OSError as error:
         raise ValueError(f"{path} can't be read ({error.strerror}); check the path and its permissions") from error
     if len(data) > limit:

@@ -24,7 +24,7 @@ from isoform.checkpoint.huggingface import (
     read_folder,
     write_folder,
 )
-from isoform.checkpoint.special_ids import special_ids
+from isoform.checkpoint.special_ids import own_ids, special_ids
 from isoform.checkpoint.store import Checkpoint, find_checkpoint, load_tensors
 from isoform.checkpoint.tensors import state_of
 from isoform.checkpoint.versions import upgrade_tensors
@@ -252,7 +252,8 @@ def export(trained: Trained, folder: Path) -> str:
     codec = trained.codec
     ids = dict(codec.origin.ids)
     if isinstance(codec, TextCodec) and not codec.origin.files and codec.special:
-        ids = {"eos_token_id": codec.end_of_text, "bos_token_id": codec.end_of_text}
+        is_pair = trained.transformer.config.form == "encoder_decoder"
+        ids = own_ids(codec.end_of_text, codec.separator if is_pair else None)
     architecture = write_folder(trained.transformer, folder, ids)
     for name, data in codec.files().items():
         write_bytes(folder / name, data)

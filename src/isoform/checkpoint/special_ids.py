@@ -22,6 +22,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def special_ids(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config.json, those that are absent with their defaults."""
-    present = {name: config[name] for name in FIELDS if config.get(name) is not None}
+    """The fields of a config.json, those that are absent with their defaults; null stays null."""
+    present = {name: config[name] for name in FIELDS if name in config}
     return {**DEFAULTS.get(str(config.get("model_type")), {}), **present}
+
+
+def own_ids(end: int, start: int | None) -> dict[str, Any]:
+    """The fields for a tokenizer of isoform's own. end: ends a text; start: of a pair of stacks, begins a target."""
+    ids = {"eos_token_id": end, "bos_token_id": end}
+    if start is None:
+        return ids
+    return {**ids, "decoder_start_token_id": start, "forced_eos_token_id": None, "begin_suppress_tokens": None}

@@ -147,9 +147,14 @@ class TextCodec(Codec):
         """Ids of a text to continue: preceded by the tokens that texts begin with, if there are any."""
         return np.concatenate([np.array(self.special_ids.before, self.dtype), self.encode_text(text)])
 
+    def encode_whole(self, text: str) -> np.ndarray:
+        """Ids of a text with what precedes and follows every text."""
+        return self._join(self.encode_text(text), None)
+
     def encode_source(self, text: str) -> np.ndarray:
-        """Ids of the source of a target: what precedes and follows every text, or else a separator."""
-        return self._join(self.encode_text(text), self.separator if self.special_ids.decoder_start is None else None)
+        """Ids of the source of a target: a whole text, or for a decoder alone one with a separator."""
+        is_whole = self.special_ids.decoder_start is not None
+        return self.encode_whole(text) if is_whole else self._join(self.encode_text(text), self.separator)
 
     def _join(self, ids: np.ndarray, end: int | None, before: Sequence[int] | None = None) -> np.ndarray:
         """Ids between those that precede and follow every text; `end` follows if none do."""

@@ -11,6 +11,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,12 @@ class TokenizerCodec(LibraryCodec):
         is_cleaned = bool(self.origin.settings.get("clean_up_tokenization_spaces"))
         self._is_cleaned = is_cleaned and not isinstance(tokenizer.model, models.BPE)
 
+    @cached_property
+    def is_byte(self) -> np.ndarray:
+        """Whether each token (V,) is one byte of a character."""
+        tokens = map(self.tokenizer.id_to_token, range(self.vocab_size))
+        return np.array([token is not None and BYTE.fullmatch(token) is not None for token in tokens])
+
     def _unmarked(self, vocabulary: Mapping[str, int]) -> dict[int, str]:
         names = (*BEGINS, *ENDS, "[SEP]", "[MASK]", "[PAD]")
         return {vocabulary[name]: name for name in names if name in vocabulary}
@@ -194,7 +201,9 @@ class _TextStream(StreamDecoder):
     def push(self, token: int) -> str:
         self.ids.append(token)
         whole = self.codec._text(self.ids)
-        stable = whole.rstrip("\ufffd")
+        # the bytes of a run are one text, or none if another one makes it invalid
+        num_open = next((i for i, id in enumerate(reversed(self.ids)) if not self.codec.is_byte[id]), len(self.ids))
+        stable = (self.codec._text(self.ids[:-num_open]) if num_open else whole).rstrip("\ufffd")
         if self.codec._is_cleaned:  # a space may vanish with the next signs
             stable = stable[: max(0, stable.rfind(" ", 0, max(0, stable.rfind(" "))))]
         new = self._emit(stable)

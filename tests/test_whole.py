@@ -1,0 +1,357 @@
+"""Text in, text out: a folder means to isoform what it means to transformers, for every model_type."""
+
+import json
+import random
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers as peers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+import isoform
+from families import Peer, all_peers
+from isoform.codecs.codec import TextCodec
+from isoform.generation.answers import answer, beam_search, sample
+from isoform.generation.config import Beam, Sampling
+from isoform.generation.constraints import Constraints, constraints_of
+from isoform.generation.decode import build_prompt
+from isoform.generation.sampling import distribution, penalize
+from isoform.generation.streaming import generate
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog. Don't you think that's it's?",
+    "A naïve café, twice: 12 times 12 is 144!\n\nWhat's new, pussycat?",
+    "def f(x):\n\treturn x  # 日本語のテキスト",
+] * 20
+PROMPTS = ["the fox", "A naïve café", "What's new", "x  y"]
+
+
+def bytes_tokenizer(begin: str | None = None) -> Tokenizer:
+    """Byte pairs over bytes, as GPT-2's; with a beginning, as Llama 3's."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|begin|>", "<|turn|>", "<pad>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    if begin:
+        template = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, 1)])
+        tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
+    return tokenizer
+
+
+def marked_tokenizer(begin: bool = True) -> Tokenizer:
+    """Byte pairs with marked spaces and byte fallback, as Llama 2's and Gemma's."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>", "<pad>"]
+    letters = [f"<0x{b:02X}>" for b in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=360, special_tokens=special + letters, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    form = json.loads(tokenizer.to_str())
+    form["added_tokens"] = [token for token in form["added_tokens"] if not token["content"].startswith("<0x")]
+    tokenizer = Tokenizer.from_str(json.dumps(form))
+    if begin:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def unigram_tokenizer(begin: bool = False) -> Tokenizer:
+    """Unigram, as T5's and Marian's; with a beginning, as XLM-R's and mBART's."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("  ", " ")])
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = ["<pad>", "<s>", "</s>", "<unk>", "<extra_id_0>"]
+    trainer = trainers.UnigramTrainer(vocab_size=110, special_tokens=special, unk_token="<unk>")
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    single = "<s> $A </s>" if begin else "$A </s>"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[("<s>", 1), ("</s>", 2)][not begin :]
+    )
+    return tokenizer
+
+
+def wordpiece_tokenizer() -> Tokenizer:
+    """WordPiece, as BERT's."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=140, special_tokens=special))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tokenizer
+
+
+BYTES = {"eos_token": "<|endoftext|>", "pad_token": "<pad>"}
+MARKED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+WORDS = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]", "pad_token": "[PAD]"}
+TOKENIZERS = {
+    "gpt2": (bytes_tokenizer, BYTES),
+    "llama2": (marked_tokenizer, MARKED),
+    "llama3": (lambda: bytes_tokenizer("<|begin|>"), BYTES | {"bos_token": "<|begin|>"}),
+    "mistral": (lambda: marked_tokenizer(begin=False), MARKED | {"add_bos_token": False}),
+    "qwen3": (bytes_tokenizer, BYTES | {"extra_special_tokens": ["<|turn|>"]}),
+    "gemma3": (marked_tokenizer, MARKED),
+    "olmo2": (bytes_tokenizer, BYTES | {"split_special_tokens": True}),
+    "mixtral": (marked_tokenizer, MARKED),
+    "qwen3-moe": (bytes_tokenizer, BYTES),
+    "bert": (wordpiece_tokenizer, WORDS | {"clean_up_tokenization_spaces": True}),
+    "modernbert": (bytes_tokenizer, BYTES),
+    "t5": (unigram_tokenizer, MARKED | {"bos_token": None}),
+    "bart": (lambda: unigram_tokenizer(begin=True), MARKED),
+    "marian": (unigram_tokenizer, MARKED | {"bos_token": None}),
+    "whisper": (bytes_tokenizer, BYTES),
+}
+PAIRS = ("t5", "bart", "marian")
+GENERATING = [name for name in TOKENIZERS if name not in ("bert", "modernbert", "whisper")]
+SETTINGS = {
+    "gpt2": {"suppress_tokens": [70, 71], "begin_suppress_tokens": [80, 90, 100]},
+    "qwen3": {"eos_token_id": [2, 0, 120], "bad_words_ids": [[60], [100, 101], [110]]},
+    "llama3": {"eos_token_id": [0, 2]},
+    "t5": {"decoder_start_token_id": 0},
+    "bart": {"decoder_start_token_id": 2, "forced_bos_token_id": 1, "forced_eos_token_id": 2},
+    "marian": {"decoder_start_token_id": 0, "forced_eos_token_id": 2, "bad_words_ids": [[0]]},
+}
+"""Of generation_config.json, besides the ids of the tokenizer."""
+PRINTABLE = ("llama2", "gemma3", "qwen3")
+"""Models that may choose letters only."""
+
+
+def odd_strings() -> list[str]:
+    """200 texts: of all scripts, spaces, controls, special tokens, long ones, and none at all."""
+    rng = random.Random(7)
+    names = ["<s>", "</s>", "<pad>", "<unk>", "<|endoftext|>", "<|turn|>", "[MASK]", "<extra_id_0>", "<0x0A>", "▁"]
+    parts = [
+        *(" ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "\u200b", "\ufeff", "\x00", "\x1b", "\u2028", "\x7f"),
+        *("the", "Fox", "don't", "n't", " 's", ".", " .", "?!", "12", "1,000.5", "e\u0301", "é", "ﬁ", "ß", "İ", "Ǆ"),
+        *(
+            "日本",
+            "한국어",
+            "العربية",
+            "हिन्दी",
+            "👩‍👩‍👧",
+            "🏳️‍🌈",
+            "𝔘",
+            "\u202e",
+            "a" * 40,
+            "ab " * 9,
+            "_",
+            "\\n",
+            "##ing",
+        ),
+        *names,
+    ]
+    odd = ["", *parts, *names]
+    return odd + ["".join(rng.choices(parts, k=rng.randint(2, 9))) for _ in range(200 - len(odd))]
+
+
+@cache
+def tokenizer_of(name: str) -> peers.PreTrainedTokenizerFast:
+    build, names = TOKENIZERS[name]
+    return peers.PreTrainedTokenizerFast(tokenizer_object=build(), **names)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("folders")
+
+
+def folder_of(name: str, root: Path) -> Path:
+    """The folder of a random model with its tokenizer, as transformers saves it."""
+    folder = root / name.replace(" ", "-")
+    if folder.exists():
+        return folder
+    tokenizer, peer = tokenizer_of(name), peer_of(name)
+    config = peer.config
+    config.vocab_size = len(tokenizer)
+    for key in ("bos", "eos", "pad"):
+        setattr(config, f"{key}_token_id", getattr(tokenizer, f"{key}_token_id"))
+    torch.manual_seed(3)
+    model = peer.model(config)
+    for parameter in model.parameters():  # random enough for texts that vary
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    if name in PRINTABLE:
+        texts = [tokenizer.decode([i]) for i in range(len(tokenizer))]
+        model.generation_config.suppress_tokens = [
+            i for i, t in enumerate(texts) if not (t.isprintable() and t.isascii() and t)
+        ]
+    for key, value in SETTINGS.get(name, {}).items():
+        setattr(model.generation_config, key, value)
+    model.tie_weights()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def peer_of(name: str) -> Peer:
+    every = all_peers()
+    if name == "t5":
+        every["t5"].config.num_layers = 3  # their cache has as many layers as the encoder
+    return every[name]
+
+
+def load(name: str, root: Path):
+    folder = folder_of(name, root)
+    theirs = peer_of(name).model.from_pretrained(folder).eval()
+    return isoform.load(folder), theirs, peers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_ids_and_texts_are_those_of_transformers(name, root):
+    trained, _, tokenizer = load(name, root)
+    codec = trained.codec
+    assert isinstance(codec, TextCodec) and type(codec).__name__ != "NumberCodec"
+    for text in odd_strings():
+        expected = tokenizer(text).input_ids
+        assert codec.encode_whole(text).tolist() == expected, text
+        assert codec.decode(expected) == tokenizer.decode(expected, skip_special_tokens=True), text
+        stream = codec.stream_decoder()
+        streamed = "".join([*map(stream.push, expected), stream.flush()])
+        assert streamed == codec.decode(expected), text
+
+
+@pytest.mark.parametrize("name", GENERATING)
+def test_greedy_and_beam_texts_are_those_of_transformers(name, root):
+    trained, theirs, tokenizer = load(name, root)
+    model, codec, view = trained.transformer, trained.codec, trained.view
+    constraints = constraints_of(codec, model.config.vocab_size)
+    for text in PROMPTS:
+        prompt = build_prompt(codec, text, answers_source=trained.answers_source, view=view)
+        inputs = tokenizer(text, return_tensors="pt")
+        start = [] if name in PAIRS else inputs.input_ids[0].tolist()
+        before = tokenizer.decode(start, skip_special_tokens=True)
+        for beams in (1, 3):
+            out = theirs.generate(
+                input_ids=inputs.input_ids, max_new_tokens=10, num_beams=beams, do_sample=False, early_stopping=False
+            )
+            if beams == 1:
+                *events, end = generate(model, codec, prompt, Sampling(max_tokens=10, temperature=0))
+                got, streamed = end.text, "".join(piece for _, piece in events)
+                assert streamed == got
+            else:
+                ((best,),) = beam_search(model, [prompt], Beam(size=beams, max_tokens=10), constraints)
+                got = codec.decode(best.ids, prompt=prompt.text)
+            assert before + got == tokenizer.decode(out[0], skip_special_tokens=True), (text, beams)
+
+
+@pytest.mark.parametrize("name", GENERATING)
+def test_an_answer_does_not_depend_on_its_neighbours(name, root):
+    trained, _, _ = load(name, root)
+    settings = {"view": trained.view, "answers_source": trained.answers_source}
+    texts = [*PROMPTS, "the quick brown fox jumps"]
+    for decoding in (Beam(size=2, max_tokens=45), Sampling(max_tokens=45, temperature=0)):
+        together = answer(trained.transformer, trained.codec, texts, decoding, **settings)
+        for text, each in zip(texts, together, strict=True):
+            ((alone, _),) = answer(trained.transformer, trained.codec, [text], decoding, **settings)[0]
+            assert each[0][0] == alone
+
+
+@pytest.mark.parametrize("name", ["llama2", "qwen3", "t5"])
+def test_a_stop_ends_the_text_before_it(name, root):
+    trained, theirs, tokenizer = load(name, root)
+    model, codec, view = trained.transformer, trained.codec, trained.view
+    prompt = build_prompt(codec, PROMPTS[0], answers_source=trained.answers_source, view=view)
+    *_, plain = generate(model, codec, prompt, Sampling(max_tokens=12, temperature=0))
+    stop = plain.text[4:6]
+    *_, end = generate(model, codec, prompt, Sampling(max_tokens=12, temperature=0, stop=(stop,)))
+    assert end.reason == "stop" and end.text == plain.text[: plain.text.index(stop)]
+    inputs = tokenizer(PROMPTS[0], return_tensors="pt").input_ids
+    out = theirs.generate(inputs, max_new_tokens=12, do_sample=False, stop_strings=[stop], tokenizer=tokenizer)
+    new = out[0] if name in PAIRS else out[0, inputs.shape[1] :]
+    assert end.num_tokens == len(new) - (name in PAIRS)
+
+
+def test_a_special_token_stops_a_text_and_an_unclear_stop_is_refused(root):
+    trained, _, _ = load("gpt2", root)
+    model, codec, view = trained.transformer, trained.codec, trained.view
+    prompt = build_prompt(codec, PROMPTS[0], answers_source=False, view=view)
+    ((plain,),) = sample(model, [prompt], Sampling(max_tokens=12, temperature=0), Constraints())
+    codec.special[int(plain.ids[4])] = "<|fifth|>"
+    *_, end = generate(model, codec, prompt, Sampling(max_tokens=12, temperature=0, stop=("<|fifth|>",)))
+    assert end.reason == "stop" and end.num_tokens <= 5
+    with pytest.raises(ValueError, match=r"holds the special token <\|turn\|> and more"):
+        next(generate(model, codec, prompt, Sampling(stop=("<|turn|>\n",))))
+    with pytest.raises(ValueError, match="would end every text at once"):
+        Sampling(stop=("a", ""))
+
+
+SAMPLINGS = [
+    Sampling(temperature=0.7),
+    Sampling(top_k=7),
+    Sampling(top_p=0.6),
+    Sampling(min_p=0.05, temperature=1.7),
+    Sampling(repetition_penalty=1.3, temperature=0.9, top_k=40, top_p=0.8, min_p=0.02),
+    Sampling(temperature=1e-4, top_p=1e-4),
+]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("name", ["qwen3", "bart"])
+def test_the_distribution_at_each_step_is_that_of_transformers(name, sampling, root):
+    trained, theirs, tokenizer = load(name, root)
+    codec, model = trained.codec, trained.transformer
+    constraints = constraints_of(codec, model.config.vocab_size)
+    inputs = tokenizer(PROMPTS[1], return_tensors="pt").input_ids
+    out = theirs.generate(
+        inputs,
+        do_sample=True,
+        max_new_tokens=12,
+        output_scores=True,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **{key: getattr(sampling, key) for key in ("temperature", "top_p", "min_p", "repetition_penalty")},
+        top_k=sampling.top_k,
+    )
+    start = out.sequences.shape[1] - len(out.logits)
+    for step, (logits, scores) in enumerate(zip(out.logits, out.scores, strict=True), 1):
+        texts = out.sequences[:, : start + step - 1]
+        if sampling.repetition_penalty != 1:
+            logits = penalize(logits, texts, sampling.repetition_penalty)
+        ours = distribution(constraints.apply(logits, texts, step, 12), replace(sampling, seed=1))
+        assert (ours - scores.softmax(-1)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_converted_folder_keeps_its_texts_ids_and_settings(name, root, tmp_path):
+    source = folder_of(name, root)
+    (source / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
+    isoform.export(isoform.load(source), tmp_path / "out")
+    before, after = (peers.AutoTokenizer.from_pretrained(folder) for folder in (source, tmp_path / "out"))
+    for text in odd_strings()[::5]:
+        assert after(text).input_ids == before(text).input_ids
+    assert after.chat_template == before.chat_template and after.special_tokens_map == before.special_tokens_map
+    generates = [peers.GenerationConfig.from_pretrained] if (source / "generation_config.json").exists() else []
+    for load_config in (*generates, peers.AutoConfig.from_pretrained):
+        fields = [load_config(folder).to_dict() for folder in (source, tmp_path / "out")]
+        for key in fields[0]:
+            if "token" in key or key in ("suppress_tokens", "bad_words_ids"):
+                assert fields[0][key] == fields[1][key], key
+    assert {(path.stat().st_mode & 0o777) for path in (tmp_path / "out").iterdir()} == {0o644}
+
+
+def test_rows_without_a_token_are_never_chosen(root, tmp_path):
+    tokenizer = tokenizer_of("gpt2")
+    config = peer_of("gpt2").config
+    config.vocab_size = len(tokenizer) + 60
+    torch.manual_seed(5)
+    peers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    trained = isoform.load(tmp_path)
+    prompt = build_prompt(trained.codec, "a", answers_source=False, view=trained.view)
+    constraints = constraints_of(trained.codec, config.vocab_size)
+    ((free,),) = sample(trained.transformer, [prompt], Sampling(max_tokens=300, temperature=2.0), Constraints())
+    assert max(free.ids) >= len(tokenizer)
+    ((text,),) = sample(trained.transformer, [prompt], Sampling(max_tokens=300, temperature=2.0), constraints)
+    assert max(text.ids) < len(tokenizer) and np.unique(text.ids).size > 50
+    ((found,),) = beam_search(trained.transformer, [prompt], Beam(size=3, max_tokens=20), constraints)
+    assert max(found.ids) < len(tokenizer)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+import isoform
 import weights
 from conftest import data_file
 from isoform.checkpoint.gguf.architectures import ARCHITECTURES
@@ -374,6 +375,56 @@ def test_a_vocabulary_that_does_not_fit_is_refused(key, value, says, tmp_path):
     tokens = [*"abcdefgh", "<|endoftext|>"]
     path = with_tokenizer(tmp_path / "a.gguf", tokens, ["a b"], "gpt-2", {f"tokenizer.ggml.{key}": value})
     with pytest.raises(ValueError, match=says):
+        read_gguf(path)
+
+
+def marked(path: Path, **more) -> tuple[Path, Tokenizer]:
+    """The tiny Llama with a vocabulary of SentencePiece, and the tokenizer that it came from."""
+    letters = [f"<0x{b:02X}>" for b in range(256)]
+    theirs = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    theirs.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    special = ["<unk>", "<s>", "</s>", *letters]
+    texts = ["the cat sat on the mat and the dog sat on the cat", "a naïve café, twice"] * 5
+    theirs.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=330, special_tokens=special, show_progress=False))
+    tokens = [theirs.id_to_token(i) for i in range(theirs.get_vocab_size())]
+    kinds = [2, 3, 3, *[6] * 256, *[1] * (len(tokens) - 259)]
+    arch, _, config = MODELS["llama"]
+    tensors = tiny_tensors() | {"token_embd.weight": np.zeros((len(tokens), 32), np.float32)}
+    tensors["output.weight"] = tensors["token_embd.weight"]
+    fields = {"model": "llama", "tokens": tokens, "scores": [-float(i) for i in range(len(tokens))]}
+    fields |= {"token_type": kinds, "bos_token_id": 1, "eos_token_id": 2, **more}
+    metadata = metadata_of(arch, config) | {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
+    return write(path, arch, metadata | {"tokenizer.chat_template": "{{ x }}"}, tensors), theirs
+
+
+def test_a_vocabulary_of_sentencepiece_is_read(tmp_path):
+    path, theirs = marked(tmp_path / "a.gguf")
+    trained = isoform.load(path)
+    codec = trained.codec
+    for text in ("the cat  sat", "naïve dogs", "日本 x", " the"):
+        ids = theirs.encode(text, add_special_tokens=False).ids
+        assert codec.encode_whole(text).tolist() == [1, *ids] and codec.decode(ids) == text
+    isoform.export(trained, tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer("the cat").input_ids == codec.encode_whole("the cat").tolist()
+    assert tokenizer.chat_template == "{{ x }}" and tokenizer.eos_token == "</s>"
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
+
+
+def test_options_of_sentencepiece_are_followed_and_other_vocabularies_named(tmp_path):
+    path, _ = marked(tmp_path / "a.gguf", add_bos_token=False, add_eos_token=True, add_space_prefix=False)
+    codec = isoform.load(path).codec
+    assert codec.encode_whole("▁cat").tolist()[-1] == 2 and 1 not in codec.encode_whole("the")
+    assert codec.decode(codec.encode_text(" cat")) == " cat"
+    path, _ = marked(tmp_path / "b.gguf", eot_token_id=270)
+    assert isoform.load(path).codec.origin.generation["eos_token_id"] == [2, 270]
+    path, _ = marked(tmp_path / "c.gguf", model="bert")
+    with pytest.warns(UserWarning, match=r"(kind 'bert', which isn't read|written as their ids)") as seen:
+        isoform.load(path)
+    assert len(seen) == 2
+    path, _ = marked(tmp_path / "d.gguf", scores=[1.0])
+    with pytest.raises(ValueError, match=r"1 scores for \d+ tokens"):
         read_gguf(path)
 
 

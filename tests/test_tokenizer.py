@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers as peers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 import weights
@@ -12,6 +13,7 @@ from isoform.codecs.bpe import BPECodec, train_bpe
 from isoform.codecs.codec import MASK, check_encodings
 from isoform.codecs.config import Tokenizer as TokenizerConfig
 from isoform.codecs.registry import build_codec, load_codec, read_tokenizer
+from isoform.codecs.text import ByteCodec, CharacterCodec
 from isoform.codecs.tokenizer import TokenizerCodec
 from isoform.generation.decode import build_prompt
 from isoform.objectives.config import Causal, Masked
@@ -126,3 +128,21 @@ def test_minilm_reads_text():
     theirs.no_truncation()
     for text in ("A man is eating food.", "Zwei Hündchen, 3 km!"):
         assert trained.codec.encode({"text": text}).ids.tolist() == theirs.encode(text).ids
+
+
+OWN = [CharacterCodec("abc dé\n"), ByteCodec(), train_bpe(TEXTS, 300), ByteCodec(["<|mask|>"])]
+
+
+@pytest.mark.parametrize("codec", OWN, ids=lambda codec: codec.definition()["kind"])
+def test_own_codecs_are_read_by_transformers_and_back(codec, tmp_path):
+    for name, data in codec.files().items():
+        (tmp_path / name).write_bytes(data)
+    theirs, back = peers.AutoTokenizer.from_pretrained(tmp_path), load_codec(tmp_path)
+    for text in ("abc dé\n", "cab  d", "a<|endoftext|>"):
+        if not isinstance(codec, CharacterCodec) or set(text) <= set(codec.alphabet):
+            expected = codec.encode_text(text).tolist() if "<|" not in text else None
+            ids = theirs(text).input_ids
+            assert back.encode_whole(text).tolist() == ids and expected in (None, ids)
+            assert theirs.decode(ids) == text and back.decode(ids, show_special=True) == text
+    assert theirs.eos_token_id == codec.end_of_text == back.end_of_text
+    assert len(theirs) == codec.vocab_size == back.vocab_size

@@ -236,7 +236,7 @@ def test_greedy_and_beam_texts_are_those_of_transformers(name, root):
             )
             if beams == 1:
                 *events, end = generate(model, codec, prompt, Sampling(max_tokens=10, temperature=0))
-                got, streamed = end.text, "".join(piece for _, piece in events)
+                got, streamed = end.text, "".join(part for _, part in events)
                 assert streamed == got
             else:
                 ((best,),) = beam_search(model, [prompt], Beam(size=beams, max_tokens=10), constraints)

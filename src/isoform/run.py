@@ -252,8 +252,8 @@ def export(trained: Trained, folder: Path) -> str:
     codec = trained.codec
     ids = dict(codec.origin.ids)
     if isinstance(codec, TextCodec) and not codec.origin.files and codec.special:
-        is_pair = trained.transformer.config.form == "encoder_decoder"
-        ids = own_ids(codec.end_of_text, codec.separator if is_pair else None)
+        is_encoder_decoder = trained.transformer.config.form == "encoder_decoder"
+        ids = own_ids(codec.end_of_text, codec.separator if is_encoder_decoder else None)
     architecture = write_folder(trained.transformer, folder, ids)
     for name, data in codec.files().items():
         write_bytes(folder / name, data)

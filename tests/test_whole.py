@@ -15,12 +15,22 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 import isoform
 from families import Peer, all_peers
 from isoform.codecs.codec import TextCodec
+from isoform.codecs.config import BPE, Bytes, Characters
+from isoform.data.config import Data
+from isoform.evaluation.evaluate import evaluate_records
 from isoform.generation.answers import answer, beam_search, sample
 from isoform.generation.config import Beam, Sampling
 from isoform.generation.constraints import Constraints, constraints_of
 from isoform.generation.decode import build_prompt
 from isoform.generation.sampling import distribution, penalize
 from isoform.generation.streaming import generate
+from isoform.machine import choose_machine
+from isoform.model.config import StackConfig
+from isoform.model.presets import PRESETS
+from isoform.objectives.config import Causal, Seq2seq
+from isoform.training.config import Training
+
+CPU = choose_machine("cpu", "float32")
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog. Don't you think that's it's?",
@@ -172,7 +182,7 @@ def folder_of(name: str, root: Path) -> Path:
         return folder
     tokenizer, peer = tokenizer_of(name), peer_of(name)
     config = peer.config
-    config.vocab_size = len(tokenizer)
+    config.vocab_size = config.decoder_vocab_size = len(tokenizer)
     for key in ("bos", "eos", "pad"):
         setattr(config, f"{key}_token_id", getattr(tokenizer, f"{key}_token_id"))
     torch.manual_seed(3)
@@ -355,3 +365,67 @@ def test_rows_without_a_token_are_never_chosen(root, tmp_path):
     assert max(text.ids) < len(tokenizer) and np.unique(text.ids).size > 50
     ((found,),) = beam_search(trained.transformer, [prompt], Beam(size=3, max_tokens=20), constraints)
     assert max(found.ids) < len(tokenizer)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_loss_of_a_pair_is_that_of_transformers(name, root):
+    trained, theirs, tokenizer = load(name, root)
+    record = {"source": "the lazy dog", "target": "What's new?"}
+    expected = theirs(
+        input_ids=tokenizer(record["source"], return_tensors="pt").input_ids,
+        labels=tokenizer(text_target=record["target"], return_tensors="pt").input_ids,
+    ).loss
+    score = evaluate_records(trained.model, trained.recipe, trained.codec, [record], CPU)
+    assert score.loss == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def small(stack: StackConfig | None) -> StackConfig | None:
+    """Two small layers of a stack of a preset."""
+    if stack is None:
+        return None
+    block = stack.blocks[0]
+    mixer = replace(block.mixer, num_heads=4, num_kv_heads=None, head_dim=None)
+    return replace(
+        stack,
+        num_layers=2,
+        blocks=(replace(block, mixer=mixer, feedforward=replace(block.feedforward, feedforward_dim=40)),),
+    )
+
+
+@pytest.mark.parametrize("codec", ["bytes", "characters", "bpe"])
+@pytest.mark.parametrize("form", ["decoder", "encoder_decoder"])
+def test_a_trained_model_writes_the_same_texts_in_transformers(form, codec, tmp_path):
+    """Its tokenizer, too, whatever kind it is, and what it puts around texts."""
+    pairs = "".join(json.dumps({"source": w, "target": w[::-1]}) + "\n" for w in ("tac", "god", "bird", "fish") * 20)
+    (tmp_path / "pairs.jsonl").write_text(pairs)
+    (tmp_path / "plain.txt").write_text("the cat sat on the mat and the dog sat on the cat\n" * 40)
+    is_pair = form == "encoder_decoder"
+    preset = PRESETS["bart" if is_pair else "llama2"].model
+    recipe = isoform.Recipe(
+        data=Data(path=str(tmp_path / ("pairs.jsonl" if is_pair else "plain.txt")), rows="packed"),
+        codec={"bytes": Bytes(), "characters": Characters(), "bpe": BPE(vocab_size=262)}[codec],
+        objective=Seq2seq() if is_pair else Causal(),
+        model=replace(
+            preset,
+            model_dim=32,
+            context_length=24,
+            vocab_size=0,
+            encoder=small(preset.encoder),
+            decoder=small(preset.decoder),
+        ),
+        training=Training(steps=60, global_batch_tokens=192, validate_every=0, checkpoint_every=0, sample_every=0),
+    )
+    run = isoform.train(recipe, tmp_path / "run", machine=CPU)
+    trained = isoform.load(run.folder)
+    isoform.export(trained, tmp_path / "out")
+    tokenizer = peers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    auto = peers.AutoModelForSeq2SeqLM if is_pair else peers.AutoModelForCausalLM
+    theirs = auto.from_pretrained(tmp_path / "out").eval()
+    texts = ["tac", "bird"] if is_pair else ["the cat", "sat"]
+    for text in texts:
+        prompt = build_prompt(trained.codec, text, answers_source=trained.answers_source, view=trained.view)
+        *_, end = generate(trained.transformer, trained.codec, prompt, Sampling(max_tokens=8, temperature=0))
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        out = theirs.generate(ids, max_new_tokens=8, do_sample=False)
+        assert tokenizer.decode(out[0], skip_special_tokens=True) == ("" if is_pair else text) + end.text
+        assert isoform.load(tmp_path / "out").codec.encode_whole(text).tolist() == ids[0].tolist()

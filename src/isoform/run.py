@@ -30,6 +30,7 @@ from isoform.checkpoint.tensors import state_of
 from isoform.checkpoint.versions import upgrade_tensors
 from isoform.codecs.codec import Codec, TextCodec
 from isoform.codecs.config import Patches
+from isoform.codecs.document import with_template
 from isoform.codecs.image import PatchCodec
 from isoform.codecs.numbers import NumberCodec
 from isoform.codecs.origin import TOKENIZER_FILE, Origin, read_origin
@@ -249,13 +250,15 @@ def export(trained: Trained, folder: Path) -> str:
     What came with the model (special ids, generation settings, chat template) goes along as it came. Raises ValueError
     naming the fields that no class there can represent.
     """
-    codec = trained.codec
-    ids = dict(codec.origin.ids)
-    if isinstance(codec, TextCodec) and not codec.origin.files and codec.special:
-        is_encoder_decoder = trained.transformer.config.form == "encoder_decoder"
-        ids = own_ids(codec.end_of_text, codec.separator if is_encoder_decoder else None)
+    codec, form = trained.codec, trained.transformer.config.form
+    ids, files = dict(codec.origin.ids), codec.files()
+    if isinstance(codec, TextCodec) and codec.special and not codec.origin.files:
+        ids = own_ids(codec.end_of_text, codec.separator if form == "encoder_decoder" else None)
+        after = {"encoder": codec.end_of_text, "encoder_decoder": codec.separator}.get(form)
+        if after is not None:  # which every text has in training
+            files[TOKENIZER_FILE] = with_template(files[TOKENIZER_FILE], {codec.special[after]: after})
     architecture = write_folder(trained.transformer, folder, ids)
-    for name, data in codec.files().items():
+    for name, data in files.items():
         write_bytes(folder / name, data)
     return architecture
 

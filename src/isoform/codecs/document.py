@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,6 +72,12 @@ def template(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, A
         "pair": [*special(before, 0), first, *special(after, 0), *special(before, 1), second, *special(after, 1)],
         "special_tokens": {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in {**before, **after}.items()},
     }
+
+
+def with_template(document: bytes, after: Mapping[str, int]) -> bytes:
+    """A tokenizer.json whose texts are followed by these special tokens."""
+    form = {**json.loads(document), "post_processor": template({}, after)}
+    return json.dumps(form, ensure_ascii=False, indent=1).encode()
 
 
 def _letters() -> list[str]:

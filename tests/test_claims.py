@@ -281,6 +281,9 @@ def test_pages_contain_everything_escaped():
     page = Page("Is a < b?", ["**Holds.**"], [Table("T", ("x", "y"), (("a|b", "<&>"),))], {"the law": PNG}, ["note"])
     text = to_markdown(page, {"the law": "x-the-law.png"})
     assert "# Is a < b?" in text and "![the law](x-the-law.png)" in text and "| a\\|b | <&> |" in text
+    hostile = Page("<script>", ["a\n\n# b <!-- c"], [Table("</p>", ("\x1b[2J",), ())], {}, ["![x](http://x) [y](z)"])
+    text = to_markdown(hostile, {})
+    assert not any(part in text for part in ("<s", "<!", "</", "\n# b", "\x1b", "![", " [y"))
     page_html = to_html(page)
     assert "&lt;&amp;&gt;" in page_html and "data:image/png;base64," in page_html and "Is a &lt; b?" in page_html
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from isoform.codecs.bounds import without_panics
 from isoform.codecs.codec import END_OF_TEXT, SEPARATOR, utf8
 from isoform.codecs.document import BYTES, LETTERS
 from isoform.codecs.origin import Origin, SpecialIds
@@ -93,7 +94,8 @@ class BPECodec(LibraryCodec):
             return super().encode_text(text)
         parts, chunks = [], _chunks(text)
         while group := list(itertools.islice(chunks, 256)):  # bounds the memory that a large text takes
-            encodings = self.tokenizer.encode_batch_fast(group, add_special_tokens=False)
+            with without_panics(f"the text {group[0][:40]!r} can't be encoded"):
+                encodings = self.tokenizer.encode_batch_fast(group, add_special_tokens=False)
             parts += [np.array(encoding.ids, self.dtype) for encoding in encodings]
         return np.concatenate(parts)
 

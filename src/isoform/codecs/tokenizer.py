@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, models
 
+from isoform.codecs.bounds import check_bounds, check_text, without_panics
 from isoform.codecs.codec import END_OF_TEXT, FILE, SEPARATOR, StreamDecoder, TextCodec, utf8
 from isoform.codecs.document import BYTES
 from isoform.codecs.origin import TOKENIZER_FILE, Origin, SpecialIds, own_settings
@@ -115,10 +116,11 @@ class LibraryCodec(TextCodec):
 
     def encode_text(self, text: str) -> np.ndarray:
         utf8(text)
-        try:
-            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # tokenizers raises nothing narrower
-            raise ValueError(f"the tokenizer can't encode {text[:40]!r}: {error}") from None
+        with without_panics(f"the text {text[:40]!r} can't be encoded"):
+            try:
+                ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+            except Exception as error:  # tokenizers raises nothing narrower
+                raise ValueError(f"the tokenizer can't encode {text[:40]!r}: {error}") from None
         return np.array(ids, self.dtype)
 
 
@@ -179,7 +181,8 @@ class TokenizerCodec(LibraryCodec):
         return whole[_common(whole, self._text(before, show_special)) :] if before else whole
 
     def _text(self, ids: Sequence[int], show_special: bool = False) -> str:
-        text = self.tokenizer.decode(ids, skip_special_tokens=not show_special)
+        with without_panics("tokens can't be decoded"):
+            text = self.tokenizer.decode(ids, skip_special_tokens=not show_special)
         for old, new in CLEAN.items() if self._is_cleaned else ():
             text = text.replace(old, new)
         return text
@@ -237,10 +240,17 @@ def is_byte_level(tokenizer: Tokenizer) -> bool:
 
 def parse_tokenizer(text: str, path: str | Path) -> Tokenizer:
     """The tokenizer of a tokenizer.json. Raises ValueError naming the file if it is of another format."""
-    try:
-        return Tokenizer.from_str(text)
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise ValueError(f"{path} is not a tokenizer.json ({error}); give one") from None
+    with without_panics(str(path)):
+        try:
+            check_text(text)
+            tokenizer = Tokenizer.from_str(text)
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ValueError(f"{path} is not a tokenizer.json ({error}); give one") from None
+        try:
+            check_bounds(tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    return tokenizer
 
 
 def add_special(tokenizer: Tokenizer, origin: Origin) -> None:
@@ -289,7 +299,8 @@ def _affixes(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids that the post-processor adds before and after a text."""
     for probe in PROBES:
         try:
-            encoding = tokenizer.encode(probe)
+            with without_panics(repr(probe)):
+                encoding = tokenizer.encode(probe)
         except Exception:
             continue
         mask = encoding.special_tokens_mask

@@ -10,6 +10,7 @@ import html
 import json
 import math
 import platform
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from isoform.report import STYLE
 from isoform.scaling.curves import costs, excluded_rows, mismatches
 from isoform.scaling.findings import Findings, Table
 from isoform.scaling.study import Row, rows_to_json
-from isoform.terminal import count, duration
+from isoform.terminal import count, duration, visible
 
 
 @dataclass
@@ -208,12 +209,18 @@ def to_html(page: Page) -> str:
 
 def to_markdown(page: Page, files: Mapping[str, str]) -> str:
     """A Markdown page; files: the file name of each figure by its title."""
-    parts = [f"# {page.title}", *page.lead]
-    parts += [f"![{name}]({files[name]})" for name in page.pictures]
-    parts += page.notes
+    parts = [f"# {_plain(page.title)}", *map(_plain, page.lead)]
+    parts += [f"![{_plain(name)}]({files[name]})" for name in page.pictures]
+    parts += map(_plain, page.notes)
     for table in page.tables:
         lines = [table.head, tuple("---" for _ in table.head), *table.lines]
-        body = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-        parts.append(f"## {table.title}\n\n{body}")
+        cells = ([_plain(cell).replace("|", "\\|") for cell in line] for line in lines)
+        body = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+        parts.append(f"## {_plain(table.title)}\n\n{body}")
     parts += page.provenance
     return "\n\n".join(parts) + "\n"
+
+
+def _plain(text: str) -> str:
+    """A text on one line of Markdown, without tags, links and images: those of a claim may be anyone's."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(visible(text).split("\n"))).replace("[", "\\[")

@@ -416,7 +416,8 @@ def test_a_folder_is_read_in_order_and_split_by_hash(tmp_path):
     for name in ("b.txt", "a.md", "deep/c.txt", ".hidden/d.txt", "e.py"):
         (tmp_path / name).write_text(name)
     (tmp_path / "f.jsonl").write_text('{"text": "f 1"}\n\n{"text": "f\\u2028 2", "more": 3}\n')
-    split = load_source(str(tmp_path))
+    with pytest.warns(UserWarning, match=r"left aside are 1 file \(e.py\) with other suffixes \(.py\)$"):
+        split = load_source(str(tmp_path))
     both = [r["text"] for r in [*split.train, *split.validation]]
     assert sorted(both) == ["a.md", "b.txt", "deep/c.txt", "f 1", "f\u2028 2"]
     order = ["a.md", "b.txt", "deep/c.txt", "f 1", "f\u2028 2"]
@@ -424,6 +425,7 @@ def test_a_folder_is_read_in_order_and_split_by_hash(tmp_path):
     assert len(split.validation) == 1
     first = split.describe()
     (tmp_path / "b.txt").write_text("changed")
+    (tmp_path / "e.py").unlink()
     assert load_source(str(tmp_path)).describe() != first
 
 

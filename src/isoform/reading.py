@@ -43,6 +43,9 @@ UNPACKED = 64 * MB
 AT_ONCE = 16 * MB
 """Bytes of one read: memory is taken for all that is asked for, whatever the file has."""
 
+LINE_END = re.compile(r"\r\n?|\n")
+"""What ends a line, in all files of lines; no other character does, not U+2028 nor NUL."""
+
 KINDS = {
     stat.S_ISFIFO: "a pipe",
     stat.S_ISCHR: "a device",
@@ -111,11 +114,22 @@ def decode(data: bytes, path: object) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = len(LINE_END.findall(data[: error.start].decode("latin-1"))) + 1
         where = f"offset {error.start}, line {line}"
         raise ValueError(
             f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at {where} ({error.reason}); convert it"
         ) from None
+
+
+def without_mark(text: str) -> str:
+    """A text without the byte order mark that it may begin with; all else stays as it is."""
+    return text.removeprefix("\ufeff")
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text without their ends, which the last one may lack."""
+    text = without_mark(text)
+    return (LINE_END.sub("\n", text) if "\r" in text else text).removesuffix("\n").split("\n")
 
 
 def read_json(path: str | Path, limit: int = DOCUMENT) -> dict[str, Any]:

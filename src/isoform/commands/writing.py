@@ -28,7 +28,7 @@ from isoform.model.config import Pooled
 from isoform.objectives.views import View
 from isoform.options import EvaluateOptions, GenerateOptions
 from isoform.preparation import load_records
-from isoform.reading import TEXT, decode, read_text
+from isoform.reading import TEXT, decode, read_text, split_lines, without_mark
 from isoform.run import Trained, load
 from isoform.terminal import Terminal
 
@@ -48,7 +48,8 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
         return _answer(options, trained, terminal)
     text = options.prompt
     if text is None:
-        text = "" if sys.stdin is None or sys.stdin.isatty() else decode(sys.stdin.buffer.read(TEXT), "standard input")
+        has_input = sys.stdin is not None and not sys.stdin.isatty()
+        text = without_mark(decode(sys.stdin.buffer.read(TEXT), "standard input")) if has_input else ""
     view, codec = trained.view, as_text(trained.codec)
     prompt = build_prompt(codec, text, answers_source=trained.answers_source, view=view)
     if options.attention and prompt.source is None:
@@ -79,7 +80,7 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
 
 def _answer(options: GenerateOptions, trained: Trained, terminal: Terminal) -> Result:
     """The outputs for each line of a file, by beam search or sampling."""
-    lines = read_text(options.path).removesuffix("\n").split("\n")
+    lines = split_lines(read_text(options.path))
     if empty := [number for number, line in enumerate(lines, 1) if not line.strip()]:
         raise ValueError(f"{options.path}, line {empty[0]} is empty; remove it")
     hypotheses = answer_lines(trained, lines, _beam(options) if options.beams else options.sampling)

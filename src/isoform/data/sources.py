@@ -1,7 +1,8 @@
 """Sources of records: files, folders, the texts inside an installed package, toys; and their split.
 
 A record is {"text"}, optionally with a {"label"}, {"source", "target"}, {"tokens", "tags"} or {"image", "label"}.
-Records are indexed and always in the same order. Files may be compressed (.gz).
+Records are indexed and always in the same order. Files are UTF-8 and may be compressed (.gz). A byte order mark is
+dropped; files of lines end them by LF, CRLF or CR and nothing else; a text that is read whole stays as it is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import math
 import os
 import re
 import struct
+import warnings
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +27,7 @@ import numpy as np
 
 from isoform.codecs.codec import utf8
 from isoform.machine import physical_memory
-from isoform.reading import check_lines, decode, decompress, read_bytes
+from isoform.reading import check_lines, decode, decompress, read_bytes, split_lines, without_mark
 
 Record = Mapping[str, Any]
 
@@ -51,6 +54,8 @@ def location(record: Record, number: int) -> str:
 TEXTS = (".txt", ".md")
 SUFFIXES = (*TEXTS, ".jsonl")
 COMPRESSED = ".gz"
+ABOUT = re.compile(r"(readme|licen[cs]e|copying|source|citation|changelog|changes|notice)s?\b", re.IGNORECASE)
+"""Names of files about the data rather than of it."""
 PACKAGE = "package:"
 PAIR = re.compile(r"\{([^{},/]+),([^{},/]+)\}")
 EXTRAS = {  # packages that an extra of isoform installs, at a tested version
@@ -100,6 +105,8 @@ def load_source(path: str, validation_path: str = "") -> Split:
     empty, not UTF-8 or not a record, and for too little to split.
     """
     records, source = _load(path)
+    if validation_path == path:
+        return Split(records, records, (source, source))
     if validation_path:
         validation, second = _load(validation_path, is_validation=True)
         return Split(records, validation, (source, second))
@@ -151,12 +158,21 @@ def _load(path: str, *, is_validation: bool = False) -> tuple[Sequence[Record], 
         title, files = Path(os.path.realpath(root)).name, _files(root)  # resolve fails for a loop of links
     records: list[Record] = []
     hashes: dict[str, str] = {}
+    empty: list[Path] = []
     size = 0
     for file in files:
         data = _read(file)
+        text = _text(file, data)
+        if not text.strip():
+            empty.append(file)
+            continue
         size += len(data)
         hashes[file.relative_to(root).as_posix()] = hashlib.sha256(data).hexdigest()
-        records += _records(file, data)
+        records += _records(file, text)
+    if not records:
+        raise ValueError(f"{empty[0]} is empty; remove it or fill it")
+    _warn_aside(root, [f"{_counted(empty)}, which {'is' if len(empty) == 1 else 'are'} empty"] if empty else [])
+    _warn_of_kinds(records)
     listing = "".join(f"{name}\0{digest}\n" for name, digest in hashes.items())
     is_file = files == [root]
     sha256 = hashes["."] if is_file else hashlib.sha256(listing.encode()).hexdigest()
@@ -170,7 +186,11 @@ def _load_parallel(path: str) -> tuple[Sequence[Record], Source]:
     before, after = path[: match.start()], path[match.end() :]
     files = [_expanded(before + part + after) for part in match.groups()]
     contents = [_read(file) for file in files]
-    sides = [_text(file, data).removesuffix("\n").split("\n") for file, data in zip(files, contents, strict=True)]
+    texts = [_text(file, data) for file, data in zip(files, contents, strict=True)]
+    for file, text in zip(files, texts, strict=True):
+        if not text.strip():
+            raise ValueError(f"{file} is empty; remove it or fill it")
+    sides = [split_lines(text) for text in texts]
     if len(sides[0]) != len(sides[1]):
         raise ValueError(
             f"{files[0]} has {len(sides[0])} lines and {files[1]} {len(sides[1])}; line n of one must match line n "
@@ -211,10 +231,49 @@ def _files(root: Path) -> list[Path]:
             f"data path {str(root)!r} doesn't exist; give a file ({', '.join(SUFFIXES)}), a folder, "
             f"package:NAME or toy:reverse"
         )
-    files = _find(root, SUFFIXES)
-    if not files:
-        raise ValueError(f"the folder {root} has no {', '.join(SUFFIXES)} in it; put texts there")
-    return files
+    return _chosen(root, _find(root))
+
+
+def _chosen(root: Path, files: Sequence[Path]) -> list[Path]:
+    """Of the files of a folder those that are read: texts and records, but none about the data unless nothing else is
+    there. Warns of the files that are left aside; raises ValueError if none is read."""
+    known = [file for file in files if _suffix(file) in SUFFIXES]
+    others = [file for file in files if _suffix(file) not in SUFFIXES]
+    suffixes = ", ".join(sorted({_suffix(file) or "none" for file in others}))
+    aside = [f"{_counted(others)} with other suffixes ({suffixes})"] if others else []
+    if not known:
+        only = f", only {aside[0]}" if aside else ""
+        raise ValueError(f"the folder {root} has no {', '.join(SUFFIXES)} in it{only}; put texts there")
+    about = [file for file in known if _suffix(file) in TEXTS and ABOUT.match(file.name)]
+    if 0 < len(about) < len(known):
+        aside.append(f"{_counted(about)} about the data")
+        known = [file for file in known if file not in about]
+    _warn_aside(root, aside)
+    return known
+
+
+def _counted(files: Sequence[Path]) -> str:
+    """How many files, and the names of a few."""
+    names = ", ".join(file.name for file in files[:3])
+    return f"{len(files)} file{'s' * (len(files) > 1)} ({names}{', …' * (len(files) > 3)})"
+
+
+def _warn_aside(root: Path, aside: Sequence[str]) -> None:
+    if aside:
+        warnings.warn(f"{root}: left aside are {'; '.join(aside)}", stacklevel=4)
+
+
+def _warn_of_kinds(records: Sequence[Record]) -> None:
+    """Warns of records of several kinds in one source, with the first of each."""
+    firsts: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for number, record in enumerate(records):
+        kind = " and ".join(key for key in record if key != "label")
+        counts[kind] += 1
+        firsts.setdefault(kind, location(record, number))
+    if len(counts) > 1:
+        what = ", ".join(f"{counts[kind]} with {kind} (from {first})" for kind, first in firsts.items())
+        warnings.warn(f"records of several kinds: {what}", stacklevel=4)
 
 
 def take_fraction(records: Sequence[Record], fraction: float) -> Sequence[Record]:
@@ -235,16 +294,16 @@ def take_fraction(records: Sequence[Record], fraction: float) -> Sequence[Record
     return parts
 
 
-def _find(root: Path, suffixes: Sequence[str]) -> list[Path]:
-    """All files with these suffixes under a folder, without hidden ones, sorted by name."""
-    files = {p.relative_to(root).parts: p for p in root.rglob("*") if _suffix(p) in suffixes and p.is_file()}
+def _find(root: Path) -> list[Path]:
+    """All files under a folder, without hidden ones, sorted by name."""
+    files = {p.relative_to(root).parts: p for p in root.rglob("*") if p.is_file()}
     return [files[parts] for parts in sorted(files) if not any(part.startswith(".") for part in parts)]
 
 
 def _package_files(name: str) -> tuple[str, Path, list[Path]]:
     """The texts inside an installed package."""
     root = package_folder(name)
-    files = _find(root, TEXTS)
+    files = [file for file in _find(root) if _suffix(file) in TEXTS]
     if not files:
         raise ValueError(f"the package {name!r} has no {' or '.join(TEXTS)} files in it; name another")
     try:
@@ -265,24 +324,23 @@ def package_folder(name: str) -> Path:
 def _read(path: Path) -> bytes:
     if path.suffix.lower() == ".jsonl":
         check_lines(path)
-    data = read_bytes(path, physical_memory())
-    if not data or data.isspace():
-        raise ValueError(f"{path} is empty; remove it or fill it")
-    return data
+    return read_bytes(path, physical_memory())
 
 
 def _text(path: Path, data: bytes) -> str:
     """The text of a file's bytes, which may be compressed."""
     if path.suffix.lower() == COMPRESSED:
         data = decompress(data, path)
-    return decode(data, path).removeprefix("\ufeff")
+    text = without_mark(decode(data, path))
+    if zeros := text.count("\0"):
+        warnings.warn(f"{path} has NUL characters, {zeros:,} of them, which are kept; is it UTF-16?", stacklevel=4)
+    return text
 
 
-def _records(path: Path, data: bytes) -> list[Record]:
-    text = _text(path, data)
+def _records(path: Path, text: str) -> list[Record]:
     if _suffix(path) != ".jsonl":
         return [_Line({"text": text}, str(path))]
-    lines = enumerate(text.split("\n"), 1)  # splitlines would also cut at U+2028, which JSON strings may hold
+    lines = enumerate(split_lines(text), 1)
     return [_record(line, f"{path}, line {number}") for number, line in lines if line.strip()]
 
 

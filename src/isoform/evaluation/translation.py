@@ -15,6 +15,7 @@ from isoform.data.sources import Record
 from isoform.generation.answers import answer
 from isoform.generation.config import Beam, Sampling
 from isoform.machine import import_optional
+from isoform.reading import LINE_END
 from isoform.run import Trained
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def answer_lines(trained: Trained, texts: Sequence[str], decoding: Beam | Sampli
     codec = as_text(trained.codec)
     view, answers_source = trained.view, trained.answers_source
     answers = answer(trained.transformer, codec, texts, decoding, view=view, answers_source=answers_source)
-    return [[(text.replace("\n", " "), score) for text, score in each] for each in answers]
+    return [[(LINE_END.sub(" ", text), score) for text, score in each] for each in answers]
 
 
 def _score(metric: BLEU, answers: list[str], references: list[str]) -> Bleu:

@@ -14,6 +14,7 @@ from isoform.preparation import prepare
 from isoform.recipe import Recipe, recipe_from_dict, with_changes
 
 CPU = choose_machine("cpu", "float32")
+pytestmark = pytest.mark.filterwarnings("ignore:records of several kinds")
 STACK = {"num_layers": 1, "blocks": {"0": {"mixer": {"num_heads": 2}}}}
 FORMS = {
     "encoder": {"encoder": STACK, "decoder": "none"},

@@ -185,6 +185,8 @@ def folder_of(name: str, root: Path) -> Path:
     config.vocab_size = config.decoder_vocab_size = len(tokenizer)
     for key in ("bos", "eos", "pad"):
         setattr(config, f"{key}_token_id", getattr(tokenizer, f"{key}_token_id"))
+    if name in PAIRS:
+        config.decoder_start_token_id = SETTINGS[name]["decoder_start_token_id"]
     torch.manual_seed(3)
     model = peer.model(config)
     for parameter in model.parameters():  # random enough for texts that vary
@@ -399,12 +401,12 @@ def test_a_trained_model_writes_the_same_texts_in_transformers(form, codec, tmp_
     pairs = "".join(json.dumps({"source": w, "target": w[::-1]}) + "\n" for w in ("tac", "god", "bird", "fish") * 20)
     (tmp_path / "pairs.jsonl").write_text(pairs)
     (tmp_path / "plain.txt").write_text("the cat sat on the mat and the dog sat on the cat\n" * 40)
-    is_pair = form == "encoder_decoder"
-    preset = PRESETS["bart" if is_pair else "llama2"].model
+    has_source = form == "encoder_decoder"
+    preset = PRESETS["bart" if has_source else "llama2"].model
     recipe = isoform.Recipe(
-        data=Data(path=str(tmp_path / ("pairs.jsonl" if is_pair else "plain.txt")), rows="packed"),
+        data=Data(path=str(tmp_path / ("pairs.jsonl" if has_source else "plain.txt")), rows="packed"),
         codec={"bytes": Bytes(), "characters": Characters(), "bpe": BPE(vocab_size=262)}[codec],
-        objective=Seq2seq() if is_pair else Causal(),
+        objective=Seq2seq() if has_source else Causal(),
         model=replace(
             preset,
             model_dim=32,
@@ -419,13 +421,13 @@ def test_a_trained_model_writes_the_same_texts_in_transformers(form, codec, tmp_
     trained = isoform.load(run.folder)
     isoform.export(trained, tmp_path / "out")
     tokenizer = peers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    auto = peers.AutoModelForSeq2SeqLM if is_pair else peers.AutoModelForCausalLM
+    auto = peers.AutoModelForSeq2SeqLM if has_source else peers.AutoModelForCausalLM
     theirs = auto.from_pretrained(tmp_path / "out").eval()
-    texts = ["tac", "bird"] if is_pair else ["the cat", "sat"]
+    texts = ["tac", "bird"] if has_source else ["the cat", "sat"]
     for text in texts:
         prompt = build_prompt(trained.codec, text, answers_source=trained.answers_source, view=trained.view)
         *_, end = generate(trained.transformer, trained.codec, prompt, Sampling(max_tokens=8, temperature=0))
         ids = tokenizer(text, return_tensors="pt").input_ids
         out = theirs.generate(ids, max_new_tokens=8, do_sample=False)
-        assert tokenizer.decode(out[0], skip_special_tokens=True) == ("" if is_pair else text) + end.text
+        assert tokenizer.decode(out[0], skip_special_tokens=True) == ("" if has_source else text) + end.text
         assert isoform.load(tmp_path / "out").codec.encode_whole(text).tolist() == ids[0].tolist()

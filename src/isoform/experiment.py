@@ -48,6 +48,7 @@ from isoform.generation.decode import Prompt, build_prompt, check_lengths
 from isoform.generation.streaming import Generation
 from isoform.generation.streaming import generate as generate_texts
 from isoform.machine import Energy, Machine, can_compile, choose_machine, describe, measured_peaks, peak_memory
+from isoform.mask import Full
 from isoform.model.adapters import adapt
 from isoform.model.baselines import build_module
 from isoform.model.cost import num_active_parameters, num_parameters
@@ -244,8 +245,9 @@ class _Session:
 
     @property
     def _generates_text(self) -> bool:
-        """Whether the model generates text; encoders, baselines and classifiers don't."""
+        """Whether the model generates text; encoders, baselines, classifiers and decoders that fill in masks don't."""
         is_decoder = isinstance(self.model, Transformer) and self.model.decoder is not None
+        is_decoder = is_decoder and self.prepared.view.inputs_mask != Full()
         return is_decoder and requirements_of(self.recipe.objective).answer == "vocabulary"
 
     def _sample_prompt(self) -> str:

@@ -47,7 +47,8 @@ class Prepared:
     @property
     def answers_source(self) -> bool:
         """Whether the model maps a source to a target, rather than continue a text."""
-        return self.split.has_source or isinstance(self.recipe.objective, Corruption)
+        has_source = self.split.has_source or self.recipe.is_encoder_decoder
+        return has_source or isinstance(self.recipe.objective, Corruption)
 
     @property
     def task(self) -> Task:

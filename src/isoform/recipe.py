@@ -98,8 +98,8 @@ def _check_stacks(model: ModelConfig, objective: Objective) -> None:
     name, needs = kind_of(type(objective)), requirements_of(objective)
     if model.form not in needs.forms:
         raise ValueError(
-            f"objective.kind={name!r} is for the form {' or '.join(needs.forms)}, and this model's is {model.form}; "
-            f"set another objective, or model.encoder and model.decoder (none: no such stack)"
+            f"objective.kind={name!r} is for the form {' or '.join(needs.forms)}, and this model's is {model.form}: "
+            f"{needs.otherwise}; set that objective, or model.encoder and model.decoder (none: no such stack)"
         )
     output, over = _output_of(model.head)
     if output != needs.answer:
@@ -113,7 +113,7 @@ def _check_stacks(model: ModelConfig, objective: Objective) -> None:
             f"objective.kind={name!r} needs a head with {needs.answer} outputs, but this one has {output} outputs; set "
             f"model.head to {remedies[needs.answer]}"
         )
-    if output == "document" and over == "first" and model.decoder is not None:
+    if isinstance(model.head, Pooled) and over == "first" and model.decoder is not None:
         raise ValueError(
             "a decoder's first token attends to itself only; set model.head.over to last or mean, or "
             "model.decoder to none"

@@ -17,7 +17,7 @@ from torch import Tensor
 from isoform.batch import Encoding, Example, Tokens, collate
 from isoform.codecs.codec import TextCodec
 from isoform.generation.strategy import DecodingStrategy, Step
-from isoform.mask import Causal, Mask
+from isoform.mask import Causal, Full, Mask
 from isoform.model.block import Memory
 from isoform.model.transformer import Transformer
 from isoform.objectives.views import View
@@ -45,8 +45,14 @@ class Prompt:
 def build_prompt(codec: TextCodec, text: str, *, answers_source: bool, view: View) -> Prompt:
     """The prompt for a text to continue, or, for a model of pairs, for the source of a target.
 
-    An empty text becomes an end-of-text token, which documents follow.
+    An empty text becomes an end-of-text token, which documents follow. Raises ValueError for a view in which tokens
+    attend to later ones: its model fills in what is masked, and continues nothing.
     """
+    if view.inputs_mask == Full():
+        raise ValueError(
+            "this model was trained to read texts in both directions, so that it can't continue one; isoform evaluate "
+            "scores it"
+        )
     if not answers_source:
         ids = codec.encode_start(text)
         ids = ids if len(ids) else np.array([codec.end_of_text])

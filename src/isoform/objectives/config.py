@@ -69,7 +69,8 @@ class TokenRegression:
 @config
 class Masked:
     """Masked language modelling: predict the masked tokens of a text from both directions (BERT, Devlin et al. 2019,
-    section 3.1)."""
+    section 3.1), by an encoder or by a decoder without a causal mask. Of an encoder-decoder the encoder reads the
+    masked text and the decoder predicts the whole original (BART, Lewis et al. 2020, section 2.2)."""
 
     rate: PositiveRate = 0.15
     """Fraction of tokens that are predicted."""
@@ -156,7 +157,7 @@ Corruption = SpanCorruption | DenoiserMixture
 
 @config
 class Contrastive:
-    """Contrast each pair's source and target with the rest of the batch, both embedded by one encoder (InfoNCE, van den
+    """Contrast each pair's source and target with the rest of the batch, both embedded by one stack (InfoNCE, van den
     Oord et al. 2018; symmetric, as in CLIP, Radford et al. 2021)."""
 
     temperature: Positive = 0.05
@@ -210,6 +211,8 @@ class Requirements:
 
     forms: tuple[Form, ...]
     """The forms a model may have."""
+    otherwise: str = ""
+    """Why not the others."""
     answer: Answer = "vocabulary"
     names: Literal["label", "tags"] | None = None
     """The key of records with the names of classes."""
@@ -219,28 +222,27 @@ class Requirements:
 
 SINGLE_STACK: tuple[Form, ...] = ("encoder", "decoder")
 ANY: tuple[Form, ...] = (*SINGLE_STACK, "encoder_decoder")
+ANSWERS_ARE_TEXTS = "an encoder-decoder answers by a text; seq2seq trains it on answers in words"
 
 
 def requirements_of(objective: Objective) -> Requirements:
     """The requirements of an objective of records, stacks and head."""
     match objective:
         case Causal() | Prefix():
-            return Requirements(forms=SINGLE_STACK)
+            return Requirements(forms=SINGLE_STACK, otherwise="it gives an encoder nothing to read; seq2seq does")
         case Seq2seq():
-            return Requirements(forms=("encoder_decoder",))
-        case SpanCorruption() | DenoiserMixture() | Distillation():
+            return Requirements(forms=("encoder_decoder",), otherwise="a single stack reads pairs by causal or prefix")
+        case Masked() | SpanCorruption() | DenoiserMixture() | Distillation():
             return Requirements(forms=ANY)
-        case Masked():
-            return Requirements(forms=("encoder",))
         case Classification():
-            return Requirements(forms=SINGLE_STACK, answer="document", names="label")
+            return Requirements(forms=SINGLE_STACK, otherwise=ANSWERS_ARE_TEXTS, answer="document", names="label")
         case Tagging():
-            return Requirements(forms=SINGLE_STACK, answer="token", names="tags")
+            return Requirements(forms=SINGLE_STACK, otherwise=ANSWERS_ARE_TEXTS, answer="token", names="tags")
         case Regression():
-            return Requirements(forms=SINGLE_STACK, answer="document", num_outputs=1)
+            return Requirements(forms=SINGLE_STACK, otherwise=ANSWERS_ARE_TEXTS, answer="document", num_outputs=1)
         case TokenRegression():
-            return Requirements(forms=SINGLE_STACK, answer="token", num_outputs=1)
+            return Requirements(forms=SINGLE_STACK, otherwise=ANSWERS_ARE_TEXTS, answer="token", num_outputs=1)
         case Contrastive():
-            return Requirements(forms=("encoder",), answer="embedding")
+            return Requirements(forms=SINGLE_STACK, otherwise="one stack embeds both texts", answer="embedding")
         case _:
             assert_never(objective)

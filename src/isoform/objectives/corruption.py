@@ -55,6 +55,11 @@ class Masking:
         inputs[random] = rng.choice(self.ordinary, int(random.sum()))
         return Example(Encoding(inputs), ids, chosen.astype(np.float32))
 
+    def pair(self, encoding: Encoding, rng: np.random.Generator) -> Encoding:
+        """The masked text and a separator, as the prefix, and the original after them."""
+        masked = self(encoding, rng).inputs.ids
+        return Encoding(np.concatenate([masked, [self.codec.separator], encoding.ids]), prefix=len(masked) + 1)
+
     def _units(self, ids: np.ndarray) -> list[np.ndarray]:
         """The units of masking: positions (1,) of single tokens, or (n,) of whole words, without special tokens."""
         positions = np.flatnonzero(~self.is_special[ids])

@@ -158,9 +158,11 @@ def _check_pair(encoding: Encoding) -> None:
         raise ValueError("contrastive needs records with a source and a target; this one has none")
 
 
-def _corrupted_example(denoising: Denoising, view: View) -> Callable[[Encoding, np.random.Generator], Example]:
+def _corrupted_example(
+    corrupt: Callable[[Encoding, np.random.Generator], Encoding], view: View
+) -> Callable[[Encoding, np.random.Generator], Example]:
     """The Example function of a view applied to corrupted texts."""
-    return lambda encoding, rng: view.example(denoising(encoding, rng), rng)
+    return lambda encoding, rng: view.example(corrupt(encoding, rng), rng)
 
 
 def _decoder_start(codec: Codec | None) -> int | None:
@@ -202,9 +204,10 @@ def build_view(
             mask = CausalMask() if is_causal else Full()
             return View(mask, Full(), example, lambda n, prefix: (n, 0), check, is_whole=True, is_text=False)
         case Contrastive():
+            mask = CausalMask() if is_causal else Full()
             return View(
-                inputs_mask=Full(),
-                source_mask=Full(),
+                inputs_mask=mask,
+                source_mask=mask,
                 example=source_and_target,
                 length=lambda n, prefix: (prefix, n - prefix),
                 check=_check_pair,
@@ -215,6 +218,9 @@ def build_view(
             return build_view(Seq2seq() if is_encoder_decoder else Causal(), codec)
         case Masked():
             masking = Masking(config, _require_text_codec(codec))
+            if is_encoder_decoder:
+                view = replace(build_view(Seq2seq(), codec), length=lambda n, prefix: (n, n + 1), check=check_plain)
+                return replace(view, example=_corrupted_example(masking.pair, view), is_text=False)
             return View(Full(), Full(), masking, lambda n, prefix: (n, 0), check_plain, overlap=0, is_text=False)
         case SpanCorruption() | DenoiserMixture():
             denoising = Denoising(config, _require_text_codec(codec))

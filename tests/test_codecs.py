@@ -4,6 +4,8 @@ import base64
 import importlib.util
 import json
 import random
+import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from conftest import data_file
+from isoform.codecs import bpe
 from isoform.codecs.bpe import CHUNK, BPECodec, bpe_from_tiktoken, train_bpe
 from isoform.codecs.codec import TextCodec, check_codec, have_same_vocabulary
 from isoform.codecs.config import BPE, Bytes, Characters
@@ -155,6 +158,26 @@ def random_text(rng: random.Random, code: str) -> str:
             )
         )
     return "".join(parts)
+
+
+def test_words_of_ordinary_texts_are_learned_from_whole(shakespeare, monkeypatch):
+    text = shakespeare.read_text()[:200_000]
+    cut = train_bpe([text], 700)
+    monkeypatch.setattr(bpe, "LONGEST_WORD", 99_999)
+    assert train_bpe([text], 700).definition() == cut.definition()
+
+
+@pytest.mark.parametrize("letters", ["ACGT", "abcdefghijklmnop0123456789+/", "a", "日本語文字", " ", "\n", "é!"])
+def test_a_line_without_spaces_is_learned_and_encoded_in_linear_time(letters):
+    text = "".join(random.Random(0).choices(letters, k=300_000))
+    started = time.process_time()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the training text yields only")
+        codec = train_bpe([text], 400)
+    ids = codec.encode_text(text)
+    assert time.process_time() - started < 10  # 1 s where nothing else runs; as one word it would be minutes
+    assert codec.decode(ids) == text and len(ids) < len(text)
+    assert codec.definition()["pre_tokenizer"] == BPE_CODEC.definition()["pre_tokenizer"]
 
 
 def test_gpt2_ids_are_tiktokens():

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from isoform.codecs.bounds import without_panics
 from isoform.codecs.codec import END_OF_TEXT, SEPARATOR, utf8
@@ -24,6 +24,8 @@ from isoform.codecs.origin import Origin, SpecialIds
 from isoform.codecs.tokenizer import ENDS, LibraryCodec
 from isoform.reading import TOKENIZER, read_text
 
+LONGEST_WORD = 1000
+"""Longer words are cut after this many bytes to learn from them, which takes quadratic time in a word's length."""
 CHUNK = 2**14  # characters encoded by a thread at a time; larger is slower, 4 kB is no faster
 
 
@@ -103,6 +105,7 @@ class BPECodec(LibraryCodec):
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BPECodec:
     """Train on byte pairs that occur at least twice; the last two of vocab_size tokens are special.
 
+    For learning alone, words of more than LONGEST_WORD bytes are cut, as a text without spaces is a single word.
     Raises ValueError for a vocab_size too small for all bytes; warns if the texts have too few pairs.
     """
     if vocab_size < 258:
@@ -116,7 +119,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BPECodec:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
+    words, parts = tokenizer.pre_tokenizer, Regex(f"[\\s\\S]{{1,{LONGEST_WORD}}}")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.Split(parts, "isolated")])
     tokenizer.train_from_iterator((chunk for text in texts for chunk in _chunks(text)), trainer)
+    tokenizer.pre_tokenizer = words
     tokenizer.add_special_tokens([END_OF_TEXT, SEPARATOR])
     codec = BPECodec(tokenizer)
     if codec.vocab_size < vocab_size:

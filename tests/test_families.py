@@ -174,20 +174,20 @@ HARMLESS = {
 }  # fmt: skip
 
 
-def alterations(value, where: str = ""):
+def alterations(value, where: str = "", harmless=frozenset(HARMLESS)):
     """Copies of a config tree, each with one leaf changed, beside the path of the leaf."""
     for field in fields(value):
         path, old = f"{where}.{field.name}".lstrip("."), getattr(value, field.name)
         is_idle = field.name == "qk_norm_over" and value.qk_norm is None
-        if field.name in HARMLESS or is_idle:
+        if field.name in harmless or is_idle:
             continue
         if isinstance(old, tuple):
             for i, item in enumerate(old if old and is_dataclass(old[0]) else ()):
-                for changed, leaf in alterations(item, f"{path}.{i}"):
+                for changed, leaf in alterations(item, f"{path}.{i}", harmless):
                     whole = (*old[:i], changed, *old[i + 1 :])
                     yield replace_at(value, field.name, whole, is_refused=changed is None), leaf
         elif is_dataclass(old):
-            for changed, leaf in alterations(old, path):
+            for changed, leaf in alterations(old, path, harmless):
                 yield replace_at(value, field.name, changed, is_refused=changed is None), leaf
             if isinstance(old, LayerNorm | RMSNorm):
                 change = RMSNorm(epsilon=old.epsilon) if isinstance(old, LayerNorm) else LayerNorm(epsilon=old.epsilon)

@@ -5,15 +5,19 @@ import resource
 from dataclasses import replace
 
 import pytest
+import tokenizers
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from isoform.checkpoint import huggingface
 from isoform.checkpoint.huggingface import CONFIG, INDEX, WEIGHTS, read_folder, write_folder
 from isoform.checkpoint.tensors import state_of
+from isoform.cli import main
 from isoform.model.config import BlockConfig, Vocabulary
 from isoform.model.decoders import MODERN
 from isoform.model.parts import Attention, Gated, NTKExtension, RMSNorm, Rotary
+from isoform.run import load
 from models import VOCAB, build, config
 
 LLAMA = config(
@@ -146,3 +150,29 @@ def test_what_no_class_of_theirs_can_represent_is_refused_by_the_fields(form, wo
     with pytest.raises(ValueError, match=words):
         write_folder(build(form), tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_more_tokens_than_rows_are_refused_when_the_folder_is_loaded(folder):
+    words = {"</s>": 0, **{f"w{i}": i for i in range(1, VOCAB + 1)}}
+    save_tokenizer(folder, words)
+    with pytest.raises(ValueError, match=rf"the tokenizer has {VOCAB + 1} tokens, the model's table {VOCAB} rows"):
+        load(folder)
+    words.popitem()
+    save_tokenizer(folder, words)
+    assert load(folder).codec.vocab_size == VOCAB
+
+
+def save_tokenizer(folder, words):
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w1"))
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("class_name", ["ViTForImageClassification", "ViTModel"])
+@pytest.mark.filterwarnings("ignore:.*left aside")
+def test_a_folder_of_images_is_converted(class_name, tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    config = transformers.ViTConfig(**sizes, image_size=16, patch_size=4)
+    getattr(transformers, class_name)(config).save_pretrained(tmp_path / "theirs")
+    assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
+    assert getattr(transformers, class_name).from_pretrained(tmp_path / "ours").config.image_size == 16

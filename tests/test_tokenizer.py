@@ -118,6 +118,7 @@ def test_files_that_are_no_tokenizer_are_named(tmp_path):
     assert isinstance(read_tokenizer(tmp_path / "tokenizer.json"), BPECodec)
 
 
+@pytest.mark.filterwarnings("default:.*bert.pooler.*left aside")
 def test_minilm_reads_text():
     import isoform
 

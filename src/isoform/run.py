@@ -174,7 +174,7 @@ def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
         trained = _load_gguf(path)
     elif is_folder(path) and not Run(path).exists:
         model = read_folder(path)
-        trained = _imported(model, _codec_of(path, model.config, special_ids(read_json(path / CONFIG))))
+        trained = _imported(model, _codec_of(path, model.config, special_ids(read_json(path / CONFIG))), path)
     else:
         trained = _load_run(Run(path))
     if torch.device(device).type == "cpu" and num_matrix_parameters(trained.model.config) >= LARGE:
@@ -203,7 +203,7 @@ def _load_gguf(path: Path) -> Trained:
     with tempfile.TemporaryDirectory() as folder:
         for name, data in file.files.items():
             write_bytes(Path(folder) / name, data)
-        return _imported(file.model, _codec_of(Path(folder), file.model.config, file.special_ids, path))
+        return _imported(file.model, _codec_of(Path(folder), file.model.config, file.special_ids, path), path)
 
 
 def _codec_of(folder: Path, config: ModelConfig, ids: Mapping[str, Any], path: Path | None = None) -> Codec:
@@ -231,7 +231,7 @@ def _image_codec(config: ModelConfig, num_features: int, num_classes: int, origi
             width=side,
             channels=channels,
             maximum=255.0,
-            num_classes=num_classes,
+            num_classes=max(num_classes, 1),
             positions="order",
         )
     )
@@ -239,8 +239,14 @@ def _image_codec(config: ModelConfig, num_features: int, num_classes: int, origi
     return codec
 
 
-def _imported(model: Transformer, codec: Codec) -> Trained:
-    """A model of another library, with a recipe that describes it."""
+def _imported(model: Transformer, codec: Codec, path: Path) -> Trained:
+    """A model of another library, with a recipe that describes it. Raises ValueError for tokens that it has no row for;
+    rows without a token are common."""
+    if codec.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"{path}: the tokenizer has {codec.vocab_size} tokens, the model's table {model.config.vocab_size} rows; "
+            f"get the tokenizer of this model, or resize the table and save the model again"
+        )
     return Trained(model, codec, recipe_of(model.config), model.config.form == "encoder_decoder", 0)
 
 

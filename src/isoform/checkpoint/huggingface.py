@@ -7,6 +7,7 @@ folder names is run.
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -18,13 +19,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from isoform.checkpoint.families.canonical import canonical
+from isoform.checkpoint.families.canonical import canonical, changes
 from isoform.checkpoint.families.family import Family, NotRepresentable
-from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.families.registry import FAMILIES
 from isoform.checkpoint.store import tensor_chunks
 from isoform.checkpoint.tensors import StoredTensor, TensorSlice, build_empty, fill, slices_of, state_of
-from isoform.config import differences, to_dict
 from isoform.files import make_folder, write_chunks, write_text
 from isoform.model.baseline_config import Model
 from isoform.model.config import ModelConfig
@@ -35,26 +34,31 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.ckpt", "tf_model.h5", "flax_model.msgpack")
 SHARD = 5 * 10**9
 """Bytes of tensors per file; beyond that another file is started."""
-IGNORED_FIELDS = {
-    "_attn_implementation", "_name_or_path", "architectures", "auto_map", "decoder_vocab_size", "dense_act_fn",
-    "deterministic_flash_attn", "dtype", "encoder_stride", "id2label", "is_decoder", "is_encoder_decoder",
-    "is_gated_act", "label2id", "layer_types", "max_window_layers", "median_filter_width", "model_type",
-    "num_hidden_layers", "num_labels", "pooler_act", "pooler_output_size", "pretraining_tp", "problem_type",
-    "return_dict", "sliding_window", "task_specific_params", "torch_dtype", "transformers_version", "use_cache",
+WITHOUT_EFFECT = {
+    "_attn_implementation", "_name_or_path", "_sliding_window_pattern", "adapters", "architectures", "auto_map",
+    "bad_words_ids", "begin_suppress_tokens", "cache_implementation", "chunk_size_feed_forward", "classifier_pooling",
+    "classifier_proj_size", "deterministic_flash_attn", "diversity_penalty", "do_sample", "dtype", "early_stopping",
+    "encoder_no_repeat_ngram_size", "encoder_stride", "exponential_decay_length_penalty", "finetuning_task",
+    "gradient_checkpointing", "id2label", "initializer_cutoff_factor", "initializer_factor", "initializer_range",
+    "init_std", "is_encoder_decoder", "label2id", "length_penalty", "mask_feature_length", "mask_feature_min_masks",
+    "mask_feature_prob", "mask_time_length", "mask_time_min_masks", "mask_time_prob", "max_length",
+    "median_filter_width", "min_length", "model_type", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
+    "num_labels", "num_return_sequences", "output_attentions", "output_hidden_states",
+    "output_past", "output_router_logits", "output_scores", "pooler_act", "pooler_output_size", "prefix",
+    "pretraining_tp", "problem_type", "reference_compile", "remove_invalid_values", "reorder_and_upcast_attn",
+    "repetition_penalty", "return_dict", "return_dict_in_generate", "router_jitter_noise", "sparse_prediction",
+    "sparse_pred_ignore_index", "summary_activation", "summary_proj_to_labels", "summary_type", "summary_use_proj",
+    "suppress_tokens", "task_specific_params", "temperature", "tie_encoder_decoder", "tokenizer_class", "top_k",
+    "top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p", "use_bfloat16", "use_cache",
+    "use_weighted_layer_sum", "apply_spec_augment",
 }  # fmt: skip
-"""Fields that don't affect the computed function, or repeat other fields."""
-IGNORED_WORDS = (
-    "token",
-    "drop",
-    "init",
-    "summary",
-    "output_",
-    "suppress",
-    "mask_",
-    "classifier_",
-    "sparse_pred",
-    "beam",
-)
+"""Fields that no class computes its outputs with: how to train, to generate or to store a model."""
+WITHOUT_EFFECT_BY_NAME = re.compile(r"_token_ids?$|(^|_)p?drop(out)?(_|$)|layerdrop$")
+_REFUSED = {
+    "quantization_config": "give a folder whose tensors are floating-point numbers",
+    "per_layer_config": "give a folder whose layers have the same sizes",
+}
+"""Fields that every class reads, and what to do about them."""
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id")
 
 
@@ -74,10 +78,13 @@ def read_folder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> T
         tensors = _open(folder, stack)
         config, where = read_json(folder / CONFIG), str(folder / CONFIG)
         family = _family_of(config, where)
-        tensors = {_full_name(family, name): tensor for name, tensor in tensors.items()}
-        model = build_empty(read_config(family, config, set(tensors), where), tensors, where)
+        tensors = {_current_name(family, name): tensor for name, tensor in tensors.items()}
+        _leave_aside(tensors, family, str(folder))
+        _tie(tensors, family, config, where)
+        absent = _absent(family, config)
+        model = build_empty(read_config(family, config, set(tensors), where), tensors, where + absent)
         slices = slices_of(model, family.names, family.transforms)
-        _check(slices, tensors, family, where)
+        _check(slices, tensors, family, where, absent)
         return fill(model, slices, tensors, dtype)
 
 
@@ -133,19 +140,21 @@ def _tensor(handle: safe_open, name: str, path: Path) -> Tensor:
 
 def read_config(family: Family, config: dict, names: set[str], where: str) -> ModelConfig:
     """The model config of a config.json; warns about unknown fields."""
-    fields = Fields(config, where)
-    if config.get("quantization_config"):
-        raise ValueError(
-            f"{where}: quantization_config is not supported; give a folder whose tensors are floating-point numbers"
-        )
+    for name, remedy in _REFUSED.items():
+        if config.get(name):
+            raise ValueError(f"{where}: {name} is not supported; {remedy}")
+    fields = family.fields_of(config, where)
     try:
         model_config = family.read(fields, names)
-    except (TypeError, OverflowError) as error:
-        raise ValueError(f"{where}: {error}") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
     unknown = sorted(
         name
-        for name, value in config.items()
-        if name not in fields.read | IGNORED_FIELDS and not any(word in name for word in IGNORED_WORDS) and value
+        for name, value in fields.values.items()
+        if value
+        and name not in family.fields
+        and name not in WITHOUT_EFFECT
+        and not WITHOUT_EFFECT_BY_NAME.search(name)
     )
     if unknown:
         warnings.warn(f"{where}: the fields {', '.join(unknown)} are unknown; they are ignored", stacklevel=2)
@@ -165,26 +174,83 @@ def _family_of(config: dict, where: str) -> Family:
     raise ValueError(f"{where}: model_type={kind!r} is not supported (known: {model_types})")
 
 
-def _full_name(family: Family, name: str) -> str:
-    """A tensor's name in the class with a head."""
+def _current_name(family: Family, name: str) -> str:
+    """A tensor's name in the class with a head, as it is today: LayerNorm once had gamma and beta."""
+    for before, today in ((".gamma", ".weight"), (".beta", ".bias")):
+        name = name.removesuffix(before) + today if name.endswith(before) else name
     if not family.prefix or name.startswith(family.prefix):
         return name
-    modules = {theirs.split(".")[1] for theirs in family.names.values() if theirs.startswith(family.prefix)}
-    modules |= {theirs.split(".")[1] for theirs in family.ignored if theirs.startswith(family.prefix)}
+    named = [*family.names.values(), *family.redundant, *family.unused, *family.ties, *family.ties.values()]
+    modules = {theirs.split(".")[1] for theirs in named if theirs.startswith(family.prefix)}
     return family.prefix + name if name.split(".")[0] in modules else name
 
 
+def _leave_aside(tensors: dict[str, StoredTensor], family: Family, where: str) -> None:
+    """Remove the tensors that our model has no use for, and name in a warning those that hold parameters."""
+    unused = [name for name in tensors if any(fnmatchcase(name, pattern) for pattern in family.unused)]
+    if unused:
+        warnings.warn(f"{where}: {_some(sorted(unused))} left aside, unused in this model", stacklevel=2)
+    for name in [*unused, *(n for n in tensors if any(fnmatchcase(n, pattern) for pattern in family.redundant))]:
+        del tensors[name]
+
+
+def _tie(tensors: dict[str, StoredTensor], family: Family, config: dict, where: str) -> None:
+    """Bring tied tensors under the names that the family reads, each once; one that differs stays, with a warning."""
+    is_tied = family.always_tied or family.fields_of(config, where).values.get("tie_word_embeddings", True) is True
+    differing = []
+    for source in dict.fromkeys(family.ties.values()) if is_tied else ():
+        copies = [copy for copy, other in family.ties.items() if other == source]
+        table = next((tensors[name] for name in (source, *copies) if name in tensors), None)
+        if table is not None:
+            differing += [copy for copy in copies if copy in tensors and not _are_equal(tensors[copy], table)]
+            tensors |= {name: table for name in (source, *copies) if name not in differing}
+    if differing:
+        warnings.warn(
+            f"{where} ties {', '.join(differing)} to {family.ties[differing[0]]}, but the files hold other values "
+            f"there; they are taken as they are, as by transformers",
+            stacklevel=2,
+        )
+    for copy, source in family.ties.items():
+        read = family.read_name(source)
+        if is_tied and copy != read and tensors.get(copy) is tensors.get(read):
+            tensors.pop(copy, None)
+    for source in {*family.ties.values()} - {*family.names.values()}:
+        tensors.pop(source, None)
+
+
+def _are_equal(first: StoredTensor, second: StoredTensor) -> bool:
+    return first.shape == second.shape and bool((first.read() == second.read()).all())
+
+
+def _absent(family: Family, config: dict) -> str:
+    """The sizes that a config.json lacks, in brackets, to be named where what it describes doesn't fit."""
+    fields = family.fields_of(config, CONFIG)
+    sizes = {name: size for name, size in family.fields.items() if type(size) is int and name not in fields.values}
+    named = ", ".join(f"{name!r}: {size} by default" for name, size in sizes.items())
+    return f" (lacks {named})" if named else ""
+
+
 def _check(
-    slices: Mapping[str, list[TensorSlice]], tensors: Mapping[str, StoredTensor], family: Family, where: str
+    slices: Mapping[str, list[TensorSlice]],
+    tensors: Mapping[str, StoredTensor],
+    family: Family,
+    where: str,
+    absent: str,
 ) -> None:
     """Raises ValueError naming the tensors that are missing, unexpected or of another shape."""
     shapes = {part.name: part.shape for parts in slices.values() for part in parts}
     missing = sorted(shapes.keys() - tensors.keys())
+    if missing == [family.names.get("head.weight")]:
+        raise ValueError(
+            f"{where}: this is a base model without a head: {missing[0]} is missing, and tie_word_embeddings is false"
+        )
+    for stack in ("encoder", "decoder"):
+        parts = [part.name for ours, parts in slices.items() if ours.startswith(f"{stack}.blocks.") for part in parts]
+        if parts and not tensors.keys() & {*parts}:
+            raise ValueError(f"{where} describes a model with {stack}, but the files hold no tensor of its blocks")
     if missing:
         raise ValueError(f"{where}: {_some(missing)} missing that its fields require")
-    extra = sorted(
-        name for name in tensors.keys() - shapes.keys() if not any(fnmatchcase(name, p) for p in family.ignored)
-    )
+    extra = sorted(tensors.keys() - shapes.keys())
     if extra:
         raise ValueError(
             f"{tensors[extra[0]].where}: {_some(extra)} there, but the fields of {CONFIG} don't describe them"
@@ -194,7 +260,7 @@ def _check(
         if tensor.shape != shape:
             raise ValueError(
                 f"{tensor.where}: the tensor {tensor.name!r} has shape {list(tensor.shape)}, but the fields of "
-                f"{CONFIG} require {list(shape)}"
+                f"{CONFIG}{absent} require {list(shape)}"
             )
 
 
@@ -208,7 +274,8 @@ def _some(names: list[str]) -> str:
 def family_of(config: ModelConfig) -> tuple[Family, dict]:
     """The family that a model belongs to, and its config.json. Raises ValueError naming the fields that prevent it.
 
-    A family fits if reading the config that it wrote returns the same model.
+    A family fits if reading the config that it wrote returns the same model; it reads what the class of transformers
+    reads, and nothing else.
     """
     differing, refused = dict[str, list[str]](), dict[str, list[str]]()
     try:
@@ -221,26 +288,29 @@ def family_of(config: ModelConfig) -> tuple[Family, dict]:
         start = {"architectures": [family.architecture], "model_type": family.model_type, **dict.fromkeys(IDS)}
         try:
             written = {**start, **family.write(config), "dtype": "float32"}
-        except NotRepresentable as error:
+            slices = slices_of(model, family.names, family.transforms)
+            names = {part.name for parts in slices.values() for part in parts}
+            back = canonical(family.read(family.fields_of(written, family.model_type), names))
+        except ValueError as error:
             refused[family.model_type] = [str(error)]
             continue
-        slices = slices_of(model, family.names, family.transforms)
-        names = {part.name for parts in slices.values() for part in parts}
         unnamed = [ours for ours, parts in slices.items() if not parts]
-        back = canonical(family.read(Fields(written, family.model_type), names))
-        changed = [path for path, _, _ in differences(to_dict(target), to_dict(back))]
-        if not changed and not unnamed:
+        reason = [*dict.fromkeys(changes(config, target, back))] or unnamed
+        if not reason:
             return family, written
-        differing[family.model_type] = changed or unnamed
-    by_reason: dict[str, list[str]] = {}
-    for name, fields in [*sorted(differing.items(), key=lambda item: len(item[1])), *refused.items()]:
-        by_reason.setdefault(", ".join(fields), []).append(name)
-    reasons = "; ".join(
-        f"{', '.join(names)}: no {reason}"
-        for reason, names in by_reason.items()
-        if reason not in ("encoder", "decoder")
-    )
-    raise ValueError(f"no class of transformers can represent this model: {reasons}")
+        differing[family.model_type] = reason
+    nearest = sorted(differing.items(), key=lambda item: len(item[1]))
+    raise ValueError(f"no class of transformers can represent this model: {_reasons([*nearest, *refused.items()])}")
+
+
+def _reasons(obstacles: list[tuple[str, list[str]]]) -> str:
+    """What stands in the way of each family, those with the same obstacles together, long lists cut."""
+    families: dict[str, list[str]] = {}
+    for name, fields in obstacles:
+        more = f" and {len(fields) - 4} more" if len(fields) > 5 else ""
+        if fields not in (["encoder"], ["decoder"]):
+            families.setdefault(", ".join(fields[:4] if more else fields) + more, []).append(name)
+    return "; ".join(f"{', '.join(names)}: no {reason}" for reason, names in families.items())
 
 
 def exportable(config: Model) -> str | None:
@@ -266,10 +336,22 @@ def write_folder(model: Transformer, folder: Path, extra: Mapping[str, object] |
     for ours, tensor in state_of(model).items():
         for part in slices[ours]:
             theirs[part.name] = part.to_theirs(tensor.detach().cpu()).contiguous()
+    _name_copies(theirs, family, is_tied=family.always_tied or written.get("tie_word_embeddings", True))
     _save_sharded(theirs, folder)
     text = json.dumps({**written, **(extra or {})}, indent=2)
     write_text(folder / CONFIG, text + "\n")
     return written["architectures"][0]
+
+
+def _name_copies(tensors: dict[str, Tensor], family: Family, *, is_tied: bool) -> None:
+    """Of tied tensors the source alone; untied, all that the class has."""
+    for source in dict.fromkeys(family.ties.values()):
+        read = family.read_name(source)
+        if read in tensors and read != source:
+            tensors[source] = tensors.pop(read) if is_tied else tensors[read].clone()
+    for copy, source in family.ties.items():
+        if not is_tied and copy not in tensors:
+            tensors[copy] = tensors[source].clone()
 
 
 def _save_sharded(tensors: dict[str, Tensor], folder: Path) -> None:

@@ -108,6 +108,14 @@ class Buckets:
     bidirectional: bool = False
     """Whether what lies ahead has buckets of its own (encoders)."""
 
+    def __post_init__(self) -> None:
+        exact = self.num_buckets // (4 if self.bidirectional else 2)
+        if exact < 1 or self.max_distance <= exact:
+            raise ValueError(
+                f"num_buckets={self.num_buckets} must be at least {4 if self.bidirectional else 2}, and max_distance="
+                f"{self.max_distance} beyond the {exact} distances that have a bucket of their own"
+            )
+
 
 @config
 class ALiBi:

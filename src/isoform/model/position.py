@@ -262,7 +262,7 @@ def _extended(plain: Tensor, base: float, dim: int, extension: Extension) -> tup
                 for beta in (extension.beta_fast, extension.beta_slow)
             )
             low, high = max(math.floor(first), 0), min(math.ceil(last), dim - 1)
-            ramp = (torch.arange(len(plain), dtype=torch.float64, device=CPU) - low) / max(high - low, 0.001)
+            ramp = (torch.arange(len(plain), dtype=torch.float64, device=CPU) - low) / ((high - low) or 0.001)
             share = ramp.clamp(0, 1)
             factor = extension.attention_factor
             return slow * share + plain * (1 - share), 0.1 * math.log(

@@ -5,11 +5,13 @@ https://arxiv.org/abs/1804.00344), which differ in positions and in a norm on th
 from __future__ import annotations
 
 from isoform.checkpoint.families.encoder_decoder import (
+    ALIASES,
+    FIELDS,
     names_of_stacks,
     read_encoder_decoder,
     write_encoder_decoder,
 )
-from isoform.checkpoint.families.family import Family, require
+from isoform.checkpoint.families.family import Family, reads_tied, require
 from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.tensors import Reshaped, UnusedRows
 from isoform.model.config import Lookup, ModelConfig, StackConfig, Vocabulary
@@ -17,13 +19,15 @@ from isoform.model.parts import LayerNorm, Learned, Sinusoidal
 
 
 def _read(fields: Fields, names: set[str], stack: StackConfig) -> ModelConfig:
+    stem, tied = Lookup(scale=fields.flag("scale_embedding")), fields.flag("tie_word_embeddings")
     return read_encoder_decoder(
         fields,
         stack,
         placement="post",
-        context_length=fields.count("max_position_embeddings", 1024),
-        stem=Lookup(scale=fields.flag("scale_embedding", False)),
-        head=Vocabulary(tied=fields.flag("tie_word_embeddings", True), bias="final_logits_bias" in names),
+        context_length=fields.count("max_position_embeddings"),
+        stem=stem,
+        encoder_stem=None if tied and _ENCODER_TABLE not in names else stem,
+        head=Vocabulary(tied=reads_tied(fields, names, "lm_head.weight"), bias="final_logits_bias" in names),
     )
 
 
@@ -32,7 +36,7 @@ def _read_bart(fields: Fields, names: set[str]) -> ModelConfig:
 
 
 def _read_marian(fields: Fields, names: set[str]) -> ModelConfig:
-    fields.require(share_encoder_decoder_embeddings=True, normalize_embedding=False)
+    fields.require(share_encoder_decoder_embeddings=True, decoder_vocab_size=fields.get("vocab_size"))
     return _read(fields, names, StackConfig(position=Sinusoidal(order="halves"), final_norm=False))
 
 
@@ -49,19 +53,22 @@ def _write_marian(config: ModelConfig) -> dict:
     return {**_write_bart(config), "decoder_vocab_size": config.vocab_size, "share_encoder_decoder_embeddings": True}
 
 
+_TABLE, _ENCODER_TABLE = "model.decoder.embed_tokens.weight", "model.encoder.embed_tokens.weight"
+_TIES = dict.fromkeys((_TABLE, _ENCODER_TABLE, "lm_head.weight"), "model.shared.weight")
 _NAMES = {
-    "stem.embedding.weight": "model.shared.weight",
+    "stem.embedding.weight": _TABLE,
+    "encoder_stem.embedding.weight": _ENCODER_TABLE,
     "head.weight": "lm_head.weight",
     "head.bias": "final_logits_bias",
     **names_of_stacks("after"),
 }
 _BIAS = {"head.bias": Reshaped(lambda config: (1, config.vocab_size))}
-_TABLES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
-"""Copies of the table that both stacks share."""
+_FIELDS = FIELDS | {"vocab_size": 50_265, "max_position_embeddings": 1024, "scale_embedding": False}
 
 BART = Family(
     model_type="bart",
     architecture="BartForConditionalGeneration",
+    fields=_FIELDS,
     read=_read_bart,
     write=_write_bart,
     names=_NAMES,
@@ -70,14 +77,21 @@ BART = Family(
         "encoder.position.table": UnusedRows(2),
         "decoder.position.table": UnusedRows(2),
     },
-    ignored=_TABLES,
+    aliases=ALIASES,
+    ties=_TIES,
+    redundant=("model.encoder.version", "model.decoder.version"),
+    prefix="model.",
 )
 MARIAN = Family(
     model_type="marian",
     architecture="MarianMTModel",
+    fields=_FIELDS | {"vocab_size": 58_101, "decoder_vocab_size": None, "share_encoder_decoder_embeddings": True},
     read=_read_marian,
     write=_write_marian,
     names=_NAMES,
     transforms=_BIAS,
-    ignored=(*_TABLES, "model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"),
+    aliases=ALIASES,
+    ties=_TIES,
+    redundant=("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"),
+    prefix="model.",
 )

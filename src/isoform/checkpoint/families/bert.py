@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from isoform.checkpoint.families.family import Family, encoder_of, require
+from isoform.checkpoint.families.family import Family, encoder_of, reads_tied, require
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
 from isoform.model.config import BlockConfig, Lookup, MaskedVocabulary, ModelConfig, Pooled, StackConfig
 from isoform.model.parts import Attention, Dense, LayerNorm, Learned
 
+_FIELDS: dict[str, object] = {
+    "vocab_size": 30_522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "position_embedding_type": "absolute",
+    "tie_word_embeddings": True,
+}
+
 
 def _read(fields: Fields, names: set[str]) -> ModelConfig:
     fields.require(add_cross_attention=False, is_decoder=False, position_embedding_type="absolute")
-    norm = LayerNorm(epsilon=fields.number("layer_norm_eps", 1e-12))
-    activation = fields.activation("hidden_act", "gelu")
+    norm = LayerNorm(epsilon=fields.number("layer_norm_eps"))
+    activation = fields.activation("hidden_act")
     block = BlockConfig(
         mixer=Attention(num_heads=fields.count("num_attention_heads"), bias=True),
         feedforward=Dense(feedforward_dim=fields.count("intermediate_size"), activation=activation, bias=True),
@@ -19,7 +35,7 @@ def _read(fields: Fields, names: set[str]) -> ModelConfig:
         norm_placement="post",
     )
     is_masked = "cls.predictions.transform.dense.weight" in names
-    tied = fields.flag("tie_word_embeddings", True)
+    tied = reads_tied(fields, names, "cls.predictions.decoder.weight")
     return ModelConfig(
         model_dim=fields.count("hidden_size"),
         context_length=fields.count("max_position_embeddings"),
@@ -32,7 +48,7 @@ def _read(fields: Fields, names: set[str]) -> ModelConfig:
             final_norm=False,
         ),
         decoder=None,
-        stem=Lookup(num_token_types=fields.count("type_vocab_size", 2)),
+        stem=Lookup(num_token_types=fields.count("type_vocab_size")),
         head=MaskedVocabulary(activation=activation, norm=norm, tied=tied)
         if is_masked
         else Pooled(over="mean", embed=True),
@@ -64,6 +80,7 @@ def _write(config: ModelConfig) -> dict:
 BERT = Family(
     model_type="bert",
     architecture="BertForMaskedLM",
+    fields=_FIELDS,
     read=_read,
     write=_write,
     names={
@@ -80,8 +97,13 @@ BERT = Family(
         "head.dense.*": "cls.predictions.transform.dense.*",
         "head.norm.*": "cls.predictions.transform.LayerNorm.*",
         "head.weight": "cls.predictions.decoder.weight",
-        "head.bias": "cls.predictions.bias",
+        "head.bias": "cls.predictions.decoder.bias",
     },
-    ignored=("*.position_ids", "bert.pooler.dense.*", "cls.seq_relationship.*", "cls.predictions.decoder.*"),
+    ties={
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
+    redundant=("*.position_ids",),
+    unused=("bert.pooler.dense.*", "cls.seq_relationship.*"),
     prefix="bert.",
 )

@@ -4,52 +4,78 @@ from __future__ import annotations
 
 from typing import Any
 
-from isoform.checkpoint.families.family import decoder_of, require
+from isoform.checkpoint.families.family import NotRepresentable, decoder_of, reads_tied, require
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
+from isoform.checkpoint.families.rotary import ROTARY
 from isoform.mask import Window
 from isoform.model.config import BlockConfig, Lookup, ModelConfig, StackConfig, Vocabulary
 from isoform.model.parts import Attention, FeedForward, Gated, RMSNorm, Rotary
 
+FIELDS = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    **ROTARY,
+}
+"""The fields of all, with Llama's defaults; a family adds its own."""
+
 
 def read_attention(fields: Fields, **options: Any) -> Attention:
     """The attention with the heads of the config; `options`: further fields of ours."""
-    heads = fields.count("num_attention_heads")
-    kv_heads, head_dim = fields.count("num_key_value_heads", heads), fields.get("head_dim")
-    head_dim = None if head_dim is None else fields.count("head_dim")
-    return Attention(num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, **options)
+    return Attention(
+        num_heads=fields.count("num_attention_heads"),
+        num_kv_heads=fields.optional("num_key_value_heads"),
+        head_dim=fields.optional("head_dim"),
+        **options,
+    )
 
 
 def read_window(fields: Fields) -> Window | None:
     """The window of all layers; ours doesn't count the token itself."""
-    return None if fields.get("sliding_window") is None else Window(fields.count("sliding_window") - 1)
+    width = fields.optional("sliding_window")
+    return None if width is None else Window(width - 1)
 
 
 def read_gated(fields: Fields, *, size: str = "intermediate_size", bias: bool = False) -> Gated:
     """The feed-forward, or an expert, with its width in the field `size`."""
-    return Gated(feedforward_dim=fields.count(size), activation=fields.activation("hidden_act", "silu"), bias=bias)
+    return Gated(feedforward_dim=fields.count(size), activation=fields.activation("hidden_act"), bias=bias)
 
 
-def read_norm(fields: Fields, epsilon: float = 1e-6, *, zero_centered: bool = False) -> RMSNorm:
-    """The norm; epsilon: the default of the field."""
-    return RMSNorm(epsilon=fields.number("rms_norm_eps", epsilon), zero_centered=zero_centered)
+def read_norm(fields: Fields, *, zero_centered: bool = False) -> RMSNorm:
+    """The norm of all layers."""
+    return RMSNorm(epsilon=fields.number("rms_norm_eps"), zero_centered=zero_centered)
+
+
+def read_layers(fields: Fields) -> int:
+    """The number of layers."""
+    return fields.count("num_hidden_layers", maximum=10_000)
 
 
 def read_decoder(
-    fields: Fields, blocks: tuple[BlockConfig, ...], position: Rotary, *, tied: bool = False, scale: bool = False
+    fields: Fields,
+    names: set[str],
+    blocks: tuple[BlockConfig, ...],
+    position: Rotary,
+    *,
+    scale: bool = False,
+    softcap: float | None = None,
 ) -> ModelConfig:
-    """The model around the blocks. tied: the default of the field; scale: whether embeddings are scaled (no field)."""
-    layers = fields.count("num_hidden_layers", maximum=10_000)
-    has_cap = fields.get("final_logit_softcapping") is not None
+    """The model around the blocks. scale: whether embeddings are scaled; softcap: that of the scores."""
     return ModelConfig(
         model_dim=fields.count("hidden_size"),
         context_length=fields.count("max_position_embeddings"),
         vocab_size=fields.count("vocab_size"),
         stem=Lookup(scale=scale),
-        decoder=StackConfig(num_layers=layers, blocks=blocks, position=position),
-        head=Vocabulary(
-            tied=fields.flag("tie_word_embeddings", tied),
-            softcap=fields.number("final_logit_softcapping", 0.0) if has_cap else None,
-        ),
+        decoder=StackConfig(num_layers=read_layers(fields), blocks=blocks, position=position),
+        head=Vocabulary(tied=reads_tied(fields, names, "lm_head.weight"), softcap=softcap),
     )
 
 
@@ -66,8 +92,13 @@ def write_decoder(config: ModelConfig, block: BlockConfig) -> dict:
         "head_dim": config.head_dim(block.attention),
         "rms_norm_eps": norm.epsilon,
         "tie_word_embeddings": require(config.head, Vocabulary, "head").tied,
-        "attention_dropout": 0.0,
     }
+
+
+def require_even_heads(config: ModelConfig, block: BlockConfig) -> None:
+    """Raises NotRepresentable for heads that don't divide the width, which some classes refuse, used or not."""
+    if config.model_dim % block.attention.num_heads:
+        raise NotRepresentable(f"model_dim {config.model_dim} with num_heads {block.attention.num_heads}")
 
 
 def write_gated(config: ModelConfig, feedforward: FeedForward | None) -> dict:
@@ -101,4 +132,5 @@ INNER_NORMS = {
     "decoder.blocks.#.mixer_norm.inner.*": "model.layers.#.post_attention_layernorm.*",
     "decoder.blocks.#.feedforward_norm.inner.*": "model.layers.#.post_feedforward_layernorm.*",
 }
-IGNORED = ("*.rotary_emb.inv_freq", "lm_head.weight")
+TIES = {"lm_head.weight": "model.embed_tokens.weight"}
+REDUNDANT = ("*.rotary_emb.inv_freq",)

@@ -10,6 +10,22 @@ from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.parts import Attention, Dense
 
+_SIZES = {"layers": 12, "ffn_dim": 4096, "attention_heads": 16}
+
+
+FIELDS: dict[str, object] = {
+    "d_model": 1024,
+    **{f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in _SIZES.items()},
+    "activation_function": "gelu",
+    "tie_word_embeddings": True,
+}
+"""The fields of all, with BART's defaults; a family adds its own."""
+ALIASES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "encoder_attention_heads",
+    "num_hidden_layers": "encoder_layers",
+}
+
 
 def read_encoder_decoder(
     fields: Fields, stack: StackConfig, *, placement: Literal["pre", "post"], key_bias: bool = True, **options: Any
@@ -32,7 +48,7 @@ def _block(fields: Fields, side: str, placement: Literal["pre", "post"], key_bia
         mixer=Attention(num_heads=fields.count(f"{side}_attention_heads"), bias=True, key_bias=key_bias),
         feedforward=Dense(
             feedforward_dim=fields.count(f"{side}_ffn_dim"),
-            activation=fields.activation("activation_function", "gelu"),
+            activation=fields.activation("activation_function"),
             bias=True,
         ),
         norm_placement=placement,

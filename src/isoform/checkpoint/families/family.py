@@ -21,20 +21,52 @@ class NotRepresentable(ValueError):
 class Family:
     """One model_type: how its config is read and written, and its tensors' names mapped to ours.
 
-    `read(fields, names)`: from a config.json and the names of the tensors; `write(config)`: raises NotRepresentable for
-    what it can't represent. `names`: ours to theirs, as checkpoint/tensors.py reads them; `transforms`: by our name,
-    how a tensor of theirs differs. `ignored`: patterns of tensors that may be present and are redundant.
+    `fields`: those of config.json that its class computes with, with their values where they are absent; a field that
+    isn't among them can be neither read nor written. `read(fields, names)`: from a config.json and the names of the
+    tensors; `write(config)`: raises NotRepresentable for what it can't represent. `names`: ours to theirs, as
+    checkpoint/tensors.py reads them; `transforms`: by our name, how a tensor of theirs differs.
     """
 
     model_type: str
     architecture: str
+    fields: Mapping[str, object]
     read: Callable[[Fields, set[str]], ModelConfig]
     write: Callable[[ModelConfig], dict]
     names: Mapping[str, str]
     transforms: Mapping[str, Transform] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of fields, which precede them."""
+    ties: Mapping[str, str] = field(default_factory=dict)
+    """Tensors of theirs that are another one where `tie_word_embeddings` says so, as it does for `always_tied`. A file
+    may hold either name, or both; untied, all are there."""
+    always_tied: bool = False
+    redundant: tuple[str, ...] = ()
+    """Patterns of tensors that hold no parameter."""
+    unused: tuple[str, ...] = ()
+    """Patterns of parameters that our model has no use for, which are left aside with a warning."""
     prefix: str = ""
     """The prefix of names in the class with a head, which the class without lacks."""
+
+    def fields_of(self, config: Mapping[str, object], where: str) -> Fields:
+        """The fields of a config.json, under the names that the family reads."""
+        values, given = dict(config), Fields(config, where)
+        for alias, name in self.aliases.items():
+            if alias in config:
+                if config.get(name, config[alias]) != config[alias]:
+                    given.contradicts(name, alias, config[alias], taken=alias)
+                values[name] = values.pop(alias)
+        return Fields(values, where, self.fields)
+
+    def read_name(self, source: str) -> str:
+        """Which of the tensors tied to `source` ours is read from: the first copy if the class computes with copies."""
+        used = {*self.names.values()}
+        copies = [copy for copy, other in self.ties.items() if other == source and copy in used]
+        return copies[0] if source not in used and copies else source
+
+
+def reads_tied(fields: Fields, names: set[str], head: str) -> bool:
+    """Whether the head uses the stem's table: the config says so, and the file has no other head."""
+    return fields.flag("tie_word_embeddings") and head not in names
 
 
 def require(value: object, kind: type[T], where: str) -> T:

@@ -6,16 +6,21 @@ import math
 
 from isoform.checkpoint.families.decoder import (
     DECODER,
-    IGNORED,
     INNER_NORMS,
+    REDUNDANT,
+    TIES,
     read_attention,
     read_decoder,
+    read_layers,
     read_norm,
+    read_window,
+    require_even_heads,
     write_decoder,
+    write_window,
 )
-from isoform.checkpoint.families.family import Family, decoder_of, require
+from isoform.checkpoint.families.family import Family, NotRepresentable, decoder_of, require
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
-from isoform.checkpoint.families.rotary import read_rotary
+from isoform.checkpoint.families.rotary import read_rotaries
 from isoform.checkpoint.families.sliding import (
     FULL,
     SLIDING,
@@ -24,68 +29,85 @@ from isoform.checkpoint.families.sliding import (
     read_blocks,
     write_rotaries,
 )
-from isoform.mask import Window
 from isoform.model.config import BlockConfig, ModelConfig, Vocabulary
-from isoform.model.parts import Gated, Rotary
+from isoform.model.parts import Gated
+
+_FIELDS: dict[str, object] = {
+    "vocab_size": 262_208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "rope_parameters": None,
+    "rope_scaling": None,
+    "rope_theta": 1_000_000.0,
+    "rope_local_base_freq": 10_000.0,
+    "partial_rotary_factor": None,
+    "attention_bias": False,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "layer_types": None,
+    "sliding_window_pattern": 6,
+    "final_logit_softcapping": None,
+    "use_bidirectional_attention": False,
+}
 
 
 def _read(fields: Fields, names: set[str]) -> ModelConfig:
-    fields.require(attn_logit_softcapping=None, attention_bias=False, use_bidirectional_attention=False)
-    layers, every = fields.count("num_hidden_layers", maximum=10_000), fields.get("sliding_window_pattern")
-    every = int(str(fields.get("_sliding_window_pattern", every or 6)))
+    fields.require(use_bidirectional_attention=False)
+    layers, every = read_layers(fields), fields.count("sliding_window_pattern")
     full = BlockConfig(
         mixer=read_attention(
             fields,
+            bias=fields.flag("attention_bias"),
             qk_norm=read_norm(fields, zero_centered=True),
-            scale=fields.number("query_pre_attn_scalar", 256.0) ** -0.5,
+            scale=fields.count("query_pre_attn_scalar") ** -0.5,
         ),
         feedforward=Gated(
-            feedforward_dim=fields.count("intermediate_size"),
-            activation=fields.activation("hidden_activation", "gelu_pytorch_tanh"),
+            feedforward_dim=fields.count("intermediate_size"), activation=fields.activation("hidden_activation")
         ),
         norm=read_norm(fields, zero_centered=True),
         norm_placement="sandwich",
     )
-    blocks = read_blocks(
-        fields,
-        [SLIDING if (i + 1) % every else FULL for i in range(layers)],
-        full,
-        Window(fields.count("sliding_window", 4096) - 1),
-        _read_sliding_rotary(fields),
-    )
-    return read_decoder(fields, blocks, read_rotary(fields, FULL, base=1_000_000.0), tied=True, scale=True)
-
-
-def _read_sliding_rotary(fields: Fields) -> Rotary:
-    if fields.get("rope_parameters"):
-        return read_rotary(fields, SLIDING)
-    return Rotary(base=fields.number("rope_local_base_freq", 10_000.0))
+    position, local = read_rotaries(fields, {FULL: "rope_theta", SLIDING: "rope_local_base_freq"}, scaled=(FULL,))
+    implied = [SLIDING if (i + 1) % every else FULL for i in range(layers)]
+    blocks = read_blocks(fields, implied, "sliding_window_pattern", full, read_window(fields), local)
+    has_cap = fields.get("final_logit_softcapping") is not None
+    softcap = fields.number("final_logit_softcapping") if has_cap else None
+    return read_decoder(fields, names, blocks, position, scale=True, softcap=softcap)
 
 
 def _write(config: ModelConfig) -> dict:
     stack = decoder_of(config)
     layers = config.layers(stack)
     full, sliding = full_and_sliding(layers)
+    require_even_heads(config, full)
     gated, scale = require(full.feedforward, Gated, "feedforward"), full.attention.scale
-    window = require(sliding.attention.pattern, Window, "attention.pattern")
     return {
         **write_decoder(config, full),
         "intermediate_size": config.feedforward_dim(gated),
         "hidden_activation": ACTIVATION_NAMES[gated.activation],
         "layer_types": layer_types(layers),
-        "sliding_window": window.before + 1,
+        "sliding_window": write_window(sliding),
+        "attention_bias": full.attention.bias,
         "query_pre_attn_scalar": _square(1 / (scale or config.head_dim(full.attention) ** -0.5)),
         "final_logit_softcapping": require(config.head, Vocabulary, "head").softcap,
-        "attn_logit_softcapping": None,
-        "attention_bias": False,
         "rope_parameters": write_rotaries(stack, sliding),
     }
 
 
-def _square(root: float) -> float:
-    """The square, as a whole number where it is one."""
+def _square(root: float) -> int:
+    """The square, which the class takes as a whole number. Raises NotRepresentable for another."""
     square = root * root
-    return round(square) if math.isclose(square, round(square), rel_tol=1e-12) else square
+    if square < 0.5 or not math.isclose(square, round(square), rel_tol=1e-12):
+        raise NotRepresentable(f"attention.scale {1 / root:g}")
+    return round(square)
 
 
 _OUTER_NORMS = {
@@ -95,8 +117,11 @@ _OUTER_NORMS = {
 GEMMA3 = Family(
     model_type="gemma3_text",
     architecture="Gemma3ForCausalLM",
+    fields=_FIELDS,
     read=_read,
     write=_write,
     names=DECODER | INNER_NORMS | _OUTER_NORMS,
-    ignored=IGNORED,
+    ties=TIES,
+    redundant=REDUNDANT,
+    prefix="model.",
 )

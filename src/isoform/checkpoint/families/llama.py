@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from isoform.checkpoint.families.decoder import (
     DECODER,
-    IGNORED,
+    FIELDS,
     PRE_NORMS,
+    REDUNDANT,
+    TIES,
     read_attention,
     read_decoder,
     read_gated,
     read_norm,
+    require_even_heads,
     write_decoder,
     write_gated,
 )
@@ -22,16 +25,17 @@ from isoform.model.parts import Gated
 
 def _read(fields: Fields, names: set[str]) -> ModelConfig:
     block = BlockConfig(
-        mixer=read_attention(fields, bias=fields.flag("attention_bias", False)),
-        feedforward=read_gated(fields, bias=fields.flag("mlp_bias", False)),
+        mixer=read_attention(fields, bias=fields.flag("attention_bias")),
+        feedforward=read_gated(fields, bias=fields.flag("mlp_bias")),
         norm=read_norm(fields),
     )
-    return read_decoder(fields, (block,), read_rotary(fields))
+    return read_decoder(fields, names, (block,), read_rotary(fields))
 
 
 def _write(config: ModelConfig) -> dict:
     stack = decoder_of(config)
     block = stack.blocks[0]
+    require_even_heads(config, block)
     return {
         **write_decoder(config, block),
         **write_gated(config, block.feedforward),
@@ -44,8 +48,11 @@ def _write(config: ModelConfig) -> dict:
 LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
+    fields=FIELDS | {"attention_bias": False, "mlp_bias": False},
     read=_read,
     write=_write,
     names=DECODER | PRE_NORMS,
-    ignored=IGNORED,
+    ties=TIES,
+    redundant=REDUNDANT,
+    prefix="model.",
 )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from isoform.checkpoint.families.decoder import (
     DECODER,
-    IGNORED,
+    FIELDS,
     PRE_NORMS,
+    REDUNDANT,
+    TIES,
     read_attention,
     read_decoder,
     read_gated,
@@ -21,6 +23,8 @@ from isoform.checkpoint.families.rotary import read_rotary, write_rotary
 from isoform.model.config import BlockConfig, ModelConfig
 from isoform.model.parts import Experts, TokenChoice
 
+_FIELDS = FIELDS | {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131_072}
+
 
 def _read_mistral(fields: Fields, names: set[str]) -> ModelConfig:
     block = BlockConfig(
@@ -28,7 +32,7 @@ def _read_mistral(fields: Fields, names: set[str]) -> ModelConfig:
         feedforward=read_gated(fields),
         norm=read_norm(fields),
     )
-    return read_decoder(fields, (block,), read_rotary(fields))
+    return read_decoder(fields, names, (block,), read_rotary(fields))
 
 
 def _write_mistral(config: ModelConfig) -> dict:
@@ -45,24 +49,27 @@ def _write_mistral(config: ModelConfig) -> dict:
 MISTRAL = Family(
     model_type="mistral",
     architecture="MistralForCausalLM",
+    fields=_FIELDS | {"sliding_window": 4096},
     read=_read_mistral,
     write=_write_mistral,
     names=DECODER | PRE_NORMS,
-    ignored=IGNORED,
+    ties=TIES,
+    redundant=REDUNDANT,
+    prefix="model.",
 )
 
 
 def _read_mixtral(fields: Fields, names: set[str]) -> ModelConfig:
     experts = Experts(
-        num_experts=fields.count("num_local_experts", 8, maximum=10_000),
+        num_experts=fields.count("num_local_experts", maximum=10_000),
         expert=read_gated(fields),
         router=TokenChoice(
-            num_active=fields.count("num_experts_per_tok", 2), balance_loss=fields.number("router_aux_loss_coef", 0.001)
+            num_active=fields.count("num_experts_per_tok"), balance_loss=fields.number("router_aux_loss_coef")
         ),
     )
     attention = read_attention(fields, pattern=read_window(fields))
-    block = BlockConfig(mixer=attention, feedforward=experts, norm=read_norm(fields, 1e-5))
-    return read_decoder(fields, (block,), read_rotary(fields, base=1_000_000.0))
+    block = BlockConfig(mixer=attention, feedforward=experts, norm=read_norm(fields))
+    return read_decoder(fields, names, (block,), read_rotary(fields))
 
 
 def _write_mixtral(config: ModelConfig) -> dict:
@@ -89,8 +96,20 @@ _EXPERTS = {
 MIXTRAL = Family(
     model_type="mixtral",
     architecture="MixtralForCausalLM",
+    fields=_FIELDS
+    | {
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1_000_000.0,
+        "sliding_window": None,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "router_aux_loss_coef": 0.001,
+    },
+    aliases={"num_experts": "num_local_experts"},
     read=_read_mixtral,
     write=_write_mixtral,
     names=DECODER | PRE_NORMS | _EXPERTS,
-    ignored=IGNORED,
+    ties=TIES,
+    redundant=REDUNDANT,
+    prefix="model.",
 )

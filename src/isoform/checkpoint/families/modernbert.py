@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from isoform.checkpoint.families.family import Family, encoder_of, require
+from isoform.checkpoint.families.family import Family, encoder_of, reads_tied, require
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
-from isoform.checkpoint.families.rotary import read_rotary
+from isoform.checkpoint.families.rotary import read_rotaries
 from isoform.checkpoint.families.sliding import (
     FULL,
     SLIDING,
@@ -14,63 +14,90 @@ from isoform.checkpoint.families.sliding import (
     write_rotaries,
 )
 from isoform.mask import Window
-from isoform.model.config import BlockConfig, MaskedVocabulary, ModelConfig, StackConfig
-from isoform.model.parts import Attention, Gated, LayerNorm, Rotary
+from isoform.model.config import BlockConfig, Head, MaskedVocabulary, ModelConfig, Pooled, StackConfig
+from isoform.model.parts import Attention, Gated, LayerNorm
+
+_FIELDS: dict[str, object] = {
+    "vocab_size": 50_368,
+    "hidden_size": 768,
+    "intermediate_size": 1152,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 12,
+    "hidden_activation": "gelu",
+    "max_position_embeddings": 8192,
+    "norm_eps": 1e-5,
+    "norm_bias": False,
+    "attention_bias": False,
+    "layer_types": None,
+    "global_attn_every_n_layers": 3,
+    "rope_parameters": None,
+    "rope_scaling": None,
+    "global_rope_theta": 160_000.0,
+    "local_rope_theta": 10_000.0,
+    "partial_rotary_factor": None,
+    "local_attention": 128,
+    "sliding_window": None,
+    "mlp_bias": False,
+    "decoder_bias": True,
+    "classifier_bias": False,
+    "classifier_activation": "gelu",
+    "tie_word_embeddings": True,
+}
 
 
 def _read(fields: Fields, names: set[str]) -> ModelConfig:
-    fields.require(attention_bias=False, mlp_bias=False, classifier_bias=False)
-    norm = LayerNorm(epsilon=fields.number("norm_eps", 1e-5), bias=fields.flag("norm_bias", False))
-    layers, every = fields.count("num_hidden_layers", maximum=10_000), fields.count("global_attn_every_n_layers", 3)
+    norm = LayerNorm(epsilon=fields.number("norm_eps"), bias=fields.flag("norm_bias"))
+    layers, every = fields.count("num_hidden_layers", maximum=10_000), fields.count("global_attn_every_n_layers")
     full = BlockConfig(
-        mixer=Attention(num_heads=fields.count("num_attention_heads")),
+        mixer=Attention(num_heads=fields.count("num_attention_heads"), bias=fields.flag("attention_bias")),
         feedforward=Gated(
             feedforward_dim=fields.count("intermediate_size"),
-            activation=fields.activation("hidden_activation", "gelu"),
+            activation=fields.activation("hidden_activation"),
+            bias=fields.flag("mlp_bias"),
         ),
         norm=norm,
     )
-    position, sliding_position = _read_rotaries(fields)
-    half = fields.count("local_attention", 128) // 2
-    default = [SLIDING if i % every else FULL for i in range(layers)]
+    bases = {FULL: "global_rope_theta", SLIDING: "local_rope_theta"}
+    position, local = read_rotaries(fields, bases, scaled=(FULL, SLIDING))
+    half = fields.optional("sliding_window") or fields.count("local_attention") // 2
+    implied = [SLIDING if i % every else FULL for i in range(layers)]
     return ModelConfig(
         model_dim=fields.count("hidden_size"),
         context_length=fields.count("max_position_embeddings"),
         vocab_size=fields.count("vocab_size"),
         encoder=StackConfig(
             num_layers=layers,
-            blocks=read_blocks(fields, default, full, Window(half, half), sliding_position),
+            blocks=read_blocks(fields, implied, "global_attn_every_n_layers", full, Window(half, half), local),
             position=position,
             input_norm=norm,
             first_norm=False,
         ),
         decoder=None,
-        head=MaskedVocabulary(
-            activation=fields.activation("classifier_activation", "gelu"),
-            norm=norm,
-            dense_bias=False,
-            tied=fields.flag("tie_word_embeddings", True),
-            bias=fields.flag("decoder_bias", True),
-        ),
+        head=_read_head(fields, names, norm),
     )
 
 
-def _read_rotaries(fields: Fields) -> tuple[Rotary, Rotary]:
-    """The schemes of the full and of the sliding layers."""
-    if fields.get("rope_parameters"):
-        return read_rotary(fields, FULL, base=160_000.0), read_rotary(fields, SLIDING)
-    return (
-        Rotary(base=fields.number("global_rope_theta", 160_000.0)),
-        Rotary(base=fields.number("local_rope_theta", 10_000.0)),
+def _read_head(fields: Fields, names: set[str], norm: LayerNorm) -> Head:
+    """The masked-language head; without one the model is an encoder of sentences."""
+    if "head.dense.weight" not in names:
+        return Pooled(over="mean", embed=True)
+    return MaskedVocabulary(
+        activation=fields.activation("classifier_activation"),
+        norm=norm,
+        dense_bias=fields.flag("classifier_bias"),
+        tied=reads_tied(fields, names, "decoder.weight"),
+        bias=fields.flag("decoder_bias"),
     )
 
 
 def _write(config: ModelConfig) -> dict:
     stack = encoder_of(config)
-    layers, head = config.layers(stack), require(config.head, MaskedVocabulary, "head")
+    layers = config.layers(stack)
     full, sliding = full_and_sliding(layers)
     gated, norm = require(full.feedforward, Gated, "feedforward"), require(full.norm, LayerNorm, "norm")
+    pattern = sliding.attention.pattern
     return {
+        "architectures": ["ModernBertForMaskedLM" if isinstance(config.head, MaskedVocabulary) else "ModernBertModel"],
         "hidden_size": config.model_dim,
         "max_position_embeddings": config.context_length,
         "vocab_size": config.vocab_size,
@@ -78,17 +105,13 @@ def _write(config: ModelConfig) -> dict:
         "num_attention_heads": full.attention.num_heads,
         "intermediate_size": config.feedforward_dim(gated),
         "hidden_activation": ACTIVATION_NAMES[gated.activation],
-        "classifier_activation": ACTIVATION_NAMES[head.activation],
         "norm_eps": norm.epsilon,
         "norm_bias": norm.bias,
-        "local_attention": 2 * require(sliding.attention.pattern, Window, "attention.pattern").before,
+        "local_attention": 2 * require(pattern, Window, "attention.pattern").before if pattern else 128,
         "layer_types": layer_types(layers),
-        "global_attn_every_n_layers": len(stack.blocks),
-        "tie_word_embeddings": head.tied,
-        "decoder_bias": head.bias,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "classifier_bias": False,
+        "attention_bias": full.attention.bias,
+        "mlp_bias": gated.bias,
+        **_write_head(config.head),
         "attention_dropout": 0.0,
         "embedding_dropout": 0.0,
         "mlp_dropout": 0.0,
@@ -96,9 +119,21 @@ def _write(config: ModelConfig) -> dict:
     }
 
 
+def _write_head(head: Head) -> dict:
+    if not isinstance(head, MaskedVocabulary):
+        return {}
+    return {
+        "classifier_activation": ACTIVATION_NAMES[head.activation],
+        "classifier_bias": head.dense_bias,
+        "tie_word_embeddings": head.tied,
+        "decoder_bias": head.bias,
+    }
+
+
 MODERNBERT = Family(
     model_type="modernbert",
     architecture="ModernBertForMaskedLM",
+    fields=_FIELDS,
     read=_read,
     write=_write,
     names={
@@ -116,5 +151,6 @@ MODERNBERT = Family(
         "head.weight": "decoder.weight",
         "head.bias": "decoder.bias",
     },
-    ignored=("decoder.weight",),
+    ties={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
+    prefix="model.",
 )

@@ -1,7 +1,15 @@
-"""Rotary positions in the config.json of every family that has them."""
+"""Rotary positions in the config.json of every family that has them, in both spellings: `rope_parameters` (from
+transformers 5 on), or `rope_theta` and `rope_scaling` beside each other.
+
+Of what a config may say about them, only what the classes read is read: none of the families here turns a part of the
+features, whatever `partial_rotary_factor` is.
+"""
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Mapping
 from typing import assert_never
 
 from isoform.checkpoint.families.family import NotRepresentable
@@ -16,51 +24,146 @@ from isoform.model.parts import (
     YaRNExtension,
 )
 
+ROTARY: dict[str, object] = {
+    "rope_parameters": None,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": None,
+    "original_max_position_embeddings": None,
+}
+"""The fields of a family whose layers have the same scheme."""
+_ORIGINAL = "original_max_position_embeddings"
+_KEYS: dict[object, set[str]] = {
+    "default": set(),
+    "linear": {"factor"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", _ORIGINAL},
+    "yarn": {"factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate", _ORIGINAL},
+}
+"""What each type of scheme reads beside its base."""
 
-def read_rotary(fields: Fields, kind: str = "", *, base: float = 10000.0) -> Rotary:
-    """The rotary scheme of a config: of all layers, or of one layer type, `kind`; in both spellings of the field."""
-    table = fields.table("rope_parameters") if fields.get("rope_parameters") else fields.table("rope_scaling")
-    fields.get("rope_scaling")
-    if kind and kind in table.values:
-        table = table.table(kind)
-    base = table.number("rope_theta", fields.number("rope_theta", base))
-    fraction = table.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
-    original = table.count("original_max_position_embeddings", fields.count("max_position_embeddings", 2048))
-    name, factor = table.get("rope_type", table.get("type", "default")), table.number("factor", 1.0)
-    extension: Extension | None
-    match name:
-        case "default":
-            extension = None
+
+def read_rotary(fields: Fields) -> Rotary:
+    """The scheme of all layers."""
+    table, given = fields.table("rope_scaling"), fields.table("rope_parameters")
+    if table.values and given.values and table.values != given.values:
+        fields.contradicts("rope_parameters", "rope_scaling", table.values, taken="rope_scaling")
+    values = dict(table.values or given.values)
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if name in values and fields.values.get(name, values[name]) != values[name]:
+            fields.contradicts(name, f"rope_parameters: {name}", values[name], taken="the latter")
+        values.setdefault(name, fields.get(name))
+    outside, inside = fields.optional(_ORIGINAL), values.get(_ORIGINAL)
+    if outside is not None:
+        if inside not in (None, outside):
+            fields.contradicts(_ORIGINAL, f"rope_parameters: {_ORIGINAL}", inside, taken="the former")
+        values[_ORIGINAL] = outside
+    return _read(Fields(values, f"{fields.where}: rope_parameters"), fields.count("max_position_embeddings"))
+
+
+def read_rotaries(fields: Fields, bases: Mapping[str, str], scaled: tuple[str, ...]) -> list[Rotary]:
+    """The scheme of each layer type, whose base stands in the field `bases[type]` if its table has none; `scaled`: the
+    types that `rope_scaling` changes."""
+    tables, scaling = fields.table("rope_parameters"), fields.table("rope_scaling").values
+    unread = sorted(tables.values.keys() - bases.keys())
+    if unread:
+        warnings.warn(
+            f"{tables.where}: {', '.join(unread)} without a layer type (known: {', '.join(bases)}): ignored, as by "
+            f"transformers",
+            stacklevel=2,
+        )
+    schemes = []
+    for kind, base in bases.items():
+        given = {} if tables.values.get(kind) is None else tables.table(kind).values
+        values = {**(given or {"rope_type": "default"}), **(scaling if kind in scaled else {})}
+        if given and values != {**values, **given}:
+            fields.contradicts("rope_parameters", "rope_scaling", scaling, taken="rope_scaling")
+        if base in fields.values and values.get("rope_theta", fields.get(base)) != fields.get(base):
+            fields.contradicts(base, f"rope_parameters: {kind}: rope_theta", values["rope_theta"], taken="the latter")
+        values.setdefault("rope_theta", fields.get(base))
+        values.setdefault("partial_rotary_factor", fields.get("partial_rotary_factor"))
+        table = Fields(values, f"{fields.where}: rope_parameters: {kind}")
+        schemes.append(_read(table, fields.count("max_position_embeddings")))
+    return schemes
+
+
+def _read(table: Fields, length: int) -> Rotary:
+    """The scheme of a table that is complete but for the original length, `length`."""
+    kind = table.get("rope_type", table.get("type", "default"))
+    if table.get("type", kind) != kind:
+        table.contradicts("rope_type", "type", table.get("type"), taken="rope_type")
+    if kind not in _KEYS:
+        raise ValueError(f"{table.where}: rope_type={kind!r} is not supported ({', '.join(map(str, _KEYS))} are)")
+    _check_fraction(table, kind)
+    names = {"rope_type", "type", "rope_theta", "partial_rotary_factor", _ORIGINAL} | _KEYS[kind]
+    unread = sorted(name for name in table.values.keys() - names if table.values[name])
+    if unread:
+        warnings.warn(
+            f"{table.where}: the fields {', '.join(unread)} are not read by rope_type={kind!r}; they are ignored",
+            stacklevel=2,
+        )
+    return Rotary(base=table.number("rope_theta"), extension=_read_extension(table, kind, length))
+
+
+def _check_fraction(table: Fields, kind: object) -> None:
+    """Warns that all features are turned by the classes of the families here; refuses what they can't compute."""
+    fraction = table.get("partial_rotary_factor", 1.0)
+    if fraction in (None, 1.0):
+        return
+    if kind != "default":
+        raise ValueError(
+            f"{table.where}: partial_rotary_factor={fraction!r} with rope_type={kind!r} is not supported, nor can "
+            f"transformers' class compute it; only 1.0 is"
+        )
+    warnings.warn(
+        f"{table.where}: partial_rotary_factor={fraction!r} is ignored, as by transformers: all features are turned",
+        stacklevel=2,
+    )
+
+
+def _read_extension(table: Fields, kind: object, length: int) -> Extension | None:
+    original = length if table.get(_ORIGINAL) is None else table.count(_ORIGINAL)
+    match kind:
         case "linear":
-            extension = LinearExtension(factor=factor)
-        case "yarn":
-            table.require(mscale=None, truncate=True)
-            attention_factor = table.get("attention_factor")
-            extension = YaRNExtension(
-                factor=factor,
-                original_length=original,
-                beta_fast=table.number("beta_fast", 32.0),
-                beta_slow=table.number("beta_slow", 1.0),
-                attention_factor=None if attention_factor is None else table.number("attention_factor", 1.0),
-            )
+            return LinearExtension(factor=table.number("factor"))
         case "llama3":
-            extension = Llama3Extension(
-                factor=factor,
-                low_frequency_factor=table.number("low_freq_factor", 1.0),
-                high_frequency_factor=table.number("high_freq_factor", 4.0),
+            return Llama3Extension(
+                factor=table.number("factor"),
+                low_frequency_factor=table.number("low_freq_factor"),
+                high_frequency_factor=table.number("high_freq_factor"),
                 original_length=original,
+            )
+        case "yarn":
+            if table.get("truncate", True) is not True:
+                raise ValueError(f"{table.where}: truncate={table.get('truncate')!r} is not supported, only true")
+            factor = table.number("factor")
+            return YaRNExtension(
+                factor=factor,
+                original_length=original,
+                beta_fast=table.number("beta_fast") if table.get("beta_fast") else 32.0,
+                beta_slow=table.number("beta_slow") if table.get("beta_slow") else 1.0,
+                attention_factor=_attention_factor(table, factor),
             )
         case _:
-            raise ValueError(f"{table.where}: rope_type={name!r} is not supported (default, linear, yarn, llama3 are)")
-    return Rotary(base=base, fraction=fraction, extension=extension)
+            return None
+
+
+def _attention_factor(table: Fields, factor: float) -> float | None:
+    """What YaRN multiplies queries and keys by; None: by its own formula."""
+    if table.get("attention_factor") is not None:
+        return table.number("attention_factor")
+    if not (table.get("mscale") and table.get("mscale_all_dim")) or factor <= 1:
+        return None if factor >= 1 else 1.0
+    above, below = (0.1 * table.number(name) * math.log(factor) + 1 for name in ("mscale", "mscale_all_dim"))
+    return above / below
 
 
 def write_rotary(position: Position | None) -> dict:
-    """The fields of a rotary scheme. Raises NotRepresentable for another scheme."""
-    if not isinstance(position, Rotary) or position.axes != 1:
+    """The table of a rotary scheme. Raises NotRepresentable for another scheme."""
+    if not isinstance(position, Rotary):
         raise NotRepresentable(f"position {type(position).__name__}")
-    partial = {} if position.fraction == 1.0 else {"partial_rotary_factor": position.fraction}
-    base = {"rope_theta": position.base, **partial}
+    if position.axes != 1:
+        raise NotRepresentable(f"position.axes={position.axes}")
+    base = {"rope_theta": position.base}
     match position.extension:
         case None:
             return {**base, "rope_type": "default"}

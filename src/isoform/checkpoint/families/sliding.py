@@ -1,7 +1,8 @@
-"""Stacks that alternate layers of full attention with layers of sliding-window attention and their own rotary base."""
+"""Stacks that alternate layers of full attention with layers of sliding-window attention."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from isoform.checkpoint.families.canonical import shortest_period
@@ -15,15 +16,30 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def read_blocks(
-    fields: Fields, default: list[str], full: BlockConfig, window: Window, position: Rotary
+    fields: Fields,
+    implied: Sequence[str],
+    source: str,
+    full: BlockConfig,
+    window: Window | None,
+    position: Rotary | None = None,
 ) -> tuple[BlockConfig, ...]:
-    """The blocks by `layer_types`, or by `default` if that field is absent.
+    """The blocks by `layer_types`, or `implied` by the field `source` if that is absent; `window` and `position` (None:
+    the stack's) are those of sliding layers.
 
-    Raises ValueError for a number of layers other than that of `default`, or an unknown type.
+    Raises ValueError for another number of layers, an unknown type, or a sliding layer without a window.
     """
-    kinds = fields.get("layer_types", default)
-    if not isinstance(kinds, list) or len(kinds) != len(default) or {*kinds} - {FULL, SLIDING}:
-        raise ValueError(f"{fields.where}: layer_types={kinds!r} doesn't name a type for each of {len(default)} layers")
+    given = fields.get("layer_types")
+    kinds = list(implied) if given is None else given
+    if isinstance(kinds, list):
+        kinds = [FULL if kind == "attention" else kind for kind in kinds]  # its name in earlier versions
+    if not isinstance(kinds, list) or len(kinds) != len(implied) or not all(k in (FULL, SLIDING) for k in kinds):
+        raise ValueError(
+            f"{fields.where}: layer_types={given!r} doesn't name {FULL} or {SLIDING} for each of {len(implied)} layers"
+        )
+    if fields.values.get(source) is not None and kinds != list(implied):
+        fields.contradicts(source, "layer_types", given, taken="layer_types")
+    if window is None and SLIDING in kinds:
+        raise ValueError(f"{fields.where}: layer_types names {SLIDING}, but no sliding_window is in use; set one")
     sliding = replace(full, mixer=replace(full.attention, pattern=window, position=position))
     return shortest_period(tuple(full if kind == FULL else sliding for kind in kinds))
 

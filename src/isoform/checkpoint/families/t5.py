@@ -6,50 +6,76 @@ from dataclasses import replace
 
 from isoform.checkpoint.families.family import Family, NotRepresentable, require, stacks_of
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, ACTIVATIONS, Fields
-from isoform.model.config import BlockConfig, ModelConfig, StackConfig, Vocabulary
+from isoform.model.config import BlockConfig, Lookup, ModelConfig, StackConfig, Vocabulary
 from isoform.model.parts import Attention, Buckets, Dense, Experts, Gated, RMSNorm
+
+_FIELDS: dict[str, object] = {
+    "vocab_size": 32_128,
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "num_layers": 6,
+    "num_decoder_layers": None,
+    "num_heads": 8,
+    "n_positions": 512,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6,
+    "feed_forward_proj": "relu",
+    "is_gated_act": None,
+    "dense_act_fn": None,
+    "tie_word_embeddings": True,
+    "scale_decoder_outputs": None,
+}
 
 
 def _read(fields: Fields, names: set[str]) -> ModelConfig:
     dim, buckets = fields.count("d_model"), _read_buckets(fields)
-    scales = fields.flag("scale_decoder_outputs", fields.flag("tie_word_embeddings", True))
-    heads, head_dim = fields.count("num_heads"), fields.count("d_kv", 64)
+    scales = fields.flag(
+        "tie_word_embeddings" if fields.get("scale_decoder_outputs") is None else "scale_decoder_outputs"
+    )
+    heads, head_dim = fields.count("num_heads"), fields.count("d_kv")
     block = BlockConfig(
         mixer=Attention(num_heads=heads, head_dim=head_dim, scale=1.0),
         feedforward=_read_feedforward(fields),
-        norm=RMSNorm(epsilon=fields.number("layer_norm_epsilon", 1e-6)),
+        norm=RMSNorm(epsilon=fields.number("layer_norm_epsilon")),
     )
     layers = fields.count("num_layers", maximum=10_000)
     return ModelConfig(
         model_dim=dim,
-        context_length=fields.count("n_positions", 512),
+        context_length=fields.count("n_positions"),
         vocab_size=fields.count("vocab_size"),
         encoder=StackConfig(num_layers=layers, blocks=(block,), position=replace(buckets, bidirectional=True)),
         decoder=StackConfig(
-            num_layers=fields.count("num_decoder_layers", layers, maximum=10_000),
+            num_layers=fields.optional("num_decoder_layers") or layers,
             blocks=(block,),
             position=buckets,
             cross="separate",
         ),
+        encoder_stem=Lookup() if "encoder.embed_tokens.weight" in names else None,
         head=Vocabulary(tied="lm_head.weight" not in names, scale=dim**-0.5 if scales else None),
     )
 
 
 def _read_feedforward(fields: Fields) -> Gated | Dense:
-    kind = str(fields.get("feed_forward_proj", "relu"))
+    kind, width = str(fields.get("feed_forward_proj")), fields.count("d_ff")
     name = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
-    if name not in ACTIVATIONS:
+    implied: dict[str, object] = {"is_gated_act": kind.startswith("gated-"), "dense_act_fn": name}
+    for field, value in implied.items():
+        if fields.get(field) not in (None, value):
+            fields.contradicts(field, "feed_forward_proj", kind, taken=field)
+            implied[field] = fields.get(field)
+    if implied["dense_act_fn"] not in ACTIVATIONS:
         raise ValueError(f"{fields.where}: feed_forward_proj={kind!r} is not supported")
-    width = fields.count("d_ff")
-    if kind.startswith("gated-"):
-        return Gated(feedforward_dim=width, activation=ACTIVATIONS[name])
-    return Dense(feedforward_dim=width, activation=ACTIVATIONS[name])
+    activation = ACTIVATIONS[str(implied["dense_act_fn"])]
+    made = Gated if implied["is_gated_act"] else Dense
+    return made(feedforward_dim=width, activation=activation)
 
 
 def _read_buckets(fields: Fields) -> Buckets:
     return Buckets(
-        num_buckets=fields.count("relative_attention_num_buckets", 32),
-        max_distance=fields.count("relative_attention_max_distance", 128),
+        num_buckets=fields.count("relative_attention_num_buckets"),
+        max_distance=fields.count("relative_attention_max_distance"),
     )
 
 
@@ -107,10 +133,12 @@ def _stack_names(stack: str, last: int) -> dict[str, str]:
 T5 = Family(
     model_type="t5",
     architecture="T5ForConditionalGeneration",
+    fields=_FIELDS,
     read=_read,
     write=_write,
     names={
-        "stem.embedding.weight": "shared.weight",
+        "stem.embedding.weight": "decoder.embed_tokens.weight",
+        "encoder_stem.embedding.weight": "encoder.embed_tokens.weight",
         "head.weight": "lm_head.weight",
         **_stack_names("encoder", 1),
         **_stack_names("decoder", 2),
@@ -119,5 +147,15 @@ T5 = Family(
         "decoder.blocks.#.cross.key_value.*": "decoder.block.#.layer.1.EncDecAttention.[k|v].*",
         "decoder.blocks.#.cross.output.*": "decoder.block.#.layer.1.EncDecAttention.o.*",
     },
-    ignored=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
+    aliases={
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "head_dim": "d_kv",
+    },
+    ties=dict.fromkeys(
+        ("decoder.embed_tokens.weight", "encoder.embed_tokens.weight", "lm_head.weight"), "shared.weight"
+    ),
+    always_tied=True,
+    unused=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
 )

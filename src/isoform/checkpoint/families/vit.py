@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from isoform.checkpoint.families.family import Family, NotRepresentable, encoder_of, require
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
@@ -11,20 +10,30 @@ from isoform.checkpoint.tensors import Reshaped
 from isoform.model.config import BlockConfig, Linear, ModelConfig, Pooled, StackConfig
 from isoform.model.parts import Attention, Dense, LayerNorm, Learned
 
+_FIELDS: dict[str, object] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "image_size": 224,
+    "patch_size": 16,
+    "num_channels": 3,
+    "qkv_bias": True,
+    "id2label": None,
+    "num_labels": None,
+}
+
 
 def _read(fields: Fields, names: set[str]) -> ModelConfig:
-    patch, side = fields.count("patch_size", 16, maximum=10_000), fields.count("image_size", 224, maximum=100_000)
-    channels, labels = fields.count("num_channels", 3), fields.get("id2label", {0: "", 1: ""})
+    side, patch, channels = _side(fields, "image_size"), _side(fields, "patch_size"), fields.count("num_channels")
     block = BlockConfig(
-        mixer=Attention(
-            num_heads=fields.count("num_attention_heads"), bias=fields.flag("qkv_bias", True), output_bias=True
-        ),
+        mixer=Attention(num_heads=fields.count("num_attention_heads"), bias=fields.flag("qkv_bias"), output_bias=True),
         feedforward=Dense(
-            feedforward_dim=fields.count("intermediate_size"),
-            activation=fields.activation("hidden_act", "gelu"),
-            bias=True,
+            feedforward_dim=fields.count("intermediate_size"), activation=fields.activation("hidden_act"), bias=True
         ),
-        norm=LayerNorm(epsilon=fields.number("layer_norm_eps", 1e-12)),
+        norm=LayerNorm(epsilon=fields.number("layer_norm_eps")),
     )
     return ModelConfig(
         model_dim=fields.count("hidden_size"),
@@ -35,16 +44,41 @@ def _read(fields: Fields, names: set[str]) -> ModelConfig:
         ),
         decoder=None,
         stem=Linear(num_features=channels * patch * patch, num_ids=1),
-        head=Pooled(num_outputs=len(labels) if isinstance(labels, Mapping) else 0),
+        head=Pooled(num_outputs=_labels(fields)) if "classifier.weight" in names else Pooled(embed=True),
     )
+
+
+def _side(fields: Fields, name: str) -> int:
+    """The side of a square, which may be given twice."""
+    value = fields.get(name)
+    if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+        return Fields({name: value[0]}, fields.where).count(name, maximum=100_000)
+    return fields.count(name, maximum=100_000)
+
+
+def _labels(fields: Fields) -> int:
+    """The number of classes."""
+    names = fields.table("id2label").values
+    if not names or fields.get("num_labels") is not None:
+        count = 2 if fields.get("num_labels") is None else fields.count("num_labels")
+        if names and len(names) != count:
+            fields.contradicts("num_labels", "the number of names in id2label", len(names), taken="num_labels")
+        return count
+    return len(names)
 
 
 def _write(config: ModelConfig) -> dict:
     stack = encoder_of(config)
     block = stack.blocks[0]
     dense, (channels, patch) = require(block.feedforward, Dense, "feedforward"), _patch(config)
-    labels = require(config.head, Pooled, "head").num_outputs
+    head = require(config.head, Pooled, "head")
+    labels = 0 if head.embed else head.num_outputs
+    names = {
+        "id2label": {str(i): f"LABEL_{i}" for i in range(labels)},
+        "label2id": {f"LABEL_{i}": i for i in range(labels)},
+    }
     return {
+        "architectures": ["ViTForImageClassification" if labels else "ViTModel"],
         "hidden_size": config.model_dim,
         "image_size": math.isqrt(config.context_length - 1) * patch,
         "patch_size": patch,
@@ -55,8 +89,7 @@ def _write(config: ModelConfig) -> dict:
         "hidden_act": ACTIVATION_NAMES[dense.activation],
         "layer_norm_eps": require(block.norm, LayerNorm, "norm").epsilon,
         "qkv_bias": block.attention.bias,
-        "id2label": {str(i): f"LABEL_{i}" for i in range(labels)},
-        "label2id": {f"LABEL_{i}": i for i in range(labels)},
+        **(names if labels else {}),
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }
@@ -80,6 +113,7 @@ def _projection_shape(config: ModelConfig) -> tuple[int, ...]:
 VIT = Family(
     model_type="vit",
     architecture="ViTForImageClassification",
+    fields=_FIELDS,
     read=_read,
     write=_write,
     names={
@@ -100,4 +134,6 @@ VIT = Family(
         "stem.embedding.weight": Reshaped(lambda config: (1, 1, config.model_dim)),
         "encoder.position.table": Reshaped(lambda config: (1, config.context_length, config.model_dim)),
     },
+    unused=("vit.pooler.dense.*", "vit.embeddings.mask_token"),
+    prefix="vit.",
 )

@@ -17,7 +17,6 @@ import numpy as np
 from torch import Tensor
 
 from isoform.checkpoint.families.family import Family, decoder_of
-from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.families.gemma3 import GEMMA3
 from isoform.checkpoint.families.gpt2 import GPT2
 from isoform.checkpoint.families.llama import LLAMA
@@ -217,7 +216,7 @@ def read_config(header: Header, architecture: Architecture) -> ModelConfig:
     if architecture is _GEMMA3:
         fields |= _gemma3_fields(header, fields)
     try:
-        return architecture.family.read(Fields(fields, "its metadata"), set())
+        return architecture.family.read(architecture.family.fields_of(fields, "its metadata"), set())
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{header.path}: {error}; get the file again") from error
 

@@ -1,17 +1,21 @@
 """What a run will need is checked before its first step: nothing is written for a run that could not end."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 
 from isoform.checkpoint.store import list_checkpoints
-from isoform.config import ConfigError
+from isoform.cli import main
+from isoform.config import ConfigError, dump_toml
 from isoform.experiment import train
 from isoform.machine import choose_machine
 from isoform.objectives.config import Distillation, Masked, Seq2seq
 from isoform.preparation import prepare
-from isoform.recipe import Recipe, recipe_from_dict, with_changes
+from isoform.recipe import Recipe, builtin_recipes, load_recipe, recipe_from_dict, with_changes
+from isoform.training.config import Cosine, InverseSquareRoot, Training, WarmupStableDecay, doubts
+from isoform.training.optimizer import schedule_factor
 
 CPU = choose_machine("cpu", "float32")
 pytestmark = pytest.mark.filterwarnings("ignore:records of several kinds")
@@ -149,6 +153,48 @@ def test_checkpoints_that_wont_be_there_to_average_are_missed_at_once(tmp_path):
         train(made, run.folder, machine=CPU)
     extended = with_changes(made, {"training": {"steps": 4}})
     assert train(extended, run.folder, machine=CPU).summary.exists()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "message"),
+    [
+        (WarmupStableDecay(warmup_steps=2000), 8, "warmup_steps=2000 is not below .*steps=8: .* reaches 0.004 of its"),
+        (Cosine(warmup_steps=8), 8, "warmup_steps=8 is not below training.steps=8: .* reaches 1 of its peak"),
+        (InverseSquareRoot(), 1000, "warmup_steps=4000 is not below training.steps=1000: .* reaches 0.25 of its peak"),
+        (
+            WarmupStableDecay(warmup_steps=50),
+            60,
+            "decay_fraction=0.3 .* begins after step 42, .* ends at step 50",
+        ),
+        (WarmupStableDecay(warmup_steps=5, decay_fraction=1.0), 60, "begins after step 0, before .* ends at step 5"),
+        (WarmupStableDecay(warmup_steps=42), 60, None),
+        (WarmupStableDecay(warmup_steps=59, decay_fraction=0.0), 60, None),
+        (WarmupStableDecay(decay_fraction=1.0), 60, None),
+        (Cosine(warmup_steps=7), 8, None),
+        (InverseSquareRoot(warmup_steps=999), 1000, None),
+        (Cosine(), 1, None),
+    ],
+)
+def test_a_learning_rate_that_never_reaches_its_peak_is_doubted(schedule, steps, message):
+    training = Training(schedule=schedule, steps=steps)
+    peak = max(schedule_factor(schedule, step, steps) for step in range(steps))
+    said = doubts(training)
+    assert bool(said) == (message is not None) and all(re.search(message, doubt) for doubt in said)
+    assert said or peak > 0.97
+
+
+def test_doubts_are_said_before_the_first_step(tmp_path, capfd):
+    made = recipe(tmp_path, "decoder", "causal", TEXTS, training={"schedule": {"warmup_steps": 2000}})
+    train(made, tmp_path / "run", machine=CPU)
+    path = tmp_path / "own.toml"
+    path.write_text(dump_toml(made))
+    assert main(["train", str(path), "--dry_run"]) == 0
+    warned = [line for line in capfd.readouterr().err.splitlines() if "warmup_steps=2000 is not below" in line]
+    assert len(warned) == 2
+
+
+def test_no_builtin_recipe_is_doubted():
+    assert [name for name in builtin_recipes() if doubts(load_recipe(name).training)] == []
 
 
 @pytest.mark.parametrize("objective", [Masked(rate=0.01), Seq2seq()], ids=["masked", "seq2seq"])

@@ -62,6 +62,7 @@ from isoform.recipe import Recipe
 from isoform.run import Run, Trained
 from isoform.terminal import Progress as Bar
 from isoform.terminal import Terminal, count
+from isoform.training.config import doubts
 from isoform.training.metrics import MetricsLog, read_metrics, truncate_metrics
 from isoform.training.optimizer import build_optimizers, freeze, load_optimizer_state, named_slots, optimizer_state
 from isoform.training.trainer import Diverged, Interrupted, Progress, train_loop, until_stopped
@@ -303,6 +304,8 @@ class _Session:
             self.terminal.say(f"{self.run.folder} is finished: {first} steps")
             return
         self._check_average()
+        for doubt in doubts(training):
+            self.terminal.warn(doubt)
         truncate_metrics(self.run.metrics, self.progress.step, is_scored=self.progress.is_scored)
         self.run.samples.touch()
         os.truncate(self.run.samples, self.samples_length)

@@ -21,6 +21,7 @@ from isoform.recipe import load_recipe
 from isoform.report import write_report
 from isoform.run import Run, model_of
 from isoform.terminal import ExitCode, Terminal, count, duration
+from isoform.training.config import doubts
 
 
 def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
@@ -30,6 +31,8 @@ def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
         recipe = replace(recipe, expected_loss=None)  # it was measured for the recipe as written
     if options.dry_run:
         prepared = prepare(recipe)
+        for doubt in doubts(recipe.training):
+            terminal.warn(doubt)
         print_costs(prepared, machine, terminal)
         return Result(run_costs(prepared, machine))
     with interruptions() as received:

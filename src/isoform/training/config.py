@@ -109,3 +109,22 @@ class Training:
                 f"training.average_checkpoints={self.average_checkpoints}, {interval} steps apart, need more than "
                 f"{self.steps} steps; set checkpoint_every lower"
             )
+
+
+def doubts(training: Training) -> list[str]:
+    """What is allowed, but hardly meant: a learning rate that never reaches its peak."""
+    schedule, steps = training.schedule, training.steps
+    warmup = schedule.warmup_steps
+    if warmup >= steps > 1:
+        return [
+            f"training.schedule.warmup_steps={warmup} is not below training.steps={steps}: the learning rate rises to "
+            f"the end, and reaches {min(1.0, steps / warmup):.2g} of its peak"
+        ]
+    if isinstance(schedule, WarmupStableDecay) and schedule.decay_fraction > 0:
+        begin = steps - max(1, round(schedule.decay_fraction * steps))
+        if warmup > begin + 1:
+            return [
+                f"training.schedule: the decay over decay_fraction={schedule.decay_fraction:g} of the run begins after "
+                f"step {begin}, before the warm-up ends at step {warmup}: the learning rate never reaches its peak"
+            ]
+    return []

@@ -237,19 +237,19 @@ def _files(root: Path) -> list[Path]:
 def _chosen(root: Path, files: Sequence[Path]) -> list[Path]:
     """Of the files of a folder those that are read: texts and records, but none about the data unless nothing else is
     there. Warns of the files that are left aside; raises ValueError if none is read."""
-    known = [file for file in files if _suffix(file) in SUFFIXES]
+    readable = [file for file in files if _suffix(file) in SUFFIXES]
     others = [file for file in files if _suffix(file) not in SUFFIXES]
     suffixes = ", ".join(sorted({_suffix(file) or "none" for file in others}))
     aside = [f"{_counted(others)} with other suffixes ({suffixes})"] if others else []
-    if not known:
+    if not readable:
         only = f", only {aside[0]}" if aside else ""
         raise ValueError(f"the folder {root} has no {', '.join(SUFFIXES)} in it{only}; put texts there")
-    about = [file for file in known if _suffix(file) in TEXTS and ABOUT.match(file.name)]
-    if 0 < len(about) < len(known):
+    about = [file for file in readable if _suffix(file) in TEXTS and ABOUT.match(file.name)]
+    if 0 < len(about) < len(readable):
         aside.append(f"{_counted(about)} about the data")
-        known = [file for file in known if file not in about]
+        readable = [file for file in readable if file not in about]
     _warn_aside(root, aside)
-    return known
+    return readable
 
 
 def _counted(files: Sequence[Path]) -> str:

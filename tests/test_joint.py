@@ -13,10 +13,12 @@ from isoform.generation.config import Beam, Sampling
 from isoform.generation.constraints import Constraints
 from isoform.generation.decode import Prompt, build_prompt
 from isoform.mask import Causal, Full, Prefix
+from isoform.model.auxiliary import Auxiliary
 from isoform.model.block import Memory
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.cost import Shape, cache_bytes, forward_flops, num_parameters
 from isoform.model.parts import Attention, Depth, Sinusoidal
+from isoform.model.recording import recorder_of
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Seq2seq
 from isoform.objectives.views import build_view
@@ -33,8 +35,17 @@ def joint(form: ModelConfig, *, shared: bool = False, layerwise: bool = False) -
     return replace(both, decoder=stack, share_stacks=shared)
 
 
+def apart(form: ModelConfig, *, shared: bool = False) -> ModelConfig:
+    """Cross-attention with its own parameters, layer by layer."""
+    both = pair(form)
+    return replace(both, decoder=replace(both.decoder, memory_layers="layerwise"), share_stacks=shared)
+
+
 STEPS = {
     "separate": lambda form: pair(form),
+    "separate, shared": lambda form: replace(pair(form), share_stacks=True),
+    "separate, layerwise": lambda form: apart(form),
+    "separate, shared, layerwise": lambda form: apart(form, shared=True),
     "joint": lambda form: joint(form),
     "shared": lambda form: joint(form, shared=True),
     "layerwise": lambda form: joint(form, shared=True, layerwise=True),
@@ -150,6 +161,53 @@ def test_each_difference_is_one_or_two_fields():
     assert sizes[0] > sizes[1] > sizes[2] == sizes[3] == decoder_only
 
 
+@torch.no_grad()
+def test_a_block_reads_the_output_of_the_encoders_block_of_its_number():
+    config = apart(FORMS["plain"])
+    model = build(config)
+    memory, encoder = model.encode(ids(6, 1)), model.encoder
+    assert len(memory.outputs) == 2 and memory.outputs[-1] is memory.hidden
+    first = build(replace(config, encoder=replace(config.encoder, num_layers=1), decoder=None, encoder_stem=None))
+    first.stem, first.encoder.blocks[0], first.encoder.final_norm = model.stem, encoder.blocks[0], encoder.final_norm
+    torch.testing.assert_close(memory.outputs[0], first.encode(ids(6, 1)).hidden)
+    changed = replace(memory, outputs=(memory.outputs[0] + 1, memory.hidden))
+    before, after = (model.decode(ids(8, 2), memory=m) for m in (memory, changed))
+    assert (before - after).abs().max() > 1e-2
+    same = replace(memory, outputs=(memory.hidden, memory.hidden))
+    last = Transformer(pair(FORMS["plain"])).eval()
+    last.load_state_dict(model.state_dict())
+    expected = last.decode(ids(8, 2), memory=last.encode(ids(6, 1)))
+    torch.testing.assert_close(model.decode(ids(8, 2), memory=same), expected)
+
+
+@pytest.mark.parametrize("cross", ["joint", "separate"])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("memory_layers", ["last", "layerwise"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_four_differences_are_independent_switches(cross, shared, memory_layers, causal):
+    both = pair(FORMS["gated"])
+    config = replace(both, decoder=replace(both.decoder, cross=cross, memory_layers=memory_layers), share_stacks=shared)
+    model, view = build(config).train(), build_view(Seq2seq(causal=causal))
+    source, target = ids(6, 1), ids(8, 2)
+    optimizer, losses = torch.optim.Adam(model.parameters(), 0.01), []
+    for _ in range(5):
+        logits = model(target, view.inputs_mask, source, view.source_mask)
+        losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten()))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("cross", ["joint", "separate"])
+def test_blocks_that_predict_further_ahead_read_what_the_last_block_reads(cross):
+    both = pair(FORMS["plain"])
+    config = replace(both, decoder=replace(both.decoder, cross=cross, memory_layers="layerwise", ahead=1))
+    recorder = recorder_of(["decoder.ahead.*"])
+    build(config)(ids(8, 2), source=ids(6, 1), auxiliary=Auxiliary(recorder=recorder))
+    assert recorder.tensors["decoder.ahead.1"].shape == (2, 8, 16)
+
+
 def test_gradients_reach_everything():
     for name, step in STEPS.items():
         model = build(step(FORMS["grouped"])).train()
@@ -166,7 +224,22 @@ def test_gradients_reach_everything():
         (lambda c: replace(c, share_stacks=True, encoder=replace(c.encoder, num_layers=3)), "must be alike"),
         (lambda c: replace(c, share_stacks=True, decoder=replace(c.decoder, ahead=1)), "without exits and ahead"),
         (lambda c: replace(c, share_stacks=True, decoder=replace(c.decoder, exits=(1,))), "without exits and ahead"),
-        (lambda c: replace(c, decoder=replace(c.decoder, memory_layers="layerwise")), "only joint attention"),
+        (
+            lambda c: replace(c, encoder=None, decoder=replace(c.decoder, cross="none", memory_layers="layerwise")),
+            "there is no encoder to read",
+        ),
+        (
+            lambda c: replace(c, decoder=replace(c.decoder, memory_layers="layerwise", loops=2)),
+            "the encoder has 2 blocks and the decoder 4",
+        ),
+        (
+            lambda c: replace(
+                c,
+                encoder=replace(c.encoder, blocks=(BlockConfig(mixer=Attention(num_heads=2)),)),
+                decoder=replace(c.decoder, cross="joint", memory_layers="layerwise"),
+            ),
+            "keys of the same heads and width",
+        ),
         (lambda c: replace(c, decoder=None, share_stacks=True), "goes with an encoder and a decoder"),
         (
             lambda c: replace(
@@ -175,7 +248,7 @@ def test_gradients_reach_everything():
                     c.decoder, cross="joint", memory_layers="layerwise", num_layers=1, blocks=c.decoder.blocks
                 ),
             ),
-            "the same number of blocks",
+            "the encoder has 2 blocks and the decoder 1",
         ),
         (
             lambda c: replace(

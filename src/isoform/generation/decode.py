@@ -134,7 +134,7 @@ class _Batch:
         readers = rows[:: self.group]  # one row per group, whose rows share their memory
         self.texts, self.owners = self.texts.index_select(0, rows), self.owners.index_select(0, rows)
         self.cache.select(rows, readers)
-        self.memory = None if memory is None else _select_memory(replace(memory, layers=()), readers)
+        self.memory = None if memory is None else _select_memory(replace(memory, layers=(), outputs=()), readers)
         return hidden[rows, newest[rows]].unsqueeze(1)
 
     def _window(self, text: np.ndarray, owner: int) -> Encoding:
@@ -195,4 +195,6 @@ def _select_memory(memory: Memory, rows: Tensor) -> Memory:
     """The memory of some rows (m,)."""
     coordinates = memory.coordinates.map(lambda t: t.expand(len(memory.hidden), *t.shape[1:]).index_select(0, rows))
     layers = tuple((key.index_select(0, rows), value.index_select(0, rows)) for key, value in memory.layers)
-    return Memory(memory.hidden.index_select(0, rows), replace(coordinates, start=memory.coordinates.start), layers)
+    outputs = tuple(output.index_select(0, rows) for output in memory.outputs)
+    coordinates = replace(coordinates, start=memory.coordinates.start)
+    return Memory(memory.hidden.index_select(0, rows), coordinates, layers, outputs)

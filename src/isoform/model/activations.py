@@ -62,6 +62,8 @@ def activation_numbers(config: Model, shape: Shape) -> int:
             elif num_mixers(stack, block) == 2:
                 query, kv = widths(config, block.attention)
                 stored += rows * (stack_length * (2 * d + 2 * query) + source * 2 * kv)
+        if stack.cross == "separate" and stack.memory_layers == "layerwise":
+            stored += rows * source * d * (stack.num_layers * stack.loops - 1)  # the outputs below the last, normed
     return round(stored)
 
 

@@ -43,11 +43,13 @@ from isoform.model.recording import Recorder
 @dataclass(frozen=True, eq=False)
 class Memory:
     """An encoder's output (B, S, D), the coordinates of its tokens and, for layerwise reading, the keys and values of
-    each block. In a beam search it has fewer rows than the decoder, each shared by adjacent rows."""
+    each block (cross = joint) or its output, normed as that of the last (separate). In a beam search it has fewer rows
+    than the decoder, each shared by adjacent rows."""
 
     hidden: Tensor
     coordinates: Coordinates
     layers: tuple[KeysValues, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
 
     def shift_past(self, tokens: Coordinates) -> Coordinates:
         """The coordinates of the decoder's tokens (B, T), whose indices continue the encoder's of the same document.
@@ -318,7 +320,7 @@ class Block(Component):
         memory = shared.memory
         assert memory is not None
         if memory.layers:
-            return memory.layers[layer]
+            return memory.layers[min(layer, len(memory.layers) - 1)]
         return attention.keys_values(memory.hidden, shared.memory_rotation(scheme))
 
     def read(self, x: Tensor, shared: ForwardContext, layer: int) -> Tensor:
@@ -328,7 +330,8 @@ class Block(Component):
             return x
         state = None if shared.cache is None else shared.cache.keys_values(layer)
         recorder = None if shared.recorder is None else shared.recorder.within(f"blocks.{layer}.cross")
-        return self.cross_norm(x, lambda y: cross.read(y, memory.hidden, shared.memory_terms, state, recorder))
+        hidden = memory.outputs[min(layer, len(memory.outputs) - 1)] if memory.outputs else memory.hidden
+        return self.cross_norm(x, lambda y: cross.read(y, hidden, shared.memory_terms, state, recorder))
 
 
 def build_mixer(

@@ -87,8 +87,9 @@ class StackConfig:
     """How a decoder attends to an encoder. separate: in each block once more, with parameters of its own; joint: to the
     encoder's tokens and its own at once, as if they had come before it."""
     memory_layers: Literal["last", "layerwise"] = "last"
-    """What joint attention attends to. last: the encoder's output, through the decoder's own projections; layerwise: in
-    each block the keys and values of the encoder's block of the same number."""
+    """What a decoder reads of an encoder. last: its output, in every block; layerwise: in each block what the encoder's
+    block of the same number has: for joint attention its keys and values, for separate its output (He et al. 2018,
+    "Layer-wise coordination")."""
     exits: tuple[Layers, ...] = ()
     """Numbers of blocks after which the head is trained to predict too, through the final norm (early exit)."""
     exit_loss: NonNegative = 0.3
@@ -100,9 +101,9 @@ class StackConfig:
     """Weight of those heads' mean loss beside that of the next token."""
 
     def __post_init__(self) -> None:
-        if self.memory_layers == "layerwise" and self.cross != "joint":
+        if self.memory_layers == "layerwise" and self.cross == "none":
             raise ValueError(
-                f"memory_layers='layerwise' with cross={self.cross!r}: only joint attention reads layer by layer"
+                "memory_layers='layerwise' with cross='none': there is no encoder to read; set cross to separate"
             )
         if not self.blocks:
             raise ValueError("blocks is empty; a stack needs one")
@@ -300,6 +301,12 @@ class ModelConfig:
             raise ValueError(
                 "cross='separate' needs a block with attention, which reads the encoder; add one to decoder.blocks"
             )
+        below, above = (stack.num_layers * stack.loops for stack in (encoder, decoder))
+        if decoder.memory_layers == "layerwise" and below != above:
+            raise ValueError(
+                f"memory_layers='layerwise': the encoder has {below} blocks and the decoder {above}; make them "
+                f"the same number, or set memory_layers to last"
+            )
         if decoder.cross != "joint":
             return
         layers_with_keys = [
@@ -319,8 +326,7 @@ class ModelConfig:
             )
         if decoder.memory_layers == "layerwise" and self._keys(decoder) != self._keys(encoder):
             raise ValueError(
-                "memory_layers='layerwise': encoder and decoder need the same number of blocks, with keys of the same "
-                "heads and width"
+                "memory_layers='layerwise' with cross='joint' needs keys of the same heads and width in both stacks"
             )
 
     def _keys(self, stack: StackConfig) -> list[tuple[int, int]]:

@@ -425,6 +425,6 @@ def _attention_flops(
         flops += 2 * rows * length * source * per_pair
     if stack.cross == "separate":
         flops += 2 * rows * length * 2 * d * query
-    if stack.cross != "none" and stack.memory_layers == "last":
+    if stack.cross == "separate" or (stack.cross == "joint" and stack.memory_layers == "last"):
         flops += 2 * rows * source * 2 * d * kv
     return flops

@@ -224,10 +224,14 @@ class Transformer(Network[ModelConfig]):
             return Memory(
                 stack(x, tokens.coordinates, mask, auxiliary=auxiliary, recorder=recorder), tokens.coordinates
             )
-        needed = recorder_of(["encoder.blocks.*.mixer.keys", "encoder.blocks.*.mixer.values"])
-        recorder = needed.beside(requested)
+        outputs = [f"encoder.blocks.{layer}" for layer in range(stack.num_layers - 1)]
+        keys_values = ["encoder.blocks.*.mixer.keys", "encoder.blocks.*.mixer.values"]
+        recorder = recorder_of(outputs if decoder.cross == "separate" else keys_values).beside(requested)
         hidden = stack(x, tokens.coordinates, mask, auxiliary=auxiliary, recorder=recorder.within("encoder"))
         recorder.give(requested)
+        if decoder.cross == "separate":
+            below = [stack.normalized(recorder.tensors[name]) for name in outputs]
+            return Memory(hidden, tokens.coordinates, outputs=(*below, hidden))
         layers = zip(recorder.with_parts("mixer", "keys"), recorder.with_parts("mixer", "values"), strict=True)
         return Memory(hidden, tokens.coordinates, tuple(layers))
 

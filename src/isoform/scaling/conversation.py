@@ -32,11 +32,13 @@ def conversation_turns(
     """The turns of a conversation with `question_tokens` and `answer_tokens` per turn.
 
     is_causal: whether the source is attended to causally, so that it need not be read again as it grows. An encoder
-    still reads the answers that the decoder generated, unless both are one stack with layerwise memory.
+    still reads the answers that the decoder generated, unless both are one stack with joint attention, layer by layer.
     """
     decoder, encoder = config.decoder, config.encoder
     assert decoder is not None, "only a decoder generates"
-    is_one_stack = encoder is None or (config.share_stacks and decoder.memory_layers == "layerwise")
+    is_one_stack = encoder is None or (
+        config.share_stacks and decoder.cross == "joint" and decoder.memory_layers == "layerwise"
+    )
     decoder_bytes = key_value_bytes(config, decoder, bytes_per_number=bytes_per_number)
     encoder_bytes = 0
     if encoder is not None and is_causal and not is_one_stack:  # it continues from its own keys and values

@@ -15,7 +15,7 @@ NAMES = {path: ".".join(path.relative_to(SOURCE).with_suffix("").parts) for path
 FOLDERS = ("model", "codecs", "objectives", "data", "training", "generation", "scaling")
 
 ROWS = [
-    *("history", "reading", "terminal", "ranges", "config", "mask", "files"),
+    *("history", "reading", "terminal", "ranges", "config", "mask", "files", "manifest"),
     "model.parts",
     *(f"{folder}.config" for folder in FOLDERS),
     *("model.baseline_config", "model.encoders", "model.decoders", "model.presets", "recipe", "machine", "batch"),
@@ -45,7 +45,7 @@ ROWS = [
     *("generation.constraints", "generation.strategy", "generation.sampling", "generation.beam", "generation.decode"),
     *("generation.streaming", "generation.answers", "generation.scoring"),
     *("evaluation.evaluate", "evaluation.translation"),
-    *("experiment", "report", "inspection.recording", "inspection.attention", "inspection.rows"),
+    *("journal", "experiment", "report", "inspection.recording", "inspection.attention", "inspection.rows"),
     *(
         "scaling.ladder",
         "scaling.engines",

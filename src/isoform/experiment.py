@@ -5,11 +5,9 @@ This module connects the packages; the loop itself is in `training/trainer.py`.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -19,7 +17,6 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from isoform import run as runs
@@ -39,14 +36,15 @@ from isoform.checkpoint.tensors import state_of
 from isoform.checkpoint.versions import LAYOUT, upgrade_tensors
 from isoform.codecs.codec import TextCodec, as_text
 from isoform.codecs.registry import load_codec
-from isoform.config import ConfigError, differences, from_dict, load_toml
+from isoform.config import ConfigError, differences
 from isoform.data.sources import Record
 from isoform.evaluation.evaluate import evaluate_rows
-from isoform.files import refuse_links, write_bytes, write_text
+from isoform.files import StorageError, make_folder, refuse_links
 from isoform.generation.config import Sampling
 from isoform.generation.decode import Prompt, build_prompt, check_lengths
 from isoform.generation.streaming import Generation
 from isoform.generation.streaming import generate as generate_texts
+from isoform.journal import Journal, earlier_logs
 from isoform.machine import Energy, Machine, can_compile, choose_machine, describe, measured_peaks, peak_memory
 from isoform.mask import Full
 from isoform.model.adapters import adapt
@@ -58,14 +56,14 @@ from isoform.model.transformer import Transformer
 from isoform.objectives.config import requirements_of
 from isoform.objectives.task import logits_of
 from isoform.preparation import Prepared, global_batch, prepare
-from isoform.recipe import Recipe
+from isoform.recipe import Recipe, identity_of
 from isoform.run import Run, Trained
 from isoform.terminal import Progress as Bar
 from isoform.terminal import Terminal, count
 from isoform.training.config import doubts
-from isoform.training.metrics import MetricsLog, read_metrics, truncate_metrics
+from isoform.training.metrics import read_metrics
 from isoform.training.optimizer import build_optimizers, freeze, load_optimizer_state, named_slots, optimizer_state
-from isoform.training.trainer import Diverged, Interrupted, Progress, train_loop, until_stopped
+from isoform.training.trainer import Diverged, Interrupted, Progress, check_finite, train_loop, until_stopped
 
 
 def build_model(recipe: Recipe, machine: Machine) -> Network:
@@ -101,46 +99,39 @@ def train(
     kernel: str = "auto",
     terminal: Terminal | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    overwrite: bool = False,
 ) -> Run:
     """Train a recipe in a run directory (default: runs/NAME-N, new), or continue an existing run.
 
     With the same recipe the run continues, with more training.steps it is extended, a finished run is left as it is;
-    any other difference raises ConfigError listing the fields. should_stop is called after each step, and between the
-    batches of validation and the tokens of a sample; the run is saved as soon as it returns True.
+    what else may change is in `recipe.CHANGEABLE`, any other difference raises ConfigError listing the fields.
+    overwrite: train from the start in a folder that holds a run, whose files are removed after the first checkpoint.
+    should_stop is called after each step, and between the batches of validation and the tokens of a sample; the run is
+    saved as soon as it returns True.
     """
     terminal = Terminal(quiet=True) if terminal is None else terminal
     machine = choose_machine() if machine is None else machine
     run = runs.next_run(name) if out is None else Run(Path(out))
     try:
-        run.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(run.folder)
+    except StorageError:
+        raise
     except OSError as error:
         raise ConfigError(
             f"the folder {run.folder} can't be created: {error.strerror}; choose another --out"
         ) from error
     with lock_folder(run.folder):
         refuse_links(run.folder, run.model)
-        prepared = prepare(recipe, load_codec(run.model) if run.exists else None)
-        if run.exists:
-            _check_continuation(run, prepared.recipe, terminal)
-        elif any(path.name != ".lock" for path in run.folder.iterdir()):
-            raise ConfigError(f"{run.folder} is not empty and holds no run; name a new folder with --out")
-        session = _Session(run, prepared, machine, compile, kernel, terminal, should_stop)
-        runs.begin(run, prepared.recipe, prepared.codec, answers_source=prepared.answers_source)
+        journal = Journal(run, terminal, overwrite=overwrite)
+        prepared = prepare(recipe, load_codec(run.model) if journal.continues else None)
+        changes = journal.changes(prepared.recipe) if journal.continues else {}
+        if journal.continues and journal.is_complete(changes):
+            terminal.say(f"{run.folder} is finished: {prepared.recipe.training.steps} steps")
+            return run
+        session = _Session(journal, prepared, machine, compile, kernel, terminal, should_stop)
+        session.begin(changes)
         session.train()
     return run
-
-
-def _check_continuation(run: Run, recipe: Recipe, terminal: Terminal) -> None:
-    old = from_dict(Recipe, load_toml(run.recipe))
-    changed = differences(old, recipe)
-    fields = {path for path, _, _ in changed}
-    if fields == {"training.steps"} and recipe.training.steps > old.training.steps:
-        terminal.say(f"extending {run.folder} from {old.training.steps} to {recipe.training.steps} steps")
-    elif fields:
-        lines = "".join(f"\n  {path}: {before} there, {now} requested" for path, before, now in changed)
-        raise ConfigError(
-            f"{run.folder} holds a run of another recipe; choose another --out, or the same values for:{lines}"
-        )
 
 
 def generate(trained: Trained, prompt: str, sampling: Sampling | None = None) -> Iterator[str]:
@@ -205,7 +196,7 @@ class _Session:
 
     def __init__(
         self,
-        run: Run,
+        journal: Journal,
         prepared: Prepared,
         machine: Machine,
         compile: bool | None,
@@ -213,8 +204,8 @@ class _Session:
         terminal: Terminal,
         should_stop: Callable[[], bool],
     ) -> None:
-        self.run, self.prepared, self.machine, self.terminal = run, prepared, machine, terminal
-        self.should_stop = should_stop
+        self.journal, self.prepared, self.machine, self.terminal = journal, prepared, machine, terminal
+        self.run, self.should_stop = journal.run, should_stop
         self.recipe = prepared.recipe
         self.model = build_model(self.recipe, machine)
         self.model.use_kernel(kernel, trains=True)
@@ -224,7 +215,8 @@ class _Session:
         self.optimizers = build_optimizers(
             training.optimizer, self.model, machine.dtype, layer_decay=training.layer_decay
         )
-        self.progress, self.wall_before, self.joules_before, self.samples_length = Progress(), 0.0, 0.0, 0
+        self.progress, self.wall_before, self.joules_before = Progress(), 0.0, 0.0
+        self.logs: dict[str, dict] = {}
         self.energy = Energy()
         self.bar, self.validation = Bar(), {}
         self.prompt = self._sample_prompt()
@@ -232,8 +224,10 @@ class _Session:
         self.fingerprints = {
             "data": ",".join(source.sha256 for source in prepared.split.sources),
             "codec": prepared.codec.fingerprint,
+            "recipe": identity_of(self.recipe),
         }
-        checkpoint = find_checkpoint(run.checkpoints, on_corrupt=terminal.warn)
+        journal.check_fingerprints(self.fingerprints, journal.fingerprints)
+        checkpoint = find_checkpoint(self.run.checkpoints, terminal.warn) if journal.continues else None
         if checkpoint is None and self.recipe.start:
             initialize_from(self.model, runs.load(self.recipe.start).model)
         self._restore(checkpoint)
@@ -269,12 +263,7 @@ class _Session:
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None:
-            for what, now in self.fingerprints.items():
-                if (then := checkpoint.manifest.fingerprints.get(what)) != now:
-                    raise ConfigError(
-                        f"the {what} of the run {self.run.folder} changed (fingerprint {then}, now {now}); "
-                        f"restore it or start a new run"
-                    )
+            self.journal.check_fingerprints(self.fingerprints, checkpoint.manifest.fingerprints)
             runs.load_state(self.model, runs.model_tensors(checkpoint, self.model))
             slots = load_tensors(checkpoint, "optimizer")
             if (layout := runs.layout_of(checkpoint)) == 1:
@@ -283,8 +272,8 @@ class _Session:
             load_optimizer_state(self.optimizers, self.model, upgrade_tensors(slots, layout, self.model))
             state = load_document(checkpoint, "state")
             self.progress = Progress(**state["progress"])
-            self.wall_before, self.samples_length = state["wall_seconds"], state["samples_length"]
-            self.joules_before = state["energy_joules"]
+            self.wall_before, self.joules_before = state["wall_seconds"], state["energy_joules"]
+            self.logs = state["logs"] if "logs" in state else earlier_logs(self.run, checkpoint.step, state)
             if 0 < self.progress.step < self.recipe.training.steps:
                 self.terminal.say(f"continuing {self.run.folder} from step {self.progress.step}")
 
@@ -298,21 +287,26 @@ class _Session:
         joules = self.energy.joules
         return None if joules is None or self.joules_before is None else self.joules_before + joules
 
-    def train(self) -> None:
-        training, first = self.recipe.training, self.progress.step
-        if first >= training.steps and self.run.summary.exists():
-            self.terminal.say(f"{self.run.folder} is finished: {first} steps")
-            return
+    def begin(self, changes: Mapping[str, tuple]) -> None:
+        """Write the files with which the run begins, or what changes of one that continues."""
+        prepared = self.prepared
         self._check_average()
-        for doubt in doubts(training):
+        for doubt in doubts(self.recipe.training):
             self.terminal.warn(doubt)
-        truncate_metrics(self.run.metrics, self.progress.step, is_scored=self.progress.is_scored)
-        self.run.samples.touch()
-        os.truncate(self.run.samples, self.samples_length)
-        for stale in (self.run.summary, self.run.report, self.run.weights, self.run.diverged):
-            stale.unlink(missing_ok=True)  # of the shorter run that this one extends
-        metrics = MetricsLog(self.run.metrics)
+        self.journal.begin(
+            self.recipe,
+            prepared.codec,
+            self.fingerprints,
+            answers_source=prepared.answers_source,
+            step=self.progress.step,
+            changes=changes,
+        )
+
+    def train(self) -> None:
+        """Train to the end, or until `should_stop`, and write the results."""
+        training, first = self.recipe.training, self.progress.step
         try:
+            self.journal.open_logs(self.logs, first)
             with self.terminal.progress(training.steps, first) as self.bar:
                 train_loop(
                     self.model,
@@ -323,21 +317,20 @@ class _Session:
                     machine=self.machine,
                     seed=self.recipe.seed,
                     progress=self.progress,
-                    log=lambda line: metrics.append(self._with_utilisation(line)),
+                    log=lambda line: self.journal.log(self._with_utilisation(line)),
                     validate=self.validate,
                     sample=self.sample,
                     save=self.save,
                     should_stop=self.should_stop,
                 )
+            if self.progress.step == training.steps and self.progress.is_scored:
+                with suppress(Interrupted):
+                    self.finish()
         except Diverged as error:
-            diverged = {"step": self.progress.step + 1, "message": str(error)}
-            write_text(self.run.diverged, json.dumps(diverged) + "\n")
+            self.journal.diverge(error.step, str(error))
             raise
         finally:
-            metrics.close()
-        if self.progress.step == training.steps and self.progress.is_scored:
-            with suppress(Interrupted):
-                self.finish()
+            self.journal.close()
 
     def _with_utilisation(self, line: dict) -> dict:
         """The line of metrics with derived fields; shows it on the progress bar."""
@@ -377,30 +370,36 @@ class _Session:
         if not isinstance(prepared.codec, TextCodec) or not self._generates_text or not recipe.training.sample_tokens:
             return
         assert isinstance(self.model, Transformer)
+        check_finite(self.progress.step, {"model": state_of(self.model)})
         sampling = Sampling(max_tokens=recipe.training.sample_tokens, temperature=0.8, seed=recipe.seed)
         prompt = self._build_prompt(prepared.codec, self.prompt)
         events = generate_texts(self.model, prepared.codec, prompt, sampling, prepared.view.inputs_mask)
         *_, last = until_stopped(events, self.should_stop)
         assert isinstance(last, Generation)
-        with self.run.samples.open("a", encoding="utf-8") as file:
-            file.write(f"== step {self.progress.step}\n{self.prompt}{last.text}\n\n")
+        self.journal.add_sample(f"== step {self.progress.step}\n{self.prompt}{last.text}\n\n")
 
     def save(self) -> None:
-        """Commit a checkpoint, then remove those beyond keep_checkpoints."""
+        """Commit a checkpoint, then remove those beyond keep_checkpoints, and what it supersedes.
+
+        Raises Diverged if it would hold a value that isn't finite.
+        """
+        tensors = {"model": state_of(self.model), "optimizer": optimizer_state(self.optimizers, self.model)}
+        check_finite(self.progress.step, tensors)
         state = {
             "progress": asdict(self.progress),
             "wall_seconds": self.wall_seconds,
             "energy_joules": self.energy_joules,
-            "samples_length": self.run.samples.stat().st_size,
+            "logs": self.journal.state(self.progress.step, is_scored=self.progress.is_scored),
         }
         save_checkpoint(
             self.run.checkpoints,
             step=self.progress.step,
-            tensors={"model": state_of(self.model), "optimizer": optimizer_state(self.optimizers, self.model)},
+            tensors=tensors,
             documents={"state": state},
             fingerprints={**self.fingerprints, "layout": str(LAYOUT)},
         )
         purge_checkpoints(self.run.checkpoints, keep=self.recipe.training.keep_checkpoints)
+        self.journal.remove_superseded()
 
     def finish(self) -> None:
         """Write the final model, averaged over the last checkpoints if configured, and the summary.
@@ -409,8 +408,7 @@ class _Session:
         """
         if self.recipe.training.average_checkpoints > 1:
             self._average()
-        write_bytes(self.run.weights, save(state_of(self.model), metadata={"layout": str(LAYOUT)}))
-        write_text(self.run.summary, json.dumps(self.summary(), indent=1) + "\n")
+        self.journal.finish(state_of(self.model), self.summary())
 
     def _check_average(self) -> None:
         """Raises ConfigError if fewer checkpoints will exist at the end than are to be averaged."""
@@ -438,9 +436,11 @@ class _Session:
 
     def summary(self) -> dict[str, object]:
         """The results and the cost: FLOPs are counted by arithmetic, times and memory are measured."""
-        measured = [line for line in read_metrics(self.run.metrics) if "validation_loss" in line][-1]
-        if self.recipe.training.average_checkpoints > 1:
-            measured = self.validation
+        if not self.validation:  # it was killed after the last checkpoint
+            lines = [line for line in read_metrics(self.run.metrics) if "validation_loss" in line]
+            of_last = [line for line in lines if line["step"] == self.progress.step]
+            self.validation = of_last[-1] if of_last else self.validate()
+        measured = self.validation
         progress, parameters = self.progress, num_parameters(self.recipe.model)
         flops = self.prepared.flops_per_step * progress.step
         return {

@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 
+from isoform.reading import DOCUMENT, parse_json, read_bytes
+
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.partial")
 """Names of files that are being written, and of those whose writer was killed."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
@@ -141,6 +143,7 @@ def write_sealed(path: Path, values: dict) -> None:
 
 def seal(values: dict) -> bytes:
     """The JSON text of values, with the key `sha256` of all that follows on its first line."""
+    values = {key: value for key, value in values.items() if key != "sha256"}
     body = json.dumps(values, indent=1)[1:].encode()
     return first_line(body) + body
 
@@ -151,12 +154,13 @@ def first_line(body: bytes) -> bytes:
 
 
 def read_sealed(path: Path) -> dict:
-    """The values of a sealed file. Raises DamagedFile unless it is as it was written, OSError if it can't be read."""
-    text = path.read_bytes()
+    """The values of a sealed file. Raises DamagedFile unless it is as it was written, ValueError if it can't
+    be read."""
+    text = read_bytes(path, DOCUMENT)
     first, newline, rest = text.partition(b"\n")
     if first != first_line(newline + rest):
         raise DamagedFile(f"{path} is damaged: it doesn't match the SHA-256 in its first line")
-    return json.loads(text)
+    return parse_json(text, path)
 
 
 def make_folder(path: Path) -> None:
@@ -169,6 +173,41 @@ def remove(path: Path) -> None:
     """Remove a file, or a folder with its contents, if it exists."""
     with _naming(path), suppress(FileNotFoundError):
         DISK.remove(path)
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A new folder inside an empty one, whose files are moved up when the block ends.
+
+    It goes last: a folder that still has one, as `is_unfinished` says, holds what a writer left that was killed, and is
+    emptied first.
+    """
+    make_folder(folder)
+    with _naming(folder):
+        for path in sorted(folder.iterdir(), key=_is_stage):
+            DISK.remove(path)
+        stage = folder / f".{uuid.uuid4().hex}.partial"
+        DISK.make_folder(stage)
+    try:
+        yield stage
+    except BaseException:
+        remove(stage)
+        raise
+    with _naming(folder):
+        for path in sorted(stage.iterdir()):
+            DISK.rename(path, folder / path.name)
+        DISK.sync_folder(folder)
+        DISK.remove(stage)
+        DISK.sync_folder(folder)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a writer of `staged` files was killed here."""
+    return any(map(_is_stage, folder.iterdir()))
+
+
+def _is_stage(path: Path) -> bool:
+    return is_temporary(path) and path.is_dir()
 
 
 class Log:
@@ -211,6 +250,16 @@ class Log:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def entry_of(name: str, data: bytes) -> Entry:
+    """The entry of a file with these contents."""
+    return Entry(name, len(data), hashlib.sha256(data).hexdigest())
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is one that is being written, or whose writer was killed."""
+    return TEMPORARY.fullmatch(path.name) is not None
 
 
 def hash_file(path: Path) -> Entry:
@@ -273,11 +322,12 @@ def _among_writers(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
-            if leftovers := [path for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)]:
+            if leftovers := [path for path in folder.iterdir() if is_temporary(path)]:
                 with suppress(BlockingIOError):
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     for path in leftovers:
-                        path.unlink()
+                        if path.is_file():
+                            path.unlink()
             fcntl.flock(handle, fcntl.LOCK_SH)
         yield
     finally:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import platform
 import shutil
@@ -21,8 +20,7 @@ from typing import Any
 
 import torch
 
-from isoform.files import make_folder, write_text
-from isoform.reading import read_json
+from isoform.files import make_folder, read_sealed, write_sealed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -211,7 +209,7 @@ def measured_peaks(machine: Machine, *, refresh: bool = False) -> Peaks:
     key = "|".join(str(v) for v in describe(machine).values())
     path = cache_folder() / "peaks.json"
     try:
-        cached = read_json(path)
+        cached = read_sealed(path)
     except ValueError:
         cached = {}
     if not refresh and key in cached:
@@ -220,7 +218,7 @@ def measured_peaks(machine: Machine, *, refresh: bool = False) -> Peaks:
     cached[key] = asdict(peaks)
     with contextlib.suppress(OSError):  # a peak that can't be saved is measured again next time
         make_folder(path.parent)
-        write_text(path, json.dumps(cached, indent=1))
+        write_sealed(path, cached)
     return peaks
 
 

@@ -53,6 +53,8 @@ class TrainOptions:
     """The run directory; empty: runs/RECIPE-N, new. An existing run is continued."""
     dry_run: bool = False
     """Prepare everything, print what would be trained, and stop."""
+    overwrite: bool = False
+    """Train from the start in an --out that holds a run; its files are removed after the first new checkpoint."""
     report: bool = True
     """Write report.html at the end; the runs of a study leave it out."""
     machine: Annotated[MachineOptions, Inline] = MachineOptions()

@@ -5,14 +5,18 @@ The built-in ones are in `recipes/`; their first lines give the command, the exp
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, assert_never
 
 from isoform.codecs.config import Characters, Codec
-from isoform.config import ConfigError, from_dict, kind_of, load_toml, overlay, to_dict, unknown_name
+from isoform.config import ConfigError, from_dict, kind_of, load_toml, non_defaults, overlay, to_dict, unknown_name
 from isoform.data.config import Data
+from isoform.history import with_earlier_names
 from isoform.model.baseline_config import Baseline, Model
 from isoform.model.config import Head, MaskedVocabulary, ModelConfig, Pooled, Vocabulary
 from isoform.model.presets import PRESETS
@@ -29,6 +33,24 @@ from isoform.objectives.config import (
 )
 from isoform.ranges import NonNegative, Seed, config
 from isoform.training.config import Training
+
+CHANGEABLE = (
+    "training.steps",
+    "training.log_every",
+    "training.validate_every",
+    "training.sample_every",
+    "training.sample_tokens",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "data.path",
+    "data.validation_path",
+    "data.mixture.*.path",
+    "data.mixture.*.validation_path",
+    "sample_prompt",
+    "expected_loss",
+)
+"""What may change when a run is continued, by a flag: how long it trains (never less), what it reports and keeps, and
+where the same data lie. All else decides which numbers are computed."""
 
 START = "start"
 """The name of the preset that stands for the model in `start`."""
@@ -168,6 +190,27 @@ def load_form(name: str) -> Recipe:
     if name not in PRESETS:
         raise unknown_name("recipe or preset", name, [*builtin, *PRESETS])
     return recipe_of(PRESETS[name].model)
+
+
+def is_changeable(path: str) -> bool:
+    """Whether the field of this dotted path may change when a run is continued."""
+    return any(fnmatchcase(path, pattern) for pattern in CHANGEABLE)
+
+
+def identity_of(recipe: Recipe) -> str:
+    """The hash of all fields of a resolved recipe that may not change when a run is continued; fields that are renamed,
+    or new ones with their defaults, don't change it."""
+    content = with_earlier_names(_without_changeable(non_defaults(recipe), ""))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _without_changeable(data: Any, where: str) -> Any:
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else None
+    if items is None:
+        return data
+    paths = {key: (item, f"{where}.{key}" if where else str(key)) for key, item in items}
+    inner = {key: _without_changeable(item, path) for key, (item, path) in paths.items() if not is_changeable(path)}
+    return inner if isinstance(data, dict) else [*inner.values()]
 
 
 def is_model_path(name: str) -> bool:

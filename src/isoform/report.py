@@ -16,9 +16,9 @@ from isoform.files import write_text
 from isoform.model.cost import num_active_parameters, num_parameters
 from isoform.model.presets import PRESETS
 from isoform.objectives.config import Classification
-from isoform.reading import read_json, read_text
+from isoform.reading import read_text
 from isoform.recipe import Recipe
-from isoform.run import Run, load
+from isoform.run import Run, load, read_summary
 from isoform.terminal import count, duration
 from isoform.training.metrics import read_metrics
 
@@ -45,7 +45,7 @@ summary { cursor: pointer; color: var(--faint); }
 
 def write_report(run: Run) -> None:
     """Write report.html from recipe, metrics, samples and summary. The run must be finished."""
-    summary = read_json(run.summary)
+    summary = read_summary(run)
     samples = read_text(run.samples)
     recipe = read_text(run.recipe)
     page = f"""<!doctype html>

@@ -1,11 +1,10 @@
 """The run directory: its files, and how a model is loaded from it.
 
-recipe.toml  metrics.jsonl  summary.json  samples.txt  report.html  checkpoints/  model/
+recipe.toml  manifest.json  metrics.jsonl  summary.json  samples.txt  report.html  checkpoints/  model/
 """
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 import warnings
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from isoform.checkpoint.gguf.model import read_gguf
 from isoform.checkpoint.huggingface import (
     CONFIG,
+    INDEX,
     is_folder,
     read_folder,
     write_folder,
@@ -33,11 +33,12 @@ from isoform.codecs.config import Patches
 from isoform.codecs.document import with_template
 from isoform.codecs.image import PatchCodec
 from isoform.codecs.numbers import NumberCodec
-from isoform.codecs.origin import TOKENIZER_FILE, Origin, read_origin
+from isoform.codecs.origin import FILES, TOKENIZER_FILE, Origin, read_origin
 from isoform.codecs.registry import load_codec
-from isoform.config import dump_toml, from_dict, kind_of, load_toml, to_dict
+from isoform.config import from_dict, kind_of, load_toml
 from isoform.data.sources import PACKAGE, package_folder
-from isoform.files import write_bytes, write_text
+from isoform.files import DamagedFile, is_unfinished, staged, write_bytes
+from isoform.manifest import DIVERGED, SUMMARY, WEIGHTS, read_manifest, verify_files
 from isoform.model.adapters import adapt, without_adapters
 from isoform.model.baseline_config import Model
 from isoform.model.baselines import build_module
@@ -100,6 +101,18 @@ class Run:
         """Whether a run has begun here."""
         return self.recipe.exists()
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether it ended with a summary: by its manifest, since one of fewer steps may still lie there."""
+        manifest = read_manifest(self.folder)
+        return self.summary.exists() if manifest is None else manifest.is_finished
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether it ended with a loss, gradient or weight that isn't finite."""
+        manifest = read_manifest(self.folder)
+        return self.diverged.exists() if manifest is None else manifest.has_diverged
+
 
 @dataclass(frozen=True, eq=False)
 class Trained:
@@ -141,18 +154,31 @@ def next_run(name: str, root: Path = Path("runs")) -> Run:
     return Run(root / f"{name}-{number}")
 
 
-def begin(run: Run, recipe: Recipe, codec: Codec, *, answers_source: bool) -> None:
-    """Write the files of a new run: codec and model config, and last its recipe."""
-    run.model.mkdir(parents=True, exist_ok=True)
-    codec.save(run.model)
-    config = {
-        "model_type": "isoform",
-        "format": FORMAT,
-        "answers_source": answers_source,
-        "model": {"kind": kind_of(type(recipe.model)), **to_dict(recipe.model)},
-    }
-    write_text(run.model / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
-    write_text(run.recipe, dump_toml(recipe))
+def read_recipe(run: Run) -> Recipe:
+    """The recipe of a run. Raises ConfigError if it can't be read."""
+    if not run.recipe.stat().st_size:
+        raise DamagedFile(f"{run.recipe} is empty; restore it from a copy or start a new run")
+    return from_dict(Recipe, load_toml(run.recipe))
+
+
+def read_summary(run: Run) -> dict[str, Any]:
+    """The summary of a finished run. Raises DamagedFile unless it is as the run wrote it."""
+    return _read_result(run, SUMMARY)
+
+
+def read_divergence(run: Run) -> dict[str, Any]:
+    """Step and message of a run that diverged. Raises DamagedFile unless they are as the run wrote them."""
+    return _read_result(run, DIVERGED)
+
+
+def _read_result(run: Run, name: str) -> dict[str, Any]:
+    manifest = read_manifest(run.folder)
+    if manifest is not None:
+        verify_files(run.folder, manifest, [name])
+    try:
+        return read_json(run.folder / name)
+    except ValueError as error:  # of a run of an earlier version
+        raise DamagedFile(str(error)) from None
 
 
 LARGE = 4_000_000
@@ -250,12 +276,27 @@ def _imported(model: Transformer, codec: Codec, path: Path) -> Trained:
     return Trained(model, codec, recipe_of(model.config), model.config.form == "encoder_decoder", 0)
 
 
+def check_destination(folder: Path) -> None:
+    """Raises ValueError for a folder to export to that exists and isn't empty; one that an export left unfinished is
+    written again."""
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
+    if folder.is_dir() and is_unfinished(folder):
+        ours = {CONFIG, INDEX, *FILES}
+        names = {name for name in names - ours if not name.endswith((".safetensors", ".partial"))}
+    if names:
+        raise ValueError(f"{folder} exists and is not empty; name a new folder")
+
+
 def export(trained: Trained, folder: Path) -> str:
     """Write a model and its tokenizer as a folder for transformers; returns the name of the class that reads it.
 
     What came with the model (special ids, generation settings, chat template) goes along as it came. Raises ValueError
-    naming the fields that no class there can represent.
+    naming the fields that no class there can represent, or for a folder that isn't empty: it is written whole or not
+    at all.
     """
+    check_destination(folder)
     codec, form = trained.codec, trained.transformer.config.form
     ids, files = dict(codec.origin.ids), codec.files()
     if isinstance(codec, TextCodec) and codec.special and not codec.origin.files:
@@ -263,9 +304,10 @@ def export(trained: Trained, folder: Path) -> str:
         after = {"encoder": codec.end_of_text, "encoder_decoder": codec.separator}.get(form)
         if after is not None:  # which every text has in training
             files[TOKENIZER_FILE] = with_template(files[TOKENIZER_FILE], {codec.special[after]: after})
-    architecture = write_folder(trained.transformer, folder, ids)
-    for name, data in files.items():
-        write_bytes(folder / name, data)
+    with staged(folder) as stage:
+        architecture = write_folder(trained.transformer, stage, ids)
+        for name, data in files.items():
+            write_bytes(stage / name, data)
     return architecture
 
 
@@ -277,23 +319,27 @@ def _load_run(run: Run) -> Trained:
             f"{path} is not a run directory (it has no recipe.toml), no Hugging Face folder and no GGUF file; "
             f"train a model with: isoform train RECIPE"
         )
-    recipe = from_dict(Recipe, load_toml(run.recipe))
-    config = read_json(run.model / CONFIG)
+    manifest = read_manifest(path)
+    if manifest is not None:
+        verify_files(path, manifest, manifest.beginning)
+    recipe, config = read_recipe(run), read_json(run.model / CONFIG)
     if config.get("format", 0) > FORMAT:
         raise ValueError(
             f"{path} was written in format {config['format']}, this isoform reads up to {FORMAT}; upgrade it"
         )
     kind = {"kind": kind_of(ModelConfig)}  # which older runs omit
     model = build_module(from_dict(Model, {**kind, **config["model"]}))
-    is_averaged = recipe.training.average_checkpoints > 1 and run.summary.exists()
+    is_averaged = recipe.training.average_checkpoints > 1 and run.is_finished
     checkpoint = find_checkpoint(run.checkpoints) if run.checkpoints.is_dir() and not is_averaged else None
     if recipe.training.adapters is not None:
         adapt(model, recipe.training.adapters)
     weights = run.weights
     if checkpoint is not None:
         tensors, step = model_tensors(checkpoint, model), checkpoint.step
-    elif weights.exists():
+    elif weights.exists() and (manifest is None or manifest.is_finished):
         check_safetensors(weights)
+        if manifest is not None:
+            verify_files(path, manifest, [WEIGHTS])
         try:
             with safe_open(weights, "pt") as file:
                 layout = int((file.metadata() or {}).get("layout", config.get("layout", 1)))

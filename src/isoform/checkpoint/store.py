@@ -291,6 +291,12 @@ def _step_folders(folder: Path) -> list[Path]:
     return [path for _, path in sorted(steps, reverse=True)]
 
 
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint by its name, whether or not it verifies; 0 if there is none."""
+    newest = next(iter(_step_folders(folder)), None)
+    return 0 if newest is None else int(newest.name.removeprefix("step-"))
+
+
 def find_checkpoint(
     folder: Path, on_corrupt: Callable[[str], None] | None = None, *, files: Files = DISK
 ) -> Checkpoint | None:

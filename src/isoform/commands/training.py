@@ -16,10 +16,10 @@ from isoform.model.baseline_config import as_transformer
 from isoform.model.config import ModelConfig
 from isoform.options import InspectOptions, TrainOptions
 from isoform.preparation import prepare
-from isoform.reading import read_json, read_text
+from isoform.reading import read_text
 from isoform.recipe import load_recipe
 from isoform.report import write_report
-from isoform.run import Run, model_of
+from isoform.run import Run, model_of, read_summary
 from isoform.terminal import ExitCode, Terminal, count, duration
 from isoform.training.config import doubts
 
@@ -45,14 +45,15 @@ def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
             kernel=options.machine.kernel,
             terminal=terminal,
             should_stop=lambda: bool(received),
+            overwrite=options.overwrite,
         )
-    if not run.summary.exists():
+    if not run.is_finished:
         code = ExitCode.INTERRUPTED if received[-1] == signal.SIGINT else ExitCode.TRANSIENT
         terminal.say(f"stopped after a clean save; continue with: isoform train --out {run.folder}")
         return Result({"out": str(run.folder), "stopped": signal.Signals(received[-1]).name}, code)
     if options.report:
         write_report(run)
-    summary = read_json(run.summary)
+    summary = read_summary(run)
     _say_summary(run, summary, terminal, writes=isinstance(as_transformer(recipe.model), ModelConfig))
     return Result({"out": str(run.folder), **summary})
 

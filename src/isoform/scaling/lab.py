@@ -144,10 +144,11 @@ def print_plan(plan: Plan, terminal: Terminal) -> None:
 def make_runs(
     jobs: Sequence[Job], executor: StudyExecutor, terminal: Terminal, imported: Mapping[str, Row]
 ) -> list[Row]:
-    """The rows of all jobs, after training the missing ones. Raises Stopped."""
+    """The rows of all jobs, after training the missing ones. Raises Stopped, and what `Study.check` raises."""
     study = Study(jobs, executor.pool, imported)
     if not study.run(executor.engine, terminal, flags=executor.flags, should_stop=executor.should_stop):
         raise Stopped
+    study.check()
     return study.rows
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -17,16 +18,15 @@ from isoform.config import to_dict
 from isoform.data.sources import load_source
 from isoform.evaluation.evaluate import evaluate_records
 from isoform.evaluation.translation import answer_lines, translate
-from isoform.files import write_text
+from isoform.files import read_sealed, write_sealed
 from isoform.generation.config import Beam
 from isoform.machine import Machine
 from isoform.model.config import ModelConfig
 from isoform.objectives.config import Causal, Objective, Seq2seq
 from isoform.preparation import load_records
 from isoform.ranges import Index, Number, Size, config
-from isoform.reading import read_json
 from isoform.recipe import Recipe, load_recipe
-from isoform.run import Run, load
+from isoform.run import Run, load, read_summary
 from isoform.scaling.conversation import conversation_turns
 from isoform.scaling.study import Row
 
@@ -128,7 +128,7 @@ def _conversation(measure: Conversation, recipe: Recipe) -> float:
 def _value(measure: Measure, folder: Path, machine: Machine) -> tuple[float, str]:
     """The number, and the signature of its computation, if it has one."""
     if isinstance(measure, Validation):
-        value = read_json(Run(folder).summary)[f"validation_{measure.what}"]
+        value = read_summary(Run(folder))[f"validation_{measure.what}"]
         if value is None:
             raise ValueError(f"the run {folder.name} has no {measure.what}; leave the measure {measure.name!r} out")
         return float(value), ""
@@ -140,8 +140,8 @@ def _value(measure: Measure, folder: Path, machine: Machine) -> tuple[float, str
     fields = {key: value for key, value in to_dict(measure).items() if key not in ("name", "path", "arms", "form")}
     cache_key = json.dumps([type(measure).__name__, fields, data])
     path = folder / f"measure-{hashlib.sha256(cache_key.encode()).hexdigest()[:16]}.json"
-    if path.exists():
-        saved = read_json(path)
+    with suppress(ValueError):  # a value that is missing or damaged is computed
+        saved = read_sealed(path)
         return float(saved["values"][which]), saved["signatures"].get(which, "")
     trained, signatures = load(folder, machine.device, machine.dtype), {}
     match measure:
@@ -163,5 +163,5 @@ def _value(measure: Measure, folder: Path, machine: Machine) -> tuple[float, str
             values = {which: evaluate_records(trained.model, recipe, trained.codec, records, machine).loss}
         case _:
             assert_never(measure)
-    write_text(path, json.dumps({"asked": fields, "values": values, "signatures": signatures}) + "\n")
+    write_sealed(path, {"asked": fields, "values": values, "signatures": signatures})
     return values[which], signatures.get(which, "")

@@ -6,6 +6,7 @@ can execute it. POOL/ID.toml is its recipe, POOL/ID its run directory, POOL/ID.l
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -17,20 +18,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from isoform.checkpoint.store import is_in_use
+from isoform.checkpoint.store import is_in_use, newest_step
 from isoform.config import dump_toml, from_dict, load_toml, non_defaults, to_dict
-from isoform.files import make_folder, write_text
+from isoform.files import DamagedFile, StorageError, make_folder, write_text
 from isoform.history import with_earlier_names
 from isoform.preparation import Prepared
-from isoform.reading import read_json
 from isoform.recipe import Recipe
-from isoform.run import Run
+from isoform.run import Run, read_divergence, read_summary
 from isoform.scaling.engines import Command, Engine, Ticket
 from isoform.scaling.ladder import Rung
 from isoform.terminal import ExitCode, Terminal, count, duration
 
 ATTEMPTS = 3
 """Starts without a new checkpoint in between before a run counts as failed."""
+
+FAILED = "ended with"
+"""How the reason of a run begins that ended with an exit code instead of a result."""
 
 RESTARTABLE = (ExitCode.TRANSIENT, ExitCode.INTERRUPTED)
 """Exit codes after which a run is restarted, as after a signal."""
@@ -147,7 +150,8 @@ class Study:
     def __init__(self, jobs: Sequence[Job], pool: Path, imported: Mapping[str, Row] | None = None) -> None:
         """imported: rows by id of runs made elsewhere, used as they are."""
         self.jobs = list({job.id: job for job in jobs}.values())
-        self.pool, self.imported, self.failures = pool, dict(imported or {}), dict[str, str]()
+        self.pool, self.failures = pool, dict[str, str]()
+        self.imported = {id: row for id, row in (imported or {}).items() if not row.reason.startswith(FAILED)}
         for job in self.jobs:  # an imported row has no model to start from
             if job.start is not None and self.row(job) is None:
                 self.imported.pop(job.start.id, None)
@@ -169,15 +173,13 @@ class Study:
     def row(self, job: Job) -> Row | None:
         """The row of a run, if it ended."""
         run, rung, base = Run(self.pool / job.id), job.rung, planned_row(job)
-        if run.summary.exists():
-            summary = read_json(run.summary)
+        if (summary := _summary_of(run)) is not None:
             loss = summary["validation_loss"]
             fields = {name: summary[name] for name in _FROM_SUMMARY if name in summary}
             row = replace(base, loss=loss, data=tuple(summary["data"]), **fields)
             return row if row.is_finite else replace(row, loss=None, reason="the validation loss is not finite")
-        if run.diverged.exists():
-            report = read_json(run.diverged)
-            return replace(base, reason=f"diverged: {report['message'].split(';')[0]}")
+        if run.has_diverged:
+            return replace(base, reason=f"diverged: {read_divergence(run)['message'].split(';')[0]}")
         if job.start is not None and (start := self.row(job.start)) is not None and not start.is_finite:
             return replace(base, reason=f"the run {start.id} from which it starts has no loss")
         if job.id in self.failures:
@@ -243,6 +245,18 @@ class Study:
             terminal.say(f"{count(total)}FLOP in {duration(time.perf_counter() - started)}")
         return True
 
+    def check(self) -> None:
+        """Raises StorageError or ValueError if runs failed for another reason than that they diverged: a result would
+        be that of another study."""
+        if not self.failures:
+            return
+        runs = "; ".join(f"the run {id} {failure}" for id, failure in self.failures.items())
+        number = f"{len(self.failures)} of {len(self.jobs)} runs failed"
+        message = f"{number}, so there is no result: {runs}. Correct that and start the same command again"
+        if any(failure.startswith(f"{FAILED} {ExitCode.STORAGE}:") for failure in self.failures.values()):
+            raise StorageError(errno.EIO, message)
+        raise ValueError(message)
+
     def _command(self, job: Job, flags: Sequence[str]) -> Command:
         path = self.pool / f"{job.id}.toml"
         if not path.exists():
@@ -277,8 +291,7 @@ class Study:
 
     def _step(self, job: Job) -> int:
         """The step of a run's newest checkpoint, by its name."""
-        names = [p.name for p in (self.pool / job.id / "checkpoints").glob("step-*")]
-        return max((int(name.split("-")[1]) for name in names), default=0)
+        return newest_step(self.pool / job.id / "checkpoints")
 
     def _finish(
         self, running: _Running, code: int, waiting: list[Job], attempts: dict[str, int], terminal: Terminal
@@ -296,7 +309,7 @@ class Study:
         log = self.pool / f"{job.id}.log"
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
         message = lines[-1].removeprefix("isoform: ") if lines else "no output"
-        self.failures[job.id] = f"ended with {code}: {message}"
+        self.failures[job.id] = f"{FAILED} {code}: {message}"
         terminal.warn(f"the run {job.id} ({_describe(job)}) ended with {code}: {message}; its output is in {log}")
 
 
@@ -312,6 +325,14 @@ _FROM_SUMMARY = (
     "energy_joules",
     "machine",
 )
+
+
+def _summary_of(run: Run) -> dict[str, Any] | None:
+    """The summary of a finished run; None if it isn't finished, or must be finished again since it is damaged."""
+    try:
+        return read_summary(run) if run.is_finished else None
+    except DamagedFile:
+        return None
 
 
 def _describe(job: Job) -> str:

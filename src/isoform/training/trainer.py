@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -29,7 +29,11 @@ T = TypeVar("T")
 
 
 class Diverged(ValueError):
-    """A loss or gradient that is not finite; raised before the optimizer changes the weights."""
+    """A loss or gradient that isn't finite, before the optimizer changes the weights; or a weight after it has."""
+
+    def __init__(self, step: int, message: str) -> None:
+        super().__init__(f"step {step}: {message}")
+        self.step = step
 
 
 class Interrupted(Exception):
@@ -163,9 +167,22 @@ def _check_finite(step: int, norm: Tensor, nats: Tensor, weight: float) -> None:
     """Raises Diverged if the gradient norm isn't finite."""
     if not math.isfinite(float(norm)):
         raise Diverged(
-            f"step {step + 1}: the gradient norm is {float(norm)}, loss {float(nats) / weight:.4g}; "
-            f"the weights are unchanged. Lower the learning rate or lengthen the warm-up"
+            step + 1,
+            f"the gradient norm is {float(norm)}, loss {float(nats) / weight:.4g}; "
+            f"the weights are unchanged. Lower the learning rate or lengthen the warm-up",
         )
+
+
+def check_finite(step: int, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Raises Diverged naming the first tensor, of groups of named ones, that has a value which isn't finite."""
+    for group, tensors in groups.items():
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, tensor.aminmax())):
+                raise Diverged(
+                    step,
+                    f"the tensor {name} of the {group} has NaN or infinite values, so that no checkpoint "
+                    f"is made of it; earlier ones are kept. Lower the learning rate or raise the optimizer's epsilon",
+                )
 
 
 def _update(optimizers: list[torch.optim.Optimizer], factor: float) -> None:

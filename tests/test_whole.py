@@ -16,6 +16,7 @@ import isoform
 from families import Peer, all_peers
 from isoform.codecs.codec import TextCodec
 from isoform.codecs.config import BPE, Bytes, Characters
+from isoform.codecs.registry import load_codec
 from isoform.data.config import Data
 from isoform.evaluation.evaluate import evaluate_records
 from isoform.generation.answers import answer, beam_search, sample
@@ -431,3 +432,38 @@ def test_a_trained_model_writes_the_same_texts_in_transformers(form, codec, tmp_
         out = theirs.generate(ids, max_new_tokens=8, do_sample=False)
         assert tokenizer.decode(out[0], skip_special_tokens=True) == ("" if has_source else text) + end.text
         assert isoform.load(tmp_path / "out").codec.encode_whole(text).tolist() == ids[0].tolist()
+
+
+def vocabulary(tokenizer: Tokenizer) -> dict:
+    """The vocabulary and merges of a tokenizer, as their classes take them."""
+    model = json.loads(tokenizer.to_str())["model"]
+    if isinstance(model["vocab"], list):
+        return {"vocab": [tuple(entry) for entry in model["vocab"]]}
+    return {"vocab": model["vocab"]} | ({"merges": [tuple(m) for m in model["merges"]]} if "merges" in model else {})
+
+
+NAMED = {"<s>": 330, "</s>": 331, "<mask>": 332, "<unk>": 333}
+CLASSES = {
+    "LlamaTokenizer": lambda: peers.LlamaTokenizer(**vocabulary(marked_tokenizer()), add_bos_token=True),
+    "GemmaTokenizer": lambda: peers.GemmaTokenizer(**vocabulary(marked_tokenizer()), bos_token="<s>", eos_token="</s>"),
+    "Qwen2Tokenizer": lambda: peers.Qwen2Tokenizer(**vocabulary(bytes_tokenizer())),
+    "GPT2Tokenizer": lambda: peers.GPT2Tokenizer(**vocabulary(bytes_tokenizer())),
+    "WhisperTokenizer": lambda: peers.WhisperTokenizer(**vocabulary(bytes_tokenizer())),
+    "RobertaTokenizer": lambda: peers.RobertaTokenizer(
+        merges=vocabulary(bytes_tokenizer())["merges"], vocab=vocabulary(bytes_tokenizer())["vocab"] | NAMED
+    ),
+    "T5Tokenizer": lambda: peers.T5Tokenizer(**vocabulary(unigram_tokenizer()), extra_ids=0),
+    "XLMRobertaTokenizer": lambda: peers.XLMRobertaTokenizer(**vocabulary(unigram_tokenizer())),
+    "BertTokenizer": lambda: peers.BertTokenizer(**vocabulary(wordpiece_tokenizer()), do_lower_case=False),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_tokenizers_of_their_classes_have_the_same_ids_and_texts(name, tmp_path):
+    CLASSES[name]().save_pretrained(tmp_path)
+    theirs, codec = peers.AutoTokenizer.from_pretrained(tmp_path), load_codec(tmp_path)
+    assert type(theirs).__name__ == name
+    for text in odd_strings():
+        expected = theirs(text).input_ids
+        assert codec.encode_whole(text).tolist() == expected, text
+        assert codec.decode(expected) == theirs.decode(expected, skip_special_tokens=True), text

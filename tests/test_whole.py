@@ -183,7 +183,9 @@ def folder_of(name: str, root: Path) -> Path:
         return folder
     tokenizer, peer = tokenizer_of(name), peer_of(name)
     config = peer.config
-    config.vocab_size = config.decoder_vocab_size = len(tokenizer)
+    config.vocab_size = len(tokenizer)
+    if name == "marian":
+        config.decoder_vocab_size = len(tokenizer)
     for key in ("bos", "eos", "pad"):
         setattr(config, f"{key}_token_id", getattr(tokenizer, f"{key}_token_id"))
     if name in PAIRS:

@@ -74,7 +74,7 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
         _draw_attention(options.attention, trained, prompt, finished[0].text, terminal)
     values: dict = {"prompt": text, "samples": [asdict(generation) for generation in finished]}
     if options.probabilities:
-        values["probabilities"] = [_score(trained, text + generation.text, terminal) for generation in finished]
+        values["probabilities"] = [_score(trained, prompt.ids, generation, terminal) for generation in finished]
     return Result(values)
 
 
@@ -145,14 +145,15 @@ def _draw_attention(path: str, trained: Trained, prompt: Prompt, text: str, term
     terminal.say(f"attention      {path}")
 
 
-def _score(trained: Trained, text: str, terminal: Terminal) -> list[dict]:
+def _score(trained: Trained, prompt: np.ndarray, generation: Generation, terminal: Terminal) -> list[dict]:
+    """The probabilities of the tokens of a prompt and of what followed, as lines and as JSON values."""
     model = trained.transformer
     if model.encoder is not None or trained.answers_source:
         raise ValueError(
             "--probabilities needs a model of plain texts; this one was trained on pairs of source and target"
         )
     codec = as_text(trained.codec)
-    scores = score_tokens(model, codec.encode_text(text))
+    scores = score_tokens(model, np.concatenate([prompt, generation.ids]).astype(np.int64))
 
     def show(token: int) -> str:
         return codec.token_text(token).replace(" ", "␣")

@@ -22,6 +22,8 @@ class Generation:
     text: str
     num_tokens: int
     reason: str
+    ids: tuple[int, ...] = ()
+    """Its tokens, with the one that ended it."""
 
 
 class _Text:
@@ -29,13 +31,13 @@ class _Text:
 
     def __init__(self, decoder: StreamDecoder, constraints: Constraints, stop: Sequence[str]) -> None:
         self.decoder, self.constraints, self.stop = decoder, constraints, stop
-        self.text, self.num_emitted, self.num_tokens, self.reason = "", 0, 0, ""
+        self.text, self.num_emitted, self.ids, self.reason = "", 0, list[int](), ""
 
     def push(self, token: int) -> str:
         """The text that this token completes; empty once the text has ended."""
         if self.reason:
             return ""
-        self.num_tokens += 1
+        self.ids.append(token)
         if token in self.constraints.stops:
             return self.finish("stop")
         if token in self.constraints.ends:
@@ -81,4 +83,4 @@ def generate(
         if rest := text.finish("length"):
             yield number, rest
     for text in texts:
-        yield Generation(text.text, text.num_tokens, text.reason)
+        yield Generation(text.text, len(text.ids), text.reason, tuple(text.ids))

@@ -14,6 +14,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 import isoform
 from families import Peer, all_peers
+from isoform.checkpoint.families.registry import FAMILIES
+from isoform.checkpoint.special_ids import special_ids
 from isoform.codecs.codec import TextCodec
 from isoform.codecs.config import BPE, Bytes, Characters
 from isoform.codecs.registry import load_codec
@@ -469,3 +471,17 @@ def test_tokenizers_of_their_classes_have_the_same_ids_and_texts(name, tmp_path)
         expected = theirs(text).input_ids
         assert codec.encode_whole(text).tolist() == expected, text
         assert codec.decode(expected) == theirs.decode(expected, skip_special_tokens=True), text
+
+
+def test_special_ids_of_absent_fields_are_their_classes():
+    for model_type in {family.model_type for family in FAMILIES}:
+        config = peers.AutoConfig.for_model(model_type)
+        expected = {
+            name: getattr(config, name)
+            for name in ("decoder_start_token_id", "forced_eos_token_id", "begin_suppress_tokens", "bad_words_ids")
+            if getattr(config, name, None) is not None
+        }
+        if model_type == "t5":  # which has no default; transformers then refuses to generate
+            expected["decoder_start_token_id"] = config.pad_token_id
+        got = special_ids({"model_type": model_type})
+        assert got == {name: list(v) if isinstance(v, tuple) else v for name, v in expected.items()}, model_type

@@ -109,6 +109,19 @@ def test_a_stream_without_a_target_is_refused(tmp_path):
         prepare(streamed)
 
 
+def test_a_stream_names_the_record_that_is_no_plain_text(tmp_path):
+    with pytest.raises(ValueError, match=r"plain texts, which .*validation.jsonl, line 2 isn't; set it to packed"):
+        prepare(recipe(tmp_path, "decoder", "causal", TEXTS, [TEXTS[0], PAIRS[0]], data={"rows": "stream"}))
+
+
+def test_a_part_of_a_mixture_that_is_too_short_is_named(tmp_path):
+    made = recipe(tmp_path, "decoder", "causal", TEXTS)
+    short = write(tmp_path / "short.jsonl", TEXTS[:2])
+    parts = [{"path": made.data.path}, {"path": short}]
+    with pytest.raises(ValueError, match=r"^data.mixture, .*short.jsonl: the training text has 10 tokens, too few"):
+        prepare(with_changes(made, {"data": {"mixture": parts, "rows": "stream"}}))
+
+
 def test_a_start_that_doesnt_fit_begins_no_run(tmp_path):
     made = recipe(tmp_path, "decoder", "causal", TEXTS)
     train(made, tmp_path / "start", machine=CPU)
@@ -195,6 +208,12 @@ def test_doubts_are_said_before_the_first_step(tmp_path, capfd):
 
 def test_no_builtin_recipe_is_doubted():
     assert [name for name in builtin_recipes() if doubts(load_recipe(name).training)] == []
+
+
+def test_checkpoints_of_an_endless_run_are_counted_at_once(tmp_path):
+    training = {"checkpoint_every": 1, "keep_checkpoints": 3, "average_checkpoints": 3, "steps": 2**50}
+    made = recipe(tmp_path, "decoder", "causal", TEXTS, training=training)
+    assert not train(made, tmp_path / "run", machine=CPU, should_stop=lambda: True).summary.exists()
 
 
 @pytest.mark.parametrize("objective", [Masked(rate=0.01), Seq2seq()], ids=["masked", "seq2seq"])

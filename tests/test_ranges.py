@@ -19,6 +19,8 @@ from isoform.config import ConfigError, from_dict, overlay, to_dict
 from isoform.generation.config import Sampling
 from isoform.mask import Mask, Window
 from isoform.model.config import Lookup, ModelConfig, StackConfig
+from isoform.model.parts import Llama3Extension, NTKExtension, Rotary
+from isoform.model.position import rotary_frequencies
 from isoform.options import ScaleOptions
 from isoform.ranges import OutOfRange, Positive, Range, Rate, Share, ranges_of
 from isoform.recipe import Recipe
@@ -152,6 +154,14 @@ def test_files_and_flags_are_told_the_path(capsys):
     ):
         assert main(["train", "shakespeare", *flags]) == ExitCode.BAD_INPUT
         assert f"isoform: {message}" in capsys.readouterr().err
+
+
+def test_numbers_that_contradict_each_other_are_refused():
+    with pytest.raises(ValueError, match=r"high_frequency_factor=1\.0 must be above low_frequency_factor=1\.0"):
+        Llama3Extension(high_frequency_factor=1.0)
+    with pytest.raises(ValueError, match="needs two turned pairs"):
+        rotary_frequencies(Rotary(extension=NTKExtension()), 2)
+    assert rotary_frequencies(Rotary(extension=NTKExtension()), 4)[0].isfinite().all()
 
 
 def test_numbers_of_numpy_are_numbers():

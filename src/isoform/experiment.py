@@ -414,11 +414,11 @@ class _Session:
         """Raises ConfigError if fewer checkpoints will exist at the end than are to be averaged."""
         training, step = self.recipe.training, self.progress.step
         every, count = training.checkpoint_every or training.steps, training.average_checkpoints
-        steps = {checkpoint.step for checkpoint in list_checkpoints(self.run.checkpoints)}
-        steps |= {*range(step - step % every + every, training.steps, every), training.steps}
-        if len(steps) < count:
+        future = (training.steps - 1) // every - step // every + 1
+        total = len(list_checkpoints(self.run.checkpoints)) + future
+        if step < training.steps and total < count:
             raise ConfigError(
-                f"only {len(steps)} of the {count} checkpoints that training.average_checkpoints needs will exist at "
+                f"only {total} of the {count} checkpoints that training.average_checkpoints needs will exist at "
                 f"step {training.steps}, since others were removed, or set aside as damaged; restore them, or extend "
                 f"the run with training.steps"
             )

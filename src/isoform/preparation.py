@@ -85,18 +85,8 @@ def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
     recipe = with_sizes(recipe, codec)
     view = view_of(recipe, codec)
     tokens = [tokens_of(recipe, take_fraction(part.train, recipe.data.fraction), codec) for part in parts]
-    loaders = [
-        build_loader(
-            recipe.data,
-            part,
-            view,
-            context_length=recipe.model.context_length,
-            source_length=recipe.source_length,
-            seed=recipe.seed,
-            rows_per_step=recipe.rows_per_step,
-        )
-        for part in tokens
-    ]
+    names = [part.path for part in recipe.data.mixture] or [""]
+    loaders = [_loader(recipe, part, view, name) for part, name in zip(tokens, names, strict=True)]
     loader = _mixture(recipe, loaders)
     bytes_per_token = None
     if isinstance(codec, TextCodec) and view.is_text:
@@ -126,6 +116,22 @@ def load_records(data: Data) -> tuple[Sequence[Split], Split]:
     parts = [load_source(part.path, part.validation_path) for part in data.mixture]
     train, validation = ([r for part in parts for r in getattr(part, name)] for name in ("train", "validation"))
     return parts, Split(train, validation, tuple(source for part in parts for source in part.sources))
+
+
+def _loader(recipe: Recipe, tokens: TokenStore, view: View, name: str) -> Loader:
+    """The training rows of a source; errors begin with its name, if it is one of several."""
+    try:
+        return build_loader(
+            recipe.data,
+            tokens,
+            view,
+            context_length=recipe.model.context_length,
+            source_length=recipe.source_length,
+            seed=recipe.seed,
+            rows_per_step=recipe.rows_per_step,
+        )
+    except ValueError as error:
+        raise ValueError(f"data.mixture, {name}: {error}" if name else str(error)) from None
 
 
 def _mixture(recipe: Recipe, loaders: Sequence[Loader]) -> Loader:

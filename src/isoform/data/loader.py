@@ -376,4 +376,7 @@ def _weight(examples: list[Example]) -> float:
 def _check_stream(tokens: TokenStore, view: View) -> None:
     is_plain = view.inputs_mask == Causal() and view.is_text and not view.length(2, 1)[1]
     if not is_plain or tokens.prefixes.any() or tokens.features is not None:
-        raise ValueError("data.rows: stream and split need the objective causal and plain texts; set it to packed")
+        which = f", which {tokens.location(int(tokens.prefixes.argmax()))} isn't" if tokens.prefixes.any() else ""
+        raise ValueError(
+            f"data.rows: stream and split need the objective causal and plain texts{which}; set it to packed"
+        )

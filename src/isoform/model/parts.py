@@ -71,6 +71,13 @@ class Llama3Extension:
     high_frequency_factor: Positive = 4.0
     original_length: Size = 8192
 
+    def __post_init__(self) -> None:
+        if self.high_frequency_factor <= self.low_frequency_factor:
+            raise ValueError(
+                f"high_frequency_factor={self.high_frequency_factor} must be above "
+                f"low_frequency_factor={self.low_frequency_factor}"
+            )
+
 
 Extension = LinearExtension | NTKExtension | YaRNExtension | Llama3Extension
 

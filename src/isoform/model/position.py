@@ -254,6 +254,8 @@ def _extended(plain: Tensor, base: float, dim: int, extension: Extension) -> tup
         case LinearExtension():
             return slow, 1.0
         case NTKExtension(factor=factor):
+            if dim <= 2:
+                raise ValueError("an ntk extension needs two turned pairs of features or more; set another extension")
             exponents = torch.arange(0, dim, 2, dtype=torch.float64, device=CPU) / dim
             return (base * factor ** (dim / (dim - 2))) ** -exponents, 1.0
         case YaRNExtension():

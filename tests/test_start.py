@@ -1,6 +1,9 @@
 """A run may begin with the parameters and codec of another model."""
 
+import itertools
 import json
+import math
+import random
 import re
 from dataclasses import replace
 
@@ -12,11 +15,30 @@ from isoform.cli import main
 from isoform.codecs.config import BPE
 from isoform.data.config import Data
 from isoform.model.config import BlockConfig, ModelConfig, Pooled, StackConfig
-from isoform.model.parts import Attention, Dense, Experts, Learned, Rotary, TokenChoice
+from isoform.model.growth import load_grown
+from isoform.model.parts import (
+    ALiBi,
+    Attention,
+    Buckets,
+    Dense,
+    Experts,
+    Learned,
+    LinearExtension,
+    Llama3Extension,
+    NTKExtension,
+    Rotary,
+    Shaw,
+    Sinusoidal,
+    TokenChoice,
+    YaRNExtension,
+)
 from isoform.model.presets import PRESETS
+from isoform.model.transformer import Transformer
 from isoform.recipe import Recipe, load_recipe
 from isoform.run import export, load, model_of
+from isoform.terminal import Terminal
 from isoform.training.config import AdamW, Training
+from models import attention, build, config
 
 TEXT = "to be or not to be, that is the question. " * 60
 BLOCK = BlockConfig(mixer=Attention(num_heads=2), feedforward=Dense(activation="relu2"))
@@ -96,6 +118,93 @@ def test_the_context_may_be_another(recipe, tmp_path, position, length):
     assert second.model.config.context_length == length
     ids = torch.randint(0, 10, (2, 8))
     assert torch.equal(second.model(ids), load(first.folder).model(ids))
+
+
+FIXED = {
+    "none": None,
+    "rotary": Rotary(),
+    "base": Rotary(base=500.0),
+    "linear": Rotary(extension=LinearExtension(factor=1.0)),
+    "ntk": Rotary(extension=NTKExtension(factor=1.0)),
+    "yarn": Rotary(extension=YaRNExtension(factor=1.0, original_length=16)),
+    "llama3": Rotary(extension=Llama3Extension(factor=1.0, original_length=16)),
+    "sinusoidal": Sinusoidal(),
+    "alibi": ALiBi(),
+}
+
+
+@pytest.fixture(scope="module")
+def rotary_model():
+    return build(config())
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_what_of_positions_has_no_parameters_may_be_another(rotary_model, name):
+    later = replace(rotary_model.config, decoder=replace(rotary_model.config.decoder, position=FIXED[name]))
+    model, text = Transformer(later).eval(), torch.arange(12)[None]
+    changes = load_grown(model, rotary_model)
+    assert bool(changes) == (name != "rotary") and all("decoder.position" in change for change in changes)
+    for key, tensor in rotary_model.state_dict().items():
+        assert torch.equal(model.state_dict()[key], tensor)
+    if name in ("rotary", "linear", "ntk", "yarn", "llama3"):  # a factor of 1 is no extension
+        torch.testing.assert_close(model(text), rotary_model(text), rtol=1e-5, atol=1e-5)
+    else:
+        assert (model(text) - rotary_model(text)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Rotary(), Learned()),
+        (Learned(), Rotary()),
+        (Buckets(num_buckets=8), Buckets(num_buckets=16)),
+        (Buckets(num_buckets=8), ALiBi()),
+        (Shaw(distance=3), Shaw(distance=4)),
+        (None, Shaw()),
+    ],
+)
+def test_a_position_scheme_with_other_parameters_is_refused(before, after):
+    source, target = (Transformer(config(position=position)) for position in (before, after))
+    with pytest.raises(ValueError, match=r"the model to start from is another one: decoder.position"):
+        load_grown(target, source)
+
+
+def test_a_blocks_own_base_and_the_reach_of_buckets_may_be_others():
+    for before, after in (
+        (config(block=attention(position=Rotary(base=7.0))), config(block=attention(position=Rotary(base=70.0)))),
+        (config(position=Buckets(max_distance=20)), config(position=Buckets(max_distance=90))),
+    ):
+        source, target = build(before), Transformer(after)
+        assert len(load_grown(target, source)) == 1
+        assert all(torch.equal(target.state_dict()[name], tensor) for name, tensor in source.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_yarn_extends_the_context_of_a_trained_run(tmp_path, capsys):
+    words = ["".join(letters) for letters in itertools.product("abcdefgh", repeat=3)][::13]
+    text = " ".join(random.Random(0).choices(words, k=6000))
+    (tmp_path / "text.txt").write_text(text)
+    blocks = (BlockConfig(mixer=Attention(num_heads=2)),)
+    short = Recipe(
+        data=Data(path=str(tmp_path / "text.txt")),
+        model=ModelConfig(model_dim=32, context_length=32, decoder=StackConfig(num_layers=2, blocks=blocks)),
+        training=Training(
+            steps=200, global_batch_tokens=1024, validate_every=0, optimizer=AdamW(learning_rate=0.01), sample_tokens=1
+        ),
+    )
+    folder = experiment.train(short, tmp_path / "short").folder
+    longer = replace(short, start=str(folder), model=replace(short.model, context_length=256))
+    longer = replace(longer, training=replace(short.training, steps=20, optimizer=AdamW(learning_rate=0.003)))
+    extension = YaRNExtension(factor=8.0, original_length=32, beta_fast=2.0)
+    stack = replace(short.model.decoder, position=Rotary(extension=extension))
+    losses = []
+    for number, model in enumerate((longer.model, replace(longer.model, decoder=stack))):
+        capsys.readouterr()
+        run = experiment.train(replace(longer, model=model), tmp_path / f"longer-{number}", terminal=Terminal())
+        losses.append(json.loads(run.summary.read_text())["validation_loss"])
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("start ")]
+        assert "context_length 32 -> 256" in line and ("extension.kind yarn_extension" in line) == (number == 1)
+    assert math.isfinite(losses[1]) and losses[1] < 0.9 * losses[0]
 
 
 def test_another_model_is_refused_by_its_fields(recipe, tmp_path):

@@ -78,15 +78,16 @@ def build_model(recipe: Recipe, machine: Machine) -> Network:
     return model
 
 
-def initialize_from(model: Network, start: Network) -> None:
-    """Copy the parameters of `start` to a model. Raises ValueError naming the fields that differ."""
+def initialize_from(model: Network, start: Network) -> list[str]:
+    """Copy the parameters of `start` to a model, and return what is another about context and positions. Raises
+    ValueError naming the fields that differ otherwise."""
     if isinstance(model, Transformer) and isinstance(start, Transformer):
-        load_grown(model, start)
-    elif differences(model.config, start.config):
+        return load_grown(model, start)
+    if differences(model.config, start.config):
         fields = ", ".join(path for path, _, _ in differences(model.config, start.config))
         raise ValueError(f"the model to start from has another config; these fields differ: {fields}")
-    else:
-        model.load_state_dict(start.state_dict())
+    model.load_state_dict(start.state_dict())
+    return []
 
 
 def train(
@@ -229,7 +230,9 @@ class _Session:
         journal.check_fingerprints(self.fingerprints, journal.fingerprints)
         checkpoint = find_checkpoint(self.run.checkpoints, terminal.warn) if journal.continues else None
         if checkpoint is None and self.recipe.start:
-            initialize_from(self.model, runs.load(self.recipe.start).model)
+            changes = initialize_from(self.model, runs.load(self.recipe.start).model)
+            if changes:
+                terminal.say(f"start          {'; '.join(changes)}")
         self._restore(checkpoint)
         if compile is None:
             compile = machine.device.type == "cuda"

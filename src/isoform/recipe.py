@@ -72,9 +72,10 @@ class Recipe:
     """The seed of all random numbers: parameters, order, dropout, samples."""
     start: str = ""
     """A run directory, Hugging Face folder or GGUF file (or package:NAME/PATH of one) whose parameters and codec
-    training starts with; model.preset = "start" takes its config, too. The model may differ in dropout, and in further
-    special tokens and a head for other outputs, which are newly initialized; or have experts instead of a feed-forward,
-    which are then copies of it."""
+    training starts with; model.preset = "start" takes its config, too. The model may differ in dropout, in its
+    context and what of positions has no parameters (a rotary base, an extension), and in further special tokens,
+    learned positions and a head for other outputs, which are newly initialized; or have experts instead of a
+    feed-forward, which are then copies of it."""
     sample_prompt: str = "\n"
     """The prompt of samples during training."""
     expected_loss: NonNegative | None = None

@@ -7,6 +7,7 @@ copies share the work; they learn from there.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import assert_never
 
 import torch
 
@@ -15,7 +16,21 @@ from isoform.model.block import Block
 from isoform.model.component import Role, groups_of, roles_of, rows_of_parts
 from isoform.model.config import BlockConfig, Head, ModelConfig, Pooled, StackConfig
 from isoform.model.experts import upcycle_state
-from isoform.model.parts import LSTM, Attention, Experts, FeedForward, TokenChoice
+from isoform.model.parts import (
+    LSTM,
+    ALiBi,
+    Attention,
+    Buckets,
+    Experts,
+    FeedForward,
+    Grid,
+    Learned,
+    Position,
+    Rotary,
+    Shaw,
+    Sinusoidal,
+    TokenChoice,
+)
 from isoform.model.transformer import Transformer
 
 
@@ -45,18 +60,19 @@ def upcycle(model: Transformer, num_experts: int, num_active: int = 2, *, seed: 
 
 
 @torch.no_grad()
-def load_grown(target: Transformer, source: Transformer) -> None:
+def load_grown(target: Transformer, source: Transformer) -> list[str]:
     """Load another model's parameters; experts become copies of its feed-forward. New are tokens beyond its vocabulary,
     learned positions beyond its context, and a head with another kind of output.
 
-    Raises ValueError naming the fields that differ; dropout, initialization and the context's length may.
+    Returns what is another about context and positions. Raises ValueError naming the fields that differ; dropout,
+    initialization, the context's length and what of a position scheme holds no parameters may.
     """
     alike = _with_blocks(target.config, lambda block: replace(block, feedforward=_expert(block.feedforward)))
     compared = alike if _is_dense(source.config) else target.config
     has_new_head = _gives(source.config.head) != _gives(target.config.head)
     different = [
         f"{path}: {before} there, {now} here"
-        for path, before, now in differences(_sized(source.config), _sized(compared))
+        for path, before, now in differences(_compared(source.config), _compared(compared))
         if not path.startswith(("dropout", "initialization"))
         and not path.endswith(("mixer.dropout", "context_length"))
         and not (path == "vocab_size" and source.config.vocab_size < target.config.vocab_size)
@@ -87,6 +103,11 @@ def load_grown(target: Transformer, source: Transformer) -> None:
         n for n in result.missing_keys if roles.get(n) not in new and not (has_new_head and n.startswith("head."))
     ]
     assert not missing and not result.unexpected_keys
+    return [
+        f"{path} {now}" if before is None else f"{path} {before} -> {now}"
+        for path, before, now in differences(source.config, target.config)
+        if "position" in path.split(".") or path.endswith("context_length")
+    ]
 
 
 def _gives(head: Head) -> tuple:
@@ -102,8 +123,8 @@ def _is_dense(config: ModelConfig) -> bool:
     return not any(isinstance(block.feedforward, Experts) for stack in config.stacks for block in stack.blocks)
 
 
-def _sized(config: ModelConfig) -> ModelConfig:
-    """The config with the widths of dense feed-forwards written out."""
+def _compared(config: ModelConfig) -> ModelConfig:
+    """The config with the widths of dense feed-forwards written out, and of positions only what has parameters."""
 
     def block_of(block: BlockConfig) -> BlockConfig:
         inner = block.feedforward
@@ -111,7 +132,32 @@ def _sized(config: ModelConfig) -> ModelConfig:
             return block
         return replace(block, feedforward=replace(inner, feedforward_dim=config.feedforward_dim(inner)))
 
-    return _with_blocks(config, block_of)
+    def stack_of(stack: StackConfig | None) -> StackConfig | None:
+        if stack is None:
+            return None
+        has_own = isinstance(stack.position, Shaw)  # a block with a rotary scheme then lacks the tables of the others
+        blocks = stack.blocks if has_own else tuple(_without_rotary(block) for block in stack.blocks)
+        return replace(stack, position=_with_parameters(stack.position), blocks=blocks)
+
+    sized = _with_blocks(config, block_of)
+    return replace(sized, encoder=stack_of(sized.encoder), decoder=stack_of(sized.decoder))
+
+
+def _without_rotary(block: BlockConfig) -> BlockConfig:
+    return replace(block, mixer=replace(block.mixer, position=None)) if isinstance(block.mixer, Attention) else block
+
+
+def _with_parameters(position: Position | None) -> Position | None:
+    """A position scheme with a fixed value for what has no parameters."""
+    match position:
+        case None | Rotary() | Sinusoidal() | ALiBi():
+            return None
+        case Buckets(num_buckets=num_buckets):
+            return replace(position, max_distance=num_buckets)
+        case Learned() | Grid() | Shaw():
+            return position
+        case _:
+            assert_never(position)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from isoform.checkpoint import huggingface
 from isoform.checkpoint.huggingface import CONFIG, INDEX, WEIGHTS, read_folder, write_folder
 from isoform.checkpoint.tensors import state_of
 from isoform.cli import main
+from isoform.mask import Window
 from isoform.model.config import BlockConfig, Vocabulary
 from isoform.model.decoders import MODERN
 from isoform.model.parts import Attention, Gated, NTKExtension, RMSNorm, Rotary
@@ -140,7 +141,16 @@ def test_shards_are_written_and_read(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("form", "words"),
     [
-        (replace(MODERN, vocab_size=VOCAB), "feedforward Dense"),
+        (replace(MODERN, vocab_size=VOCAB), "feedforward Dense; gpt2: no norm RMSNorm$"),
+        (replace(LLAMA, decoder=replace(LLAMA.decoder, loops=2)), "model: llama, mistral: no decoder.loops=2$"),
+        (
+            config(position=Rotary(fraction=0.5), block=LLAMA.decoder.blocks[0]),
+            "llama, mistral: no decoder.position.fraction=0.5$",
+        ),
+        (
+            config(block=replace(LLAMA.decoder.blocks[0], mixer=Attention(num_heads=4, bias=True, pattern=Window(5)))),
+            r"llama: no decoder.blocks.0.mixer.pattern window; mistral: no decoder.blocks.0.mixer.bias=True$",
+        ),
         (replace(LLAMA, stem=replace(LLAMA.stem, previous=True)), "stem.previous"),
         (replace(LLAMA, head=Vocabulary(softcap=3.0)), "head.softcap"),
         (config(position=Rotary(extension=NTKExtension()), block=LLAMA.decoder.blocks[0]), "position.extension ntk"),

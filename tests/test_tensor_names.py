@@ -22,7 +22,9 @@ logging.getLogger("transformers").setLevel(logging.CRITICAL)
 transformers.utils.logging.disable_progress_bar()
 PEERS = all_peers()
 BY_TYPE = {family.model_type: family for family in FAMILIES}
-TIED = [name for name, peer in PEERS.items() if BY_TYPE[peer.config.model_type].ties]
+FIRST = {peer.config.model_type: name for name, peer in reversed(PEERS.items())}
+"""The first model of each type."""
+TIED = [name for model_type, name in FIRST.items() if BY_TYPE[model_type].ties]
 
 
 def saved(name: str, folder: Path, change, **fields) -> Path:
@@ -42,11 +44,6 @@ def theirs(name: str, folder: Path):
 
 def head_of(name: str) -> str:
     return BY_TYPE[PEERS[name].config.model_type].names["head.weight"]
-
-
-def is_one_head(name: str) -> bool:
-    """Whether the class knows one name for the table in its file, and another for the head."""
-    return PEERS[name].config.model_type != "t5"
 
 
 def without_prefix(prefix: str, dropped: str = ""):

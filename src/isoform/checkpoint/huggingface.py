@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from isoform.checkpoint.families.canonical import canonical, changes
+from isoform.checkpoint.families.canonical import ABSENT, canonical, changes
 from isoform.checkpoint.families.family import Family, NotRepresentable
 from isoform.checkpoint.families.registry import FAMILIES
 from isoform.checkpoint.store import tensor_chunks
@@ -292,25 +292,33 @@ def family_of(config: ModelConfig) -> tuple[Family, dict]:
             names = {part.name for parts in slices.values() for part in parts}
             back = canonical(family.read(family.fields_of(written, family.model_type), names))
         except ValueError as error:
-            refused[family.model_type] = [str(error)]
+            refused[family.model_type] = [f"no {error}" if str(error) not in ("encoder", "decoder") else str(error)]
             continue
         unnamed = [ours for ours, parts in slices.items() if not parts]
-        reason = [*dict.fromkeys(changes(config, target, back))] or unnamed
+        reason = [*dict.fromkeys(changes(config, target, back))] or [f"no {name}" for name in unnamed]
         if not reason:
             return family, written
         differing[family.model_type] = reason
-    nearest = sorted(differing.items(), key=lambda item: len(item[1]))
-    raise ValueError(f"no class of transformers can represent this model: {_reasons([*nearest, *refused.items()])}")
+    raise ValueError(f"no class of transformers can represent this model: {_reasons(differing, refused)}")
 
 
-def _reasons(obstacles: list[tuple[str, list[str]]]) -> str:
-    """What stands in the way of each family, those with the same obstacles together, long lists cut."""
+def _reasons(differing: dict[str, list[str]], refused: dict[str, list[str]]) -> str:
+    """What stands in the way of the nearest families, those that lack fewest of the fields that the config sets; with
+    the first obstacle of the others if none is near."""
+    fewest = min(map(_distance, differing.values()), default=(0, 0))
+    shown = {name: fields for name, fields in differing.items() if _distance(fields) == fewest}
+    if not shown or sum(fewest) > 2:
+        shown |= {name: fields for name, fields in refused.items() if fields not in (["encoder"], ["decoder"])}
     families: dict[str, list[str]] = {}
-    for name, fields in obstacles:
+    for name, fields in shown.items():
         more = f" and {len(fields) - 4} more" if len(fields) > 5 else ""
-        if fields not in (["encoder"], ["decoder"]):
-            families.setdefault(", ".join(fields[:4] if more else fields) + more, []).append(name)
-    return "; ".join(f"{', '.join(names)}: no {reason}" for reason, names in families.items())
+        families.setdefault(", ".join(fields[:4] if more else fields) + more, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in families.items())
+
+
+def _distance(fields: list[str]) -> tuple[int, int]:
+    """How many fields stand in the way, and how many of them are such that the config leaves out."""
+    return len(fields), sum(field.startswith(ABSENT) for field in fields)
 
 
 def exportable(config: Model) -> str | None:

@@ -100,11 +100,15 @@ _DERIVED = {
 """Fields that another one stands for where they are left open."""
 
 
+ABSENT = "never without "
+"""Before a field that a class always has, and the config leaves out."""
+
+
 def changes(config: ModelConfig, target: Any, back: Any, path: str = "") -> Iterator[str]:
-    """The fields in which the canonical form `target` of a config differs from another, as the config has them: with
-    their values, under the field that stands for one left open, and without the fields of a part of another kind."""
+    """What another class lacks of a config, whose canonical form is `target`: the fields in which that differs from
+    `back`, as the config has them, with their values, and without the fields of a part of another kind."""
     if type(target) is not type(back) and (is_dataclass(target) or is_dataclass(back)):
-        yield f"{_own(config, path)}{'' if target is None else f' {kind_of(type(target))}'}"
+        yield f"{ABSENT}{path}" if target is None else f"no {_own(config, path)} {kind_of(type(target))}"
     elif is_dataclass(target):
         for field in fields(target):
             inner = f"{path}.{field.name}".lstrip(".")
@@ -113,7 +117,7 @@ def changes(config: ModelConfig, target: Any, back: Any, path: str = "") -> Iter
         for i in range(max(len(target), len(back))):
             yield from changes(config, target[i % len(target)], back[i % len(back)], f"{path}.{i}")
     elif target != back:
-        yield f"{_own(config, path)}={target!r}"
+        yield f"{ABSENT}{path}" if target is None else f"no {_own(config, path)}={target!r}"
 
 
 def _own(config: ModelConfig, path: str) -> str:

@@ -65,10 +65,8 @@ def _write(config: ModelConfig, block: BlockConfig, gated: Gated) -> dict:
 
 def _read_dense(fields: Fields, names: set[str]) -> ModelConfig:
     layers, window = read_layers(fields), _read_window(fields)
-    first = fields.get("max_window_layers")
-    if not isinstance(first, int):
-        raise ValueError(f"{fields.where}: max_window_layers={first!r} is no integer")
-    implied = [SLIDING if window is not None and i >= first else FULL for i in range(layers)]
+    first = layers if window is None else int(fields.number("max_window_layers"))
+    implied = [SLIDING if i >= first else FULL for i in range(layers)]
     blocks = read_blocks(fields, implied, "max_window_layers" if window else "", _read_block(fields), window)
     return read_decoder(fields, names, blocks, read_rotary(fields))
 

@@ -45,7 +45,16 @@ from isoform.generation.decode import Prompt, build_prompt, check_lengths
 from isoform.generation.streaming import Generation
 from isoform.generation.streaming import generate as generate_texts
 from isoform.journal import Journal, earlier_logs
-from isoform.machine import Energy, Machine, can_compile, choose_machine, describe, measured_peaks, peak_memory
+from isoform.machine import (
+    Energy,
+    Machine,
+    can_compile,
+    choose_machine,
+    describe,
+    device_memory,
+    measured_peaks,
+    peak_memory,
+)
 from isoform.mask import Full
 from isoform.model.adapters import adapt
 from isoform.model.baselines import build_module
@@ -61,13 +70,18 @@ from isoform.run import Run, Trained
 from isoform.terminal import Progress as Bar
 from isoform.terminal import Terminal, count
 from isoform.training.config import doubts
+from isoform.training.memory import check_memory
 from isoform.training.metrics import read_metrics
 from isoform.training.optimizer import build_optimizers, freeze, load_optimizer_state, named_slots, optimizer_state
 from isoform.training.trainer import Diverged, Interrupted, Progress, check_finite, train_loop, until_stopped
 
 
 def build_model(recipe: Recipe, machine: Machine) -> Network:
-    """The recipe's model, initialized with the recipe's seed."""
+    """The recipe's model, initialized with the recipe's seed.
+
+    Raises ValueError, before anything is allocated, for a model that can't be trained in this machine's memory.
+    """
+    check_memory(recipe.model, recipe.training, device_memory(machine))
     torch.manual_seed(recipe.seed)
     model = build_module(recipe.model).to(machine.device)
     if machine.device.type == "cpu":
@@ -112,6 +126,7 @@ def train(
     """
     terminal = Terminal(quiet=True) if terminal is None else terminal
     machine = choose_machine() if machine is None else machine
+    check_memory(recipe.model, recipe.training, device_memory(machine))
     run = runs.next_run(name) if out is None else Run(Path(out))
     try:
         make_folder(run.folder)

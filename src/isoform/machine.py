@@ -204,6 +204,13 @@ def physical_memory() -> int:
         return 2**40
 
 
+def device_memory(machine: Machine) -> int:
+    """Bytes of the memory that holds a model: of the GPU, or of the machine."""
+    if machine.device.type == "cuda":
+        return torch.cuda.get_device_properties(machine.device).total_memory
+    return physical_memory()
+
+
 def measured_peaks(machine: Machine, *, refresh: bool = False) -> Peaks:
     """The machine's peaks, measured now (in a second or two) or read from the cache."""
     key = "|".join(str(v) for v in describe(machine).values())

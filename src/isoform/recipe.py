@@ -256,7 +256,9 @@ def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 def _without_preset(data: Mapping[str, Any], model_of: ModelOf | None = None) -> dict[str, Any]:
     """Plain data with the model's preset replaced by all its fields."""
-    model = dict(data.get("model", {}))
+    if not isinstance(table := data.get("model", {}), Mapping):
+        return dict(data)  # which `from_dict` refuses
+    model = dict(table)
     preset = model.pop("preset", None)
     if preset is None:
         return dict(data)

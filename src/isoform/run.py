@@ -43,7 +43,7 @@ from isoform.model.adapters import adapt, without_adapters
 from isoform.model.baseline_config import Model
 from isoform.model.baselines import build_module
 from isoform.model.config import Linear, ModelConfig, Pooled
-from isoform.model.cost import num_matrix_parameters
+from isoform.model.cost import num_matrix_parameters, num_parameters
 from isoform.model.network import Network
 from isoform.model.transformer import Transformer
 from isoform.objectives.views import View, build_view
@@ -322,21 +322,25 @@ def _load_run(run: Run) -> Trained:
     manifest = read_manifest(path)
     if manifest is not None:
         verify_files(path, manifest, manifest.beginning)
-    recipe, config = read_recipe(run), read_json(run.model / CONFIG)
-    if config.get("format", 0) > FORMAT:
-        raise ValueError(
-            f"{path} was written in format {config['format']}, this isoform reads up to {FORMAT}; upgrade it"
-        )
-    kind = {"kind": kind_of(ModelConfig)}  # which older runs omit
-    model = build_module(from_dict(Model, {**kind, **config["model"]}))
+    recipe = read_recipe(run)
+    config, model_config = _read_config(run.model / CONFIG)
     is_averaged = recipe.training.average_checkpoints > 1 and run.is_finished
     checkpoint = find_checkpoint(run.checkpoints) if run.checkpoints.is_dir() and not is_averaged else None
-    if recipe.training.adapters is not None:
-        adapt(model, recipe.training.adapters)
     weights = run.weights
     if checkpoint is not None:
+        weights = checkpoint.path / "model.safetensors"
+    elif not weights.exists() or not (manifest is None or manifest.is_finished):
+        raise ValueError(f"{path} has no checkpoint yet; continue it with: isoform train --out {path}")
+    if (size := num_parameters(model_config)) > (num_bytes := weights.stat().st_size):
+        raise ValueError(
+            f"{run.model / CONFIG} describes {size:,} parameters, but {weights} has {num_bytes:,} bytes; they differ"
+        )
+    model = build_module(model_config)
+    if recipe.training.adapters is not None:
+        adapt(model, recipe.training.adapters)
+    if checkpoint is not None:
         tensors, step = model_tensors(checkpoint, model), checkpoint.step
-    elif weights.exists() and (manifest is None or manifest.is_finished):
+    else:
         check_safetensors(weights)
         if manifest is not None:
             verify_files(path, manifest, [WEIGHTS])
@@ -347,13 +351,26 @@ def _load_run(run: Run) -> Trained:
             tensors, step = upgrade_tensors(tensors, layout, model), recipe.training.steps
         except SafetensorError as error:
             raise ValueError(f"{weights} is damaged ({error}); copy it again or train it again") from error
-    else:
-        raise ValueError(f"{path} has no checkpoint yet; continue it with: isoform train --out {path}")
     load_state(model, tensors)
     without_adapters(model)
     return Trained(
         model, load_codec(run.model), recipe, bool(config.get("answers_source", config.get("is_pair"))), step
     )
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], Model]:
+    """The config.json of a run, and the model that it describes. Raises ValueError naming the file."""
+    config = read_json(path)
+    version, model = config.get("format", 0), config.get("model")
+    if not isinstance(version, int) or not isinstance(model, dict):
+        raise ValueError(f"{path} is damaged: it needs a number 'format' and a table 'model'; copy it again")
+    if version > FORMAT:
+        raise ValueError(f"{path} was written in format {version}, this isoform reads up to {FORMAT}; upgrade it")
+    kind = {"kind": kind_of(ModelConfig)}  # which older runs omit
+    try:
+        return config, from_dict(Model, {**kind, **model})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def model_tensors(checkpoint: Checkpoint, model: Network) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 MAX_GROWTH = 64
 """How much longer all replacements of a part together may make a text."""
-MAX_ID = 4 * 10**6
+MAX_ID = 10**6
 """The largest id of a token; the largest vocabularies have 300,000."""
 MAX_PATTERN = 10_000
 """Characters of a pattern; the longest of published tokenizers has about 1,000."""

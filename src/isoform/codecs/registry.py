@@ -93,6 +93,8 @@ def load_codec(folder: str | Path, ids: Mapping[str, Any] | None = None) -> Code
     try:
         kind = form["kind"]
         alphabet = form["alphabet"] if kind == "characters" else ""
+        if not isinstance(alphabet, str):
+            raise TypeError(alphabet)
         extra = tuple(map(str, form.get("special", ()))) if kind in ("characters", "bytes") else ()
         special_ids = SpecialIds(**form["special_ids"]) if "special_ids" in form else None
         origin = read_origin(folder, form["origin"]) if "origin" in form else Origin()

@@ -86,7 +86,10 @@ def constraints_of(codec: TextCodec, num_rows: int) -> Constraints:
     """
     fields = codec.origin.generation
     ends = _ids(fields, "eos_token_id", num_rows) or ((codec.end_of_text,) if codec.special else ())
-    banned = [_checked("bad_words_ids", ids, num_rows) for ids in fields.get("bad_words_ids") or ()]
+    lists = fields.get("bad_words_ids") or []
+    if not isinstance(lists, list):
+        raise ValueError(f"generation_config.json: bad_words_ids={lists!r} is no list of lists of ids; correct it")
+    banned = [_checked("bad_words_ids", ids, num_rows) for ids in lists]
     single = [ids[0] for ids in banned if len(ids) == 1 and ids[0] not in ends]
     others = {
         name: value

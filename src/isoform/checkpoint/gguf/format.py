@@ -28,6 +28,8 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 MAX_DIMENSIONS = 4
 LARGEST = 2**31
 """The upper limit of sizes in the metadata."""
+MAX_VALUES = 4 * 10**6
+"""The most values in the lists of the metadata; a vocabulary of 300,000 tokens has 1,500,000."""
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Formats that are returned as stored; all others are dequantised to float32."""
 
@@ -103,7 +105,7 @@ class _Reader:
     """Sequential reads from a file, never beyond its end."""
 
     def __init__(self, path: Path, data: np.ndarray) -> None:
-        self.path, self.data, self.offset = path, data, 0
+        self.path, self.data, self.offset, self.num_values = path, data, 0, 0
 
     def take(self, count: int, what: str) -> memoryview:
         """The next bytes. Raises ValueError if the file ends before."""
@@ -139,6 +141,11 @@ class _Reader:
                 f"{self.path}: {what} has the unknown type {value_type}; the file is damaged, get it again"
             )
         value_type, count = self.scalar("I", what), self.scalar("Q", what)
+        self.num_values += count
+        if self.num_values > MAX_VALUES:
+            raise ValueError(
+                f"{self.path}: {what} brings the values of its metadata above {MAX_VALUES:,}; get it again"
+            )
         if value_type == STRING:
             self.check_room(count, 8, what)
             return [self.text(what) for _ in range(count)]

@@ -28,6 +28,7 @@ from pathlib import Path
 import isoform
 from isoform.cli import main
 from isoform.config import overlay
+from isoform.files import seal
 from isoform.machine import choose_machine
 from isoform.model.presets import PRESETS
 
@@ -71,7 +72,7 @@ class Marker:
 
 
 def harmless(folder: Path) -> None:
-    """A folder with a text, a run, and folders of other libraries: `run`, `hf`, `text.txt`."""
+    """A folder with a text, runs, and a folder of another library: `text.txt`, `run`, `sealed`, `hf`."""
     text = folder / "text.txt"
     text.write_text("the cat sat on the mat, and the dog sat on the cat.\n" * 40)
     model = {"model_dim": 8, "context_length": 16, "decoder": {"num_layers": 1}}
@@ -90,6 +91,8 @@ def harmless(folder: Path) -> None:
         )  # fmt: skip
         isoform.train(llama, "llama", machine=choose_machine("cpu", "float32"))
         isoform.export(isoform.load("llama"), folder / "hf")
+        shutil.copytree("run", "sealed")
+        Path("run/manifest.json").unlink()  # as in runs of earlier versions, so that what is changed is read
     finally:
         os.chdir(before)
 
@@ -320,6 +323,17 @@ def run_cases() -> Iterator[Case]:
             ("train", "--no_report", "--out", "run", "--training.steps", "3"),
             linked(f"run/{name}"),
         )
+    sealed, entry = ("generate", "sealed", *GENERATE), {"path": RECIPE, "size": 1, "sha256": "a"}
+    for kind in KINDS:
+        yield Case(f"manifest {kind}", sealed, special("sealed/manifest.json", kind))
+        yield Case(f"manifest, recipe {kind}", sealed, special(f"sealed/{RECIPE}", kind))
+    whole = {"format": 1, "files": [entry], "fingerprints": {}, "changes": []}
+    for change in (
+        *({name: value} for name in whole for value in (None, "x", 3, [3], {"a": 3})),
+        *({"files": [{**entry, "path": path}]} for path in ("/etc/passwd", "../../x", "/dev/zero", ESCAPES, 3)),
+    ):
+        make = put("sealed/manifest.json", seal({**whole, **change}))
+        yield Case(f"manifest {change}"[:60], sealed, make)
     yield Case("run package", ("generate", "package:torch/../../../../etc"), lambda folder: None)
 
 

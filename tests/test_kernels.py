@@ -39,6 +39,18 @@ def test_rms_norm():
     compared(lambda x, g: kernels.rms_norm(x, 1e-6, g), lambda x, g: plain(x) * g, (3, 5, 16), (16,))
 
 
+@pytest.mark.parametrize("block", [1, 5, 64])
+def test_an_online_softmax_is_a_softmax_however_large_the_scores(block):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 21, 8, dtype=torch.float64).unbind()
+    for scale in (1.0, 1e3, -1e5):
+        k[:, 7] = scale * q[:, 7]
+        plain = (q @ k.mT / 8**0.5).softmax(-1) @ v
+        everything = torch.ones(21, 21, dtype=torch.bool)
+        torch.testing.assert_close(kernels.online_attention(q, k, v, everything, block=block), plain)
+    assert (kernels.online_attention(q, k, v, ~everything, block=block) == 0).all()
+
+
 @pytest.mark.parametrize("length", [1, 2, 17, kernels.SHORT])
 def test_short_causal_attention(length):
     shape = (2, 3, length, 8)

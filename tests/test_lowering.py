@@ -14,6 +14,7 @@ from isoform.batch import plain_coordinates
 from isoform.machine import compiler
 from isoform.mask import Causal, Coordinates, FixedSparse, Full, Local2D, Mask, Prefix, Strided, Window, dense_mask
 from isoform.model import lowering
+from isoform.model.kernels import online_attention
 from isoform.model.lowering import (
     ALL,
     CAUSAL,
@@ -109,6 +110,8 @@ def test_every_kernel_is_the_predicate(mask, rows):
     scores = q @ k.repeat_interleave(groups, 1).mT / math.sqrt(8)
     weights = scores.masked_fill(~safe, -torch.inf).softmax(-1) * edges
     expected = weights @ v.repeat_interleave(groups, 1)
+    online = online_attention(q, *(t.repeat_interleave(groups, 1) for t in (k, v)), edges, block=8)
+    assert_same(online, expected, (q, k, v))
     for kernel in ("auto", "sdpa", "dense"):
         allowed = lower(mask, at, at, kernel=kernel)
         assert torch.equal(dense_allowed(allowed, q, k).expand_as(edges), edges)

@@ -1,7 +1,8 @@
 """Plain functions for the few operations that PyTorch does slowly on a CPU, each with its own backward pass.
 
 They keep one tensor where autograd would keep three, and read memory once where it would read it often; one
-test holds each to its plain form. Elsewhere (inference, CUDA, torch.compile) the plain form is used.
+test holds each to its plain form. Elsewhere (inference, CUDA, torch.compile) the plain form is used. One more shows
+how fused kernels compute attention: `online_attention`.
 """
 
 from __future__ import annotations
@@ -180,6 +181,27 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     is_kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= round(rate * 2**16) - 2**15
     return x * is_kept.to(x.dtype).div_(1 - rate)
+
+
+def online_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, *, block: int = 64) -> Tensor:
+    """softmax(q k^T / sqrt(H)) v over the keys that `visible` (.., T, S) names: q (.., T, H), k and v (.., S, H) to
+    (.., T, H).
+
+    It reads the keys block by block, so that no row of scores is ever whole: online softmax (Milakov and Gimelshein
+    2018), which is the core of FlashAttention (Dao et al. 2022). Of the keys so far it holds the greatest score, and
+    the sums of weights and of weighted values relative to that; a greater score shrinks both sums. A query without keys
+    gives zeros. It is here to be read, and as an oracle for the kernels that lowering.py calls.
+    """
+    top = q.new_full((*q.shape[:-1], 1), torch.finfo(q.dtype).min)
+    total, out = torch.zeros_like(top), torch.zeros_like(q)
+    for keys, values, seen in zip(k.split(block, -2), v.split(block, -2), visible.split(block, -1), strict=True):
+        scores = (q @ keys.mT * q.shape[-1] ** -0.5).masked_fill(~seen, -math.inf)
+        higher = torch.maximum(top, scores.amax(-1, keepdim=True))
+        weights, shrink = (scores - higher).exp(), (top - higher).exp()
+        total = total * shrink + weights.sum(-1, keepdim=True)
+        out = out * shrink + weights @ values
+        top = higher
+    return out / total.clamp(min=torch.finfo(q.dtype).tiny)
 
 
 class _ShortAttention(Function):

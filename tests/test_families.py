@@ -23,6 +23,8 @@ PEERS = all_peers()
 ALL = pytest.mark.parametrize("name", PEERS)
 DECODERS = [name for name, peer in PEERS.items() if peer.form == "decoder"]
 LIMIT = 5e-5  # of logits whose standard deviation is about 1, in float32
+GATED = {"vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+GATED |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 40}
 CACHE: dict[str, tuple] = {}
 
 
@@ -70,6 +72,17 @@ def our_logits(model: Transformer, name: str, **more) -> torch.Tensor:
     _, arguments, keywords = inputs(name)
     logits = model(*arguments, **keywords, **more)
     return logits[:, 0] if PEERS[name].form == "patches" else logits
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "linear"])
+@torch.no_grad()
+def test_gates_without_a_rectifier_go_in_and_out(activation, tmp_path):
+    peer = replace(PEERS["llama3"], config=type(PEERS["llama3"].config)(**GATED, hidden_act=activation))
+    theirs, ours = make(peer, tmp_path / "in"), read_folder(tmp_path / "in")
+    torch.testing.assert_close(ours(ids(1)), theirs(ids(1)).logits, rtol=0, atol=LIMIT)
+    write_folder(ours, tmp_path / "out")
+    again = peer.model.from_pretrained(tmp_path / "out")
+    assert torch.equal(again(ids(1)).logits, theirs(ids(1)).logits)
 
 
 @ALL

@@ -217,8 +217,8 @@ def check_export(config: ModelConfig, paths: list[str], folder: Path) -> bool:
     try:
         name = write_folder(model, folder)
     except ValueError as error:
-        named = [path.removesuffix(".kind").rsplit(".", 1)[-1] for path in paths]
-        assert any(field in str(error) for field in named), error
+        if len(paths) == 1:  # of two, another class may lack less than the one that the config comes from
+            assert paths[0].removesuffix(".kind").rsplit(".", 1)[-1] in str(error), error
         for path in re.findall(r"no ((?:encoder|decoder|stem|head)[\w.]+)", str(error)):
             assert is_set(config, path), f"{path} is none of the config's own fields"
         return False

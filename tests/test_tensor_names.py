@@ -73,6 +73,21 @@ def test_an_encoder_without_a_head_gives_a_vector(name, over, tmp_path):
     assert write_folder(base, tmp_path / "again") == type(model).__name__
 
 
+@pytest.mark.parametrize("name", FIRST.values())
+def test_the_names_of_today_are_read_too(name, tmp_path):
+    model = make(PEERS[name], tmp_path / "original")
+    model.save_pretrained(tmp_path / "today", save_original_format=False)
+    assert_equal_logits(model, read_folder(tmp_path / "today"))
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (6, 48), (20_000, 2, 1)])
+def test_a_stack_of_experts_of_another_shape_is_named(shape, tmp_path):
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    folder = saved("qwen3-moe", tmp_path, lambda tensors: tensors.update({name: torch.ones(shape)}))
+    with pytest.raises(ValueError, match=f"the tensor {name} is there"):
+        read_folder(folder)
+
+
 def test_a_decoder_without_a_head_is_read_if_it_is_tied(tmp_path):
     folder = saved("llama2", tmp_path, without_prefix("model", "lm_head.weight"), tie_word_embeddings=False)
     with pytest.raises(ValueError, match=r"a base model without a head: lm_head.weight is missing"):
@@ -164,6 +179,20 @@ def test_an_encoder_with_a_table_of_its_own_stays_so(tmp_path):
     assert_equal_logits(theirs("bart", folder), ours)
     write_folder(ours, tmp_path / "ours")
     assert_equal_logits(theirs("bart", tmp_path / "ours"), ours)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_positions_in_a_file_of_marian_are_those_that_are_read(factor, tmp_path):
+    model = make(PEERS["marian"], tmp_path / "theirs")
+    tables = {
+        f"model.{stack}.embed_positions.weight": model.get_submodule(f"model.{stack}.embed_positions").weight * factor
+        for stack in ("encoder", "decoder")
+    }
+    folder = saved("marian", tmp_path / "theirs", lambda tensors: tensors.update(tables))
+    ours = read_folder(folder)
+    assert_equal_logits(theirs("marian", folder), ours)
+    write_folder(ours, tmp_path / "ours")
+    assert_equal_logits(theirs("marian", tmp_path / "ours"), ours)
 
 
 def test_parameters_without_a_use_are_named_once(tmp_path):

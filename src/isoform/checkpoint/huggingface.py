@@ -23,7 +23,7 @@ from isoform.checkpoint.families.canonical import ABSENT, canonical, changes
 from isoform.checkpoint.families.family import Family, NotRepresentable
 from isoform.checkpoint.families.registry import FAMILIES
 from isoform.checkpoint.store import tensor_chunks
-from isoform.checkpoint.tensors import StoredTensor, TensorSlice, build_empty, fill, slices_of, state_of
+from isoform.checkpoint.tensors import StoredTensor, TensorSlice, build_empty, fill, renamed, slices_of, state_of
 from isoform.files import make_folder, write_chunks, write_text
 from isoform.model.baseline_config import Model
 from isoform.model.config import ModelConfig
@@ -78,7 +78,8 @@ def read_folder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> T
         tensors = _open(folder, stack)
         config, where = read_json(folder / CONFIG), str(folder / CONFIG)
         family = _family_of(config, where)
-        tensors = {_current_name(family, name): tensor for name, tensor in tensors.items()}
+        tensors = {_full_name(family, name): tensor for name, tensor in tensors.items()}
+        tensors = renamed(tensors, family.newer_names)
         _leave_aside(tensors, family, str(folder))
         _tie(tensors, family, config, where)
         absent = _absent(family, config)
@@ -174,13 +175,14 @@ def _family_of(config: dict, where: str) -> Family:
     raise ValueError(f"{where}: model_type={kind!r} is not supported (known: {model_types})")
 
 
-def _current_name(family: Family, name: str) -> str:
+def _full_name(family: Family, name: str) -> str:
     """A tensor's name in the class with a head, as it is today: LayerNorm once had gamma and beta."""
     for before, today in ((".gamma", ".weight"), (".beta", ".bias")):
         name = name.removesuffix(before) + today if name.endswith(before) else name
     if not family.prefix or name.startswith(family.prefix):
         return name
-    named = [*family.names.values(), *family.redundant, *family.unused, *family.ties, *family.ties.values()]
+    named = [*family.names.values(), *family.newer_names, *family.ties, *family.ties.values()]
+    named += [*family.redundant, *family.unused]
     modules = {theirs.split(".")[1] for theirs in named if theirs.startswith(family.prefix)}
     return family.prefix + name if name.split(".")[0] in modules else name
 

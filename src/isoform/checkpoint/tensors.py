@@ -6,10 +6,12 @@ and `[a|b]` are tensors that are concatenated along the rows in ours.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import assert_never
 
 import torch
@@ -49,6 +51,38 @@ class Reshaped:
     """Theirs has the same values in another shape, which `shape` returns."""
 
     shape: Callable[[ModelConfig], tuple[int, ...]]
+
+
+MOST_EXPERTS = 10_000
+
+
+def renamed(tensors: Mapping[str, StoredTensor], names: Mapping[str, str]) -> dict[str, StoredTensor]:
+    """The tensors under other names of theirs: `names` maps patterns of those in the file to patterns of those wanted.
+
+    What the file stacks over experts, and over the tensors in brackets along the rows, is cut; a tensor whose shape
+    isn't that of such a stack keeps its name.
+    """
+    whole = lru_cache(maxsize=1)(lambda tensor: tensor.read())
+    cut: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        number, pattern = re.search(r"\.(\d+)\.", name), re.sub(r"\.\d+\.", ".#.", name)
+        front, _, leaf = pattern.rpartition(".")
+        wanted = names.get(pattern) or names.get(f"{front}.*", name)
+        wanted = wanted.replace("#", number[1] if number else "").replace("*", leaf)
+        if "@" not in wanted or len(tensor.shape) != 3 or tensor.shape[0] > MOST_EXPERTS:
+            cut[name if "@" in wanted else wanted] = tensor
+            continue
+        bracket = re.search(r"\[(.*)\]", wanted)
+        parts = [wanted] if bracket is None else [wanted.replace(bracket[0], part) for part in bracket[1].split("|")]
+        experts, rows = tensor.shape[0], tensor.shape[1] // len(parts)
+        for expert, (i, part) in itertools.product(range(experts), enumerate(parts)):
+            read = partial(_cut, whole, tensor, expert, slice(i * rows, (i + 1) * rows))
+            cut[part.replace("@", str(expert))] = replace(tensor, shape=(rows, *tensor.shape[2:]), read=read)
+    return cut
+
+
+def _cut(whole: Callable[[StoredTensor], Tensor], tensor: StoredTensor, expert: int, rows: slice) -> Tensor:
+    return whole(tensor)[expert, rows]
 
 
 Transform = Transposed | UnusedRows | Reshaped

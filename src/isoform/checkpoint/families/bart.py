@@ -37,7 +37,12 @@ def _read_bart(fields: Fields, names: set[str]) -> ModelConfig:
 
 def _read_marian(fields: Fields, names: set[str]) -> ModelConfig:
     fields.require(share_encoder_decoder_embeddings=True, decoder_vocab_size=fields.get("vocab_size"))
-    return _read(fields, names, StackConfig(position=Sinusoidal(order="halves"), final_norm=False))
+    has_table = "model.encoder.embed_positions.weight" in names  # as files of earlier versions, which may hold any
+    return _read(
+        fields,
+        names,
+        StackConfig(position=Learned() if has_table else Sinusoidal(order="halves"), final_norm=False),
+    )
 
 
 def _write_bart(config: ModelConfig) -> dict:
@@ -92,6 +97,5 @@ MARIAN = Family(
     transforms=_BIAS,
     aliases=ALIASES,
     ties=_TIES,
-    redundant=("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"),
     prefix="model.",
 )

@@ -36,6 +36,8 @@ class Family:
     transforms: Mapping[str, Transform] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other names of fields, which precede them."""
+    newer_names: Mapping[str, str] = field(default_factory=dict)
+    """What transformers calls tensors since version 5, where a folder keeps that: patterns of those to `names`."""
     ties: Mapping[str, str] = field(default_factory=dict)
     """Tensors of theirs that are another one where `tie_word_embeddings` says so, as it does for `always_tied`. A file
     may hold either name, or both; untied, all are there."""

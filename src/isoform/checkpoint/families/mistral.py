@@ -106,6 +106,11 @@ MIXTRAL = Family(
         "router_aux_loss_coef": 0.001,
     },
     aliases={"num_experts": "num_local_experts"},
+    newer_names={
+        "model.layers.#.mlp.gate.weight": "model.layers.#.block_sparse_moe.gate.weight",
+        "model.layers.#.mlp.experts.gate_up_proj": "model.layers.#.block_sparse_moe.experts.@.[w1|w3].weight",
+        "model.layers.#.mlp.experts.down_proj": "model.layers.#.block_sparse_moe.experts.@.w2.weight",
+    },
     read=_read_mixtral,
     write=_write_mixtral,
     names=DECODER | PRE_NORMS | _EXPERTS,

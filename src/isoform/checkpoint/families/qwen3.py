@@ -156,6 +156,10 @@ QWEN3_MOE = Family(
     write=_write_experts,
     names=DECODER | PRE_NORMS | _EXPERTS,
     aliases={"num_experts": "num_local_experts"},
+    newer_names={
+        "model.layers.#.mlp.experts.gate_up_proj": "model.layers.#.mlp.experts.@.[gate_proj|up_proj].weight",
+        "model.layers.#.mlp.experts.down_proj": "model.layers.#.mlp.experts.@.down_proj.weight",
+    },
     ties=TIES,
     redundant=REDUNDANT,
     prefix="model.",

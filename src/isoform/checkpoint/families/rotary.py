@@ -49,7 +49,7 @@ def read_rotary(fields: Fields) -> Rotary:
         fields.contradicts("rope_parameters", "rope_scaling", table.values, taken="rope_scaling")
     values = dict(table.values or given.values)
     for name in ("rope_theta", "partial_rotary_factor"):
-        if name in values and fields.values.get(name, values[name]) != values[name]:
+        if name in values and fields.values.get(name) not in (None, values[name]):
             fields.contradicts(name, f"rope_parameters: {name}", values[name], taken="the latter")
         values.setdefault(name, fields.get(name))
     outside, inside = fields.optional(_ORIGINAL), values.get(_ORIGINAL)

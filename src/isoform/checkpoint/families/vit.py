@@ -134,6 +134,17 @@ VIT = Family(
         "stem.embedding.weight": Reshaped(lambda config: (1, 1, config.model_dim)),
         "encoder.position.table": Reshaped(lambda config: (1, config.context_length, config.model_dim)),
     },
+    newer_names={
+        "vit.layers.#.layernorm_before.*": "vit.encoder.layer.#.layernorm_before.*",
+        "vit.layers.#.layernorm_after.*": "vit.encoder.layer.#.layernorm_after.*",
+        **{
+            f"vit.layers.#.attention.{part[0]}_proj.*": f"vit.encoder.layer.#.attention.attention.{part}.*"
+            for part in ("query", "key", "value")
+        },
+        "vit.layers.#.attention.o_proj.*": "vit.encoder.layer.#.attention.output.dense.*",
+        "vit.layers.#.mlp.fc1.*": "vit.encoder.layer.#.intermediate.dense.*",
+        "vit.layers.#.mlp.fc2.*": "vit.encoder.layer.#.output.dense.*",
+    },
     unused=("vit.pooler.dense.*", "vit.embeddings.mask_token"),
     prefix="vit.",
 )

@@ -315,6 +315,12 @@ def test_forms_that_do_not_fit_an_objective_are_named():
     ):
         with pytest.raises(ValueError, match=words):
             recipe(objective, model)
+    with pytest.raises(ValueError, match="predicts no next token"):
+        recipe({"kind": "masked"}, {"decoder": {**BLOCKS, "ahead": 1}})
+    recurrent = {"decoder": {**BLOCKS, "blocks": [{"mixer": {"kind": "lstm"}}]}}
+    for objective in ({"kind": "masked"}, {"kind": "prefix"}):
+        with pytest.raises(ValueError, match="read forwards and need a causal one"):
+            preparation.prepare(recipe(objective, recurrent))
     assert recipe_of(PRESETS["bert"].model).objective == Masked()
 
 

@@ -20,7 +20,8 @@ from isoform.data.tokens import TokenStore, load_tokens
 from isoform.model.baseline_config import Model
 from isoform.model.config import Convolution, Head, Linear, Lookup, ModelConfig, Pooled, Stem
 from isoform.model.cost import Shape, training_flops
-from isoform.model.parts import Grid
+from isoform.model.mixers.documents import check_reads_forward
+from isoform.model.parts import Attention, Grid
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Corruption, Distillation, Objective, WithClasses, requirements_of
 from isoform.objectives.corruption import special_tokens
@@ -84,6 +85,7 @@ def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
         codec = codec.with_special(special_tokens(recipe.objective))
     recipe = with_sizes(recipe, codec)
     view = view_of(recipe, codec)
+    _check_masks(recipe.model, view)
     tokens = [tokens_of(recipe, take_fraction(part.train, recipe.data.fraction), codec) for part in parts]
     names = [part.path for part in recipe.data.mixture] or [""]
     loaders = [_loader(recipe, part, view, name) for part, name in zip(tokens, names, strict=True)]
@@ -177,6 +179,15 @@ def _check_teacher(recipe: Recipe, name: str, teacher: ModelConfig) -> None:
             f"the teacher {name} scores {teacher.vocab_size} tokens, fewer than model.vocab_size={model.vocab_size}; "
             f"leave that out"
         )
+
+
+def _check_masks(model: Model, view: View) -> None:
+    """Raises ValueError for a stack whose mixers can't read under its mask."""
+    if isinstance(model, ModelConfig):
+        masks = [view.source_mask, view.inputs_mask][-len(model.stacks) :]
+        for stack, mask in zip(model.stacks, masks, strict=True):
+            if not all(isinstance(block.mixer, Attention) for block in stack.blocks):
+                check_reads_forward(mask)
 
 
 def _with_labels(recipe: Recipe, split: Split) -> Recipe:

@@ -136,6 +136,11 @@ def _check_stacks(model: ModelConfig, objective: Objective) -> None:
             f"objective.kind={name!r} needs a head with {needs.answer} outputs, but this one has {output} outputs; set "
             f"model.head to {remedies[needs.answer]}"
         )
+    if model.decoder is not None and model.decoder.ahead and not needs.has_next_token(model.form):
+        raise ValueError(
+            f"objective.kind={name!r} with decoder.ahead={model.decoder.ahead}: it predicts no next token, so that "
+            f"there is none after that; set ahead to 0"
+        )
     if isinstance(model.head, Pooled) and over == "first" and model.decoder is not None:
         raise ValueError(
             "a decoder's first token attends to itself only; set model.head.over to last or mean, or "

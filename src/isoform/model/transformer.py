@@ -25,7 +25,7 @@ from isoform.model.embedding import LookupStem, PooledHead, build_head, build_st
 from isoform.model.kernels import dropout
 from isoform.model.lowering import check_kernel
 from isoform.model.mixers.attention import MultiHeadAttention
-from isoform.model.mixers.documents import Documents
+from isoform.model.mixers.documents import Documents, check_reads_forward
 from isoform.model.mixers.lstm import LSTMMixer
 from isoform.model.mixers.recurrence import RecurrenceMixer
 from isoform.model.network import Network
@@ -136,11 +136,7 @@ class Stack(nn.Module):
             recorder.take(f"exits.{layer + 1}", lambda: self.normalized(x))
 
     def _documents(self, coordinates: Coordinates, mask: Mask, cache: Cache | None) -> Documents:
-        if mask != Causal():
-            raise ValueError(
-                f"the mask {mask} with a recurrence or a convolution, which read forwards and need a causal one; "
-                f"choose an objective that predicts every next token, or attention in every block"
-            )
+        check_reads_forward(mask)
         return Documents(coordinates, None if cache is None else cache.newest_document)
 
     @property

@@ -218,6 +218,12 @@ class Requirements:
     """The key of records with the names of classes."""
     num_outputs: int | None = None
     """The number of outputs of the head; None: the number of classes."""
+    fills_in: bool = False
+    """Whether a single stack predicts tokens in their own positions, rather than the next ones."""
+
+    def has_next_token(self, form: Form) -> bool:
+        """Whether a decoder predicts the next token."""
+        return self.answer == "vocabulary" and not (self.fills_in and form != "encoder_decoder")
 
 
 SINGLE_STACK: tuple[Form, ...] = ("encoder", "decoder")
@@ -232,8 +238,10 @@ def requirements_of(objective: Objective) -> Requirements:
             return Requirements(forms=SINGLE_STACK, otherwise="it gives an encoder nothing to read; seq2seq does")
         case Seq2seq():
             return Requirements(forms=("encoder_decoder",), otherwise="a single stack reads pairs by causal or prefix")
-        case Masked() | SpanCorruption() | DenoiserMixture() | Distillation():
+        case SpanCorruption() | DenoiserMixture() | Distillation():
             return Requirements(forms=ANY)
+        case Masked():
+            return Requirements(forms=ANY, fills_in=True)
         case Classification():
             return Requirements(forms=SINGLE_STACK, otherwise=ANSWERS_ARE_TEXTS, answer="document", names="label")
         case Tagging():

@@ -8,7 +8,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from isoform.mask import Coordinates
+from isoform.mask import Causal, Coordinates, Mask
+
+
+def check_reads_forward(mask: Mask) -> None:
+    """Raises ValueError for a mask under which mixers that read each document from its start would see less than they
+    may, or more."""
+    if mask != Causal():
+        raise ValueError(
+            f"the mask {mask} with a recurrence or a convolution, which read forwards and need a causal one; "
+            f"choose an objective that predicts every next token, or attention in every block"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -197,6 +197,7 @@ def staged(folder: Path) -> Iterator[Path]:
         for path in sorted(stage.iterdir()):
             DISK.rename(path, folder / path.name)
         DISK.sync_folder(folder)
+        DISK.sync_folder(stage)
         DISK.remove(stage)
         DISK.sync_folder(folder)
 
@@ -208,6 +209,12 @@ def is_unfinished(folder: Path) -> bool:
 
 def _is_stage(path: Path) -> bool:
     return is_temporary(path) and path.is_dir()
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed writers left in a folder, unless somebody writes there now."""
+    with _among_writers(folder):
+        pass
 
 
 class Log:

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from isoform.checkpoint.huggingface import CONFIG
-from isoform.checkpoint.store import newest_step, tensor_chunks
+from isoform.checkpoint.store import newest_step, remove_leftovers, tensor_chunks
 from isoform.checkpoint.versions import LAYOUT
 from isoform.codecs.codec import FILE, Codec
 from isoform.codecs.origin import FILES
@@ -32,6 +32,7 @@ from isoform.files import (
     is_temporary,
     make_folder,
     remove,
+    remove_temporaries,
     write_chunks,
     write_text,
 )
@@ -95,6 +96,9 @@ class Journal:
         self.manifest = read_manifest(run.folder) if self.continues else None
         if self.manifest is not None:
             verify_files(run.folder, self.manifest, self.manifest.beginning)
+        for folder in (run.folder, run.model):
+            remove_temporaries(folder)
+        remove_leftovers(run.checkpoints)
         self.metrics: Log | None = None
         self.samples: Log | None = None
         self._before_scores: tuple[object, Entry] | None = None
@@ -189,10 +193,10 @@ class Journal:
         if old is not None and changes:
             manifest = replace(manifest, changes=(*manifest.changes, Change(step, changes, old)))
         text = dump_toml(recipe)
-        for path, (there, now) in (changes or {}).items():
+        for path, (old_value, new_value) in (changes or {}).items():
             words = f"extending {run.folder}" if path == "training.steps" else f"{run.folder}: {path}"
             unit = " steps" if path == "training.steps" else ""
-            self.terminal.say(f"{words} from {there} to {now}{unit}, after step {step}")
+            self.terminal.say(f"{words} from {old_value} to {new_value}{unit}, after step {step}")
         new = entry_of(RECIPE, text.encode()) if old is None or changes else old
         manifest = manifest.of_beginning.with_files({RECIPE: new})
         if manifest != self.manifest:

@@ -96,9 +96,7 @@ def save_checkpoint(
     target, temporary = folder / f"step-{step:08d}", folder / f".tmp-{uuid.uuid4().hex}"
     try:
         files.make_folder(folder)
-        for leftover in [*folder.glob(".tmp-*"), *folder.glob(".trash-*")]:
-            with suppress(OSError):
-                files.remove(leftover)
+        remove_leftovers(folder, files=files)
         if not _is_saved(target, files):
             files.make_folder(temporary)
             entries = [asdict(files.write(temporary / name, chunks)) for name, chunks in contents.items()]
@@ -113,7 +111,17 @@ def save_checkpoint(
     with suppress(OSError):  # the checkpoint is saved already, and nothing here reads the hint
         files.write(temporary, [target.name.encode()])
         files.rename(temporary, folder / "latest")
+        return target
+    with suppress(OSError):
+        files.remove(temporary)
     return target
+
+
+def remove_leftovers(folder: Path, *, files: Files = DISK) -> None:
+    """Remove what killed writers and removers left, while this process is the only one that writes there."""
+    for leftover in [*folder.glob(".tmp-*"), *folder.glob(".trash-*")]:
+        with suppress(OSError):
+            files.remove(leftover)
 
 
 def _is_saved(path: Path, files: Files) -> bool:

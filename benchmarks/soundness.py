@@ -1,0 +1,154 @@
+"""What a process that is killed, a full disk, a power cut or a flipped bit does to runs, studies, exports and caches.
+
+    python benchmarks/soundness.py
+
+Writes docs/results/soundness.md and soundness.json. With names of sections (kills, cuts, flips) it prints those only.
+Each command runs in forks of this process, with small models; tests/faults.py has the faults.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from harness import RESULTS
+
+import faults
+from isoform.machine import choose_machine
+from isoform.scaling.findings import Findings, Table, exact
+from isoform.scaling.pages import StudyReport, provenance, publish
+
+STATES = {"train": 800, "study": 200, "convert": 200, "cache": 200}
+FLIPS = 500
+Section = Callable[[Path], tuple[Table, dict[str, int]]]
+
+
+def scenarios(root: Path, launch: type = faults.Worker) -> list[faults.Scenario]:
+    """The commands, and the finished run that is converted; each ran once in this process, which is warm then."""
+    train, study = faults.train_scenario(), faults.study_scenario(launch)
+    source = root / "source"
+    if not source.exists():
+        for scenario in (train, study):
+            folder = scenario.start(source if scenario is train else root / "warm")
+            os.chdir(folder)
+            assert scenario.command(folder) == 0
+        gc.collect()
+        gc.freeze()  # else each fork would look for garbage in what was imported
+    return [train, study, faults.convert_scenario(source / "run"), faults.cache_scenario()]
+
+
+def kills(root: Path) -> tuple[Table, dict[str, int]]:
+    """kill -9 before, within and after, and a full disk before and within, every call that changes the disk."""
+    lines, total, bad = [], 0, Counter[str]()
+    for scenario in scenarios(root):
+        calls = faults.count_calls(scenario, root / "count")
+        expected = scenario.result(root / "count")
+        shutil.rmtree(root / "count")
+        codes = Counter[int]()
+        for name, fault in faults.FAULTS.items():
+            for call in range(1, calls + 1):
+                outcome = faults.try_fault(scenario, root / "try", call, fault, expected)
+                codes[outcome.code] += 1
+                total += 1
+                failures = {
+                    "can't continue": not outcome.is_sound and outcome.again != 0,
+                    "another result": not outcome.is_sound and outcome.again == 0,
+                    "another exit code": outcome.code not in ({-9, 0} if "killed" in name else {74, 0}),
+                }
+                for failure, is_so in failures.items():
+                    if is_so:
+                        bad[failure] += 1
+                        print(f"{scenario.name}, call {call}, {name}: {failure}: {outcome.words[-700:]}", flush=True)
+        words = ", ".join(f"{code}: {count}" for code, count in sorted(codes.items()))
+        lines.append((scenario.name, f"{calls}", f"{calls * len(faults.FAULTS)}", words))
+        print(*lines[-1], flush=True)
+    names = ("can't continue", "another result", "another exit code")
+    lines.append(("all", "", f"{total}", ", ".join(f"{name}: {bad[name]}" for name in names)))
+    table = Table(
+        "Killed, or out of disk, at every call that changes it",
+        ("command", "calls", "faults", "exit codes; at the end, what then failed"),
+        tuple(lines),
+    )
+    return table, {"faults": total, **{f"faults, {name}": bad[name] for name in names}}
+
+
+def cuts(root: Path) -> tuple[Table, dict[str, int]]:
+    """States that a power cut may leave, of every artefact."""
+    lines, total, bad = [], 0, 0
+    for scenario in scenarios(root, faults.Inline):
+        operations = faults.trace(scenario, root / "trace")
+        expected = scenario.result(root / "trace")
+        shutil.rmtree(root / "trace")
+        for seed in range(STATES[scenario.name]):
+            outcome = faults.try_power_cut(scenario, root / "try", operations, seed, expected)
+            total += 1
+            if not outcome.is_sound:
+                bad += 1
+                print(f"{scenario.name}, state {seed}: {outcome.again} {outcome.words[-700:]}", flush=True)
+        lines.append((scenario.name, f"{len(operations)}", f"{STATES[scenario.name]}"))
+        print(*lines[-1], flush=True)
+    lines.append(("all", "", f"{total}, of which unreadable, mixed or silently wrong: {bad}"))
+    table = Table("Power cuts", ("command", "operations", "legal states"), tuple(lines))
+    return table, {"cuts": total, "cuts, bad": bad}
+
+
+def flips(root: Path) -> tuple[Table, dict[str, int]]:
+    """Flipped bits in all files of a run, finished or killed in its middle, that is then continued."""
+    train = scenarios(root)[0]
+    expected, counts = train.result(root / "source"), Counter[str]()
+    calls = faults.count_calls(train, root / "count")
+    train.start(root / "part")
+    train.run(root / "part", faults.injected(faults.Counter(), calls * 3 // 4, faults.FAULTS["killed after"]))
+    for seed in range(FLIPS):
+        base = root / ("source", "part")[seed % 2]
+        kind, where = faults.try_flip(train, base, root / "try", seed, expected)
+        counts[kind] += 1
+        if kind in ("silent", "unnamed"):
+            print(f"{kind}: {base.name}/{where}", flush=True)
+    kinds = ("found", "harmless", "unnamed", "silent")
+    line = tuple(f"{counts[kind]}" for kind in kinds)
+    head = ("flips", "found and named", "harmless", "found, unnamed", "silent")
+    table = Table("Flipped bits", head, ((f"{FLIPS}", *line),))
+    return table, {"flips": FLIPS, **{f"flips, {kind}": counts[kind] for kind in kinds}}
+
+
+SECTIONS: dict[str, Section] = {"kills": kills, "cuts": cuts, "flips": flips}
+
+
+def main(names: list[str]) -> None:
+    """Go through the sections, and write the page unless only some were named."""
+    os.environ["ISOFORM_CACHE"] = tempfile.mkdtemp()
+    tables, values, started = [], dict[str, int](), time.perf_counter()
+    for name in names or SECTIONS:
+        with tempfile.TemporaryDirectory() as root:
+            table, counts = SECTIONS[name](Path(root).resolve())
+            os.chdir("/")
+        tables.append(table)
+        values |= counts
+        print(name, counts, f"{time.perf_counter() - started:.0f} s", flush=True)
+    if names:
+        return
+    bad = sum(values[key] for key in values if key.startswith(("faults, ", "cuts, "))) + values["flips, silent"]
+    report = StudyReport(
+        title="What is lost when a process is killed, a disk is full, power is cut or a bit flips?",
+        lead=[
+            f"**{'Nothing' if not bad else f'{bad} cases fail'}.** Every command was run again after each fault, and "
+            "its result compared with that of an undisturbed one: weights, metrics but for clocks, samples, verdicts."
+        ],
+        findings=Findings(values={key: exact(value) for key, value in values.items()}, tables=tables),
+        rows=[],
+        provenance=provenance("python benchmarks/soundness.py", [], choose_machine("cpu", "float32"), 1),
+    )
+    pages = RESULTS.parent.parent / "docs/results"
+    publish(report, pages / "soundness.md", pages / "soundness.json")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

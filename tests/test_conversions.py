@@ -314,3 +314,18 @@ def test_of_two_fields_that_contradict_each_other_that_of_transformers_is_taken(
     messages = [str(warning.message) for warning in record]
     assert any(f"contradict each other; {winner} is taken" in message for message in messages), messages
     assert_equal_logits(theirs, ours)
+
+
+STRANGE = (0, -1, 0.0, -0.5, 1e308, float("nan"), [], {}, [1], {"a": 1}, "x", True, None, {"rope_type": ["a"]},
+           {"rope_type": "yarn", "factor": 0, "rope_theta": 1.0}, {"full_attention": 3})  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", FIELDS)
+def test_any_value_of_any_field_is_read_or_refused_by_a_message(model_type):
+    family, read_or_refused = BY_TYPE[model_type], 0
+    base = next(drawn_configs(model_type))
+    for name, value in itertools.product([*family.fields, *family.aliases], STRANGE):
+        with contextlib.suppress(ValueError):
+            read({**base, name: value})
+        read_or_refused += 1
+    assert read_or_refused == len(STRANGE) * (len(family.fields) + len(family.aliases))

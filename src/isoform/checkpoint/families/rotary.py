@@ -77,7 +77,7 @@ def read_rotaries(fields: Fields, bases: Mapping[str, str], scaled: tuple[str, .
         values = {**(given or {"rope_type": "default"}), **(scaling if kind in scaled else {})}
         if given and values != {**values, **given}:
             fields.contradicts("rope_parameters", "rope_scaling", scaling, taken="rope_scaling")
-        if base in fields.values and values.get("rope_theta", fields.get(base)) != fields.get(base):
+        if "rope_theta" in values and fields.values.get(base) not in (None, values["rope_theta"]):
             fields.contradicts(base, f"rope_parameters: {kind}: rope_theta", values["rope_theta"], taken="the latter")
         values.setdefault("rope_theta", fields.get(base))
         values.setdefault("partial_rotary_factor", fields.get("partial_rotary_factor"))

@@ -65,6 +65,8 @@ Size = Annotated[int, Range(at_least=1, at_most=2**31 - 1)]
 OptionalSize = Annotated[int, Range(at_least=0, at_most=2**31 - 1)]
 """A size for which 0 has a meaning of its own."""
 Layers = Annotated[int, Range(at_least=1, at_most=10_000)]
+OptionalLayers = Annotated[int, Range(at_least=0, at_most=10_000)]
+NGram = Annotated[int, Range(at_least=2, at_most=64)]
 Several = Annotated[int, Range(at_least=2, at_most=2**31 - 1)]
 Ratio = Annotated[float, Range(at_least=1)]
 Base = Annotated[float, Range(above=1)]

@@ -23,7 +23,17 @@ from isoform.model.parts import (
     Position,
     Rotary,
 )
-from isoform.ranges import Layers, NonNegative, OptionalSize, Positive, Rate, Several, Size, config
+from isoform.ranges import (
+    Layers,
+    NGram,
+    NonNegative,
+    OptionalLayers,
+    OptionalSize,
+    Positive,
+    Rate,
+    Size,
+    config,
+)
 
 
 @config
@@ -94,7 +104,7 @@ class StackConfig:
     """Numbers of blocks after which the head is trained to predict too, through the final norm (early exit)."""
     exit_loss: NonNegative = 0.3
     """Weight of the exits' mean loss beside that of the last block."""
-    ahead: OptionalSize = 0
+    ahead: OptionalLayers = 0
     """Number of extra heads, each a block on top of the last one, that predict the tokens after the next one; only in
     training (Gloeckle et al. 2024, section 2)."""
     ahead_loss: NonNegative = 0.3
@@ -126,7 +136,7 @@ class Lookup:
     """Rows of a table of token types, added to the embeddings (BERT)."""
     previous: bool = False
     """Also look up the token before, in a table of its own."""
-    ngrams: tuple[Several, ...] = ()
+    ngrams: tuple[NGram, ...] = ()
     """Also look up the last n tokens, for each n >= 2 named here, each in a table of its own."""
     ngram_rows: Size = 16384
     """Most rows of such a table; where there are more n-grams they share rows by a hash (Svenstrup et al. 2017)."""

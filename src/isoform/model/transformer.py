@@ -167,7 +167,8 @@ class Transformer(Network[ModelConfig]):
         self.decoder = None if config.decoder is None else Stack(config.decoder, config)
         table = self.stem.embedding if isinstance(self.stem, LookupStem) else None
         self.head = build_head(config.head, config.vocab_size, config.model_dim, table)
-        self.reset_parameters()
+        if self.device.type != "meta":  # where there is nothing to draw
+            self.reset_parameters()
 
     def tie(self) -> None:
         """Let a tied head borrow the stem's table again, after the table was replaced."""

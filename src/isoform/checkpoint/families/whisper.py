@@ -45,10 +45,10 @@ def _read(fields: Fields, names: set[str]) -> ModelConfig:
 
 
 def _write(config: ModelConfig) -> dict:
-    encoder, _ = stacks_of(config)
+    (encoder, _), stem = stacks_of(config), config.encoder_stem or config.stem
     return {
         **write_encoder_decoder(config),
-        "num_mel_bins": require(config.encoder_stem, Convolution, "encoder_stem").num_features,
+        "num_mel_bins": require(stem, Convolution, "encoder_stem" if config.encoder_stem else "stem").num_features,
         "max_source_positions": config.length(encoder),
         "max_target_positions": config.context_length,
         "tie_word_embeddings": require(config.head, Vocabulary, "head").tied,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers as peers
 
-from families import SMALL, STACKS, VOCAB
+from families import CENTERED, SMALL, STACKS, VOCAB
 
 IDS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 SCALINGS: tuple[dict[str, Any], ...] = (
@@ -56,10 +56,64 @@ STACK = {
     "tie_word_embeddings": (True, False, "absent"),
 }
 
+ENCODER = {
+    **{name: (value,) for name, value in SMALL.items() if name not in LAYERS},
+    "num_hidden_layers": (1, 2, 3),
+    "hidden_act": (*ACTIVATIONS, "absent"),
+    "type_vocab_size": (1, 2, 5, "absent"),
+    "layer_norm_eps": (1e-12, 0.3, "absent"),
+    "tie_word_embeddings": BIAS,
+    "chunk_size_feed_forward": ("absent", 4),
+    "is_decoder": ("absent", False, False, True),
+}
+ROBERTA = ENCODER | {"pad_token_id": (1, 1, 1, "absent", 2)}
+
 FIELDS: dict[str, dict[str, tuple]] = {
     "llama": DECODER | {"attention_bias": BIAS, "mlp_bias": BIAS, "sliding_window": ("absent", 8)},
     "mistral": DECODER
     | {"num_key_value_heads": (1, 2, None), "sliding_window": WINDOW, "attention_bias": ("absent", True)},
+    "qwen2": DECODER
+    | {
+        "num_key_value_heads": (1, 2, None),
+        "use_sliding_window": BIAS,
+        "sliding_window": (3, 8),
+        "max_window_layers": (0, 2, "absent"),
+        "layer_types": ("absent", "drawn"),
+    },
+    "phi3": DECODER | {"sliding_window": WINDOW, "head_dim": ("absent",)},
+    "stablelm": {
+        **{name: choices for name, choices in DECODER.items() if name not in ("rms_norm_eps", "head_dim")},
+        "num_key_value_heads": (1, 2),
+        "layer_norm_eps": (1e-5, 0.3, "absent"),
+        "use_qkv_bias": BIAS,
+        "use_parallel_residual": BIAS,
+        "qk_layernorm": ("absent", "absent", False, True),
+    },
+    "smollm3": DECODER
+    | {
+        "attention_bias": BIAS,
+        "mlp_bias": BIAS,
+        "use_sliding_window": BIAS,
+        "sliding_window": WINDOW,
+        "no_rope_layers": ("absent", [1, 1, 0, 0, 1, 0, 1], [1] * 7, [0] * 7),
+        "no_rope_layer_interval": ("absent", 2, 3),
+        "layer_types": ("absent", "absent", "drawn"),
+        "head_dim": ("absent", 8, 16),
+    },
+    "starcoder2": {
+        **{name: choices for name, choices in DECODER.items() if name != "rms_norm_eps"},
+        "num_key_value_heads": (1, 2, "absent"),
+        "norm_epsilon": (1e-5, 0.3, "absent"),
+        "use_bias": BIAS,
+        "sliding_window": WINDOW,
+    },
+    "gemma": DECODER
+    | {
+        "num_key_value_heads": (1, 2),
+        "head_dim": (8, 16),
+        "attention_bias": BIAS,
+        "use_bidirectional_attention": ("absent", False, None, True),
+    },
     "mixtral": DECODER
     | {
         "num_key_value_heads": (1, 2, None),
@@ -122,17 +176,21 @@ FIELDS: dict[str, dict[str, tuple]] = {
         "tie_word_embeddings": BIAS,
         **dict.fromkeys(IDS, (None,)),
     },
-    "bert": {
-        **{name: (value,) for name, value in SMALL.items() if name not in LAYERS},
-        **LAYERS,
+    "bert": ENCODER | {"pad_token_id": (0,)},
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), ROBERTA),
+    "distilbert": {
+        "vocab_size": (VOCAB,),
+        "dim": (32,),
+        "n_layers": (1, 3),
+        "n_heads": (1, 4),
+        "hidden_dim": (48,),
+        "max_position_embeddings": (40,),
         "pad_token_id": (0,),
-        "hidden_act": (*ACTIVATIONS, "absent"),
-        "type_vocab_size": (1, 2, 5, "absent"),
-        "layer_norm_eps": (1e-12, 0.3, "absent"),
+        "activation": (*ACTIVATIONS, "absent"),
+        "sinusoidal_pos_embds": BIAS,
         "tie_word_embeddings": BIAS,
-        "chunk_size_feed_forward": ("absent", 4),
-        "is_decoder": ("absent", False, False, True),
     },
+    "electra": ENCODER | {"pad_token_id": (0,), "embedding_size": (32, 32, 16)},
     "modernbert": {
         **{name: (value,) for name, value in SMALL.items() if name not in LAYERS},
         **LAYERS,
@@ -196,10 +254,28 @@ FIELDS: dict[str, dict[str, tuple]] = {
         "begin_suppress_tokens": (None,),
     },
 }
-FLAT = ("llama", "mistral", "mixtral", "qwen3", "qwen3_moe", "olmo2")
+FLAT = (
+    "llama",
+    "qwen2",
+    "phi3",
+    "stablelm",
+    "smollm3",
+    "starcoder2",
+    "gemma",
+    "mistral",
+    "mixtral",
+    "qwen3",
+    "qwen3_moe",
+    "olmo2",
+)
 NESTED = ("gemma3_text", "modernbert")
 CLASSES = {
     "bert": "BertForMaskedLM",
+    "roberta": "RobertaForMaskedLM",
+    "xlm-roberta": "XLMRobertaForMaskedLM",
+    "camembert": "CamembertForMaskedLM",
+    "distilbert": "DistilBertForMaskedLM",
+    "electra": "ElectraForMaskedLM",
     "modernbert": "ModernBertForMaskedLM",
     "vit": "ViTForImageClassification",
     "t5": "T5ForConditionalGeneration",
@@ -225,7 +301,9 @@ def draw(model_type: str, seed: int) -> dict[str, Any]:
     values = {name: dice.choice(choices) for name, choices in FIELDS[model_type].items()}
     if values.get("layer_types") == "drawn":
         values["layer_types"] = [dice.choice(TYPES) for _ in range(values["num_hidden_layers"])]
-    if model_type in FLAT:
+    if model_type == "phi3":  # which has one type of scheme
+        values |= dice.choice(({}, {"partial_rotary_factor": 0.5}, {"rope_scaling": {"type": "yarn", "factor": 2.0}}))
+    elif model_type in FLAT:
         values |= _rotary(dice, nested=False)
     elif model_type in NESTED:
         values |= _rotary(dice, nested=True)
@@ -254,7 +332,7 @@ def save(values: dict, folder: Path) -> Any:
     model = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
     model.eval()
     generator = torch.Generator().manual_seed(1)
-    centred = values["model_type"] == "gemma3_text"
+    centred = values["model_type"] in CENTERED
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(0, 0.2, generator=generator)

@@ -37,7 +37,12 @@ STACKS = {
 ROPE = {"rope_theta": 500000.0, "factor": 8.0, "original_max_position_embeddings": 20}
 LLAMA3 = {**ROPE, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {**ROPE, "rope_theta": 10000.0, "rope_type": "yarn", "original_max_position_embeddings": 2000}
+HALF = {"rope_theta": 10000.0, "rope_type": "default", "partial_rotary_factor": 0.5}
 LINEAR = {"rope_theta": 10000.0, "rope_type": "linear", "factor": 3.0}
+
+
+CENTERED = ("gemma", "gemma3_text")
+"""Model types whose gains are stored less 1."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,24 @@ def all_peers() -> dict[str, Peer]:
         "llama3": Peer(p.LlamaConfig(**grouped, rope_parameters=LLAMA3, tie_word_embeddings=True), p.LlamaForCausalLM),
         "llama yarn": Peer(p.LlamaConfig(**wide, rope_parameters=YARN, attention_bias=True), p.LlamaForCausalLM),
         "llama linear": Peer(p.LlamaConfig(**wide, rope_parameters=LINEAR, mlp_bias=True), p.LlamaForCausalLM),
+        "qwen2": Peer(
+            p.Qwen2Config(**grouped, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+            p.Qwen2ForCausalLM,
+        ),
+        "phi3": Peer(
+            p.Phi3Config(**grouped, sliding_window=8, rope_parameters=HALF),
+            p.Phi3ForCausalLM,
+        ),
+        "stablelm": Peer(p.StableLmConfig(**grouped, use_qkv_bias=True, rope_parameters=HALF), p.StableLmForCausalLM),
+        "stablelm parallel": Peer(
+            p.StableLmConfig(**grouped, use_parallel_residual=True, rope_parameters=HALF), p.StableLmForCausalLM
+        ),
+        "smollm3": Peer(
+            p.SmolLM3Config(**grouped | {"num_hidden_layers": 5}, use_sliding_window=True, sliding_window=8),
+            p.SmolLM3ForCausalLM,
+        ),
+        "starcoder2": Peer(p.Starcoder2Config(**grouped, sliding_window=8), p.Starcoder2ForCausalLM),
+        "gemma": Peer(p.GemmaConfig(**wide), p.GemmaForCausalLM),
         "mistral": Peer(p.MistralConfig(**grouped, sliding_window=8), p.MistralForCausalLM),
         "qwen3": Peer(p.Qwen3Config(**wide), p.Qwen3ForCausalLM),
         "gemma3": Peer(
@@ -78,6 +101,21 @@ def all_peers() -> dict[str, Peer]:
             p.Qwen3MoeForCausalLM,
         ),
         "bert": Peer(p.BertConfig(**SMALL | {"pad_token_id": 0}), p.BertForMaskedLM, "encoder"),
+        "roberta": Peer(p.RobertaConfig(**SMALL | {"pad_token_id": 1}), p.RobertaForMaskedLM, "encoder"),
+        "xlm-roberta": Peer(
+            p.XLMRobertaConfig(**SMALL | {"pad_token_id": 1}, type_vocab_size=1), p.XLMRobertaForMaskedLM, "encoder"
+        ),
+        "camembert": Peer(p.CamembertConfig(**SMALL | {"pad_token_id": 1}), p.CamembertForMaskedLM, "encoder"),
+        "distilbert": Peer(
+            p.DistilBertConfig(
+                vocab_size=VOCAB, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=40
+            ),
+            p.DistilBertForMaskedLM,
+            "encoder",
+        ),
+        "electra": Peer(
+            p.ElectraConfig(**SMALL | {"pad_token_id": 0}, embedding_size=32), p.ElectraForMaskedLM, "encoder"
+        ),
         "modernbert": Peer(
             p.ModernBertConfig(**SMALL, local_attention=8, cls_token_id=None, sep_token_id=None),
             p.ModernBertForMaskedLM,
@@ -134,7 +172,7 @@ def make(peer: Peer, folder: Path) -> Any:
     """A model of theirs with every parameter from N(0, 0.2^2), norm gains around 1, saved in a folder."""
     torch.manual_seed(0)
     model = peer.model(peer.config).eval()
-    is_centered = peer.config.model_type == "gemma3_text"
+    is_centered = peer.config.model_type in CENTERED
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -142,14 +142,19 @@ def test_shards_are_written_and_read(folder, tmp_path, monkeypatch):
     ("form", "words"),
     [
         (replace(MODERN, vocab_size=VOCAB), "feedforward Dense; gpt2: no norm RMSNorm$"),
-        (replace(LLAMA, decoder=replace(LLAMA.decoder, loops=2)), "model: llama, mistral: no decoder.loops=2$"),
         (
-            config(position=Rotary(fraction=0.5), block=LLAMA.decoder.blocks[0]),
-            "llama, mistral: no decoder.position.fraction=0.5$",
+            replace(LLAMA, decoder=replace(LLAMA.decoder, loops=2)),
+            "model: llama, mistral, phi3, smollm3: no decoder.loops=2$",
         ),
         (
-            config(block=replace(LLAMA.decoder.blocks[0], mixer=Attention(num_heads=4, bias=True, pattern=Window(5)))),
-            r"llama: no decoder.blocks.0.mixer.pattern window; mistral: no decoder.blocks.0.mixer.bias=True$",
+            config(position=Rotary(fraction=0.5), block=replace(LLAMA.decoder.blocks[0], feedforward=Gated(bias=True))),
+            "llama, smollm3: no decoder.position.fraction=0.5; phi3: no decoder.blocks.0.feedforward.bias=True$",
+        ),
+        (
+            config(
+                block=replace(LLAMA.decoder.blocks[0], mixer=Attention(num_heads=4, bias=True, pattern=Window(5, 1)))
+            ),
+            r"llama: no decoder.blocks.0.mixer.pattern window; smollm3: no decoder.blocks.0.mixer.pattern.after=1$",
         ),
         (replace(LLAMA, stem=replace(LLAMA.stem, previous=True)), "stem.previous"),
         (replace(LLAMA, head=Vocabulary(softcap=3.0)), "head.softcap"),

@@ -43,18 +43,40 @@ TEXTS = [
 PROMPTS = ["the fox", "A naïve café", "What's new", "x  y"]
 
 
-def bytes_tokenizer(begin: str | None = None) -> Tokenizer:
-    """Byte pairs over bytes, as GPT-2's; with a beginning, as Llama 3's."""
+AROUND = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
+"""RoBERTa's special tokens."""
+
+
+def bytes_tokenizer(begin: str | None = None, *, around: bool = False) -> Tokenizer:
+    """Byte pairs over bytes, as GPT-2's; with a beginning, as Llama 3's; with tokens around a text, as RoBERTa's."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|begin|>", "<|turn|>", "<pad>"]
+    special = list(AROUND) if around else ["<|endoftext|>", "<|begin|>", "<|turn|>", "<pad>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=special, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(TEXTS, trainer)
     if begin:
         template = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, 1)])
         tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
+    if around:
+        tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     return tokenizer
+
+
+def vocabulary(tokenizer: Tokenizer) -> dict:
+    """The vocabulary and merges of a tokenizer, as their classes take them."""
+    model = json.loads(tokenizer.to_str())["model"]
+    if isinstance(model["vocab"], list):
+        return {"vocab": [tuple(entry) for entry in model["vocab"]]}
+    return {"vocab": model["vocab"]} | ({"merges": [tuple(m) for m in model["merges"]]} if "merges" in model else {})
+
+
+def qwen_tokenizer() -> Tokenizer:
+    """Byte pairs as Qwen2's, whose class transformers takes whatever a folder names."""
+    plain = peers.Qwen2Tokenizer(**vocabulary(bytes_tokenizer())).backend_tokenizer
+    form = json.loads(plain.to_str())
+    form["added_tokens"] = json.loads(bytes_tokenizer().to_str())["added_tokens"]
+    return Tokenizer.from_str(json.dumps(form))
 
 
 def marked_tokenizer(begin: bool = True) -> Tokenizer:
@@ -109,6 +131,12 @@ MARKED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_to
 WORDS = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]", "pad_token": "[PAD]"}
 TOKENIZERS = {
     "gpt2": (bytes_tokenizer, BYTES),
+    "qwen2": (qwen_tokenizer, BYTES),
+    "phi3": (marked_tokenizer, MARKED | {"add_bos_token": False}),
+    "stablelm": (bytes_tokenizer, BYTES),
+    "smollm3": (lambda: bytes_tokenizer("<|begin|>"), BYTES | {"bos_token": "<|begin|>"}),
+    "starcoder2": (bytes_tokenizer, BYTES),
+    "gemma": (marked_tokenizer, MARKED),
     "llama2": (marked_tokenizer, MARKED),
     "llama3": (lambda: bytes_tokenizer("<|begin|>"), BYTES | {"bos_token": "<|begin|>"}),
     "mistral": (lambda: marked_tokenizer(begin=False), MARKED | {"add_bos_token": False}),
@@ -118,6 +146,9 @@ TOKENIZERS = {
     "mixtral": (marked_tokenizer, MARKED),
     "qwen3-moe": (bytes_tokenizer, BYTES),
     "bert": (wordpiece_tokenizer, WORDS | {"clean_up_tokenization_spaces": True}),
+    "roberta": (lambda: bytes_tokenizer(around=True), MARKED | {"mask_token": "<mask>"}),
+    "distilbert": (wordpiece_tokenizer, WORDS),
+    "electra": (wordpiece_tokenizer, WORDS),
     "modernbert": (bytes_tokenizer, BYTES),
     "t5": (unigram_tokenizer, MARKED | {"bos_token": None}),
     "bart": (lambda: unigram_tokenizer(begin=True), MARKED),
@@ -125,7 +156,8 @@ TOKENIZERS = {
     "whisper": (bytes_tokenizer, BYTES),
 }
 PAIRS = ("t5", "bart", "marian")
-GENERATING = [name for name in TOKENIZERS if name not in ("bert", "modernbert", "whisper")]
+ENCODERS = ("bert", "roberta", "distilbert", "electra", "modernbert")
+GENERATING = [name for name in TOKENIZERS if name not in (*ENCODERS, "whisper")]
 SETTINGS = {
     "gpt2": {"suppress_tokens": [70, 71], "begin_suppress_tokens": [80, 90, 100]},
     "qwen3": {"eos_token_id": [2, 0, 120], "bad_words_ids": [[60], [100, 101], [110]]},
@@ -438,14 +470,6 @@ def test_a_trained_model_writes_the_same_texts_in_transformers(form, codec, tmp_
         assert isoform.load(tmp_path / "out").codec.encode_whole(text).tolist() == ids[0].tolist()
 
 
-def vocabulary(tokenizer: Tokenizer) -> dict:
-    """The vocabulary and merges of a tokenizer, as their classes take them."""
-    model = json.loads(tokenizer.to_str())["model"]
-    if isinstance(model["vocab"], list):
-        return {"vocab": [tuple(entry) for entry in model["vocab"]]}
-    return {"vocab": model["vocab"]} | ({"merges": [tuple(m) for m in model["merges"]]} if "merges" in model else {})
-
-
 NAMED = {"<s>": 330, "</s>": 331, "<mask>": 332, "<unk>": 333}
 CLASSES = {
     "LlamaTokenizer": lambda: peers.LlamaTokenizer(**vocabulary(marked_tokenizer()), add_bos_token=True),
@@ -484,4 +508,5 @@ def test_special_ids_of_absent_fields_are_their_classes():
         if model_type == "t5":  # which has no default; transformers then refuses to generate
             expected["decoder_start_token_id"] = config.pad_token_id
         got = special_ids({"model_type": model_type})
+        assert got.pop("model_type") == model_type
         assert got == {name: list(v) if isinstance(v, tuple) else v for name, v in expected.items()}, model_type

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -46,8 +47,9 @@ WITHOUT_EFFECT = {
     "num_labels", "num_return_sequences", "output_attentions", "output_hidden_states",
     "output_past", "output_router_logits", "output_scores", "pooler_act", "pooler_output_size", "prefix",
     "pretraining_tp", "problem_type", "reference_compile", "remove_invalid_values", "reorder_and_upcast_attn",
-    "repetition_penalty", "return_dict", "return_dict_in_generate", "router_jitter_noise", "sparse_prediction",
-    "sparse_pred_ignore_index", "summary_activation", "summary_proj_to_labels", "summary_type", "summary_use_proj",
+    "repetition_penalty", "return_dict", "return_dict_in_generate", "router_jitter_noise", "sinusoidal_pos_embds",
+    "sparse_prediction", "sparse_pred_ignore_index", "summary_activation", "summary_proj_to_labels", "summary_type",
+    "summary_use_proj",
     "suppress_tokens", "task_specific_params", "temperature", "tie_encoder_decoder", "tokenizer_class", "top_k",
     "top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p", "use_bfloat16", "use_cache",
     "use_weighted_layer_sum", "apply_spec_augment",
@@ -84,8 +86,8 @@ def read_folder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> T
         _tie(tensors, family, config, where)
         absent = _absent(family, config)
         model = build_empty(read_config(family, config, set(tensors), where), tensors, where + absent)
-        slices = slices_of(model, family.names, family.transforms)
-        _check(slices, tensors, family, where, absent)
+        slices = slices_of(model, family.names_of(model.config), family.transforms)
+        _check(slices, tensors, where, absent)
         return fill(model, slices, tensors, dtype)
 
 
@@ -181,7 +183,7 @@ def _full_name(family: Family, name: str) -> str:
         name = name.removesuffix(before) + today if name.endswith(before) else name
     if not family.prefix or name.startswith(family.prefix):
         return name
-    named = [*family.names.values(), *family.newer_names, *family.ties, *family.ties.values()]
+    named = [*family.all_names, *family.newer_names, *family.ties, *family.ties.values()]
     named += [*family.redundant, *family.unused]
     modules = {theirs.split(".")[1] for theirs in named if theirs.startswith(family.prefix)}
     return family.prefix + name if name.split(".")[0] in modules else name
@@ -198,7 +200,7 @@ def _leave_aside(tensors: dict[str, StoredTensor], family: Family, where: str) -
 
 def _tie(tensors: dict[str, StoredTensor], family: Family, config: dict, where: str) -> None:
     """Bring tied tensors under the names that the family reads, each once; one that differs stays, with a warning."""
-    is_tied = family.always_tied or family.fields_of(config, where).values.get("tie_word_embeddings", True) is True
+    is_tied = family.always_tied or bool(family.ties and family.fields_of(config, where).get("tie_word_embeddings"))
     differing = []
     for source in dict.fromkeys(family.ties.values()) if is_tied else ():
         copies = [copy for copy, other in family.ties.items() if other == source]
@@ -216,7 +218,7 @@ def _tie(tensors: dict[str, StoredTensor], family: Family, config: dict, where: 
         read = family.read_name(source)
         if is_tied and copy != read and tensors.get(copy) is tensors.get(read):
             tensors.pop(copy, None)
-    for source in {*family.ties.values()} - {*family.names.values()}:
+    for source in {*family.ties.values()} - {*family.all_names}:
         tensors.pop(source, None)
 
 
@@ -235,14 +237,13 @@ def _absent(family: Family, config: dict) -> str:
 def _check(
     slices: Mapping[str, list[TensorSlice]],
     tensors: Mapping[str, StoredTensor],
-    family: Family,
     where: str,
     absent: str,
 ) -> None:
     """Raises ValueError naming the tensors that are missing, unexpected or of another shape."""
     shapes = {part.name: part.shape for parts in slices.values() for part in parts}
     missing = sorted(shapes.keys() - tensors.keys())
-    if missing == [family.names.get("head.weight")]:
+    if missing and missing == [part.name for part in slices.get("head.weight", ())]:
         raise ValueError(
             f"{where}: this is a base model without a head: {missing[0]} is missing, and tie_word_embeddings is false"
         )
@@ -273,8 +274,10 @@ def _some(names: list[str]) -> str:
     return f"the tensors {', '.join(names[:3])}{more} are"
 
 
-def family_of(config: ModelConfig) -> tuple[Family, dict]:
+def family_of(config: ModelConfig, model_type: str | None = None) -> tuple[Family, dict]:
     """The family that a model belongs to, and its config.json. Raises ValueError naming the fields that prevent it.
+
+    model_type: the one that is tried first, of several that fit.
 
     A family fits if reading the config that it wrote returns the same model; it reads what the class of transformers
     reads, and nothing else.
@@ -286,11 +289,11 @@ def family_of(config: ModelConfig) -> tuple[Family, dict]:
         raise ValueError(f"no class of transformers can represent this model: none has {error}") from None
     with torch.device("meta"):
         model = Transformer(config)
-    for family in FAMILIES:
+    for family in sorted(FAMILIES, key=lambda family: family.model_type != model_type):
         start = {"architectures": [family.architecture], "model_type": family.model_type, **dict.fromkeys(IDS)}
         try:
             written = {**start, **family.write(config), "dtype": "float32"}
-            slices = slices_of(model, family.names, family.transforms)
+            slices = slices_of(model, family.names_of(config), family.transforms)
             names = {part.name for parts in slices.values() for part in parts}
             back = canonical(family.read(family.fields_of(written, family.model_type), names))
         except ValueError as error:
@@ -333,22 +336,23 @@ def exportable(config: Model) -> str | None:
         return None
 
 
-def write_folder(model: Transformer, folder: Path, extra: Mapping[str, object] | None = None) -> str:
+def write_folder(model: Transformer, folder: Path, extra: Mapping[str, Any] | None = None) -> str:
     """Write config.json and safetensors for transformers; returns the name of the class that reads them.
 
-    extra: further fields for config.json, such as the ids of special tokens. Raises ValueError naming the fields that
-    no family can represent.
+    extra: further fields for config.json, such as the ids of special tokens; its `model_type` is taken where it fits.
+    Raises ValueError naming the fields that no family can represent.
     """
-    family, written = family_of(model.config)
+    extra = dict(extra or {})
+    family, written = family_of(model.config, extra.pop("model_type", None))
     make_folder(folder)
     theirs: dict[str, Tensor] = {}
-    slices = slices_of(model, family.names, family.transforms)
+    slices = slices_of(model, family.names_of(model.config), family.transforms)
     for ours, tensor in state_of(model).items():
         for part in slices[ours]:
             theirs[part.name] = part.to_theirs(tensor.detach().cpu()).contiguous()
     _name_copies(theirs, family, is_tied=family.always_tied or written.get("tie_word_embeddings", True))
     _save_sharded(theirs, folder)
-    text = json.dumps({**written, **(extra or {})}, indent=2)
+    text = json.dumps({**written, **extra}, indent=2)
     write_text(folder / CONFIG, text + "\n")
     return written["architectures"][0]
 

@@ -21,6 +21,7 @@ from isoform.model.component import groups_of, row_dim, rows_of_parts
 from isoform.model.config import ModelConfig, Pooled
 from isoform.model.cost import num_parameters
 from isoform.model.network import Network
+from isoform.model.parts import Rotary
 from isoform.model.transformer import Transformer
 
 
@@ -51,6 +52,17 @@ class Reshaped:
     """Theirs has the same values in another shape, which `shape` returns."""
 
     shape: Callable[[ModelConfig], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Theirs is a fused matrix with its rows in the order of ours, group by group."""
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """Of their queries and keys, the features that turn together are neighbours; in ours they are half of the turned
+    features apart."""
 
 
 MOST_EXPERTS = 10_000
@@ -85,7 +97,7 @@ def _cut(whole: Callable[[StoredTensor], Tensor], tensor: StoredTensor, expert: 
     return whole(tensor)[expert, rows]
 
 
-Transform = Transposed | UnusedRows | Reshaped
+Transform = Transposed | UnusedRows | Reshaped | Grouped | Interleaved
 """How a tensor of theirs differs from ours."""
 
 
@@ -101,7 +113,7 @@ class TensorSlice:
     def to_ours(self, theirs: Tensor) -> Tensor:
         """Their tensor in our layout, except for the shape if it is reshaped."""
         match self.transform:
-            case None | Reshaped():
+            case None | Reshaped() | Grouped() | Interleaved():
                 return theirs
             case Transposed():
                 return theirs.T
@@ -114,7 +126,7 @@ class TensorSlice:
         """Their tensor, cut from ours."""
         part = ours[self.index]
         match self.transform:
-            case None | Reshaped():
+            case None | Reshaped() | Grouped() | Interleaved():
                 return part.reshape(self.shape)
             case Transposed():
                 return part.T
@@ -179,6 +191,16 @@ def _slices(
     match transform:
         case None:
             yield from _parts(theirs, tensor, group)
+        case Grouped():
+            yield TensorSlice(theirs, shape, transform=transform)
+        case Interleaved():
+            query, key, *rest = _parts(theirs, tensor, group)
+            order = _interleaved(config)
+            for part in (query, key):
+                (rows,) = part.index
+                assert isinstance(rows, Tensor)
+                yield TensorSlice(part.name, part.shape, (rows.view(-1, len(order))[:, order].flatten(),), transform)
+            yield from rest
         case Transposed():
             index = (torch.cat(rows_of_parts(tensor, group)),) if group else ()
             yield TensorSlice(theirs, shape[::-1], index, transform)
@@ -188,6 +210,15 @@ def _slices(
             yield TensorSlice(theirs, transform.shape(config), transform=transform)
         case _:
             assert_never(transform)
+
+
+def _interleaved(config: ModelConfig) -> Tensor:
+    """For each feature of a head of theirs, that of ours."""
+    (stack,) = config.stacks
+    attention, position = stack.blocks[0].attention, stack.position
+    turned = config.rotated_dim(attention, position) if isinstance(position, Rotary) else 0
+    pairs = torch.arange(turned).view(2, -1).T.flatten()
+    return torch.cat([pairs, torch.arange(turned, config.head_dim(attention))])
 
 
 def _parts(theirs: str, ours: Tensor, group: tuple[int, ...]) -> Iterator[TensorSlice]:

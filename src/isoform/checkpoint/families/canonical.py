@@ -46,6 +46,9 @@ def canonical(config: ModelConfig) -> ModelConfig:
 
 def _stack(config: ModelConfig, stack: StackConfig) -> StackConfig:
     plain = StackConfig()
+    schemes = {block.mixer.position for block in stack.blocks if isinstance(block.mixer, Attention)}
+    if stack.position is None and len(schemes) == 1:
+        stack = replace(stack, position=next(iter(schemes)))
     return replace(
         stack,
         blocks=shortest_period(tuple(_block(config, stack, block) for block in config.layers(stack))),

@@ -1,122 +1,129 @@
-"""Common to the decoders derived from Llama: fields, and names of tensors that differ in the norms only."""
+"""What the decoders derived from Llama share: fields, classes, and names of tensors, which differ in the norms."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from isoform.checkpoint.families.family import NotRepresentable, decoder_of, reads_tied, require
-from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
-from isoform.checkpoint.families.rotary import ROTARY
-from isoform.mask import Window
-from isoform.model.config import BlockConfig, Lookup, ModelConfig, StackConfig, Vocabulary
-from isoform.model.parts import Attention, FeedForward, Gated, RMSNorm, Rotary
+from isoform.checkpoint.families.family import Family, HeadClass, NotRepresentable
+from isoform.checkpoint.families.rotary import rotary
+from isoform.checkpoint.families.table import (
+    Aspect,
+    Column,
+    activation,
+    count,
+    layers,
+    number,
+    optional,
+    table,
+    with_defaults,
+)
+from isoform.model.config import BlockConfig, Lookup, ModelConfig, Pooled, StackConfig, Vocabulary
+from isoform.model.parts import Attention, FeedForward, Gated, Norm, RMSNorm
 
-FIELDS = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": None,
-    "head_dim": None,
-    "hidden_act": "silu",
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    **ROTARY,
+SIZES: dict[str, Column] = {
+    "vocab_size": count(32_000, "vocab_size"),
+    "hidden_size": count(4096, "model_dim"),
+    "intermediate_size": count(11_008, "block.feedforward.feedforward_dim"),
+    "num_hidden_layers": layers(32, "stack.num_layers"),
+    "num_attention_heads": count(32, "block.mixer.num_heads"),
+    "num_key_value_heads": optional(None, "block.mixer.num_kv_heads"),
+    "hidden_act": activation("silu", "block.feedforward.activation"),
+    "max_position_embeddings": count(2048, "context_length"),
 }
-"""The fields of all, with Llama's defaults; a family adds its own."""
+"""The fields of nearly all, with Llama's defaults."""
+HEAD_DIM = {"head_dim": optional(None, "block.mixer.head_dim")}
+RMS = {"rms_norm_eps": number(1e-6, "block.norm.epsilon")}
+FEATURES = SIZES | HEAD_DIM | RMS
+"""Llama's own."""
 
 
-def read_attention(fields: Fields, **options: Any) -> Attention:
-    """The attention with the heads of the config; `options`: further fields of ours."""
-    return Attention(
-        num_heads=fields.count("num_attention_heads"),
-        num_kv_heads=fields.optional("num_key_value_heads"),
-        head_dim=fields.optional("head_dim"),
+_GATED, _NORM = Gated(), RMSNorm()
+
+
+def block(feedforward: FeedForward = _GATED, norm: Norm = _NORM, **attention: Any) -> BlockConfig:
+    """Llama's block with another feed-forward, another norm, and fields of its attention."""
+    return BlockConfig(mixer=Attention(**attention), feedforward=feedforward, norm=norm)
+
+
+LLAMA_BLOCK = block()
+
+
+def decoder(
+    model_type: str,
+    base: str,
+    columns: Mapping[str, Column] | None = None,
+    *,
+    block: BlockConfig = LLAMA_BLOCK,
+    defaults: Mapping[str, object] | None = None,
+    tie: bool = False,
+    stem: Lookup | None = None,
+    head: Vocabulary | None = None,
+    classes: tuple[str, ...] = ("ForTokenClassification", "ForSequenceClassification"),
+    sizes: Mapping[str, Column] = FEATURES,
+    positions: Aspect | None = None,
+    aspects: tuple[Aspect, ...] = (),
+    names: Mapping[str, str] | None = None,
+    ties: Mapping[str, str] | None = None,
+    prefix: str = "model.",
+    **options: Any,
+) -> Family:
+    """A decoder whose fields are `sizes`, with other `defaults`, and `columns`; base: the beginning of its classes'
+    names; classes: which of those beside ForCausalLM it has; positions: rotary by default."""
+    template = ModelConfig(
+        decoder=StackConfig(blocks=(block,), position=None), stem=stem or Lookup(), head=head or Vocabulary()
+    )
+    return table(
+        model_type,
+        template,
+        with_defaults({**sizes, **(columns or {})}, **(defaults or {})),
+        decoder_heads(base, classes, template.head),
+        tie=tie,
+        aspects=(positions or rotary(), *aspects),
+        names=names or DECODER | PRE_NORMS,
+        ties=TIES if ties is None else ties,
+        redundant=REDUNDANT,
+        prefix=prefix,
         **options,
     )
 
 
-def read_window(fields: Fields) -> Window | None:
-    """The window of all layers; ours doesn't count the token itself."""
-    width = fields.optional("sliding_window")
-    return None if width is None else Window(width - 1)
-
-
-def read_gated(fields: Fields, *, size: str = "intermediate_size", bias: bool = False) -> Gated:
-    """The feed-forward, or an expert, with its width in the field `size`."""
-    return Gated(feedforward_dim=fields.count(size), activation=fields.activation("hidden_act"), bias=bias)
-
-
-def read_norm(fields: Fields, *, zero_centered: bool = False) -> RMSNorm:
-    """The norm of all layers."""
-    return RMSNorm(epsilon=fields.number("rms_norm_eps"), zero_centered=zero_centered)
-
-
-def read_layers(fields: Fields) -> int:
-    """The number of layers."""
-    return fields.count("num_hidden_layers", maximum=10_000)
-
-
-def read_decoder(
-    fields: Fields,
-    names: set[str],
-    blocks: tuple[BlockConfig, ...],
-    position: Rotary,
-    *,
-    scale: bool = False,
-    softcap: float | None = None,
-) -> ModelConfig:
-    """The model around the blocks. scale: whether embeddings are scaled; softcap: that of the scores."""
-    return ModelConfig(
-        model_dim=fields.count("hidden_size"),
-        context_length=fields.count("max_position_embeddings"),
-        vocab_size=fields.count("vocab_size"),
-        stem=Lookup(scale=scale),
-        decoder=StackConfig(num_layers=read_layers(fields), blocks=blocks, position=position),
-        head=Vocabulary(tied=reads_tied(fields, names, "lm_head.weight"), softcap=softcap),
+def decoder_heads(
+    base: str, classes: tuple[str, ...], head: Any, *, weight: str = "lm_head.weight", causal: str = "ForCausalLM",
+    tags: str = "score",
+) -> tuple[HeadClass, ...]:  # fmt: skip
+    """A decoder's classes: one class per token, one of the whole text by its last token, and the next token."""
+    return (
+        *_classifiers(base, classes, tags),
+        HeadClass(f"{base}{causal}", head, {"head.weight": weight, "head.bias": weight.replace("weight", "bias")}),
     )
 
 
-def write_decoder(config: ModelConfig, block: BlockConfig) -> dict:
-    """The fields of sizes, norm and head."""
-    attention, norm = block.attention, require(block.norm, RMSNorm, "norm")
-    return {
-        "hidden_size": config.model_dim,
-        "max_position_embeddings": config.context_length,
-        "vocab_size": config.vocab_size,
-        "num_hidden_layers": decoder_of(config).num_layers,
-        "num_attention_heads": attention.num_heads,
-        "num_key_value_heads": attention.num_kv_heads or attention.num_heads,
-        "head_dim": config.head_dim(block.attention),
-        "rms_norm_eps": norm.epsilon,
-        "tie_word_embeddings": require(config.head, Vocabulary, "head").tied,
-    }
+def _classifiers(base: str, classes: tuple[str, ...], tags: str) -> list[HeadClass]:
+    return [
+        HeadClass(f"{base}{kind}", head, {"head.output.*": f"{name}.*"}, (f"{name}.{sign}",))
+        for kind, name, sign, head in (
+            ("ForTokenClassification", tags, "bias", Pooled(over="each")),
+            ("ForSequenceClassification", "score", "weight", Pooled(over="last", bias=False)),
+        )
+        if kind in classes
+    ]
 
 
-def require_even_heads(config: ModelConfig, block: BlockConfig) -> None:
-    """Raises NotRepresentable for heads that don't divide the width, which some classes refuse, used or not."""
-    if config.model_dim % block.attention.num_heads:
-        raise NotRepresentable(f"model_dim {config.model_dim} with num_heads {block.attention.num_heads}")
+def _write_even(config: ModelConfig) -> dict[str, object]:
+    (stack,) = config.stacks
+    heads = stack.blocks[0].attention.num_heads
+    if config.model_dim % heads:
+        raise NotRepresentable(f"model_dim {config.model_dim} with num_heads {heads}")
+    return {}
 
 
-def write_gated(config: ModelConfig, feedforward: FeedForward | None) -> dict:
-    """The fields of the feed-forward, or of an expert."""
-    gated = require(feedforward, Gated, "feedforward")
-    return {"intermediate_size": config.feedforward_dim(gated), "hidden_act": ACTIVATION_NAMES[gated.activation]}
-
-
-def write_window(block: BlockConfig) -> int | None:
-    """The window of all layers."""
-    pattern = block.attention.pattern
-    return None if pattern is None else require(pattern, Window, "attention.pattern").before + 1
-
+EVEN_HEADS = Aspect(write=_write_even)
+"""Of a class that refuses heads that don't divide the width, whether they must or not."""
 
 DECODER = {
     "stem.embedding.weight": "model.embed_tokens.weight",
     "decoder.final_norm.*": "model.norm.*",
-    "head.weight": "lm_head.weight",
     "decoder.blocks.#.mixer.query_key_value.*": "model.layers.#.self_attn.[q_proj|k_proj|v_proj].*",
     "decoder.blocks.#.mixer.output.*": "model.layers.#.self_attn.o_proj.*",
     "decoder.blocks.#.mixer.query_norm.*": "model.layers.#.self_attn.q_norm.*",

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.tensors import Transform
-from isoform.model.config import ModelConfig, StackConfig
+from isoform.config import kind_of
+from isoform.model.config import Head, ModelConfig, Pooled, StackConfig
 
 T = TypeVar("T")
 
 
 class NotRepresentable(ValueError):
     """A model config that a family can't represent; the text names the field."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeadClass:
+    """A class of a model_type: its head (`num_outputs` left open), the names of the head's tensors, and the tensors
+    by which a folder shows that it is of this class."""
+
+    architecture: str
+    head: Head
+    names: Mapping[str, str] = field(default_factory=dict)
+    signs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -33,6 +45,8 @@ class Family:
     read: Callable[[Fields, set[str]], ModelConfig]
     write: Callable[[ModelConfig], dict]
     names: Mapping[str, str]
+    heads: tuple[HeadClass, ...] = ()
+    """Its classes, if they differ in their heads; `names` then lacks those of the heads."""
     transforms: Mapping[str, Transform] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other names of fields, which precede them."""
@@ -49,6 +63,23 @@ class Family:
     prefix: str = ""
     """The prefix of names in the class with a head, which the class without lacks."""
 
+    @property
+    def all_names(self) -> list[str]:
+        """All names of theirs, of every class."""
+        return [*self.names.values(), *(name for each in self.heads for name in each.names.values())]
+
+    def names_of(self, config: ModelConfig) -> Mapping[str, str]:
+        """The table of names for a model. Raises NotRepresentable for a head that no class has."""
+        return {**self.names, **self.class_of(config.head).names} if self.heads else self.names
+
+    def class_of(self, head: Head) -> HeadClass:
+        """The class with this head, or else one of the same kind. Raises NotRepresentable if there is none."""
+        whole = replace(head, num_outputs=0) if isinstance(head, Pooled) else head
+        alike = [each for each in self.heads if type(each.head) is type(head)]
+        if not alike:
+            raise NotRepresentable(f"head {kind_of(type(head))}")
+        return next((each for each in alike if each.head == whole), alike[0])
+
     def fields_of(self, config: Mapping[str, object], where: str) -> Fields:
         """The fields of a config.json, under the names that the family reads."""
         values, given = dict(config), Fields(config, where)
@@ -61,7 +92,7 @@ class Family:
 
     def read_name(self, source: str) -> str:
         """Which of the tensors tied to `source` ours is read from: the first copy if the class computes with copies."""
-        used = {*self.names.values()}
+        used = {*self.all_names}
         copies = [copy for copy, other in self.ties.items() if other == source and copy in used]
         return copies[0] if source not in used and copies else source
 

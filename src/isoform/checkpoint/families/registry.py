@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from isoform.checkpoint.families.bart import BART, MARIAN
-from isoform.checkpoint.families.bert import BERT
+from isoform.checkpoint.families.bert import BERT, CAMEMBERT, DISTILBERT, ELECTRA, ROBERTA, XLM_ROBERTA
+from isoform.checkpoint.families.experts import MIXTRAL, QWEN3_MOE
 from isoform.checkpoint.families.family import Family
-from isoform.checkpoint.families.gemma3 import GEMMA3
+from isoform.checkpoint.families.gemma import GEMMA, GEMMA3
 from isoform.checkpoint.families.gpt2 import GPT2
-from isoform.checkpoint.families.llama import LLAMA
-from isoform.checkpoint.families.mistral import MISTRAL, MIXTRAL
+from isoform.checkpoint.families.llama import (
+    LLAMA,
+    MISTRAL,
+    OLMO2,
+    PHI3,
+    QWEN2,
+    QWEN3,
+    SMOLLM3,
+    STABLELM,
+    STARCODER2,
+)
 from isoform.checkpoint.families.modernbert import MODERNBERT
-from isoform.checkpoint.families.olmo2 import OLMO2
-from isoform.checkpoint.families.qwen3 import QWEN3, QWEN3_MOE
 from isoform.checkpoint.families.t5 import T5
 from isoform.checkpoint.families.vit import VIT
 from isoform.checkpoint.families.whisper import WHISPER
@@ -19,13 +27,24 @@ from isoform.checkpoint.families.whisper import WHISPER
 FAMILIES: tuple[Family, ...] = (
     LLAMA,
     MISTRAL,
+    QWEN2,
     QWEN3,
+    PHI3,
+    STABLELM,
+    SMOLLM3,
+    STARCODER2,
+    GEMMA,
     GEMMA3,
     OLMO2,
     MIXTRAL,
     QWEN3_MOE,
     GPT2,
     BERT,
+    ROBERTA,
+    XLM_ROBERTA,
+    CAMEMBERT,
+    DISTILBERT,
+    ELECTRA,
     MODERNBERT,
     VIT,
     T5,

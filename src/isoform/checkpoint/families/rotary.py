@@ -1,8 +1,8 @@
 """Rotary positions in the config.json of every family that has them, in both spellings: `rope_parameters` (from
 transformers 5 on), or `rope_theta` and `rope_scaling` beside each other.
 
-Of what a config may say about them, only what the classes read is read: none of the families here turns a part of the
-features, whatever `partial_rotary_factor` is.
+Of what a config may say about them, only what the classes read is read: most turn all features, whatever
+`partial_rotary_factor` is.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import assert_never
 
 from isoform.checkpoint.families.family import NotRepresentable
 from isoform.checkpoint.families.fields import Fields
+from isoform.checkpoint.families.table import Aspect, put
+from isoform.model.config import ModelConfig
 from isoform.model.parts import (
     Extension,
     LinearExtension,
@@ -24,15 +26,9 @@ from isoform.model.parts import (
     YaRNExtension,
 )
 
-ROTARY: dict[str, object] = {
-    "rope_parameters": None,
-    "rope_scaling": None,
-    "rope_theta": 10000.0,
-    "partial_rotary_factor": None,
-    "original_max_position_embeddings": None,
-}
-"""The fields of a family whose layers have the same scheme."""
 _ORIGINAL = "original_max_position_embeddings"
+FIELDS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor", _ORIGINAL)
+"""The fields of a family whose layers have the same scheme."""
 _KEYS: dict[object, set[str]] = {
     "default": set(),
     "linear": {"factor"},
@@ -42,22 +38,51 @@ _KEYS: dict[object, set[str]] = {
 """What each type of scheme reads beside its base."""
 
 
-def read_rotary(fields: Fields) -> Rotary:
-    """The scheme of all layers."""
+def rotary(
+    base: float = 10000.0,
+    share: float | None = None,
+    *,
+    base_field: str = "rope_theta",
+    share_field: str = "partial_rotary_factor",
+    types: tuple[object, ...] = (*_KEYS,),
+) -> Aspect:
+    """The scheme of all layers of a family, with its defaults; share: of a family that may turn a part of the features;
+    types: the types of schemes that it computes."""
+    named = {"rope_theta": base_field, "partial_rotary_factor": share_field}
+    defaults = {"rope_theta": base, "partial_rotary_factor": share}
+    fields = {named.get(name, name): defaults.get(name) for name in FIELDS}
+
+    def read(config: ModelConfig, fields: Fields) -> ModelConfig:
+        (stack,) = config.stacks
+        width = None if share is None else config.head_dim(stack.blocks[0].attention)
+        position = read_rotary(fields, named, width, types)
+        return put(config, {"encoder.position" if stack is config.encoder else "decoder.position": position})
+
+    def write(config: ModelConfig) -> dict[str, object]:
+        (stack,) = config.stacks
+        return {"rope_parameters": write_rotary(stack.position, is_partial=share is not None)}
+
+    return Aspect(fields, read, write)
+
+
+def read_rotary(fields: Fields, named: Mapping[str, str], width: int | None, types: tuple[object, ...]) -> Rotary:
+    """The scheme of all layers. named: the fields that complete its table; width: that of a head whose features may
+    turn in part."""
     table, given = fields.table("rope_scaling"), fields.table("rope_parameters")
     if table.values and given.values and table.values != given.values:
         fields.contradicts("rope_parameters", "rope_scaling", table.values, taken="rope_scaling")
     values = dict(table.values or given.values)
-    for name in ("rope_theta", "partial_rotary_factor"):
-        if name in values and fields.values.get(name) not in (None, values[name]):
-            fields.contradicts(name, f"rope_parameters: {name}", values[name], taken="the latter")
-        values.setdefault(name, fields.get(name))
-    outside, inside = fields.optional(_ORIGINAL), values.get(_ORIGINAL)
-    if outside is not None:
-        if inside not in (None, outside):
+    for name, outside in named.items():
+        if name in values and fields.values.get(outside) not in (None, values[name]):
+            fields.contradicts(outside, f"rope_parameters: {name}", values[name], taken="the latter")
+        values.setdefault(name, fields.get(outside))
+    original, inside = fields.optional(_ORIGINAL), values.get(_ORIGINAL)
+    if original is not None:
+        if inside not in (None, original):
             fields.contradicts(_ORIGINAL, f"rope_parameters: {_ORIGINAL}", inside, taken="the former")
-        values[_ORIGINAL] = outside
-    return _read(Fields(values, f"{fields.where}: rope_parameters"), fields.count("max_position_embeddings"))
+        values[_ORIGINAL] = original
+    table = Fields(values, f"{fields.where}: rope_parameters")
+    return _read(table, fields.count("max_position_embeddings"), width, types)
 
 
 def read_rotaries(fields: Fields, bases: Mapping[str, str], scaled: tuple[str, ...]) -> list[Rotary]:
@@ -86,14 +111,16 @@ def read_rotaries(fields: Fields, bases: Mapping[str, str], scaled: tuple[str, .
     return schemes
 
 
-def _read(table: Fields, length: int) -> Rotary:
+def _read(table: Fields, length: int, width: int | None = None, types: tuple[object, ...] = (*_KEYS,)) -> Rotary:
     """The scheme of a table that is complete but for the original length, `length`."""
     kind = table.get("rope_type", table.get("type", "default"))
     if table.get("type", kind) != kind:
         table.contradicts("rope_type", "type", table.get("type"), taken="rope_type")
-    if kind not in _KEYS:
-        raise ValueError(f"{table.where}: rope_type={kind!r} is not supported ({', '.join(map(str, _KEYS))} are)")
-    _check_fraction(table, kind)
+    if kind not in types:
+        raise ValueError(f"{table.where}: rope_type={kind!r} is not supported ({', '.join(map(str, types))} are)")
+    fraction = 1.0 if width is not None else _check_fraction(table, kind)
+    if width is not None and table.get("partial_rotary_factor") is not None:
+        fraction = int(width * table.number("partial_rotary_factor")) / width
     names = {"rope_type", "type", "rope_theta", "partial_rotary_factor", _ORIGINAL} | _KEYS[kind]
     unread = sorted(name for name in table.values.keys() - names if table.values[name])
     if unread:
@@ -101,14 +128,15 @@ def _read(table: Fields, length: int) -> Rotary:
             f"{table.where}: the fields {', '.join(unread)} are not read by rope_type={kind!r}; they are ignored",
             stacklevel=2,
         )
-    return Rotary(base=table.number("rope_theta"), extension=_read_extension(table, kind, length))
+    extension = _read_extension(table, kind, length)
+    return Rotary(base=table.number("rope_theta"), fraction=fraction, extension=extension)
 
 
-def _check_fraction(table: Fields, kind: object) -> None:
-    """Warns that all features are turned by the classes of the families here; refuses what they can't compute."""
+def _check_fraction(table: Fields, kind: object) -> float:
+    """Warns that a class turns all features; refuses what it can't compute."""
     fraction = table.get("partial_rotary_factor", 1.0)
     if fraction in (None, 1.0):
-        return
+        return 1.0
     if kind != "default":
         raise ValueError(
             f"{table.where}: partial_rotary_factor={fraction!r} with rope_type={kind!r} is not supported, nor can "
@@ -118,6 +146,7 @@ def _check_fraction(table: Fields, kind: object) -> None:
         f"{table.where}: partial_rotary_factor={fraction!r} is ignored, as by transformers: all features are turned",
         stacklevel=2,
     )
+    return 1.0
 
 
 def _read_extension(table: Fields, kind: object, length: int) -> Extension | None:
@@ -157,13 +186,14 @@ def _attention_factor(table: Fields, factor: float) -> float | None:
     return above / below
 
 
-def write_rotary(position: Position | None) -> dict:
-    """The table of a rotary scheme. Raises NotRepresentable for another scheme."""
+def write_rotary(position: Position | None, *, is_partial: bool = False) -> dict:
+    """The table of a rotary scheme; is_partial: with the share of the features that turn. Raises NotRepresentable for
+    another scheme."""
     if not isinstance(position, Rotary):
         raise NotRepresentable(f"position {type(position).__name__}")
     if position.axes != 1:
         raise NotRepresentable(f"position.axes={position.axes}")
-    base = {"rope_theta": position.base}
+    base = {"rope_theta": position.base} | ({"partial_rotary_factor": position.fraction} if is_partial else {})
     match position.extension:
         case None:
             return {**base, "rope_type": "default"}

@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from isoform.checkpoint.families.experts import MIXTRAL, QWEN3_MOE
 from isoform.checkpoint.families.family import Family, decoder_of
-from isoform.checkpoint.families.gemma3 import GEMMA3
+from isoform.checkpoint.families.gemma import GEMMA3
 from isoform.checkpoint.families.gpt2 import GPT2
-from isoform.checkpoint.families.llama import LLAMA
-from isoform.checkpoint.families.mistral import MIXTRAL
-from isoform.checkpoint.families.olmo2 import OLMO2
-from isoform.checkpoint.families.qwen3 import QWEN3, QWEN3_MOE
+from isoform.checkpoint.families.llama import LLAMA, OLMO2, QWEN3
 from isoform.checkpoint.families.sliding import FULL, SLIDING
 from isoform.checkpoint.gguf.format import Header, TensorInfo
 from isoform.model.config import ModelConfig

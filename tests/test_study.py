@@ -221,6 +221,11 @@ def test_a_run_starts_from_another_and_waits_for_it(text, tmp_path):
 def test_two_recipes_with_one_id_are_refused(text, tmp_path):
     run, pool = job(recipe(text)), tmp_path / "pool"
     pool.mkdir()
-    (pool / f"{run.id}.toml").write_text(dump_toml(recipe(text, steps=7)))
-    with pytest.raises(ValueError, match="recipe of another run with the same id"):
-        Study([run], pool)
+    mine = run.rung.recipe
+    half = replace(mine, data=replace(mine.data, fraction=0.5))
+    for other in (dump_toml(recipe(text, steps=7)), dump_toml(half), ""):
+        (pool / f"{run.id}.toml").write_text(other)
+        with pytest.raises(ValueError, match="recipe of another run with the same id"):
+            Study([run], pool)
+    (pool / f"{run.id}.toml").write_text(dump_toml(replace(mine, data=replace(mine.data, path="moved.txt"))))
+    assert Study([run], pool).pending == [run]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -34,6 +34,9 @@ from isoform.objectives.config import (
 from isoform.ranges import NonNegative, Seed, config
 from isoform.training.config import Training
 
+DATA_PATHS = ("data.path", "data.validation_path", "data.mixture.*.path", "data.mixture.*.validation_path")
+"""Where data lie; what they are is known by their hash."""
+
 CHANGEABLE = (
     "training.steps",
     "training.log_every",
@@ -42,10 +45,7 @@ CHANGEABLE = (
     "training.sample_tokens",
     "training.checkpoint_every",
     "training.keep_checkpoints",
-    "data.path",
-    "data.validation_path",
-    "data.mixture.*.path",
-    "data.mixture.*.validation_path",
+    *DATA_PATHS,
     "sample_prompt",
     "expected_loss",
 )
@@ -198,9 +198,9 @@ def load_form(name: str) -> Recipe:
     return recipe_of(PRESETS[name].model)
 
 
-def is_changeable(path: str) -> bool:
-    """Whether the field of this dotted path may change when a run is continued."""
-    return any(fnmatchcase(path, pattern) for pattern in CHANGEABLE)
+def is_changeable(path: str, fields: Sequence[str] = CHANGEABLE) -> bool:
+    """Whether the field of this dotted path is among those that may change, by default when a run is continued."""
+    return any(fnmatchcase(path, pattern) for pattern in fields)
 
 
 def identity_of(recipe: Recipe) -> str:

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from isoform.checkpoint.store import is_in_use, newest_step
-from isoform.config import dump_toml, from_dict, load_toml, non_defaults, to_dict
+from isoform.config import differences, dump_toml, from_dict, load_toml, non_defaults
 from isoform.files import DamagedFile, StorageError, make_folder, write_text
 from isoform.history import with_earlier_names
 from isoform.preparation import Prepared
-from isoform.recipe import Recipe
+from isoform.recipe import DATA_PATHS, Recipe, is_changeable
 from isoform.run import Run, read_divergence, read_summary
 from isoform.scaling.engines import Command, Engine, Ticket
 from isoform.scaling.ladder import Rung
@@ -164,7 +164,8 @@ class Study:
             return
         saved = from_dict(Recipe, load_toml(path))
         start = job.rung.recipe.start if job.start is None else saved.start
-        if to_dict(saved) != to_dict(replace(job.rung.recipe, data=saved.data, start=start)):
+        changed = [path for path, _, _ in differences(saved, replace(job.rung.recipe, start=start))]
+        if not all(is_changeable(path, DATA_PATHS) for path in changed):
             raise ValueError(
                 f"{path} is the recipe of another run with the same id; it was edited or copied: move it and "
                 f"{self.pool / job.id} away, or choose another --pool"

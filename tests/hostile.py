@@ -25,6 +25,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 import isoform
 from isoform.cli import main
 from isoform.config import overlay
@@ -556,6 +558,7 @@ def _run(case: Case, folder: Path, error: Path, report: Path, limit: float) -> N
 
 def outcomes(cases: list[Case]) -> Iterator[Outcome]:
     """The outcome of each case, with the memory and time of a harmless call taken off."""
+    torch.set_num_threads(1)  # a fork would wait for the others
     with tempfile.TemporaryDirectory() as name:
         template = Path(name) / "harmless"
         template.mkdir()

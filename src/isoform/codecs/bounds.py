@@ -45,18 +45,23 @@ _SIGNS = re.compile(
 
 @contextmanager
 def without_panics(what: str) -> Iterator[None]:
-    """Turns a panic of `tokenizers` into ValueError, with `what` it was asked for; other exceptions pass.
-
-    Meanwhile nothing is printed on standard error, where a panic leaves a page about the library's insides.
-    """
-    shown, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    """Turns a panic of `tokenizers` into ValueError, with `what` it was asked for; other exceptions pass."""
     try:
         yield
     except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
         raise ValueError(f"{what}: its tokenizer gives up ({error}); give another one") from None
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Nothing is printed on standard error, where a panic leaves a page about the library's insides. It holds for the
+    whole process, so only a file that is new is tried in it."""
+    shown, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
     finally:
         os.dup2(shown, 2)
         os.close(shown)

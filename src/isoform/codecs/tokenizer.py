@@ -10,6 +10,7 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, models
 
-from isoform.codecs.bounds import check_bounds, check_text, without_panics
+from isoform.codecs.bounds import check_bounds, check_text, unseen, without_panics
 from isoform.codecs.codec import END_OF_TEXT, FILE, SEPARATOR, StreamDecoder, TextCodec, utf8
 from isoform.codecs.document import BYTES
 from isoform.codecs.origin import TOKENIZER_FILE, Origin, SpecialIds, own_settings
@@ -239,8 +240,9 @@ def is_byte_level(tokenizer: Tokenizer) -> bool:
 
 
 def parse_tokenizer(text: str, path: str | Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json. Raises ValueError naming the file if it is of another format."""
-    with without_panics(str(path)):
+    """The tokenizer of a tokenizer.json. Raises ValueError naming the file if it is of another format, or gives up on
+    a text."""
+    with unseen(), without_panics(str(path)):
         try:
             check_text(text)
             tokenizer = Tokenizer.from_str(text)
@@ -250,6 +252,9 @@ def parse_tokenizer(text: str, path: str | Path) -> Tokenizer:
             check_bounds(tokenizer)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+        for probe in PROBES:
+            with suppress(Exception):  # it may have no token for this one
+                tokenizer.decode(tokenizer.encode(probe).ids)
     return tokenizer
 
 
@@ -298,13 +303,10 @@ def ids_around(tokenizer: Tokenizer, origin: Origin, *, are_read: bool) -> Speci
 def _affixes(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids that the post-processor adds before and after a text."""
     for probe in PROBES:
-        try:
-            with without_panics(repr(probe)):
-                encoding = tokenizer.encode(probe)
-        except Exception:
-            continue
-        mask = encoding.special_tokens_mask
-        if 0 in mask:
-            first, last = mask.index(0), len(mask) - mask[::-1].index(0)
-            return tuple(encoding.ids[:first]), tuple(encoding.ids[last:])
+        with suppress(Exception):  # it may have no token for this one
+            encoding = tokenizer.encode(probe)
+            mask = encoding.special_tokens_mask
+            if 0 in mask:
+                first, last = mask.index(0), len(mask) - mask[::-1].index(0)
+                return tuple(encoding.ids[:first]), tuple(encoding.ids[last:])
     return (), ()

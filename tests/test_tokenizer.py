@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transformers as peers
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import weights
 from isoform.codecs.bpe import BPECodec, train_bpe
@@ -147,3 +147,99 @@ def test_own_codecs_are_read_by_transformers_and_back(codec, tmp_path):
             assert theirs.decode(ids) == text and back.decode(ids, show_special=True) == text
     assert theirs.eos_token_id == codec.end_of_text == back.end_of_text
     assert len(theirs) == codec.vocab_size == back.vocab_size
+
+
+def byte_pairs() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|endoftext|>", "<|turn|>", "<pad>"]
+    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(special_tokens=special, initial_alphabet=alphabet))
+    return tokenizer
+
+
+def token(content: str, **flags) -> dict:
+    fields = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {"content": content, **fields, **flags}
+
+
+NEXT = byte_pairs().get_vocab_size()
+ADDED = {
+    "other flags": {"added_tokens_decoder": {"1": token("<|turn|>", lstrip=True), "0": token("<|endoftext|>")}},
+    "no longer special": {"added_tokens_decoder": {"1": token("<|turn|>", special=False)}},
+    "beyond a gap": {"added_tokens_decoder": {str(NEXT + 5): token("<|new|>"), str(NEXT + 2): token("<|old|>")}},
+    "a number that is taken": {"added_tokens_decoder": {"200": token("the", special=False, single_word=True)}},
+    "normalised": {"added_tokens_decoder": {str(NEXT): token("Fox", special=False, normalized=True)}},
+    "an end by name": {"eos_token": "<|im_end|>"},
+    "others by name": {"additional_special_tokens": ["<|u|>", {**token("<|v|>", rstrip=True), "__type": "AddedToken"}]},
+    "a model's own": {"image_token": "<|image|>", "extra_special_tokens": {"sound_token": "<|sound|>"}},
+    "older files": {
+        "special_tokens_map.json": {"eos_token": token("<|im_end|>", lstrip=True)},
+        "added_tokens.json": {"<|im_end|>": NEXT + 1, "<|zz|>": NEXT},
+    },
+}
+"""Of tokenizer_config.json, or files beside it."""
+
+
+def saved(tokenizer: Tokenizer, folder: Path, settings: dict, edit=lambda form: None) -> Path:
+    form = json.loads(tokenizer.to_str())
+    edit(form)
+    files = {name: settings.pop(name) for name in [*settings] if name.endswith(".json")}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", **settings}
+    for name, content in {**files, "tokenizer.json": form, "tokenizer_config.json": settings}.items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_added_tokens_are_those_that_transformers_adds(name, tmp_path):
+    codec, theirs = check_against_transformers(saved(byte_pairs(), tmp_path, dict(ADDED[name])))
+    assert codec.vocab_size == len(theirs)
+
+
+def check_against_transformers(folder: Path):
+    codec, theirs = load_codec(folder), peers.AutoTokenizer.from_pretrained(folder)
+    names = [each.content for each in theirs.added_tokens_decoder.values()]
+    texts = [form.format(name) for name in names for form in ("{}", "a {} b", "x{}y", " {}\n", "{0}{0}.", "the {}")]
+    for text in [*TEXTS[:2], *texts]:
+        ids = theirs(text).input_ids
+        assert codec.encode_whole(text).tolist() == ids, text
+        assert codec.decode(ids) == theirs.decode(ids, skip_special_tokens=True), text
+    return codec, theirs
+
+
+def without_decoder(form: dict) -> None:
+    form["decoder"] = None
+
+
+def with_letter(form: dict) -> None:
+    form["added_tokens"].append({"id": NEXT, **token("é", special=False)})
+
+
+@pytest.mark.parametrize("edit", [without_decoder, with_letter])
+def test_bytes_are_decoded_as_the_decoder_does(edit, tmp_path):
+    codec, _ = check_against_transformers(saved(byte_pairs(), tmp_path, {}, edit))
+    assert isinstance(codec, TokenizerCodec)
+
+
+def test_merges_are_not_dropped(tmp_path):
+    folder = saved(byte_pairs(), tmp_path, {}, lambda form: form["model"].update(dropout=0.9))
+    with pytest.warns(UserWarning, match=r"its dropout of 0\.9 is not applied"):
+        codec = load_codec(folder)
+    (folder / "tokenizer.json").write_text(byte_pairs().to_str())
+    assert np.array_equal(codec.encode_text(TEXTS[0]), load_codec(folder).encode_text(TEXTS[0]))
+
+
+def test_a_post_processor_that_changes_texts_is_refused(tmp_path):
+    twice = processors.TemplateProcessing(single="$A <pad> $A", special_tokens=[("<pad>", 2)])
+    tokenizer = byte_pairs()
+    tokenizer.post_processor = twice
+    with pytest.raises(ValueError, match="its post_processor changes a text beside what precedes and follows it"):
+        load_codec(saved(tokenizer, tmp_path, {}))
+
+
+@pytest.mark.parametrize("added", [{"x": token("<a>")}, {"9": 5}, {"9": {"lstrip": True}}, [1]], ids=str)
+def test_added_tokens_that_are_none_are_refused(added, tmp_path):
+    folder = saved(byte_pairs(), tmp_path, {"added_tokens_decoder": added})
+    with pytest.raises(ValueError, match=r"the added tokens in .* or beside it are damaged"):
+        load_codec(folder)

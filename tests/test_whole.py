@@ -2,6 +2,8 @@
 
 import json
 import random
+import shutil
+import warnings
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,7 +26,7 @@ from isoform.evaluation.evaluate import evaluate_records
 from isoform.generation.answers import answer, beam_search, sample
 from isoform.generation.config import Beam, Sampling
 from isoform.generation.constraints import Constraints, constraints_of
-from isoform.generation.decode import build_prompt
+from isoform.generation.decode import Prompt, build_prompt
 from isoform.generation.sampling import distribution, penalize
 from isoform.generation.streaming import generate
 from isoform.machine import choose_machine
@@ -332,6 +334,72 @@ def test_a_special_token_stops_a_text_and_an_unclear_stop_is_refused(root):
         next(generate(model, codec, prompt, Sampling(stop=("<|turn|>\n",))))
     with pytest.raises(ValueError, match="would end every text at once"):
         Sampling(stop=("a", ""))
+
+
+EVERY = [*range(4, 60)]
+CHANGED_SETTINGS = [
+    ("llama3", {"eos_token_id": [2, 5000, -1], "suppress_tokens": [-1], "begin_suppress_tokens": [4000]}),
+    ("llama3", {"forced_bos_token_id": 70}),
+    ("bart", {"forced_bos_token_id": [10, 11], "forced_eos_token_id": [12, 13]}),
+    ("bart", {"forced_bos_token_id": 10, "begin_suppress_tokens": EVERY, "bad_words_ids": [[10], [30, 31]]}),
+    ("t5", {"begin_suppress_tokens": EVERY, "forced_eos_token_id": 9, "bad_words_ids": [[9]]}),
+    ("t5", {"decoder_start_token_id": [5], "suppress_tokens": [8, 52]}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), CHANGED_SETTINGS, ids=str)
+@pytest.mark.filterwarnings("ignore:.*the model has no token")
+def test_odd_settings_mean_what_they_mean_to_transformers(name, settings, root, tmp_path):
+    folder = shutil.copytree(folder_of(name, root), tmp_path / "changed")
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings), encoding="utf-8")
+    trained, theirs = isoform.load(folder), peer_of(name).model.from_pretrained(folder).eval()
+    model, codec = trained.transformer, trained.codec
+    constraints = constraints_of(codec, model.config.vocab_size)
+    for text in ("a", *PROMPTS[:2]):
+        prompt = build_prompt(codec, text, answers_source=trained.answers_source, view=trained.view)
+        ids = torch.tensor([codec.encode_whole(text).tolist()])
+        for beams in (1, 3):
+            more = {"num_beams": beams, "do_sample": False, "early_stopping": False}
+            out = theirs.generate(ids, max_new_tokens=8, **more)[0, len(prompt.ids) :]
+            how = Sampling(max_tokens=8, temperature=0) if beams == 1 else Beam(size=beams, max_tokens=8)
+            ((best,),) = (sample if beams == 1 else beam_search)(model, [prompt], how, constraints)
+            assert best.ids.tolist() == out.tolist(), (text, beams)
+
+
+def test_settings_that_leave_nothing_to_choose_are_refused(root, tmp_path):
+    folder = shutil.copytree(folder_of("bart", root), tmp_path / "changed")
+    file = folder / "generation_config.json"
+    settings = json.loads(file.read_text())
+    for changed, message in (
+        ({"suppress_tokens": [1], "forced_bos_token_id": 1}, "forces the token 1 and suppresses it"),
+        (
+            {"suppress_tokens": [*range(200)], "forced_bos_token_id": None, "forced_eos_token_id": None},
+            "suppresses all",
+        ),
+        ({"eos_token_id": [2.5]}, "eos_token_id has .*, which aren't ids"),
+        ({"bad_words_ids": [3]}, "bad_words_ids has .*, which aren't ids"),
+        ({"decoder_start_token_id": 500}, "decoder_start_token_id=500, and the model's table has"),
+    ):
+        file.write_text(json.dumps(settings | changed), encoding="utf-8")
+        with warnings.catch_warnings(), pytest.raises(ValueError, match=message):
+            warnings.filterwarnings("ignore", ".*the model has no token")
+            trained = isoform.load(folder)
+            constraints_of(trained.codec, trained.transformer.config.vocab_size)
+
+
+def test_what_precedes_a_shorter_text_of_a_batch_is_no_part_of_it(root):
+    """A banned sequence may not match the padding of a text, nor its length be that of the longest."""
+    trained, _, _ = load("llama3", root)
+    model, a = trained.transformer, 70
+    prompts = [Prompt(np.array([a])), Prompt(np.arange(60, 66))]
+    every = range(model.config.vocab_size)
+    banned = Constraints(sequences=tuple((a, a, i) for i in every if i % 2), first=(100,))
+    together = sample(model, prompts, Sampling(max_tokens=4, temperature=0), banned)
+    for prompt, ((text,)) in zip(prompts, together, strict=True):
+        ((alone,),) = sample(model, [prompt], Sampling(max_tokens=4, temperature=0), banned)
+        assert text.ids.tolist() == alone.ids.tolist()
+    assert [text.ids[0] == 100 for (text,) in together] == [True, False]
 
 
 SAMPLINGS = [

@@ -33,7 +33,7 @@ from isoform.codecs.config import Patches
 from isoform.codecs.document import with_template
 from isoform.codecs.image import PatchCodec
 from isoform.codecs.numbers import NumberCodec
-from isoform.codecs.origin import FILES, TOKENIZER_FILE, Origin, read_origin
+from isoform.codecs.origin import FILES, GENERATION, TOKENIZER_FILE, Origin, read_origin
 from isoform.codecs.registry import load_codec
 from isoform.config import from_dict, kind_of, load_toml
 from isoform.data.sources import PACKAGE, package_folder
@@ -272,6 +272,12 @@ def _imported(model: Transformer, codec: Codec, path: Path) -> Trained:
         raise ValueError(
             f"{path}: the tokenizer has {codec.vocab_size} tokens, the model's table {model.config.vocab_size} rows; "
             f"get the tokenizer of this model, or resize the table and save the model again"
+        )
+    start = codec.special_ids.decoder_start if isinstance(codec, TextCodec) else None
+    if start is not None and not 0 <= start < model.config.vocab_size:
+        raise ValueError(
+            f"{path}: decoder_start_token_id={start}, and the model's table has {model.config.vocab_size} rows; "
+            f"correct it in {GENERATION} and {CONFIG}"
         )
     return Trained(model, codec, recipe_of(model.config), model.config.form == "encoder_decoder", 0)
 

@@ -26,6 +26,7 @@ from isoform.reading import TOKENIZER, read_text
 
 LONGEST_WORD = 1000
 """Longer words are cut after this many bytes to learn from them, which takes quadratic time in a word's length."""
+PROBE = "A b\n  c\té 12'll "
 CHUNK = 2**14  # characters encoded by a thread at a time; larger is slower, 4 kB is no faster
 
 
@@ -56,12 +57,14 @@ class BPECodec(LibraryCodec):
             and tokenizer.normalizer is None
             and all(token.special and not (token.lstrip or token.rstrip) for token in added)
         )
-        probe = "A b\n  c\té 12'll "
-        back = self.decode(self.encode_text(probe))
-        if back != probe:
-            raise ValueError(
-                f"the tokenizer turns {probe!r} into {back!r}; switch off the option for that, such as add_prefix_space"
-            )
+        plain = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items() if not token.special}
+        for text, parts in (PROBE, self.encode_text(PROBE).tolist()), *((text, [i]) for i, text in plain.items()):
+            for back in (self.decode(parts), tokenizer.decode(parts)):
+                if back != text:
+                    raise ValueError(
+                        f"the tokenizer turns {text!r} into {back!r}; switch off the option for that, such as "
+                        f"add_prefix_space"
+                    )
 
     def _guess(self, by_name: Mapping[str, int]) -> SpecialIds | None:
         end = next((by_name[name] for name in ENDS if name in by_name), None)

@@ -67,23 +67,41 @@ class Origin:
 
     @property
     def decoder_start(self) -> int | None:
-        """The first input of the decoder of a pair of stacks; None for other models."""
+        """The first input of the decoder of a pair of stacks; None for other models. Raises ValueError for no id."""
         start = self.ids.get("decoder_start_token_id")
         if start is not None and GENERATION in self.files:
             start = self.generation.get("decoder_start_token_id", self.generation.get("bos_token_id", start))
+        start = start[0] if isinstance(start, list) and start else start  # one for each text of a batch
+        if start is not None and not isinstance(start, int):
+            raise ValueError(f"decoder_start_token_id={start!r} is no id; correct it")
         return start
 
     @property
     def names(self) -> dict[str, str]:
         """The names of special tokens, such as eos_token."""
-        return {name: _content(self.settings[name]) for name in NAMES if self.settings.get(name)}
+        return {name: content_of(self.settings[name]) for name in NAMES if self.settings.get(name)}
 
     @property
-    def special_names(self) -> list[str]:
-        """The names of all special tokens."""
-        extra = self.settings.get("additional_special_tokens") or self.settings.get("extra_special_tokens") or []
-        extra = list(extra.values()) if isinstance(extra, Mapping) else extra
-        return [*self.names.values(), *map(_content, extra)]
+    def named(self) -> list[object]:
+        """All special tokens by their names, each a string or a table: those of NAMES, a model's own, and others."""
+        others = self.settings.get("extra_special_tokens") or self.settings.get("additional_special_tokens") or []
+        own = {key: token for key, token in self.settings.items() if key.endswith("_token") and key not in NAMES}
+        own |= others if isinstance(others, Mapping) else {}
+        values = [*map(self.settings.get, NAMES), *own.values()]
+        named = [token for token in values if isinstance(token, str | Mapping) and token]
+        named = [{**token, "special": True} if isinstance(token, Mapping) else token for token in named]
+        return [*named, *(others if isinstance(others, list) else [])]
+
+    @property
+    def numbered(self) -> dict[str, object]:
+        """Added tokens by their ids: of tokenizer_config.json, or of the older added_tokens.json."""
+        if "added_tokens_decoder" in self._document(SETTINGS):
+            return self.settings["added_tokens_decoder"] or {}
+        special = {*map(content_of, self.named)}
+        return {
+            str(number): {"content": name, "normalized": name not in special, "special": name in special}
+            for name, number in self._document("added_tokens.json").items()
+        }
 
     def of_texts(self) -> Origin:
         """The same without what belongs to a model: how it generates, and the fields of its config.json."""
@@ -121,6 +139,6 @@ def own_settings(end: str) -> bytes:
     return (json.dumps(settings, indent=2) + "\n").encode()
 
 
-def _content(token: object) -> str:
+def content_of(token: object) -> str:
     """The text of a special token, which is a string or a table."""
     return str(token.get("content", "")) if isinstance(token, Mapping) else str(token)

@@ -16,7 +16,7 @@ from isoform.codecs.config import Codec as CodecConfig
 from isoform.codecs.image import PatchCodec, load_patches
 from isoform.codecs.origin import TOKENIZER_FILE, Origin, SpecialIds, read_origin
 from isoform.codecs.text import ByteCodec, CharacterCodec
-from isoform.codecs.tokenizer import TokenizerCodec, add_special, ids_around, is_byte_level, parse_tokenizer
+from isoform.codecs.tokenizer import TokenizerCodec, add_tokens, ids_around, is_byte_level, parse_tokenizer
 from isoform.reading import TOKENIZER, read_json, read_text
 
 
@@ -69,7 +69,7 @@ def read_tokenizer(
     tokenizer.no_truncation()
     origin = read_origin(path.parent, ids) if path.name == TOKENIZER_FILE else Origin()
     origin = origin if ids is not None else origin.of_texts()
-    add_special(tokenizer, origin)
+    add_tokens(tokenizer, origin)
     is_silent = ids is None and tokenizer.post_processor is None
     return _codec(tokenizer, None if is_silent else ids_around(tokenizer, origin, are_read=are_read), origin)
 
@@ -108,7 +108,7 @@ def load_codec(folder: str | Path, ids: Mapping[str, Any] | None = None) -> Code
         case "bpe" | "tokenizer":
             path = folder / TOKENIZER_FILE
             tokenizer = parse_tokenizer(read_text(path, TOKENIZER), path)
-            add_special(tokenizer, origin)
+            add_tokens(tokenizer, origin)
             return (BPECodec if kind == "bpe" else TokenizerCodec)(tokenizer, special_ids, origin)
         case "patches":
             return load_patches(form, folder / FILE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,7 +22,7 @@ from tokenizers import AddedToken, Tokenizer, models
 from isoform.codecs.bounds import check_bounds, check_text, unseen, without_panics
 from isoform.codecs.codec import END_OF_TEXT, FILE, SEPARATOR, StreamDecoder, TextCodec, utf8
 from isoform.codecs.document import BYTES
-from isoform.codecs.origin import TOKENIZER_FILE, Origin, SpecialIds, own_settings
+from isoform.codecs.origin import SETTINGS, TOKENIZER_FILE, Origin, SpecialIds, own_settings
 from isoform.files import write_bytes, write_text
 
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
@@ -240,8 +241,10 @@ def is_byte_level(tokenizer: Tokenizer) -> bool:
 
 
 def parse_tokenizer(text: str, path: str | Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json. Raises ValueError naming the file if it is of another format, or gives up on
-    a text."""
+    """The tokenizer of a tokenizer.json, without the dropout of merges, which would give a text other ids each time.
+
+    Raises ValueError naming the file if it is of another format, or gives up on a text.
+    """
     with unseen(), without_panics(str(path)):
         try:
             check_text(text)
@@ -255,23 +258,37 @@ def parse_tokenizer(text: str, path: str | Path) -> Tokenizer:
         for probe in PROBES:
             with suppress(Exception):  # it may have no token for this one
                 tokenizer.decode(tokenizer.encode(probe).ids)
+    if getattr(tokenizer.model, "dropout", None):
+        warnings.warn(f"{path}: its dropout of {tokenizer.model.dropout:g} is not applied", stacklevel=2)
+        tokenizer.model.dropout = None
     return tokenizer
 
 
-def add_special(tokenizer: Tokenizer, origin: Origin) -> None:
-    """Mark the special tokens that the files beside a tokenizer.json name, as far as the vocabulary has them."""
-    added = tokenizer.get_added_tokens_decoder()
-    for number, form in (origin.settings.get("added_tokens_decoder") or {}).items():
-        fields = {key: value for key, value in form.items() if key in ADDED} if isinstance(form, Mapping) else {}
-        if not isinstance(fields.get("content"), str):
-            raise ValueError(f"tokenizer_config.json: added_tokens_decoder has no content for {number}; copy it again")
-        token = AddedToken(**fields)
-        has_id = tokenizer.token_to_id(token.content) == int(number) or int(number) == tokenizer.get_vocab_size()
-        if has_id and repr(added.get(int(number))) != repr(token):
-            tokenizer.add_special_tokens([token]) if token.special else tokenizer.add_tokens([token])
-    marked = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    names = [n for n in origin.special_names if n not in marked and tokenizer.token_to_id(n) is not None]
-    tokenizer.add_special_tokens(names)
+def add_tokens(tokenizer: Tokenizer, origin: Origin) -> None:
+    """Add the tokens that the files beside a tokenizer.json name, as transformers does: those that the vocabulary lacks
+    follow it, in the order of their ids, then of their names; a token that is special stays so."""
+    present = [*tokenizer.get_added_tokens_decoder().values()]
+    special, as_given = {token.content for token in present if token.special}, {*map(repr, present)}
+    try:
+        numbered = [_added(form) for _, form in sorted(origin.numbered.items(), key=lambda item: int(item[0]))]
+        named = [_added(form) for form in origin.named]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError(f"the added tokens in {SETTINGS} or beside it are damaged; copy it again") from None
+    added = [token for token in numbered if repr(token) not in as_given]
+    for token in added:
+        token.special = token.special or token.content in special
+    contents = {token.content for token in (*present, *added)}
+    tokenizer.add_tokens([*added, *(token for token in named if token.content not in contents)])
+
+
+def _added(form: object) -> AddedToken:
+    """The token of a table, or the special token of this text."""
+    if isinstance(form, str):
+        return AddedToken(form, special=True)
+    if not isinstance(form, Mapping):
+        raise TypeError(form)
+    fields = {key: value for key, value in form.items() if key in ADDED}
+    return AddedToken(fields.pop("content"), **fields)
 
 
 ADDED = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
@@ -301,12 +318,17 @@ def ids_around(tokenizer: Tokenizer, origin: Origin, *, are_read: bool) -> Speci
 
 
 def _affixes(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that the post-processor adds before and after a text."""
+    """The ids that the post-processor adds before and after a text. Raises ValueError for one that does more."""
     for probe in PROBES:
+        plain = whole = None
         with suppress(Exception):  # it may have no token for this one
-            encoding = tokenizer.encode(probe)
-            mask = encoding.special_tokens_mask
-            if 0 in mask:
-                first, last = mask.index(0), len(mask) - mask[::-1].index(0)
-                return tuple(encoding.ids[:first]), tuple(encoding.ids[last:])
+            plain, whole = (tokenizer.encode(probe, add_special_tokens=adds) for adds in (False, True))
+        if plain is None or whole is None or not plain.ids:
+            continue
+        mask = [*whole.special_tokens_mask, 0]
+        first = mask.index(0)
+        last = first + len(plain.ids)
+        if whole.ids[first:last] != plain.ids or not all(mask[last:-1]):
+            raise ValueError("its post_processor changes a text beside what precedes and follows it; give another one")
+        return tuple(whole.ids[:first]), tuple(whole.ids[last:])
     return (), ()

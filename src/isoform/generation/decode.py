@@ -16,6 +16,7 @@ from torch import Tensor
 
 from isoform.batch import Encoding, Example, Tokens, collate
 from isoform.codecs.codec import TextCodec
+from isoform.generation.constraints import NONE
 from isoform.generation.strategy import DecodingStrategy, Step
 from isoform.mask import Causal, Full, Mask
 from isoform.model.block import Memory
@@ -114,8 +115,10 @@ class _Batch:
         self.limit = model.config.length(model.config.decoder)
         longest = max(len(prompt.ids) for prompt in prompts)
         self.capacity = min(self.limit, longest + strategy.max_tokens)
-        rows = [np.pad(prompt.ids, (longest - len(prompt.ids), 0), mode="edge") for prompt in prompts]
-        self.texts = torch.from_numpy(np.stack(rows).astype(np.int64)).to(model.device)  # (n, S), aligned at the right
+        rows = np.full((len(prompts), longest), NONE, np.int64)
+        for row, prompt in zip(rows, prompts, strict=True):
+            row[longest - len(prompt.ids) :] = prompt.ids
+        self.texts = torch.from_numpy(rows).to(model.device)  # (n, S), aligned at the right
         self.owners = torch.arange(len(prompts), device=model.device)  # (n,): the prompt of each text
         self.num_new = 0
         self.sources = _encode_sources(model, prompts)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isoform.data.order import generator
 from isoform.generation.config import Sampling
-from isoform.generation.constraints import Constraints
+from isoform.generation.constraints import NONE, Constraints
 from isoform.generation.strategy import DecodingStrategy, Step
 
 COLDEST = 1e-30
@@ -20,7 +20,9 @@ BLOCK = 64
 
 
 def penalize(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
-    """Make `tokens` (B, S) less likely in logits (B, V) (Keskar et al. 2019, section 4.1)."""
+    """Make `tokens` (B, S) less likely in logits (B, V) (Keskar et al. 2019, section 4.1); NONE before the last counts
+    for none."""
+    tokens = torch.where(tokens == NONE, tokens[:, -1:], tokens)
     scores = logits.gather(1, tokens)
     return logits.scatter(1, tokens, torch.where(scores > 0, scores / penalty, scores * penalty))
 

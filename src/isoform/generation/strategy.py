@@ -51,6 +51,5 @@ class DecodingStrategy(ABC):
     def advance(self, logits: Tensor, texts: Tensor, step: int) -> Step:
         """Choose the step-th token after the prompts, counted from 1.
 
-        logits (n, V); texts (n, S): prompts and generated tokens, right-aligned; shorter ones are padded with their
-        first token.
+        logits (n, V); texts (n, S): prompts and generated tokens, right-aligned; shorter ones begin with NONE.
         """

@@ -58,6 +58,7 @@ def all_peers() -> dict[str, Peer]:
     """Every family, some in several settings."""
     p = peers
     grouped = {**SMALL, "num_key_value_heads": 2}
+    dense = {name: value for name, value in SMALL.items() if name != "intermediate_size"}
     wide = {**grouped, "head_dim": 16}
     return {
         "gpt2": Peer(
@@ -88,6 +89,24 @@ def all_peers() -> dict[str, Peer]:
         ),
         "starcoder2": Peer(p.Starcoder2Config(**grouped, sliding_window=8), p.Starcoder2ForCausalLM),
         "gemma": Peer(p.GemmaConfig(**wide), p.GemmaForCausalLM),
+        "olmo": Peer(p.OlmoConfig(**grouped), p.OlmoForCausalLM),
+        "gpt_neox": Peer(p.GPTNeoXConfig(**SMALL, rope_parameters=HALF), p.GPTNeoXForCausalLM),
+        "gpt_neox sequential": Peer(
+            p.GPTNeoXConfig(**SMALL, rope_parameters=HALF, use_parallel_residual=False, attention_bias=False),
+            p.GPTNeoXForCausalLM,
+        ),
+        "gptj": Peer(
+            p.GPTJConfig(
+                **dense,
+                n_inner=48,
+                rotary_dim=4,
+            ),
+            p.GPTJForCausalLM,
+        ),
+        "phi": Peer(p.PhiConfig(**grouped, rope_parameters=HALF, qk_layernorm=True), p.PhiForCausalLM),
+        "opt": Peer(p.OPTConfig(**dense, ffn_dim=48), p.OPTForCausalLM),
+        "opt post": Peer(p.OPTConfig(**dense, ffn_dim=48, do_layer_norm_before=False), p.OPTForCausalLM),
+        "bloom": Peer(p.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=3, n_head=4), p.BloomForCausalLM),
         "mistral": Peer(p.MistralConfig(**grouped, sliding_window=8), p.MistralForCausalLM),
         "qwen3": Peer(p.Qwen3Config(**wide), p.Qwen3ForCausalLM),
         "gemma3": Peer(
@@ -137,6 +156,26 @@ def all_peers() -> dict[str, Peer]:
                 decoder_start_token_id=0,
             ),
             p.T5ForConditionalGeneration,
+            "pair",
+        ),
+        "mt5": Peer(
+            p.MT5Config(
+                vocab_size=VOCAB,
+                d_model=32,
+                d_kv=16,
+                d_ff=48,
+                num_layers=2,
+                num_decoder_layers=3,
+                num_heads=4,
+                relative_attention_num_buckets=8,
+                relative_attention_max_distance=16,
+            ),
+            p.MT5ForConditionalGeneration,
+            "pair",
+        ),
+        "mbart": Peer(
+            p.MBartConfig(**STACKS, max_position_embeddings=40, scale_embedding=True),
+            p.MBartForConditionalGeneration,
             "pair",
         ),
         "bart": Peer(p.BartConfig(**STACKS, max_position_embeddings=40), p.BartForConditionalGeneration, "pair"),

@@ -36,7 +36,7 @@ ROWS = [
     *("checkpoint.store", "checkpoint.versions", "checkpoint.tensors"),
     *(f"checkpoint.families.{shared}" for shared in ("fields", "family", "canonical", "table")),
     *(f"checkpoint.families.{shared}" for shared in ("rotary", "sliding", "decoder", "encoder_decoder")),
-    *(f"checkpoint.families.{name}" for name in ("llama", "experts", "gemma", "gpt2", "bert")),
+    *(f"checkpoint.families.{name}" for name in ("llama", "experts", "gemma", "gpt", "bert")),
     *(f"checkpoint.families.{name}" for name in ("modernbert", "vit", "t5", "bart", "whisper", "registry")),
     *("checkpoint.huggingface", "checkpoint.special_ids"),
     *(f"checkpoint.gguf.{name}" for name in ("format", "architectures", "tokenizer", "model")),

@@ -141,7 +141,7 @@ def test_shards_are_written_and_read(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("form", "words"),
     [
-        (replace(MODERN, vocab_size=VOCAB), "feedforward Dense; gpt2: no norm RMSNorm$"),
+        (replace(MODERN, vocab_size=VOCAB), "mixtral, qwen3_moe: no feedforward Dense$"),
         (
             replace(LLAMA, decoder=replace(LLAMA.decoder, loops=2)),
             "model: llama, mistral, phi3, smollm3: no decoder.loops=2$",

@@ -153,7 +153,7 @@ def test_tied_tensors_may_be_there_under_any_of_their_names(name, tmp_path):
         assert_equal_logits(theirs(name, folder), ours)
 
 
-@pytest.mark.parametrize("name", [name for name in TIED if name != "t5"])
+@pytest.mark.parametrize("name", [name for name in TIED if name not in ("t5", "mt5")])
 def test_untied_tables_are_written_and_read_as_theirs(name, tmp_path):
     peer = PEERS[name]
     peer.config.tie_word_embeddings = False

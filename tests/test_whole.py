@@ -139,6 +139,12 @@ TOKENIZERS = {
     "smollm3": (lambda: bytes_tokenizer("<|begin|>"), BYTES | {"bos_token": "<|begin|>"}),
     "starcoder2": (bytes_tokenizer, BYTES),
     "gemma": (marked_tokenizer, MARKED),
+    "olmo": (bytes_tokenizer, BYTES),
+    "gpt_neox": (bytes_tokenizer, BYTES),
+    "gptj": (bytes_tokenizer, BYTES),
+    "phi": (bytes_tokenizer, BYTES),
+    "opt": (bytes_tokenizer, BYTES),
+    "bloom": (bytes_tokenizer, BYTES),
     "llama2": (marked_tokenizer, MARKED),
     "llama3": (lambda: bytes_tokenizer("<|begin|>"), BYTES | {"bos_token": "<|begin|>"}),
     "mistral": (lambda: marked_tokenizer(begin=False), MARKED | {"add_bos_token": False}),
@@ -153,11 +159,13 @@ TOKENIZERS = {
     "electra": (wordpiece_tokenizer, WORDS),
     "modernbert": (bytes_tokenizer, BYTES),
     "t5": (unigram_tokenizer, MARKED | {"bos_token": None}),
+    "mt5": (unigram_tokenizer, MARKED | {"bos_token": None}),
+    "mbart": (lambda: unigram_tokenizer(begin=True), MARKED),
     "bart": (lambda: unigram_tokenizer(begin=True), MARKED),
     "marian": (unigram_tokenizer, MARKED | {"bos_token": None}),
     "whisper": (bytes_tokenizer, BYTES),
 }
-PAIRS = ("t5", "bart", "marian")
+PAIRS = ("t5", "mt5", "mbart", "bart", "marian")
 ENCODERS = ("bert", "roberta", "distilbert", "electra", "modernbert")
 GENERATING = [name for name in TOKENIZERS if name not in (*ENCODERS, "whisper")]
 SETTINGS = {
@@ -165,6 +173,8 @@ SETTINGS = {
     "qwen3": {"eos_token_id": [2, 0, 120], "bad_words_ids": [[60], [100, 101], [110]]},
     "llama3": {"eos_token_id": [0, 2]},
     "t5": {"decoder_start_token_id": 0},
+    "mt5": {"decoder_start_token_id": 0},
+    "mbart": {"decoder_start_token_id": 2, "forced_bos_token_id": 4, "forced_eos_token_id": 2},
     "bart": {"decoder_start_token_id": 2, "forced_bos_token_id": 1, "forced_eos_token_id": 2},
     "marian": {"decoder_start_token_id": 0, "forced_eos_token_id": 2, "bad_words_ids": [[0]]},
 }
@@ -246,8 +256,8 @@ def folder_of(name: str, root: Path) -> Path:
 
 def peer_of(name: str) -> Peer:
     every = all_peers()
-    if name == "t5":
-        every["t5"].config.num_layers = 3  # their cache has as many layers as the encoder
+    if name in ("t5", "mt5"):
+        every[name].config.num_layers = 3  # their cache has as many layers as the encoder
     return every[name]
 
 

@@ -15,6 +15,8 @@ FIELDS = (
 """The fields that go along with a model; they are written as they were read."""
 DEFAULTS: dict[str, dict[str, Any]] = {
     "t5": {"decoder_start_token_id": 0},
+    "mt5": {"decoder_start_token_id": 0},
+    "mbart": {"forced_eos_token_id": 2},
     "bart": {"decoder_start_token_id": 2, "forced_eos_token_id": 2},
     "marian": {"decoder_start_token_id": 58100, "forced_eos_token_id": 0},
     "whisper": {"decoder_start_token_id": 50257, "begin_suppress_tokens": [220, 50256]},

@@ -221,8 +221,8 @@ def _norm(norm: Norm | None, dim: int) -> int:
     match norm:
         case None:
             return 0
-        case LayerNorm(bias=bias):
-            return 2 * dim if bias else dim
+        case LayerNorm(bias=bias, scale=scale):
+            return dim * (bias + scale)
         case RMSNorm(scale=scale):
             return dim if scale else 0
         case _:

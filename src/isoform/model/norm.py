@@ -33,7 +33,7 @@ def build_norm(config: Norm, dim: int) -> nn.Module:
     """The module of a norm over D = dim features."""
     match config:
         case LayerNorm():
-            return nn.LayerNorm(dim, eps=config.epsilon, bias=config.bias)
+            return nn.LayerNorm(dim, eps=config.epsilon, elementwise_affine=config.scale, bias=config.bias)
         case RMSNorm(zero_centered=True):
             return ZeroCenteredRMSNorm(dim, eps=config.epsilon)
         case RMSNorm():

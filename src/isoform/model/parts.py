@@ -138,6 +138,12 @@ class LayerNorm:
 
     epsilon: Positive = 1e-5
     bias: bool = True
+    scale: bool = True
+    """A learned gain per feature; without, no bias either (OLMo)."""
+
+    def __post_init__(self) -> None:
+        if self.bias and not self.scale:
+            raise ValueError("bias without scale: a norm without a learned gain has no bias; set bias to false")
 
 
 @config

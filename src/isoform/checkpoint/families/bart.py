@@ -1,5 +1,6 @@
-"""BART (Lewis et al. 2019, https://arxiv.org/abs/1910.13461) and Marian (Junczys-Dowmunt et al. 2018,
-https://arxiv.org/abs/1804.00344), which differ in positions and in a norm on the embeddings.
+"""BART (Lewis et al. 2019, https://arxiv.org/abs/1910.13461), mBART (Liu et al. 2020,
+https://arxiv.org/abs/2001.08210) and Marian (Junczys-Dowmunt et al. 2018, https://arxiv.org/abs/1804.00344), which
+differ in positions, and in where norms are.
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 from isoform.checkpoint.families.encoder_decoder import (
     ALIASES,
     FIELDS,
+    Placement,
     names_of_stacks,
     read_encoder_decoder,
     write_encoder_decoder,
@@ -18,12 +20,12 @@ from isoform.model.config import Lookup, ModelConfig, StackConfig, Vocabulary
 from isoform.model.parts import LayerNorm, Learned, Sinusoidal
 
 
-def _read(fields: Fields, names: set[str], stack: StackConfig) -> ModelConfig:
+def _read(fields: Fields, names: set[str], stack: StackConfig, placement: Placement) -> ModelConfig:
     stem, tied = Lookup(scale=fields.flag("scale_embedding")), fields.flag("tie_word_embeddings")
     return read_encoder_decoder(
         fields,
         stack,
-        placement="post",
+        placement=placement,
         context_length=fields.count("max_position_embeddings"),
         stem=stem,
         encoder_stem=None if tied and _ENCODER_TABLE not in names else stem,
@@ -32,17 +34,18 @@ def _read(fields: Fields, names: set[str], stack: StackConfig) -> ModelConfig:
 
 
 def _read_bart(fields: Fields, names: set[str]) -> ModelConfig:
-    return _read(fields, names, StackConfig(position=Learned(), input_norm=LayerNorm(), final_norm=False))
+    return _read(fields, names, StackConfig(position=Learned(), input_norm=LayerNorm(), final_norm=False), "post")
+
+
+def _read_mbart(fields: Fields, names: set[str]) -> ModelConfig:
+    return _read(fields, names, StackConfig(position=Learned(), input_norm=LayerNorm()), "pre")
 
 
 def _read_marian(fields: Fields, names: set[str]) -> ModelConfig:
     fields.require(share_encoder_decoder_embeddings=True, decoder_vocab_size=fields.get("vocab_size"))
     has_table = "model.encoder.embed_positions.weight" in names  # as files of earlier versions, which may hold any
-    return _read(
-        fields,
-        names,
-        StackConfig(position=Learned() if has_table else Sinusoidal(order="halves"), final_norm=False),
-    )
+    position = Learned() if has_table else Sinusoidal(order="halves")
+    return _read(fields, names, StackConfig(position=position, final_norm=False), "post")
 
 
 def _write_bart(config: ModelConfig) -> dict:
@@ -65,9 +68,9 @@ _NAMES = {
     "encoder_stem.embedding.weight": _ENCODER_TABLE,
     "head.weight": "lm_head.weight",
     "head.bias": "final_logits_bias",
-    **names_of_stacks("after"),
 }
 _BIAS = {"head.bias": Reshaped(lambda config: (1, config.vocab_size))}
+_OFFSET = {f"{stack}.position.table": UnusedRows(2) for stack in ("encoder", "decoder")}
 _FIELDS = FIELDS | {"vocab_size": 50_265, "max_position_embeddings": 1024, "scale_embedding": False}
 
 BART = Family(
@@ -76,15 +79,23 @@ BART = Family(
     fields=_FIELDS,
     read=_read_bart,
     write=_write_bart,
-    names=_NAMES,
-    transforms={
-        **_BIAS,
-        "encoder.position.table": UnusedRows(2),
-        "decoder.position.table": UnusedRows(2),
-    },
+    names=_NAMES | names_of_stacks("after"),
+    transforms=_BIAS | _OFFSET,
     aliases=ALIASES,
     ties=_TIES,
     redundant=("model.encoder.version", "model.decoder.version"),
+    prefix="model.",
+)
+MBART = Family(
+    model_type="mbart",
+    architecture="MBartForConditionalGeneration",
+    fields=_FIELDS,
+    read=_read_mbart,
+    write=_write_bart,
+    names=_NAMES | names_of_stacks("before"),
+    transforms=_BIAS | _OFFSET,
+    aliases=ALIASES,
+    ties=_TIES,
     prefix="model.",
 )
 MARIAN = Family(
@@ -93,7 +104,7 @@ MARIAN = Family(
     fields=_FIELDS | {"vocab_size": 58_101, "decoder_vocab_size": None, "share_encoder_decoder_embeddings": True},
     read=_read_marian,
     write=_write_marian,
-    names=_NAMES,
+    names=_NAMES | names_of_stacks("after"),
     transforms=_BIAS,
     aliases=ALIASES,
     ties=_TIES,

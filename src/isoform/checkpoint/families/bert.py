@@ -117,7 +117,7 @@ def _read_padding(fields: Fields, name: str) -> None:
 
 def _roberta(model_type: str, base: str, vocabulary: int) -> Family:
     """RoBERTa's positions count from 2, since its padding is the token 1."""
-    length = Column(512, ("context_length",), lambda fields, name: fields.count(name) - 2, lambda length: length + 2)
+    length = Column(512, ("context_length",), lambda fields, name: fields.count(name) - 2, lambda length, _: length + 2)
     return _encoder(
         model_type,
         "roberta",

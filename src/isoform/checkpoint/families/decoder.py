@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from isoform.checkpoint.families.family import Family, HeadClass, NotRepresentable
@@ -18,7 +19,7 @@ from isoform.checkpoint.families.table import (
     table,
     with_defaults,
 )
-from isoform.model.config import BlockConfig, Lookup, ModelConfig, Pooled, StackConfig, Vocabulary
+from isoform.model.config import BlockConfig, Head, Lookup, ModelConfig, Pooled, StackConfig, Vocabulary
 from isoform.model.parts import Attention, FeedForward, Gated, Norm, RMSNorm
 
 SIZES: dict[str, Column] = {
@@ -58,40 +59,44 @@ def decoder(
     defaults: Mapping[str, object] | None = None,
     tie: bool = False,
     stem: Lookup | None = None,
+    stack: StackConfig | None = None,
     head: Vocabulary | None = None,
+    weight: str = "lm_head.weight",
+    causal: str = "ForCausalLM",
+    tags: str = "score",
     classes: tuple[str, ...] = ("ForTokenClassification", "ForSequenceClassification"),
     sizes: Mapping[str, Column] = FEATURES,
     positions: Aspect | None = None,
     aspects: tuple[Aspect, ...] = (),
     names: Mapping[str, str] | None = None,
     ties: Mapping[str, str] | None = None,
+    redundant: tuple[str, ...] = ("*.rotary_emb.inv_freq",),
     prefix: str = "model.",
     **options: Any,
 ) -> Family:
     """A decoder whose fields are `sizes`, with other `defaults`, and `columns`; base: the beginning of its classes'
-    names; classes: which of those beside ForCausalLM it has; positions: rotary by default."""
-    template = ModelConfig(
-        decoder=StackConfig(blocks=(block,), position=None), stem=stem or Lookup(), head=head or Vocabulary()
-    )
+    names, which ends in `causal`; classes: which others it has; weight, tags: what their heads are called; positions:
+    rotary by default, with a `stack` of its own perhaps another scheme."""
+    plain = stack or StackConfig(position=None)
+    template = ModelConfig(decoder=replace(plain, blocks=(block,)), stem=stem or Lookup(), head=head or Vocabulary())
     return table(
         model_type,
         template,
         with_defaults({**sizes, **(columns or {})}, **(defaults or {})),
-        decoder_heads(base, classes, template.head),
+        decoder_heads(base, classes, template.head, weight=weight, causal=causal, tags=tags),
         tie=tie,
         aspects=(positions or rotary(), *aspects),
         names=names or DECODER | PRE_NORMS,
         ties=TIES if ties is None else ties,
-        redundant=REDUNDANT,
+        redundant=redundant,
         prefix=prefix,
         **options,
     )
 
 
 def decoder_heads(
-    base: str, classes: tuple[str, ...], head: Any, *, weight: str = "lm_head.weight", causal: str = "ForCausalLM",
-    tags: str = "score",
-) -> tuple[HeadClass, ...]:  # fmt: skip
+    base: str, classes: tuple[str, ...], head: Head, *, weight: str, causal: str, tags: str
+) -> tuple[HeadClass, ...]:
     """A decoder's classes: one class per token, one of the whole text by its last token, and the next token."""
     return (
         *_classifiers(base, classes, tags),
@@ -140,4 +145,3 @@ INNER_NORMS = {
     "decoder.blocks.#.feedforward_norm.inner.*": "model.layers.#.post_feedforward_layernorm.*",
 }
 TIES = {"lm_head.weight": "model.embed_tokens.weight"}
-REDUNDANT = ("*.rotary_emb.inv_freq",)

@@ -10,6 +10,7 @@ from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.parts import Attention, Dense
 
+Placement = Literal["pre", "post"]
 _SIZES = {"layers": 12, "ffn_dim": 4096, "attention_heads": 16}
 
 
@@ -28,7 +29,7 @@ ALIASES = {
 
 
 def read_encoder_decoder(
-    fields: Fields, stack: StackConfig, *, placement: Literal["pre", "post"], key_bias: bool = True, **options: Any
+    fields: Fields, stack: StackConfig, *, placement: Placement, key_bias: bool = True, **options: Any
 ) -> ModelConfig:
     """The model whose stacks are `stack` with the sizes of each and this norm placement; `options`: fields of ours."""
     stacks: dict[str, Any] = {
@@ -43,7 +44,7 @@ def read_encoder_decoder(
     return ModelConfig(model_dim=fields.count("d_model"), vocab_size=fields.count("vocab_size"), **stacks, **options)
 
 
-def _block(fields: Fields, side: str, placement: Literal["pre", "post"], key_bias: bool) -> BlockConfig:
+def _block(fields: Fields, side: str, placement: Placement, key_bias: bool) -> BlockConfig:
     return BlockConfig(
         mixer=Attention(num_heads=fields.count(f"{side}_attention_heads"), bias=True, key_bias=key_bias),
         feedforward=Dense(

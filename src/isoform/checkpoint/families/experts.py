@@ -9,7 +9,18 @@ from isoform.checkpoint.families.canonical import shortest_period
 from isoform.checkpoint.families.decoder import DECODER, FEATURES, PRE_NORMS, block, decoder
 from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.families.rotary import rotary
-from isoform.checkpoint.families.table import Aspect, activation, count, flag, number, put, stack_of, window
+from isoform.checkpoint.families.table import (
+    Aspect,
+    activation,
+    count,
+    flag,
+    number,
+    put,
+    read_window,
+    stack_of,
+    window,
+    write_window,
+)
 from isoform.model.config import ModelConfig
 from isoform.model.parts import Experts, Gated, RMSNorm
 
@@ -64,7 +75,7 @@ def _read_layers(config: ModelConfig, fields: Fields) -> ModelConfig:
     stack, step, dense = stack_of(config), fields.count("decoder_sparse_step"), fields.get("mlp_only_layers") or []
     if not isinstance(dense, list):
         raise ValueError(f"{fields.where}: mlp_only_layers={dense!r} is no list of layers")
-    pattern = window(None).read(fields, "sliding_window") if fields.flag("use_sliding_window") else None
+    pattern = read_window(fields, "sliding_window") if fields.flag("use_sliding_window") else None
     sparse = put(stack.blocks[0], {"mixer.pattern": pattern})
     width = fields.count("intermediate_size")
     plain = replace(sparse, feedforward=Gated(feedforward_dim=width, activation=fields.activation("hidden_act")))
@@ -76,7 +87,7 @@ def _write_layers(config: ModelConfig) -> dict[str, object]:
     layers = config.layers(stack_of(config))
     sparse = next((block for block in layers if isinstance(block.feedforward, Experts)), layers[0])
     dense = next((block.feedforward for block in layers if isinstance(block.feedforward, Gated)), None)
-    width = window(None).write(sparse.attention.pattern)
+    width = write_window(sparse.attention.pattern)
     return {
         "intermediate_size": 6144 if dense is None else config.feedforward_dim(dense),
         "decoder_sparse_step": 1,

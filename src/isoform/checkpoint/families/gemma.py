@@ -58,7 +58,7 @@ GEMMA = decoder(
             "gelu_pytorch_tanh",
             ("block.feedforward.activation",),
             _read_activation,
-            lambda value: ACTIVATION_NAMES[value],
+            lambda value, _: ACTIVATION_NAMES[value],
         )
     },
     block=block(norm=_NORM),

@@ -2,7 +2,8 @@
 
 Llama (Touvron et al. 2023, https://arxiv.org/abs/2307.09288), Mistral (Jiang et al. 2023,
 https://arxiv.org/abs/2310.06825), Qwen2 (Yang et al. 2024, https://arxiv.org/abs/2407.10671), Qwen3 (2025,
-https://arxiv.org/abs/2505.09388), OLMo 2 (2024, https://arxiv.org/abs/2501.00656), Phi-3 (Abdin et al. 2024,
+https://arxiv.org/abs/2505.09388), OLMo (Groeneveld et al. 2024, https://arxiv.org/abs/2402.00838) and OLMo 2 (2024,
+https://arxiv.org/abs/2501.00656), Phi-3 (Abdin et al. 2024,
 https://arxiv.org/abs/2404.14219), StableLM 2 (Bellagente et al. 2024, https://arxiv.org/abs/2402.17834), SmolLM3
 (Bakouch et al. 2025), StarCoder2 (Lozhkov et al. 2024, https://arxiv.org/abs/2402.19173).
 """
@@ -70,6 +71,16 @@ OLMO2 = decoder(
     defaults={"vocab_size": 50_304},
     classes=("ForSequenceClassification",),
     names=DECODER | INNER_NORMS,
+)
+OLMO = decoder(
+    "olmo",
+    "Olmo",
+    _BIAS | {"clip_qkv": only(None)},
+    block=block(norm=LayerNorm(bias=False, scale=False)),
+    sizes=SIZES | HEAD_DIM,
+    defaults={"vocab_size": 50_304},
+    classes=("ForSequenceClassification",),
+    names=DECODER,
 )
 PHI3 = decoder(
     "phi3",

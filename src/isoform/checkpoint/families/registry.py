@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from isoform.checkpoint.families.bart import BART, MARIAN
+from isoform.checkpoint.families.bart import BART, MARIAN, MBART
 from isoform.checkpoint.families.bert import BERT, CAMEMBERT, DISTILBERT, ELECTRA, ROBERTA, XLM_ROBERTA
 from isoform.checkpoint.families.experts import MIXTRAL, QWEN3_MOE
 from isoform.checkpoint.families.family import Family
 from isoform.checkpoint.families.gemma import GEMMA, GEMMA3
-from isoform.checkpoint.families.gpt2 import GPT2
+from isoform.checkpoint.families.gpt import BLOOM, GPT2, GPT_NEOX, GPTJ, OPT, PHI
 from isoform.checkpoint.families.llama import (
     LLAMA,
     MISTRAL,
+    OLMO,
     OLMO2,
     PHI3,
     QWEN2,
@@ -20,7 +21,7 @@ from isoform.checkpoint.families.llama import (
     STARCODER2,
 )
 from isoform.checkpoint.families.modernbert import MODERNBERT
-from isoform.checkpoint.families.t5 import T5
+from isoform.checkpoint.families.t5 import MT5, T5
 from isoform.checkpoint.families.vit import VIT
 from isoform.checkpoint.families.whisper import WHISPER
 
@@ -35,10 +36,16 @@ FAMILIES: tuple[Family, ...] = (
     STARCODER2,
     GEMMA,
     GEMMA3,
+    OLMO,
     OLMO2,
     MIXTRAL,
     QWEN3_MOE,
     GPT2,
+    GPT_NEOX,
+    GPTJ,
+    PHI,
+    OPT,
+    BLOOM,
     BERT,
     ROBERTA,
     XLM_ROBERTA,
@@ -48,7 +55,9 @@ FAMILIES: tuple[Family, ...] = (
     MODERNBERT,
     VIT,
     T5,
+    MT5,
     BART,
+    MBART,
     MARIAN,
     WHISPER,
 )

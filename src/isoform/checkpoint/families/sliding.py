@@ -8,13 +8,12 @@ from dataclasses import replace
 from isoform.checkpoint.families.canonical import shortest_period
 from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.families.rotary import read_rotaries, write_rotary
-from isoform.checkpoint.families.table import Aspect, put, stack_of, window
+from isoform.checkpoint.families.table import Aspect, put, read_window, stack_of, write_window
 from isoform.mask import Window
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.parts import Rotary
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-_WINDOW = window(None)
 
 
 def read_blocks(
@@ -66,7 +65,7 @@ def write_types(config: ModelConfig) -> dict[str, object]:
     """The type of each layer, and the window of those that have one."""
     layers = config.layers(stack_of(config))
     _, sliding = full_and_sliding(layers)
-    width = _WINDOW.write(sliding.attention.pattern)
+    width = write_window(sliding.attention.pattern)
     return {"layer_types": layer_types(layers), "sliding_window": width}
 
 
@@ -75,7 +74,7 @@ def later_layers(width: int) -> Aspect:
 
     def read(config: ModelConfig, fields: Fields) -> ModelConfig:
         stack = stack_of(config)
-        pattern = _WINDOW.read(fields, "sliding_window") if fields.flag("use_sliding_window") else None
+        pattern = read_window(fields, "sliding_window") if fields.flag("use_sliding_window") else None
         first = stack.num_layers if pattern is None else int(fields.number("max_window_layers"))
         implied = [SLIDING if i >= first else FULL for i in range(stack.num_layers)]
         source = "max_window_layers" if pattern else ""
@@ -98,7 +97,7 @@ def periodic_layers(width: int, period: int, field: str = "") -> Aspect:
     def read(config: ModelConfig, fields: Fields) -> ModelConfig:
         stack, every = stack_of(config), fields.count(field) if field else period
         implied = [SLIDING if (i + 1) % every else FULL for i in range(stack.num_layers)]
-        pattern = _WINDOW.read(fields, "sliding_window")
+        pattern = read_window(fields, "sliding_window")
         return put(config, {"decoder.blocks": read_blocks(fields, implied, field, stack.blocks[0], pattern)})
 
     return Aspect(
@@ -138,7 +137,7 @@ def unturned_layers(interval: int, positions: Aspect) -> Aspect:
             raise ValueError(
                 f"{fields.where}: no_rope_layers={turned!r} isn't 0 or 1 for each of {stack.num_layers} layers"
             )
-        pattern = _WINDOW.read(fields, "sliding_window")
+        pattern = read_window(fields, "sliding_window")
         slides = fields.flag("use_sliding_window") and pattern is not None
         implied = [SLIDING if slides and not turned[i] else FULL for i in range(stack.num_layers)]
         blocks = read_blocks(fields, implied, "", stack.blocks[0], pattern)

@@ -1,4 +1,5 @@
-"""T5 (Raffel et al. 2019, https://arxiv.org/abs/1910.10683), dense or gated (v1.1, Flan)."""
+"""T5 (Raffel et al. 2019, https://arxiv.org/abs/1910.10683), dense or gated (v1.1, Flan), and mT5 (Xue et al. 2020,
+https://arxiv.org/abs/2010.11934)."""
 
 from __future__ import annotations
 
@@ -29,11 +30,18 @@ _FIELDS: dict[str, object] = {
 }
 
 
-def _read(fields: Fields, names: set[str]) -> ModelConfig:
+def _read_t5(fields: Fields, names: set[str]) -> ModelConfig:
+    scales = "tie_word_embeddings" if fields.get("scale_decoder_outputs") is None else "scale_decoder_outputs"
+    return _read(fields, names, scales=fields.flag(scales))
+
+
+def _read_mt5(fields: Fields, names: set[str]) -> ModelConfig:
+    return _read(fields, names, scales=False)
+
+
+def _read(fields: Fields, names: set[str], *, scales: bool) -> ModelConfig:
+    """scales: whether hidden states are scaled before the head."""
     dim, buckets = fields.count("d_model"), _read_buckets(fields)
-    scales = fields.flag(
-        "tie_word_embeddings" if fields.get("scale_decoder_outputs") is None else "scale_decoder_outputs"
-    )
     heads, head_dim = fields.count("num_heads"), fields.count("d_kv")
     block = BlockConfig(
         mixer=Attention(num_heads=heads, head_dim=head_dim, scale=1.0),
@@ -130,32 +138,47 @@ def _stack_names(stack: str, last: int) -> dict[str, str]:
     }
 
 
+_NAMES = {
+    "stem.embedding.weight": "decoder.embed_tokens.weight",
+    "encoder_stem.embedding.weight": "encoder.embed_tokens.weight",
+    "head.weight": "lm_head.weight",
+    **_stack_names("encoder", 1),
+    **_stack_names("decoder", 2),
+    "decoder.blocks.#.cross_norm.before.*": "decoder.block.#.layer.1.layer_norm.*",
+    "decoder.blocks.#.cross.query.*": "decoder.block.#.layer.1.EncDecAttention.q.*",
+    "decoder.blocks.#.cross.key_value.*": "decoder.block.#.layer.1.EncDecAttention.[k|v].*",
+    "decoder.blocks.#.cross.output.*": "decoder.block.#.layer.1.EncDecAttention.o.*",
+}
+_ALIASES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+    "head_dim": "d_kv",
+}
+_TIES = dict.fromkeys(("decoder.embed_tokens.weight", "encoder.embed_tokens.weight", "lm_head.weight"), "shared.weight")
+_UNUSED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 T5 = Family(
     model_type="t5",
     architecture="T5ForConditionalGeneration",
     fields=_FIELDS,
-    read=_read,
+    read=_read_t5,
     write=_write,
-    names={
-        "stem.embedding.weight": "decoder.embed_tokens.weight",
-        "encoder_stem.embedding.weight": "encoder.embed_tokens.weight",
-        "head.weight": "lm_head.weight",
-        **_stack_names("encoder", 1),
-        **_stack_names("decoder", 2),
-        "decoder.blocks.#.cross_norm.before.*": "decoder.block.#.layer.1.layer_norm.*",
-        "decoder.blocks.#.cross.query.*": "decoder.block.#.layer.1.EncDecAttention.q.*",
-        "decoder.blocks.#.cross.key_value.*": "decoder.block.#.layer.1.EncDecAttention.[k|v].*",
-        "decoder.blocks.#.cross.output.*": "decoder.block.#.layer.1.EncDecAttention.o.*",
-    },
-    aliases={
-        "hidden_size": "d_model",
-        "num_attention_heads": "num_heads",
-        "num_hidden_layers": "num_layers",
-        "head_dim": "d_kv",
-    },
-    ties=dict.fromkeys(
-        ("decoder.embed_tokens.weight", "encoder.embed_tokens.weight", "lm_head.weight"), "shared.weight"
-    ),
+    names=_NAMES,
+    aliases=_ALIASES,
+    ties=_TIES,
     always_tied=True,
-    unused=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
+    unused=_UNUSED,
+)
+MT5 = Family(
+    model_type="mt5",
+    architecture="MT5ForConditionalGeneration",
+    fields=_FIELDS
+    | {"vocab_size": 250_112, "d_ff": 1024, "num_layers": 8, "num_heads": 6, "feed_forward_proj": "gated-gelu"},
+    read=_read_mt5,
+    write=_write,
+    names=_NAMES,
+    aliases=_ALIASES,
+    ties=_TIES,
+    always_tied=True,
+    unused=_UNUSED,
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 from isoform.checkpoint.families.canonical import canonical
 from isoform.checkpoint.families.family import Family, HeadClass, NotRepresentable, decoder_of, encoder_of, reads_tied
-from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
+from isoform.checkpoint.families.fields import ACTIVATION_NAMES, ACTIVATIONS, Fields
 from isoform.config import kind_of
 from isoform.mask import Window
 from isoform.model.config import Head, MaskedVocabulary, ModelConfig, Pooled, StackConfig, Vocabulary
@@ -21,7 +21,7 @@ LABELS: dict[str, object] = {"id2label": None, "num_labels": None}
 """The fields that say how many classes a classifier has."""
 
 
-def _same(value: Any) -> Any:
+def _same(value: Any, default: object) -> Any:
     return value
 
 
@@ -34,7 +34,8 @@ class Column:
     default: object
     paths: tuple[str, ...]
     read: Callable[[Fields, str], Any]
-    write: Callable[[Any], object] = _same
+    write: Callable[[Any, Any], object] = _same
+    """Of our value and the default."""
 
 
 def count(default: int | None, *paths: str) -> Column:
@@ -68,33 +69,42 @@ def flag(default: bool, *paths: str) -> Column:
 
 
 def activation(default: str, *paths: str) -> Column:
-    """The name of an activation."""
-    return Column(default, paths, Fields.activation, lambda value: ACTIVATION_NAMES[value])
+    """The name of an activation, written as the default is where that is the same."""
+    return Column(
+        default,
+        paths,
+        Fields.activation,
+        lambda value, default: default if value == ACTIVATIONS[default] else ACTIVATION_NAMES[value],
+    )
 
 
 def choice(default: bool, yes: object, no: object, *paths: str) -> Column:
     """True or false, for one of two values of ours."""
-    return Column(default, paths, lambda fields, name: yes if fields.flag(name) else no, lambda value: value == yes)
+    return Column(default, paths, lambda fields, name: yes if fields.flag(name) else no, lambda value, _: value == yes)
 
 
 def window(default: int | None, *paths: str) -> Column:
     """The width of a window to the left, the token itself included, which ours doesn't count."""
 
-    def read(fields: Fields, name: str) -> Window | None:
-        width = fields.optional(name)
-        return None if width is None else Window(width - 1)
-
-    def write(pattern: object) -> int | None:
-        if pattern is not None and not isinstance(pattern, Window):
-            raise NotRepresentable(f"mixer.pattern {kind_of(type(pattern))}")
-        return None if pattern is None else pattern.before + 1
-
-    return Column(default, paths, read, write)
+    return Column(default, paths, read_window, lambda pattern, _: write_window(pattern))
 
 
-def only(value: object, default: object = None) -> Column:
+def read_window(fields: Fields, name: str) -> Window | None:
+    """A window to the left by its width."""
+    width = fields.optional(name)
+    return None if width is None else Window(width - 1)
+
+
+def write_window(pattern: object) -> int | None:
+    """The width of a window. Raises NotRepresentable for another pattern."""
+    if pattern is not None and not isinstance(pattern, Window):
+        raise NotRepresentable(f"mixer.pattern {kind_of(type(pattern))}")
+    return None if pattern is None else pattern.before + 1
+
+
+def only(value: object) -> Column:
     """A field that must have this value, or be absent."""
-    return Column(value if default is None else default, (), lambda fields, name: fields.require(**{name: value}))
+    return Column(value, (), lambda fields, name: fields.require(**{name: value}))
 
 
 def with_defaults(columns: Mapping[str, Column], **defaults: object) -> dict[str, Column]:
@@ -201,7 +211,7 @@ def table(
             path = _whole(config, row.paths[0]) if row.paths else ""
             if path:
                 value = take(config, path)
-                result[name] = row.write(take(filled, path) if value is None else value)
+                result[name] = row.write(take(filled, path) if value is None else value, row.default)
         for aspect in aspects:
             result |= aspect.write(config)
         return result | _write_head(config.head, family)

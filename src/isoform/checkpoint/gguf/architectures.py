@@ -19,7 +19,7 @@ from torch import Tensor
 from isoform.checkpoint.families.experts import MIXTRAL, QWEN3_MOE
 from isoform.checkpoint.families.family import Family, decoder_of
 from isoform.checkpoint.families.gemma import GEMMA3
-from isoform.checkpoint.families.gpt2 import GPT2
+from isoform.checkpoint.families.gpt import GPT2
 from isoform.checkpoint.families.llama import LLAMA, OLMO2, QWEN3
 from isoform.checkpoint.families.sliding import FULL, SLIDING
 from isoform.checkpoint.gguf.format import Header, TensorInfo

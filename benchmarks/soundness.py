@@ -27,7 +27,8 @@ from isoform.machine import choose_machine, measured_peaks
 from isoform.scaling.findings import Findings, Table, exact
 from isoform.scaling.pages import StudyReport, provenance, publish
 
-STATES = {"train": 800, "study": 200, "convert": 200, "cache": 200}
+STATES = {"train": 600, "study": 150, "convert": 150, "cache": 150}
+FAILURES = ("can't continue", "another result", "another exit code")
 FLIPS = 500
 Section = Callable[[Path], tuple[Table, dict[str, int]]]
 
@@ -48,41 +49,44 @@ def scenarios(root: Path, launch: type = faults.Worker) -> list[faults.Scenario]
 
 def kills(root: Path) -> tuple[Table, dict[str, int]]:
     """kill -9 before, within and after, and a full disk before and within, every call that changes the disk; of a study
-    kill -9 and a full disk before."""
-    lines, total, bad = [], 0, Counter[str]()
-    for scenario in scenarios(root):
-        calls = faults.count_calls(scenario, root / "count")
-        expected = scenario.result(root / "count")
-        shutil.rmtree(root / "count")
-        codes, kinds = Counter[int](), [*faults.FAULTS]
-        if scenario.name == "study":  # whose runs are those of `train`
-            kinds = ["killed before", "full before"]
-        for name in kinds:
-            fault = faults.FAULTS[name]
-            for call in range(1, calls + 1):
-                outcome = faults.try_fault(scenario, root / "try", call, fault, expected)
-                codes[outcome.code] += 1
-                total += 1
-                failures = {
-                    "can't continue": not outcome.is_sound and outcome.again != 0,
-                    "another result": not outcome.is_sound and outcome.again == 0,
-                    "another exit code": outcome.code not in ({-9, 0} if "killed" in name else {74, 0}),
-                }
-                for failure, is_so in failures.items():
-                    if is_so:
-                        bad[failure] += 1
-                        print(f"{scenario.name}, call {call}, {name}: {failure}: {outcome.words[-700:]}", flush=True)
-        words = ", ".join(f"{code}: {count}" for code, count in sorted(codes.items()))
-        lines.append((scenario.name, f"{calls}", f"{calls * len(kinds)}", words))
-        print(*lines[-1], flush=True)
-    names = ("can't continue", "another result", "another exit code")
-    lines.append(("all", "", f"{total}", ", ".join(f"{name}: {bad[name]}" for name in names)))
-    table = Table(
-        "Killed, or out of disk, at every call that changes it",
-        ("command", "calls", "faults", "exit codes; at the end, what then failed"),
-        tuple(lines),
-    )
-    return table, {"faults": total, **{f"faults, {name}": bad[name] for name in names}}
+    kill -9 and a full disk before. The commands are tried beside each other."""
+    with ProcessPoolExecutor(len(STATES), mp_context=get_context("fork")) as pool:
+        results = [*pool.map(_kills_of, STATES, [root / name for name in STATES])]
+    lines, bad = [line for line, _ in results], Counter[str]()
+    for _, counts in results:
+        bad.update(counts)
+    failures = ", ".join(f"{name}: {bad[name]}" for name in FAILURES)
+    lines.append(("all", "", f"{bad['faults']}", failures))
+    head = ("command", "calls", "faults", "exit codes; at the end, what then failed")
+    table = Table("Killed, or out of disk, at every call that changes it", head, tuple(lines))
+    return table, {"faults": bad["faults"], **{f"faults, {name}": bad[name] for name in FAILURES}}
+
+
+def _kills_of(name: str, root: Path) -> tuple[tuple[str, ...], Counter[str]]:
+    """The line of one command, and how many of its faults failed, and how."""
+    root.mkdir()
+    scenario = next(scenario for scenario in scenarios(root) if scenario.name == name)
+    calls = faults.count_calls(scenario, root / "count")
+    expected = scenario.result(root / "count")
+    codes, bad = Counter[int](), Counter[str]()
+    kinds = ["killed before", "full before"] if name == "study" else [*faults.FAULTS]  # its runs are those of `train`
+    for kind in kinds:
+        for call in range(1, calls + 1):
+            outcome = faults.try_fault(scenario, root / "try", call, faults.FAULTS[kind], expected)
+            codes[outcome.code] += 1
+            is_expected = outcome.code in ((-9, 0) if "killed" in kind else (74, 0))
+            is_so = (
+                not outcome.is_sound and outcome.again != 0,
+                not outcome.is_sound and outcome.again == 0,
+                not is_expected,
+            )
+            for failure in [failure for failure, holds in zip(FAILURES, is_so, strict=True) if holds]:
+                bad[failure] += 1
+                print(f"{name}, call {call}, {kind}: {failure}: {outcome.words[-700:]}", flush=True)
+    bad["faults"] = calls * len(kinds)
+    words = ", ".join(f"{code}: {count}" for code, count in sorted(codes.items()))
+    print(name, calls, words, flush=True)
+    return (name, f"{calls}", f"{bad['faults']}", words), bad
 
 
 def cuts(root: Path) -> tuple[Table, dict[str, int]]:

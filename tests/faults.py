@@ -98,8 +98,10 @@ def killed(how: Callable) -> Callable:
     """The call is the last one before kill -9."""
 
     def fault(name: str, arguments: tuple, act: Callable) -> None:
-        how(name, arguments, act)
-        os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            how(name, arguments, act)
+        finally:  # also where there was nothing to remove
+            os.kill(os.getpid(), signal.SIGKILL)
 
     return fault
 

@@ -285,6 +285,8 @@ class Journal:
         weights = write_chunks(self.run.weights, tensor_chunks("model", tensors, {"layout": str(LAYOUT)}))
         text = write_text(self.run.summary, json.dumps(summary, indent=1) + "\n")
         logs = {log.path.name: log.entry for log in (self.metrics, self.samples) if log is not None}
+        if self.run.checkpoints.is_dir():
+            DISK.sync_folder(self.run.checkpoints)  # so that nothing temporary outlives a finished run
         self.manifest = self.manifest.with_files({WEIGHTS: weights, SUMMARY: text, **logs})
         write_manifest(self.run.folder, self.manifest)
 

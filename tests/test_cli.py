@@ -308,3 +308,27 @@ def test_forms_and_folders_are_refused_with_a_message(arguments, words, capsys, 
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 65
     assert words in capsys.readouterr().err
+
+
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+from isoform.cli import main
+
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == "isoform.options":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                sum(range(10**6))
+            except KeyboardInterrupt:
+                raise RecursionError
+
+sys.meta_path.insert(0, Finder())
+sys.exit(main(["doctor"]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_an_interrupt_amid_an_import_is_no_other_error():
+    process = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT], capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (130, "isoform: interrupted\n")

@@ -156,6 +156,17 @@ def test_damage_is_refused_by_name_when_a_model_is_loaded(run, name):
         load(run.folder)
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors", "state.json"])
+def test_a_finished_run_is_its_final_model_and_another_says_which_checkpoint_it_is(run, part, name):
+    before = tensors_of(run)
+    for each in (run, part):
+        (max(each.checkpoints.glob("step-*")) / name).write_bytes(b"")
+    after = tensors_of(run)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.warns(UserWarning, match=rf"{name}.*; step 2 is used instead"):
+        assert load(part.folder).step == 2
+
+
 @pytest.mark.parametrize("name", ["summary.json", "model/model.safetensors"])
 @pytest.mark.parametrize("damage", [b"", b"{}", None])
 def test_damaged_results_are_made_again_from_the_last_checkpoint(text, finished, run, capsys, name, damage):

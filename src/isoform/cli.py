@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from threading import current_thread, main_thread
 
 from isoform import __version__
 from isoform.config import ConfigError, parse_flags, unknown_name
@@ -90,9 +95,11 @@ def _run(arguments: list[str], terminal: Terminal) -> int:
 
     warnings.showwarning = warn
     try:
-        result = _call(arguments[0], arguments[1:], terminal)
+        with _without_interrupts(terminal):
+            call = _read_call(arguments[0], arguments[1:], terminal)
+        result = call()
     except KeyboardInterrupt:
-        return _failed(terminal, ExitCode.INTERRUPTED, "interrupted", "")
+        return _failed(terminal, ExitCode.INTERRUPTED, "interrupted")
     except BrokenPipeError:  # nobody reads the output any more
         return ExitCode.DONE
     except BlockingIOError as error:
@@ -118,7 +125,22 @@ def _run(arguments: list[str], terminal: Terminal) -> int:
     return result.exit_code
 
 
-def _call(name: str, arguments: list[str], terminal: Terminal):
+@contextmanager
+def _without_interrupts(terminal: Terminal) -> Iterator[None]:
+    """While libraries are imported, SIGINT ends the process at once: an exception in their midst may become another
+    one, or be lost. Where somebody else answers that signal, they still do."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or current_thread() is not main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(_failed(terminal, ExitCode.INTERRUPTED, "interrupted")))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _read_call(name: str, arguments: list[str], terminal: Terminal) -> Callable:
+    """A command with its options, as a function without arguments; everything that it needs is imported."""
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)
     command = COMMANDS[name]
@@ -136,7 +158,7 @@ def _call(name: str, arguments: list[str], terminal: Terminal):
     terminal.quiet = options.output.quiet
     module, function = command.function.split(":")
     call = getattr(import_module(f"isoform.commands.{module}"), function)
-    return call(options, terminal, recipe_name) if command.takes else call(options, terminal)
+    return partial(call, options, terminal, recipe_name) if command.takes else partial(call, options, terminal)
 
 
 def _with_recipe(options_type: type, arguments: list[str], takes: str):
@@ -175,7 +197,7 @@ def _trace(terminal: Terminal) -> str:
     return traceback.format_exc() if terminal.verbose else ""
 
 
-def _failed(terminal: Terminal, code: ExitCode, message: str, trace: str) -> int:
+def _failed(terminal: Terminal, code: ExitCode, message: str, trace: str = "") -> int:
     terminal.fail(message, trace)
     if terminal.json:
         what, _, remedy = message.partition("; ")

@@ -318,7 +318,7 @@ def export(trained: Trained, folder: Path) -> str:
 
 
 def _load_run(run: Run) -> Trained:
-    """The newest model of a run."""
+    """The model of a finished run, or the newest checkpoint of another."""
     path = run.folder
     if not run.exists:
         raise ValueError(
@@ -330,13 +330,14 @@ def _load_run(run: Run) -> Trained:
         verify_files(path, manifest, manifest.beginning)
     recipe = read_recipe(run)
     config, model_config = _read_config(run.model / CONFIG)
-    is_averaged = recipe.training.average_checkpoints > 1 and run.is_finished
-    checkpoint = find_checkpoint(run.checkpoints) if run.checkpoints.is_dir() and not is_averaged else None
-    weights = run.weights
-    if checkpoint is not None:
+    checkpoint, weights = None, run.weights
+    if not run.is_finished:
+        checkpoint = find_checkpoint(run.checkpoints)
+        if checkpoint is None:
+            raise ValueError(f"{path} has no checkpoint yet; continue it with: isoform train --out {path}")
         weights = checkpoint.path / "model.safetensors"
-    elif not weights.exists() or not (manifest is None or manifest.is_finished):
-        raise ValueError(f"{path} has no checkpoint yet; continue it with: isoform train --out {path}")
+    elif not weights.is_file():
+        raise DamagedFile(f"{weights} is missing; restore it from a copy or train again with another --out")
     if (size := num_parameters(model_config)) > (num_bytes := weights.stat().st_size):
         raise ValueError(
             f"{run.model / CONFIG} describes {size:,} parameters, but {weights} has {num_bytes:,} bytes; they differ"

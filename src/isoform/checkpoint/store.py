@@ -311,8 +311,8 @@ def find_checkpoint(
     """The newest checkpoint that verifies; None if there are no checkpoints.
 
     Those that don't verify are reported to on_corrupt and, if an older one does, renamed to `corrupt-…`; without
-    on_corrupt nothing is changed, so that other processes can read a run in progress. Raises CorruptCheckpoint, each
-    time, if all checkpoints are damaged: a run must not restart from scratch by mistake.
+    on_corrupt there are warnings and nothing is changed, so that other processes can read a run in progress. Raises
+    CorruptCheckpoint, each time, if all checkpoints are damaged: a run must not restart from scratch by mistake.
     """
     damaged: list[tuple[Path, CorruptCheckpoint]] = []
     for path in _step_folders(folder):
@@ -324,11 +324,14 @@ def find_checkpoint(
                 return find_checkpoint(folder, on_corrupt, files=files)
             damaged.append((path, error))
             continue
-        if on_corrupt is not None:
-            for path, error in damaged:
-                on_corrupt(f"{error}; step {checkpoint.step} is used instead, and this one is set aside")
-                with suppress(OSError):  # only spares the next start from verifying it again
-                    _set_aside(path, files)
+        for path, error in damaged:
+            note = f"{error}; step {checkpoint.step} is used instead"
+            if on_corrupt is None:
+                warnings.warn(note, stacklevel=2)
+                continue
+            on_corrupt(f"{note}, and this one is set aside")
+            with suppress(OSError):  # only spares the next start from verifying it again
+                _set_aside(path, files)
         return checkpoint
     if damaged:
         raise CorruptCheckpoint(

@@ -33,14 +33,25 @@ SCALINGS: tuple[dict[str, Any], ...] = (
     {"rope_type": "dynamic", "factor": 2.0},
 )
 TYPES = ("full_attention", "sliding_attention")
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_python", "gelu_pytorch_tanh", "relu", "relu2", "silu", "swish")
+ACTIVATIONS = (
+    "gelu",
+    "gelu_new",
+    "gelu_fast",
+    "gelu_python",
+    "gelu_pytorch_tanh",
+    "relu",
+    "relu2",
+    "silu",
+    "swish",
+    "tanh",
+)
 LAYERS = {"num_hidden_layers": (1, 2, 3, 7)}
 DECODER = {
     **{name: (value,) for name, value in SMALL.items() if name not in LAYERS},
     **LAYERS,
     "num_key_value_heads": (1, 2, 4, "absent"),
     "head_dim": (8, 16, "absent", None),
-    "hidden_act": (*ACTIVATIONS, "absent", "tanh"),
+    "hidden_act": (*ACTIVATIONS, "absent", "quick_gelu"),
     "rms_norm_eps": (1e-6, 0.3, "absent"),
     "tie_word_embeddings": (True, False, "absent"),
     "final_logit_softcapping": ("absent", "absent", 3.0),

@@ -38,7 +38,7 @@ ROWS = [
     *(f"checkpoint.families.{shared}" for shared in ("rotary", "sliding", "decoder", "encoder_decoder")),
     *(f"checkpoint.families.{name}" for name in ("llama", "experts", "gemma", "gpt", "bert")),
     *(f"checkpoint.families.{name}" for name in ("modernbert", "vit", "t5", "bart", "whisper", "registry")),
-    *("checkpoint.huggingface", "checkpoint.special_ids"),
+    *("checkpoint.huggingface", "checkpoint.special_ids", "checkpoint.labels"),
     *(f"checkpoint.gguf.{name}" for name in ("format", "architectures", "tokenizer", "model")),
     *("figures", "run", "preparation"),
     *("training.optimizer", "training.memory", "training.metrics", "training.trainer"),

@@ -14,7 +14,7 @@ from isoform.checkpoint.families.canonical import canonical
 from isoform.checkpoint.huggingface import family_of, read_folder, write_folder
 from isoform.checkpoint.tensors import state_of
 from isoform.mask import Coordinates, Window
-from isoform.model.config import Lookup, ModelConfig
+from isoform.model.config import Lookup, ModelConfig, Pooled
 from isoform.model.parts import LayerNorm, LinearExtension, RMSNorm, Rotary
 from isoform.model.transformer import Transformer
 
@@ -199,6 +199,7 @@ def alterations(value, where: str = "", harmless=frozenset(HARMLESS)):
     for field in fields(value):
         path, old = f"{where}.{field.name}".lstrip("."), getattr(value, field.name)
         is_idle = field.name == "qk_norm_over" and value.qk_norm is None
+        is_idle |= isinstance(value, Pooled) and field.name in ("activation", "dense_bias") and not value.dense
         is_idle |= isinstance(value, Lookup) and field.name == "scale" and value.norm is not None
         if field.name in harmless or is_idle:
             continue

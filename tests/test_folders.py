@@ -97,7 +97,7 @@ def only_pickle(folder):
             lambda f: edit_config(f, num_hidden_layers=1),
             r"model.layers.1.*don't describe",
         ),
-        (lambda f: edit_config(f, hidden_act="tanh"), "hidden_act='tanh' is not supported"),
+        (lambda f: edit_config(f, hidden_act="quick_gelu"), "hidden_act='quick_gelu' is not supported"),
         (lambda f: edit_config(f, rope_parameters={"rope_type": "longrope"}), "rope_type='longrope'"),
         (lambda f: edit_config(f, quantization_config={"bits": 4}), "quantization_config"),
         (lambda f: edit_config(f, rms_norm_eps=float("inf")), "rms_norm_eps=inf is no finite number"),

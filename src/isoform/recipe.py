@@ -18,7 +18,7 @@ from isoform.config import ConfigError, from_dict, kind_of, load_toml, non_defau
 from isoform.data.config import Data
 from isoform.history import with_earlier_names
 from isoform.model.baseline_config import Baseline, Model
-from isoform.model.config import Head, MaskedVocabulary, ModelConfig, Pooled, Vocabulary
+from isoform.model.config import Form, Head, MaskedVocabulary, ModelConfig, Pooled, Vocabulary
 from isoform.model.presets import PRESETS
 from isoform.objectives.config import (
     Answer,
@@ -226,17 +226,14 @@ def is_model_path(name: str) -> bool:
 
 def recipe_of(model: ModelConfig) -> Recipe:
     """A recipe that describes a model without one."""
-    objective: Objective = Causal()
-    if model.form == "encoder_decoder":
-        objective = Seq2seq()
-    elif model.decoder is None:
-        objectives: dict[Answer, Objective] = {
-            "vocabulary": Masked(),
-            "document": Classification(),
-            "token": Tagging(),
-            "embedding": Contrastive(),
-        }
-        objective = objectives[_output_of(model.head)[0]]
+    generating: dict[Form, Objective] = {"encoder_decoder": Seq2seq(), "encoder": Masked(), "decoder": Causal()}
+    objectives: dict[Answer, Objective] = {
+        "vocabulary": generating[model.form],
+        "document": Classification(),
+        "token": Tagging(),
+        "embedding": Contrastive(),
+    }
+    objective = objectives[_output_of(model.head)[0]]
     return Recipe(
         data=Data(path="", rows="stream" if isinstance(objective, Causal) else "packed"),
         objective=objective,

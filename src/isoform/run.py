@@ -24,6 +24,7 @@ from isoform.checkpoint.huggingface import (
     read_folder,
     write_folder,
 )
+from isoform.checkpoint.labels import label_fields, with_labels
 from isoform.checkpoint.special_ids import own_ids, special_ids
 from isoform.checkpoint.store import Checkpoint, find_checkpoint, load_tensors
 from isoform.checkpoint.tensors import state_of
@@ -279,7 +280,8 @@ def _imported(model: Transformer, codec: Codec, path: Path) -> Trained:
             f"{path}: decoder_start_token_id={start}, and the model's table has {model.config.vocab_size} rows; "
             f"correct it in {GENERATION} and {CONFIG}"
         )
-    return Trained(model, codec, recipe_of(model.config), model.config.form == "encoder_decoder", 0)
+    recipe = with_labels(recipe_of(model.config), codec.origin.ids)
+    return Trained(model, codec, recipe, model.config.form == "encoder_decoder", 0)
 
 
 def check_destination(folder: Path) -> None:
@@ -307,9 +309,11 @@ def export(trained: Trained, folder: Path) -> str:
     ids, files = dict(codec.origin.ids), codec.files()
     if isinstance(codec, TextCodec) and codec.special and not codec.origin.files:
         ids = own_ids(codec.end_of_text, codec.separator if form == "encoder_decoder" else None)
-        after = {"encoder": codec.end_of_text, "encoder_decoder": codec.separator}.get(form)
+        ends = {"encoder": codec.end_of_text, "encoder_decoder": codec.separator}
+        after = codec.end_of_text if isinstance(trained.transformer.config.head, Pooled) else ends.get(form)
         if after is not None:  # which every text has in training
             files[TOKENIZER_FILE] = with_template(files[TOKENIZER_FILE], {codec.special[after]: after})
+    ids = {**label_fields(trained.recipe.objective), **ids}
     with staged(folder) as stage:
         architecture = write_folder(trained.transformer, stage, ids)
         for name, data in files.items():

@@ -37,7 +37,7 @@ SHARD = 5 * 10**9
 """Bytes of tensors per file; beyond that another file is started."""
 WITHOUT_EFFECT = {
     "_attn_implementation", "_name_or_path", "_sliding_window_pattern", "adapters", "architectures", "auto_map",
-    "bad_words_ids", "begin_suppress_tokens", "cache_implementation", "chunk_size_feed_forward", "classifier_pooling",
+    "bad_words_ids", "begin_suppress_tokens", "cache_implementation", "chunk_size_feed_forward",
     "classifier_proj_size", "deterministic_flash_attn", "diversity_penalty", "do_sample", "dtype", "early_stopping",
     "encoder_no_repeat_ngram_size", "encoder_stride", "exponential_decay_length_penalty", "finetuning_task",
     "gradient_checkpointing", "id2label", "initializer_cutoff_factor", "initializer_factor", "initializer_range",
@@ -82,7 +82,7 @@ def read_folder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> T
         family = _family_of(config, where)
         tensors = {_full_name(family, name): tensor for name, tensor in tensors.items()}
         tensors = renamed(tensors, family.newer_names)
-        _leave_aside(tensors, family, str(folder))
+        _leave_aside(tensors, family, config, str(folder))
         _tie(tensors, family, config, where)
         absent = _absent(family, config)
         model = build_empty(read_config(family, config, set(tensors), where), tensors, where + absent)
@@ -189,9 +189,16 @@ def _full_name(family: Family, name: str) -> str:
     return family.prefix + name if name.split(".")[0] in modules else name
 
 
-def _leave_aside(tensors: dict[str, StoredTensor], family: Family, where: str) -> None:
+def _leave_aside(tensors: dict[str, StoredTensor], family: Family, config: Mapping[str, Any], where: str) -> None:
     """Remove the tensors that our model has no use for, and name in a warning those that hold parameters."""
-    unused = [name for name in tensors if any(fnmatchcase(name, pattern) for pattern in family.unused)]
+    each = family.class_there(config, {*tensors})
+    used = () if each is None else each.names.values()
+    unused = [
+        name
+        for name in tensors
+        if any(fnmatchcase(name, pattern) for pattern in family.unused)
+        and not any(fnmatchcase(name, pattern) for pattern in used)
+    ]
     if unused:
         warnings.warn(f"{where}: {_some(sorted(unused))} left aside, unused in this model", stacklevel=2)
     for name in [*unused, *(n for n in tensors if any(fnmatchcase(n, pattern) for pattern in family.redundant))]:

@@ -30,7 +30,7 @@ from isoform.model.parts import (
 )
 
 _BY_INPUT: frozenset[Activation] = frozenset({"gelu", "silu"})
-"""Activations whose backward pass reads what entered them; that of linear, relu and sigmoid reads what left at most."""
+"""Activations whose backward pass reads what entered them; that of the others reads what left at most."""
 _BY_SLOPE: frozenset[Activation] = frozenset({"gelu_tanh", "relu2"})
 """Those whose kernel keeps a tensor of its own (kernels.py)."""
 

@@ -211,8 +211,17 @@ class Pooled:
     embed: bool = False
     """Return the pooled vector, scaled to length 1, instead of scores (sentence embedding)."""
     dense: bool = False
-    """A dense layer with tanh before the scores (BERT's pooler)."""
+    """A dense layer with an activation before the scores (BERT's pooler)."""
+    activation: Activation = "tanh"
+    """Of the dense layer."""
+    dense_bias: bool = True
+    norm: Norm | None = None
+    """After the dense layer (ModernBERT)."""
     bias: bool = True
+
+    def __post_init__(self) -> None:
+        if self.norm is not None and not self.dense:
+            raise ValueError("head.norm without head.dense: the norm follows the dense layer; set dense, or no norm")
 
 
 Head = Vocabulary | MaskedVocabulary | Pooled

@@ -266,7 +266,8 @@ def _head_parameters(config: ModelConfig) -> int:
             return (0 if head.tied else v * d) + v * head.bias + d * (d + head.dense_bias) + _norm(head.norm, d)
         case Pooled():
             outputs = 0 if head.embed else head.num_outputs
-            return outputs * (d + head.bias) + (d * (d + 1) if head.dense else 0)
+            dense = d * (d + head.dense_bias) + _norm(head.norm, d) if head.dense else 0
+            return outputs * (d + head.bias) + dense
         case _:
             assert_never(head)
 

@@ -206,14 +206,18 @@ class PooledHead(Component):
         if not config.embed and config.num_outputs < 1:
             raise ValueError("head.num_outputs=0: set it to the number of classes, or set head.embed")
         self.over, self.embeds = config.over, config.embed
-        self.dense = nn.Linear(model_dim, model_dim) if config.dense else None
+        self.dense = nn.Linear(model_dim, model_dim, bias=config.dense_bias) if config.dense else None
+        self.activation = ACTIVATIONS[config.activation]
+        self.norm = None if config.norm is None else build_norm(config.norm, model_dim)
         self.output = None if config.embed else nn.Linear(model_dim, config.num_outputs, bias=config.bias)
 
     def forward(self, hidden: Tensor, coordinates: Coordinates | None = None) -> Tensor:
         """hidden (B, T, D) at these coordinates (None: one document a row) to (B, T, C), equal within a document."""
         pooled = hidden if self.over == "each" else self.pool(hidden, coordinates)
         if self.dense is not None:
-            pooled = torch.tanh(self.dense(pooled))
+            pooled = self.activation(self.dense(pooled))
+        if self.norm is not None:
+            pooled = self.norm(pooled)
         return functional.normalize(pooled, dim=-1) if self.output is None else self.output(pooled)
 
     def pool(self, hidden: Tensor, coordinates: Coordinates | None) -> Tensor:

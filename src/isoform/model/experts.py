@@ -31,6 +31,7 @@ BACKWARD: dict[Activation, Callable[[Tensor, Tensor], Tensor]] = {
     "relu2": lambda grad, x: x.relu().mul_(2).mul_(grad),
     "sigmoid": lambda grad, x: aten.sigmoid_backward(grad, x.sigmoid()),
     "silu": aten.silu_backward,
+    "tanh": lambda grad, x: aten.tanh_backward(grad, x.tanh()),
 }
 """From an activation's gradient and its input to the input's gradient."""
 

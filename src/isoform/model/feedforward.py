@@ -21,6 +21,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu2": relu2,
     "sigmoid": torch.sigmoid,
     "silu": functional.silu,
+    "tanh": torch.tanh,
 }
 
 

@@ -233,7 +233,7 @@ Recurrent = LSTM | CausalConvolution | LinearRecurrence
 Mixer = Attention | Recurrent
 
 
-Activation = Literal["gelu", "gelu_tanh", "linear", "relu", "relu2", "sigmoid", "silu"]
+Activation = Literal["gelu", "gelu_tanh", "linear", "relu", "relu2", "sigmoid", "silu", "tanh"]
 """linear: x itself; relu2: the squared ReLU (So et al. 2021)."""
 
 

@@ -16,7 +16,7 @@ from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.families.table import Column, activation, count, layers, number, only, table
 from isoform.checkpoint.tensors import UnusedRows
 from isoform.model.config import BlockConfig, MaskedVocabulary, ModelConfig, Pooled, StackConfig
-from isoform.model.parts import Attention, Dense, LayerNorm, Learned
+from isoform.model.parts import Activation, Attention, Dense, LayerNorm, Learned
 
 _BLOCK = BlockConfig(
     mixer=Attention(bias=True), feedforward=Dense(bias=True), norm=LayerNorm(epsilon=1e-12), norm_placement="post"
@@ -63,6 +63,25 @@ def _masked(architecture: str, dense: str, norm: str, scores: str) -> HeadClass:
     return HeadClass(architecture, MaskedVocabulary(norm=_BLOCK.norm), names, (f"{dense}.weight",))
 
 
+def _classifiers(base: str, document: str, token: str, *, activation: Activation = "tanh") -> tuple[HeadClass, ...]:
+    """The classes for one label of a text, by two layers `dense|scores`, and of each token."""
+    dense, scores = document.split("|")
+    return (
+        HeadClass(
+            f"{base}ForSequenceClassification",
+            Pooled(dense=True, activation=activation),
+            {"head.dense.*": f"{dense}.*", "head.output.*": f"{scores}.*"},
+            (f"{dense}.weight", f"{scores}.weight"),
+        ),
+        HeadClass(
+            f"{base}ForTokenClassification",
+            Pooled(over="each"),
+            {"head.output.*": f"{token}.*"},
+            (f"{token}.weight",),
+        ),
+    )
+
+
 def _encoder(
     model_type: str, prefix: str, heads: tuple[HeadClass, ...], ties: Mapping[str, str],
     columns: Mapping[str, Column] = _COLUMNS, names: Mapping[str, str] | None = None, **options: Any,
@@ -91,6 +110,7 @@ BERT = _encoder(
             "cls.predictions.transform.LayerNorm",
             "cls.predictions.decoder",
         ),
+        *_classifiers("Bert", "bert.pooler.dense|classifier", "classifier"),
         HeadClass("BertModel", _VECTOR),
     ),
     {
@@ -123,6 +143,7 @@ def _roberta(model_type: str, base: str, vocabulary: int) -> Family:
         "roberta",
         (
             _masked(f"{base}ForMaskedLM", "lm_head.dense", "lm_head.layer_norm", "lm_head.decoder"),
+            *_classifiers(base, "classifier.dense|classifier.out_proj", "classifier"),
             HeadClass(f"{base}Model", _VECTOR),
         ),
         {
@@ -150,6 +171,7 @@ DISTILBERT = _encoder(
     "distilbert",
     (
         _masked("DistilBertForMaskedLM", "vocab_transform", "vocab_layer_norm", "vocab_projector"),
+        *_classifiers("DistilBert", "pre_classifier|classifier", "classifier", activation="relu"),
         HeadClass("DistilBertModel", _VECTOR),
     ),
     {"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
@@ -200,6 +222,7 @@ ELECTRA = _encoder(
             "generator_predictions.LayerNorm",
             "generator_lm_head",
         ),
+        *_classifiers("Electra", "classifier.dense|classifier.out_proj", "classifier", activation="gelu"),
         HeadClass("ElectraModel", _VECTOR),
     ),
     {"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
@@ -211,4 +234,5 @@ ELECTRA = _encoder(
         "intermediate_size": count(1024, "block.feedforward.feedforward_dim"),
     },
     written=_DROPOUT,
+    unused=("discriminator_predictions.*",),
 )

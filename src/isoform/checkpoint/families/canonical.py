@@ -32,6 +32,8 @@ def canonical(config: ModelConfig) -> ModelConfig:
     head = config.head
     if isinstance(head, Pooled) and head.embed:
         head = replace(head, num_outputs=0, bias=True)
+    if isinstance(head, Pooled) and not head.dense:
+        head = replace(head, activation=Pooled().activation, dense_bias=True)
     return replace(
         config,
         stem=stem,

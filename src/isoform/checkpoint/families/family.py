@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.tensors import Transform
 from isoform.config import kind_of
-from isoform.model.config import Head, ModelConfig, Pooled, StackConfig
+from isoform.model.config import Head, ModelConfig, StackConfig
 
 T = TypeVar("T")
 
@@ -59,7 +59,8 @@ class Family:
     redundant: tuple[str, ...] = ()
     """Patterns of tensors that hold no parameter."""
     unused: tuple[str, ...] = ()
-    """Patterns of parameters that our model has no use for, which are left aside with a warning."""
+    """Patterns of parameters that our model has no use for, which are left aside with a warning; but for those of the
+    class whose tensors are there."""
     prefix: str = ""
     """The prefix of names in the class with a head, which the class without lacks."""
 
@@ -73,12 +74,19 @@ class Family:
         return {**self.names, **self.class_of(config.head).names} if self.heads else self.names
 
     def class_of(self, head: Head) -> HeadClass:
-        """The class with this head, or else one of the same kind. Raises NotRepresentable if there is none."""
-        whole = replace(head, num_outputs=0) if isinstance(head, Pooled) else head
+        """The class whose head is nearest to one, of the same kind. Raises NotRepresentable if there is none."""
         alike = [each for each in self.heads if type(each.head) is type(head)]
         if not alike:
             raise NotRepresentable(f"head {kind_of(type(head))}")
-        return next((each for each in alike if each.head == whole), alike[0])
+        return max(
+            alike, key=lambda each: sum(getattr(each.head, f.name) == getattr(head, f.name) for f in fields(head))
+        )
+
+    def class_there(self, config: Mapping[str, object], names: set[str]) -> HeadClass | None:
+        """The class whose tensors are there; if several have them, the one that a config.json names."""
+        fitting = [each for each in self.heads if names.issuperset(each.signs)]
+        named = (each for each in fitting if config.get("architectures") == [each.architecture])
+        return next(named, fitting[0] if fitting else None)
 
     def fields_of(self, config: Mapping[str, object], where: str) -> Fields:
         """The fields of a config.json, under the names that the family reads."""

@@ -25,6 +25,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "sigmoid": "sigmoid",
     "silu": "silu",
     "swish": "silu",
+    "tanh": "tanh",
 }
 ACTIVATION_NAMES: dict[Activation, str] = {
     "gelu": "gelu",
@@ -34,6 +35,7 @@ ACTIVATION_NAMES: dict[Activation, str] = {
     "relu2": "relu2",
     "sigmoid": "sigmoid",
     "silu": "silu",
+    "tanh": "tanh",
 }
 
 

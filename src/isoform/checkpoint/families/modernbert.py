@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from isoform.checkpoint.families.family import Family, encoder_of, reads_tied, require
+from dataclasses import replace
+
+from isoform.checkpoint.families.family import Family, HeadClass, encoder_of, require
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
 from isoform.checkpoint.families.rotary import read_rotaries
 from isoform.checkpoint.families.sliding import (
@@ -13,6 +15,7 @@ from isoform.checkpoint.families.sliding import (
     read_blocks,
     write_rotaries,
 )
+from isoform.checkpoint.families.table import LABELS, read_head, write_head
 from isoform.mask import Window
 from isoform.model.config import BlockConfig, Head, MaskedVocabulary, ModelConfig, Pooled, StackConfig
 from isoform.model.parts import Attention, Gated, LayerNorm
@@ -41,7 +44,9 @@ _FIELDS: dict[str, object] = {
     "decoder_bias": True,
     "classifier_bias": False,
     "classifier_activation": "gelu",
+    "classifier_pooling": "cls",
     "tie_word_embeddings": True,
+    **LABELS,
 }
 
 
@@ -78,16 +83,20 @@ def _read(fields: Fields, names: set[str]) -> ModelConfig:
 
 
 def _read_head(fields: Fields, names: set[str], norm: LayerNorm) -> Head:
-    """The masked-language head; without one the model is an encoder of sentences."""
-    if "head.dense.weight" not in names:
-        return Pooled(over="mean", embed=True)
-    return MaskedVocabulary(
-        activation=fields.activation("classifier_activation"),
-        norm=norm,
-        dense_bias=fields.flag("classifier_bias"),
-        tied=reads_tied(fields, names, "decoder.weight"),
-        bias=fields.flag("decoder_bias"),
-    )
+    """The head of the class whose tensors are there."""
+    activation, bias = fields.activation("classifier_activation"), fields.flag("classifier_bias")
+    pooling, head = fields.get("classifier_pooling"), read_head(fields, names, MODERNBERT)
+    if pooling not in ("cls", "mean"):
+        raise ValueError(f"{fields.where}: classifier_pooling={pooling!r} is neither cls nor mean")
+    match head:
+        case MaskedVocabulary():
+            bias_of_scores = fields.flag("decoder_bias")
+            return replace(head, activation=activation, norm=norm, dense_bias=bias, bias=bias_of_scores)
+        case Pooled(dense=True, over=over):
+            over = "mean" if over == "first" and pooling == "mean" else over
+            return replace(head, over=over, activation=activation, norm=norm, dense_bias=bias)
+        case _:
+            return head
 
 
 def _write(config: ModelConfig) -> dict:
@@ -97,7 +106,6 @@ def _write(config: ModelConfig) -> dict:
     gated, norm = require(full.feedforward, Gated, "feedforward"), require(full.norm, LayerNorm, "norm")
     pattern = sliding.attention.pattern
     return {
-        "architectures": ["ModernBertForMaskedLM" if isinstance(config.head, MaskedVocabulary) else "ModernBertModel"],
         "hidden_size": config.model_dim,
         "max_position_embeddings": config.context_length,
         "vocab_size": config.vocab_size,
@@ -119,17 +127,36 @@ def _write(config: ModelConfig) -> dict:
     }
 
 
-def _write_head(head: Head) -> dict:
-    if not isinstance(head, MaskedVocabulary):
-        return {}
-    return {
-        "classifier_activation": ACTIVATION_NAMES[head.activation],
-        "classifier_bias": head.dense_bias,
-        "tie_word_embeddings": head.tied,
-        "decoder_bias": head.bias,
-    }
+def _write_head(head: Head) -> dict[str, object]:
+    written = write_head(head, MODERNBERT)
+    match head:
+        case MaskedVocabulary():
+            written["decoder_bias"] = head.bias
+        case Pooled(over=over):
+            written["classifier_pooling"] = "mean" if over == "mean" else "cls"
+    if isinstance(head, MaskedVocabulary) or (isinstance(head, Pooled) and head.dense):
+        written["classifier_activation"] = ACTIVATION_NAMES[head.activation]
+        written["classifier_bias"] = head.dense_bias
+    return written
 
 
+_DENSE = {"head.dense.*": "head.dense.*", "head.norm.*": "head.norm.*"}
+_OUTPUT = _DENSE | {"head.output.*": "classifier.*"}
+_CLASSIFIES = ("head.dense.weight", "classifier.weight")
+_POOLED = Pooled(dense=True, norm=LayerNorm())
+_HEADS = (
+    HeadClass("ModernBertForSequenceClassification", Pooled(dense=True, norm=LayerNorm()), _OUTPUT, _CLASSIFIES),
+    HeadClass(
+        "ModernBertForTokenClassification", Pooled(over="each", dense=True, norm=LayerNorm()), _OUTPUT, _CLASSIFIES
+    ),
+    HeadClass(
+        "ModernBertForMaskedLM",
+        MaskedVocabulary(),
+        _DENSE | {"head.weight": "decoder.weight", "head.bias": "decoder.bias"},
+        ("head.dense.weight",),
+    ),
+    HeadClass("ModernBertModel", Pooled(over="mean", embed=True)),
+)
 MODERNBERT = Family(
     model_type="modernbert",
     architecture="ModernBertForMaskedLM",
@@ -146,11 +173,8 @@ MODERNBERT = Family(
         "encoder.blocks.#.feedforward_norm.before.*": "model.layers.#.mlp_norm.*",
         "encoder.blocks.#.feedforward.gate_up.*": "model.layers.#.mlp.Wi.*",
         "encoder.blocks.#.feedforward.down.*": "model.layers.#.mlp.Wo.*",
-        "head.dense.*": "head.dense.*",
-        "head.norm.*": "head.norm.*",
-        "head.weight": "decoder.weight",
-        "head.bias": "decoder.bias",
     },
+    heads=_HEADS,
     ties={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
     prefix="model.",
 )

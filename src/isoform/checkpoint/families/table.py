@@ -197,7 +197,7 @@ def table(
     fields |= {} if tie is None else {"tie_word_embeddings": tie}
 
     def read(given: Fields, names: set[str]) -> ModelConfig:
-        config = replace(template, head=_read_head(given, names, family))
+        config = replace(template, head=read_head(given, names, family))
         values = [(path, row.read(given, name)) for name, row in columns.items() for path in row.paths or ("",)]
         config = put(config, {whole: value for path, value in values if (whole := _whole(config, path))})
         for aspect in aspects:
@@ -214,7 +214,7 @@ def table(
                 result[name] = row.write(take(filled, path) if value is None else value, row.default)
         for aspect in aspects:
             result |= aspect.write(config)
-        return result | _write_head(config.head, family)
+        return result | write_head(config.head, family)
 
     family = Family(
         model_type=model_type, architecture=heads[-1].architecture, fields=fields, read=read, write=write, heads=heads,
@@ -235,19 +235,19 @@ def _whole(config: ModelConfig, path: str) -> str:
     return f"{names.get(first, first)}.{rest}" if rest else path
 
 
-def _read_head(fields: Fields, names: set[str], family: Family) -> Head:
-    """The head of the class whose tensors are there, by the one that config.json names if several have them."""
-    fitting = [each for each in family.heads if names.issuperset(each.signs)]
-    named = next((each for each in fitting if fields.values.get("architectures") == [each.architecture]), fitting[0])
-    head = named.head
-    if isinstance(head, Pooled):
-        return head if head.embed else replace(head, num_outputs=read_labels(fields))
+def read_head(fields: Fields, names: set[str], family: Family) -> Head:
+    """The head of the class whose tensors are there."""
+    each = family.class_there(fields.values, names)
+    assert each is not None
+    if isinstance(each.head, Pooled):
+        return each.head if each.head.embed else replace(each.head, num_outputs=read_labels(fields))
     if "tie_word_embeddings" not in family.fields:
-        return head
-    return replace(head, tied=reads_tied(fields, names, named.names["head.weight"]))
+        return each.head
+    return replace(each.head, tied=reads_tied(fields, names, each.names["head.weight"]))
 
 
-def _write_head(head: Head, family: Family) -> dict[str, object]:
+def write_head(head: Head, family: Family) -> dict[str, object]:
+    """The fields of a head, and its class."""
     result: dict[str, object] = {"architectures": [family.class_of(head).architecture]}
     if isinstance(head, Vocabulary | MaskedVocabulary):
         return result | ({"tie_word_embeddings": head.tied} if "tie_word_embeddings" in family.fields else {})

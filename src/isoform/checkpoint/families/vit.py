@@ -6,6 +6,7 @@ import math
 
 from isoform.checkpoint.families.family import Family, NotRepresentable, encoder_of, require
 from isoform.checkpoint.families.fields import ACTIVATION_NAMES, Fields
+from isoform.checkpoint.families.table import LABELS, read_labels, write_labels
 from isoform.checkpoint.tensors import Reshaped
 from isoform.model.config import BlockConfig, Linear, ModelConfig, Pooled, StackConfig
 from isoform.model.parts import Attention, Dense, LayerNorm, Learned
@@ -21,8 +22,7 @@ _FIELDS: dict[str, object] = {
     "patch_size": 16,
     "num_channels": 3,
     "qkv_bias": True,
-    "id2label": None,
-    "num_labels": None,
+    **LABELS,
 }
 
 
@@ -44,7 +44,7 @@ def _read(fields: Fields, names: set[str]) -> ModelConfig:
         ),
         decoder=None,
         stem=Linear(num_features=channels * patch * patch, num_ids=1),
-        head=Pooled(num_outputs=_labels(fields)) if "classifier.weight" in names else Pooled(embed=True),
+        head=Pooled(num_outputs=read_labels(fields)) if "classifier.weight" in names else Pooled(embed=True),
     )
 
 
@@ -56,27 +56,12 @@ def _side(fields: Fields, name: str) -> int:
     return fields.count(name, maximum=100_000)
 
 
-def _labels(fields: Fields) -> int:
-    """The number of classes."""
-    names = fields.table("id2label").values
-    if not names or fields.get("num_labels") is not None:
-        count = 2 if fields.get("num_labels") is None else fields.count("num_labels")
-        if names and len(names) != count:
-            fields.contradicts("num_labels", "the number of names in id2label", len(names), taken="num_labels")
-        return count
-    return len(names)
-
-
 def _write(config: ModelConfig) -> dict:
     stack = encoder_of(config)
     block = stack.blocks[0]
     dense, (channels, patch) = require(block.feedforward, Dense, "feedforward"), _patch(config)
     head = require(config.head, Pooled, "head")
     labels = 0 if head.embed else head.num_outputs
-    names = {
-        "id2label": {str(i): f"LABEL_{i}" for i in range(labels)},
-        "label2id": {f"LABEL_{i}": i for i in range(labels)},
-    }
     return {
         "architectures": ["ViTForImageClassification" if labels else "ViTModel"],
         "hidden_size": config.model_dim,
@@ -89,7 +74,7 @@ def _write(config: ModelConfig) -> dict:
         "hidden_act": ACTIVATION_NAMES[dense.activation],
         "layer_norm_eps": require(block.norm, LayerNorm, "norm").epsilon,
         "qkv_bias": block.attention.bias,
-        **(names if labels else {}),
+        **(write_labels(labels) if labels else {}),
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }

@@ -340,7 +340,7 @@ def test_what_may_change_is_changed_by_flags_and_recorded(text, part, path):
     assert path in CHANGEABLE and identity_of(changed) == identity_of(recipe(text))
 
 
-def test_the_same_data_may_move_and_other_data_may_not(text, part, tmp_path):
+def test_the_same_data_may_move_and_other_data_may_not(text, part, tmp_path, capsys):
     moved, other = tmp_path / "moved.txt", tmp_path / "other.txt"
     moved.write_text(text.read_text())
     other.write_text(text.read_text().replace("be", "bo", 1))
@@ -348,6 +348,11 @@ def test_the_same_data_may_move_and_other_data_may_not(text, part, tmp_path):
         train(recipe(other), part.folder, machine=CPU)
     train(recipe(moved), part.folder, machine=CPU)
     assert load(part.folder).recipe.data.path == str(moved)
+    evaluate = ["evaluate", str(part.folder), "--device", "cpu"]
+    assert main(evaluate) == 0
+    moved.write_text(other.read_text())
+    assert main(evaluate) == 65 and "and its validation split with it" in capsys.readouterr().err
+    assert main([*evaluate, "--path", str(moved)]) == 0
 
 
 IDENTITY = "caf9b8fedbe2f7492aa82486dd3c3bddf2357d7cae2e980487d723e01a90a871"
@@ -494,6 +499,38 @@ def test_a_full_disk_is_74_wherever_it_fills_up(text, tmp_path, capsys, finished
         assert f"{name} can't be written: No space left on device; make room" in capsys.readouterr().err
         assert main(["train", str(path), "--out", str(tmp_path / f"out-{name}"), *flags]) == ExitCode.DONE
         assert_same(Run(tmp_path / f"out-{name}"), Run(finished))
+
+
+def test_a_run_that_was_moved_meanwhile_is_whole_and_begins_no_other(text, tmp_path, capsys, finished):
+    path, moved = tmp_path / "recipe.toml", Run(tmp_path / "moved")
+    path.write_text(dump_toml(recipe(text)))
+    command = ["train", str(path), "--out", str(tmp_path / "run"), "--device", "cpu", "--dtype", "float32"]
+    log = experiment.Journal.log
+
+    def move(self, line):
+        log(self, line)
+        if line["step"] == 3:
+            self.run.folder.rename(moved.folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment.Journal, "log", move)
+        assert main(command) == ExitCode.STORAGE
+    assert "was moved or removed during training, so that step 4 can't be saved" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main(["train", "--out", str(moved.folder), *command[4:], "--no_report"]) == ExitCode.DONE
+    assert_same(moved, Run(finished))
+
+
+def test_a_file_that_may_not_grow_is_a_full_disk(text, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "recipe.toml"
+    path.write_text(dump_toml(recipe(text)))
+
+    def limited(self, handle):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(Files, "sync", limited)
+    assert main(["train", str(path), "--out", str(tmp_path / "run"), "--device", "cpu"]) == ExitCode.STORAGE
+    assert "can't be written: File too large; make room" in capsys.readouterr().err
 
 
 def test_a_manifest_of_a_later_version_is_refused(run):

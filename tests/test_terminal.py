@@ -120,6 +120,19 @@ def test_a_closed_pipe_is_no_failure(arguments, monkeypatch, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such terminals")
+@pytest.mark.parametrize("arguments", [["--version"], ["recipes"], ["recipes", "--json"], ["train", "nothing"]])
+def test_a_closed_terminal_is_no_failure(arguments, monkeypatch, capfd):
+    import pty
+
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as stream:
+        os.close(master)
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(arguments) == (65 if "nothing" in arguments else 0)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "isoform.cli", *words]
 

@@ -23,6 +23,7 @@ from threading import current_thread, main_thread
 
 from isoform import __version__
 from isoform.config import ConfigError, parse_flags, unknown_name
+from isoform.files import FULL, StorageError
 from isoform.terminal import ExitCode, Terminal, steady_streams
 
 STARTED = time.perf_counter()
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     terminal = Terminal(json="--json" in arguments, verbose="-v" in arguments or "--verbose" in arguments)
     terminal.started = STARTED
     code = _run(arguments, terminal)
-    if code == ExitCode.DONE and isinstance(terminal.failure, OSError) and terminal.failure.errno != errno.EPIPE:
+    if code == ExitCode.DONE and terminal.failure is not None and terminal.failure.errno != errno.EPIPE:
         terminal.fail(f"standard output can't be written to: {terminal.failure.strerror}; make room")
         return ExitCode.STORAGE
     return code
@@ -100,12 +101,12 @@ def _run(arguments: list[str], terminal: Terminal) -> int:
         result = call()
     except KeyboardInterrupt:
         return _failed(terminal, ExitCode.INTERRUPTED, "interrupted")
-    except BrokenPipeError:  # nobody reads the output any more
-        return ExitCode.DONE
     except BlockingIOError as error:
         return _failed(terminal, ExitCode.TRANSIENT, str(error), _trace(terminal))
     except OSError as error:
-        is_storage = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+        if error is terminal.failure or isinstance(error, BrokenPipeError):  # nobody reads the output any more
+            return ExitCode.DONE
+        is_storage = isinstance(error, StorageError) or error.errno in FULL
         code = ExitCode.STORAGE if is_storage else ExitCode.BAD_INPUT
         return _failed(terminal, code, str(error), _trace(terminal))
     except ValueError as error:

@@ -238,7 +238,7 @@ class _Session:
         self.prompt = self._sample_prompt()
         self.peak_flops = measured_peaks(machine).matmul
         self.fingerprints = {
-            "data": ",".join(source.sha256 for source in prepared.split.sources),
+            "data": prepared.split.fingerprint,
             "codec": prepared.codec.fingerprint,
             "recipe": identity_of(self.recipe),
         }

@@ -7,6 +7,7 @@ before the checkpoint that states their length; what is superseded is removed af
 
 from __future__ import annotations
 
+import errno
 import json
 import uuid
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from isoform.files import (
     DamagedFile,
     Entry,
     Log,
+    StorageError,
     entry_of,
     hash_file,
     is_temporary,
@@ -132,9 +134,10 @@ class Journal:
         is_shorter = recipe.training.steps < old.training.steps
         refused = [c for c in changed if not is_changeable(c[0]) or (c[0] == "training.steps" and is_shorter)]
         if refused:
-            lines = "".join(f"\n  {path}: {before} there, {now} requested" for path, before, now in refused)
+            values = "; ".join(f"{path}: {before!r} there, {now!r} requested" for path, before, now in refused)
             raise ConfigError(
-                f"{self.run.folder} holds a run of another recipe; choose another --out, or the same values for:{lines}"
+                f"{self.run.folder} holds a run of another recipe; choose another --out, or the same values for: "
+                f"{values}"
             )
         return {path: (before, now) for path, before, now in changed}
 
@@ -256,8 +259,17 @@ class Journal:
 
     def state(self, step: int, *, is_scored: bool = True) -> dict[str, dict[str, Any]]:
         """Name, size and hash of the logs, which are on the disk then, for the state of a checkpoint; of a step that is
-        to be validated again, without its validation."""
+        to be validated again, without its validation.
+
+        Raises StorageError for a run directory that was moved or removed: a checkpoint would begin another one.
+        """
         assert self.metrics is not None and self.samples is not None
+        if not self.run.exists:
+            raise StorageError(
+                errno.ENOENT,
+                f"{self.run.folder} was moved or removed during training, so that step {step} can't be saved; put it "
+                f"back and start the same command again",
+            )
         self.metrics.sync()
         self.samples.sync()
         metrics = self.metrics.entry

@@ -117,13 +117,15 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained model in evaluation mode, its codec and recipe; `answers_source`: whether it was trained on pairs."""
+    """A trained model in evaluation mode, its codec and recipe; `answers_source`: whether it was trained on pairs;
+    `data`: the fingerprint of the data it was trained on (empty: unknown)."""
 
     model: Network
     codec: Codec
     recipe: Recipe
     answers_source: bool
     step: int
+    data: str = ""
 
     @property
     def view(self) -> View:
@@ -364,8 +366,14 @@ def _load_run(run: Run) -> Trained:
             raise ValueError(f"{weights} is damaged ({error}); copy it again or train it again") from error
     load_state(model, tensors)
     without_adapters(model)
+    stated = checkpoint.manifest if checkpoint is not None else manifest
     return Trained(
-        model, load_codec(run.model), recipe, bool(config.get("answers_source", config.get("is_pair"))), step
+        model,
+        load_codec(run.model),
+        recipe,
+        bool(config.get("answers_source", config.get("is_pair"))),
+        step,
+        stated.fingerprints.get("data", "") if stated is not None else "",
     )
 
 

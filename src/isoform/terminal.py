@@ -6,10 +6,12 @@ so control characters are shown, not sent; and the reader of an output may leave
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -97,9 +99,12 @@ class Terminal:
             stream.write(text)
             stream.flush()
         except OSError as error:
+            with suppress(OSError):  # of streams without a descriptor
+                if error.errno == errno.EIO and stat.S_ISCHR(os.fstat(stream.fileno()).st_mode):
+                    error = BrokenPipeError(errno.EPIPE, "the terminal was closed")
             if stream is sys.stdout:
                 self.failure = self.failure or error
-            with suppress(OSError):  # of streams without a descriptor
+            with suppress(OSError):
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, stream.fileno())
                 os.close(null)

@@ -184,6 +184,11 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
         if not (options.path or data.path or data.mixture):
             raise ValueError(f"{path} was trained elsewhere and has no validation text; name one with --path")
         split = load_source(options.path, options.path) if options.path else load_records(data)[1]
+        if not options.path and trained.data not in ("", split.fingerprint):
+            raise ValueError(
+                f"the data of the run {path} changed (fingerprint {trained.data}, now {split.fingerprint}), and its "
+                f"validation split with it; restore it, or name a text with --path"
+            )
         validation, recipe = split.validation, trained.recipe
         score = evaluate_records(trained.model, recipe, trained.codec, validation, machine, limit=options.limit)
         results.append({"run": path, "step": trained.step, **asdict(score)})

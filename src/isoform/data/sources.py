@@ -86,6 +86,11 @@ class Split:
     sources: tuple[Source, ...]
 
     @property
+    def fingerprint(self) -> str:
+        """The hashes of its sources, which don't depend on their paths."""
+        return ",".join(source.sha256 for source in self.sources)
+
+    @property
     def has_source(self) -> bool:
         """Whether records have a source and a target."""
         return "source" in self.train[0]

@@ -45,6 +45,16 @@ def test_greedy_generation_is_the_argmax_of_the_whole_text(stem, position):
         text.append(token)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_arent_finite_are_refused(temperature):
+    model = build(config())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1e30)
+    with pytest.raises(ValueError, match="the logits have NaN or infinite values"):
+        ids_of(model, Prompt(np.array([1, 4, 2])), Sampling(max_tokens=3, temperature=temperature))
+
+
 def test_a_text_longer_than_the_context_continues_from_its_last_half():
     model, text = build(config()), [3, 1]
     (generated,) = ids_of(model, Prompt(np.array(text)), Sampling(max_tokens=40, temperature=0))

@@ -501,6 +501,12 @@ def test_a_full_disk_is_74_wherever_it_fills_up(text, tmp_path, capsys, finished
         assert_same(Run(tmp_path / f"out-{name}"), Run(finished))
 
 
+def test_a_run_is_converted_and_continued_without_a_warning(run, tmp_path, capsys):
+    assert main(["convert", str(run.folder), str(tmp_path / "out")]) == ExitCode.DONE
+    assert main(["generate", str(tmp_path / "out"), "--prompt", "to", "--max_tokens", "3"]) == ExitCode.DONE
+    assert capsys.readouterr().err == ""
+
+
 def test_a_run_that_was_moved_meanwhile_is_whole_and_begins_no_other(text, tmp_path, capsys, finished):
     path, moved = tmp_path / "recipe.toml", Run(tmp_path / "moved")
     path.write_text(dump_toml(recipe(text)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -191,6 +192,8 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
             )
         validation, recipe = split.validation, trained.recipe
         score = evaluate_records(trained.model, recipe, trained.codec, validation, machine, limit=options.limit)
+        if not math.isfinite(score.loss):
+            raise ValueError(f"{path}: the loss is {score.loss}; the model's weights are damaged or have diverged")
         results.append({"run": path, "step": trained.step, **asdict(score)})
         if "translation" in options.tasks:
             results[-1]["translation"] = _translate(options, trained, validation, path, terminal)

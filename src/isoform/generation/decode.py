@@ -87,7 +87,8 @@ def decode_loop(
 ) -> Iterator[tuple[Step, Tensor]]:
     """Yields the Step of a strategy and its logits (n, V), until no text continues.
 
-    mask: the decoder's (default: causal). Raises ValueError for a source or a prefix that doesn't fit the context.
+    mask: the decoder's (default: causal). Raises ValueError for a source or a prefix that doesn't fit the context, and
+    for logits that aren't finite.
     """
     model.eval()
     check_lengths(model, prompts)
@@ -95,6 +96,8 @@ def decode_loop(
     hidden = batch.read(strategy.width)
     for number in count(1):
         logits = model.logits(hidden).squeeze(1)
+        if not logits.amax(-1).isfinite().all():
+            raise ValueError("the logits have NaN or infinite values; the model's weights are damaged or have diverged")
         step = strategy.advance(logits, batch.texts, number)
         yield step, logits
         if not len(step.tokens):

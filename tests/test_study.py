@@ -218,6 +218,16 @@ def test_a_run_starts_from_another_and_waits_for_it(text, tmp_path):
     assert set(Study([second, first], tmp_path / "elsewhere", imported).pending) == {first, second}
 
 
+def test_runs_that_changed_places_are_refused(text, tmp_path):
+    runs, pool = [job(recipe(text, steps=1, seed=seed)) for seed in (0, 1)], tmp_path / "pool"
+    assert Study(runs, pool).run(LocalEngine(2, 1), QUIET)
+    assert not Study(runs, pool).pending
+    for old, new in ((runs[0].id, "x"), (runs[1].id, runs[0].id), ("x", runs[1].id)):
+        (pool / old).rename(pool / new)
+    with pytest.raises(ValueError, match=rf"{runs[0].id}/recipe\.toml is the recipe of another run"):
+        Study(runs, pool)
+
+
 def test_two_recipes_with_one_id_are_refused(text, tmp_path):
     run, pool = job(recipe(text)), tmp_path / "pool"
     pool.mkdir()

@@ -156,12 +156,12 @@ class Study:
             if job.start is not None and self.row(job) is None:
                 self.imported.pop(job.start.id, None)
         for job in jobs:
-            self._check(job)
+            for path in (self.pool / f"{job.id}.toml", Run(self.pool / job.id).recipe):
+                if path.exists():
+                    self._check(job, path)
 
-    def _check(self, job: Job) -> None:
-        path = self.pool / f"{job.id}.toml"
-        if not path.exists():
-            return
+    def _check(self, job: Job, path: Path) -> None:
+        """Raises ValueError unless a recipe is that of a job, but for what may change when a run is continued."""
         saved = from_dict(Recipe, load_toml(path))
         start = job.rung.recipe.start if job.start is None else saved.start
         changed = [path for path, _, _ in differences(saved, replace(job.rung.recipe, start=start))]

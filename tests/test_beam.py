@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -320,3 +321,31 @@ def test_a_file_of_sources_is_answered_line_by_line(tmp_path, capsys):
     assert main(ask) == 65 and "line 2 is empty" in capsys.readouterr().err
     (tmp_path / "in.txt").write_text("abc\n" + "d" * 200 + "\n")
     assert main(ask) == 65 and "text 2 has" in capsys.readouterr().err
+    (tmp_path / "in.txt").write_text("abc\nA-Ö\n")
+    assert main(ask) == 65 and "in.txt: text 2: the character 'A'" in capsys.readouterr().err
+    assert main([*ask, "--out", str(tmp_path)]) == 65 and "is a folder; name a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--beams", "2", "--stop", "a"], "stop has no effect with beams"),
+        (["--beams", "2", "--temperature", "0.5"], "temperature has no effect with beams"),
+        (["--beams", "2", "--probabilities"], "probabilities has no effect with beams"),
+        (["--path", "in.txt", "--prompt", "a"], "prompt has no effect with path"),
+        (["--path", "in.txt", "--attention", "a.png"], "attention has no effect with path"),
+        (["--out", "out.txt"], "out='out.txt' is for the output of path"),
+        (["--beams", "2", "--num_samples", "3"], "num_samples=3 must be at most beams=2"),
+    ],
+)
+def test_a_flag_without_an_effect_is_refused(flags, message, capsys):
+    from isoform.cli import main
+
+    assert main(["generate", "run", *flags]) == 65 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("penalty", [-5.0, 5.0])
+def test_any_length_penalty_returns_a_text_of_any_length(penalty):
+    beam = Beam(size=2, max_tokens=300, length_penalty=penalty)
+    ((best,),) = beam_search(tiny(), [Prompt(np.array([1]))], beam, Constraints())
+    assert len(best.ids) == 300 and math.isfinite(best.score)

@@ -16,7 +16,7 @@ import pytest
 import isoform
 from isoform.cli import main
 from isoform.config import ConfigError, from_dict, overlay, to_dict
-from isoform.generation.config import Sampling
+from isoform.generation.config import Beam, Sampling
 from isoform.mask import Mask, Window
 from isoform.model.config import Lookup, ModelConfig, StackConfig
 from isoform.model.parts import Llama3Extension, NTKExtension, Rotary
@@ -122,6 +122,10 @@ def test_no_range_lets_nan_infinity_or_what_float32_cant_hold_through():
         (lambda: Lookup(ngrams=(3, 1)), "ngrams=1 must be at least 2"),
         (lambda: Window(-1), "before=-1 must be at least 0"),
         (lambda: ScaleOptions(price={"here": -1.0}), r"price=-1\.0 must be at least 0"),
+        (lambda: Training(clip_norm=1e-300), r"clip_norm=1e-300 must be at least 1\.17549e-38"),
+        (lambda: Sampling(repetition_penalty=1e-30), r"repetition_penalty=1e-30 must be at least 0\.001"),
+        (lambda: Sampling(num_samples=10**9), "num_samples=1000000000 must be at least 1 and at most 10,000"),
+        (lambda: Beam(length_penalty=1e5), r"length_penalty=100000\.0 must be at least -5 and at most 5"),
         (lambda: Sampling(top_p=1.5), r"top_p=1\.5 must be at least 0 and at most 1"),
         (lambda: AdamW(learning_rate="1e-3"), "learning_rate='1e-3' must be a number"),
         (lambda: dataclasses.replace(Training(), steps=0), "steps=0 must be at least 1"),

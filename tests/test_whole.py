@@ -1,5 +1,6 @@
 """Text in, text out: a folder means to isoform what it means to transformers, for every model_type."""
 
+import itertools
 import json
 import random
 import shutil
@@ -330,6 +331,34 @@ def test_a_stop_ends_the_text_before_it(name, root):
     out = theirs.generate(inputs, max_new_tokens=12, do_sample=False, stop_strings=[stop], tokenizer=tokenizer)
     new = out[0] if name in PAIRS else out[0, inputs.shape[1] :]
     assert end.num_tokens == len(new) - (name in PAIRS)
+
+
+@pytest.mark.parametrize("name", ["llama2", "gemma3", "t5"])
+def test_the_stop_string_that_is_complete_first_ends_a_text_in_streams_and_in_files(name, root):
+    """Also one that the decoder holds back till the end, as it does bytes, which may yet become another character."""
+    trained, _, _ = load(name, root)
+    model, codec, has_source = trained.transformer, trained.codec, trained.answers_source
+    dice, num_tried = random.Random(2), 0
+    for text, seed in itertools.product(PROMPTS, range(3)):
+        sampling = Sampling(max_tokens=9, seed=seed)
+        prompt = build_prompt(codec, text, answers_source=has_source, view=trained.view)
+        *_, plain = generate(model, codec, prompt, sampling)
+        if len(plain.text) < 4 or num_tried > 3:
+            continue
+        num_tried += 1
+        starts = [dice.randrange(len(plain.text)) for _ in range(8)]
+        for first, second in itertools.pairwise(starts):
+            stop = (plain.text[first : first + 1], plain.text[second : second + 3], "absent")
+            ends = {string: plain.text.find(string) + len(string) for string in stop[:2]}
+            best = min(ends, key=lambda string: (ends[string], -len(string)))
+            *events, end = generate(model, codec, prompt, replace(sampling, stop=stop))
+            expected = plain.text[: ends[best] - len(best)]
+            assert end.text == "".join(part for _, part in events) == expected and end.reason == "stop"
+            (((answered, _),),) = answer(
+                model, codec, [text], replace(sampling, stop=stop), view=trained.view, answers_source=has_source
+            )
+            assert answered == expected
+    assert num_tried > 3
 
 
 def test_a_special_token_stops_a_text_and_an_unclear_stop_is_refused(root):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from isoform.generation.config import Sampling
-from isoform.ranges import Index, NonNegative, Number, OptionalSize, Positive, Size, config
+from isoform.ranges import Exponent, Index, NonNegative, OptionalRows, OptionalSize, Positive, Rows, Size, config
 from isoform.recipe import Recipe
 from isoform.scaling.config import Ladder
 
@@ -148,9 +148,9 @@ class GenerateOptions:
     out: str = ""
     """The file for the output of --path; empty: standard output."""
     sampling: Annotated[Sampling, Inline] = Sampling()
-    beams: OptionalSize = 0
+    beams: OptionalRows = 0
     """Beam search for the num_samples most probable texts with this many beams; 0: sample instead."""
-    length_penalty: Number = 1.0
+    length_penalty: Exponent = 1.0
     """A text's score in beam search is its log probability over its length to this power."""
     probabilities: bool = False
     """For each token of prompt and continuation: probability, rank, entropy, alternatives."""
@@ -158,6 +158,25 @@ class GenerateOptions:
     """A PNG file for a figure of the attention from the tokens of the output to those of the source, layer by layer."""
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
+
+    def __post_init__(self) -> None:
+        sampling, plain = self.sampling, Sampling()
+        if self.beams and sampling.num_samples > self.beams:
+            raise ValueError(f"num_samples={sampling.num_samples} must be at most beams={self.beams}")
+        settings = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop")
+        changed = [name for name in settings if getattr(sampling, name) != getattr(plain, name)]
+        if sampling.temperature == 0:  # beam search takes the most probable tokens, too
+            changed.remove("temperature")
+        is_set = {"prompt": self.prompt is not None, "probabilities": self.probabilities, "attention": self.attention}
+        given = [name for name, value in is_set.items() if value]
+        for other, unused in (
+            ("beams", {*changed, *given} - {"prompt", "attention"} if self.beams else ()),
+            ("path", given if self.path else ()),
+        ):
+            if unused:
+                raise ValueError(f"{min(unused)} has no effect with {other}; leave one of them out")
+        if self.out and not self.path:
+            raise ValueError(f"out={self.out!r} is for the output of path; give path, too")
 
 
 @config
@@ -174,9 +193,9 @@ class EvaluateOptions:
     """translation: all sources are translated, and scored with BLEU, tokenized (as published) and on plain text."""
     language: str = "en"
     """The ISO 639 code of the target language, for the abbreviations in Moses' tokenizer."""
-    beams: Size = 5
+    beams: Rows = 5
     """The number of beams of the beam search."""
-    length_penalty: Number = 1.0
+    length_penalty: Exponent = 1.0
     """The score in beam search is the log probability over the length to this power."""
     out: str = ""
     """The folder for the translations, a file for each run; empty: they aren't saved."""

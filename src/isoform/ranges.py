@@ -20,6 +20,8 @@ from typing import Annotated, Any, TypeVar, Union, dataclass_transform, get_args
 
 T = TypeVar("T")
 LARGEST = math.ldexp(2 - 2**-23, 127)
+SMALLEST = math.ldexp(1, -126)
+"""Above 0."""
 LARGEST_INTEGER = 2**53
 
 
@@ -38,7 +40,8 @@ class Range:
 
     def describe(self, number: Any) -> str:
         """The range in words; bounds that only keep numbers within what computers hold, if a number exceeds them."""
-        low = f"above {self.above:g}" if self.above > -math.inf else f"at least {self.at_least:g}"
+        is_tiny = self.above < number < self.at_least
+        low = f"above {self.above:g}" if self.above > -math.inf and not is_tiny else f"at least {self.at_least:g}"
         high = f"below {self.below:g}" if self.below < math.inf else f"at most {_written(self.at_most)}"
         has_low = self.above > -math.inf or self.at_least > -LARGEST or number < self.at_least
         has_high = self.below < math.inf or self.at_most <= 1 or number > self.at_most
@@ -50,7 +53,9 @@ def _written(bound: float) -> str:
 
 
 Number = Annotated[float, Range()]
-Positive = Annotated[float, Range(above=0)]
+Positive = Annotated[float, Range(above=0, at_least=SMALLEST)]
+Factor = Annotated[float, Range(at_least=1e-3, at_most=1e3)]
+"""Of logits, which it may not make infinite."""
 NonNegative = Annotated[float, Range(at_least=0)]
 Share = Annotated[float, Range(at_least=0, at_most=1)]
 PositiveShare = Annotated[float, Range(above=0, at_most=1)]
@@ -64,6 +69,11 @@ Size = Annotated[int, Range(at_least=1, at_most=2**31 - 1)]
 """Of a dimension of a tensor."""
 OptionalSize = Annotated[int, Range(at_least=0, at_most=2**31 - 1)]
 """A size for which 0 has a meaning of its own."""
+Exponent = Annotated[float, Range(at_least=-5, at_most=5)]
+"""Of a length."""
+Rows = Annotated[int, Range(at_least=1, at_most=10_000)]
+"""Of a batch, for each of its texts."""
+OptionalRows = Annotated[int, Range(at_least=0, at_most=10_000)]
 Layers = Annotated[int, Range(at_least=1, at_most=10_000)]
 OptionalLayers = Annotated[int, Range(at_least=0, at_most=10_000)]
 NGram = Annotated[int, Range(at_least=2, at_most=64)]

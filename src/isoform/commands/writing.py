@@ -36,6 +36,9 @@ from isoform.terminal import Terminal
 
 def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     """Continue a text with a trained model."""
+    for path in (options.out, options.attention):
+        if path and Path(path).is_dir():
+            raise ValueError(f"{path} is a folder; name a file")
     machine = chosen_machine(options.machine)
     trained = load(options.run, machine.device, machine.dtype)
     model = trained.transformer
@@ -84,7 +87,10 @@ def _answer(options: GenerateOptions, trained: Trained, terminal: Terminal) -> R
     lines = split_lines(read_text(options.path))
     if empty := [number for number, line in enumerate(lines, 1) if not line.strip()]:
         raise ValueError(f"{options.path}, line {empty[0]} is empty; remove it")
-    hypotheses = answer_lines(trained, lines, _beam(options) if options.beams else options.sampling)
+    try:
+        hypotheses = answer_lines(trained, lines, _beam(options) if options.beams else options.sampling)
+    except ValueError as error:
+        raise ValueError(f"{options.path}: {error}") from None
     best = [text for each in hypotheses for text, _ in each]
     if options.sampling.num_samples > 1:
         best = [f"{n}\t{score:.4f}\t{text}" for n, each in enumerate(hypotheses, 1) for text, score in each]

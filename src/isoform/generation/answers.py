@@ -10,7 +10,7 @@ import torch
 from isoform.codecs.codec import TextCodec
 from isoform.generation.beam import BeamSearch
 from isoform.generation.config import Beam, Sampling
-from isoform.generation.constraints import Constraints, constraints_of, with_stops
+from isoform.generation.constraints import Constraints, constraints_of, first_stop, with_stops
 from isoform.generation.decode import Prompt, build_prompt, check_lengths, decode_loop
 from isoform.generation.sampling import Sampler
 from isoform.generation.strategy import Hypothesis
@@ -72,9 +72,14 @@ def answer(
     """The outputs for each text, a source or a prompt to continue, with their scores.
 
     Texts of similar length share a batch of about batch_tokens, to limit padding. Raises ValueError, with the number
-    of the text, for one that doesn't fit the context.
+    of the text, for one that can't be encoded or doesn't fit the context.
     """
-    prompts = [build_prompt(codec, text, answers_source=answers_source, view=view) for text in texts]
+    prompts = []
+    for number, text in enumerate(texts, 1):
+        try:
+            prompts.append(build_prompt(codec, text, answers_source=answers_source, view=view))
+        except ValueError as error:
+            raise ValueError(f"text {number}: {error}") from None
     lengths = [len(p.ids) if p.source is None else len(p.source) for p in prompts]
     check_lengths(model, prompts)
     width = decoding.size if isinstance(decoding, Beam) else decoding.num_samples
@@ -92,10 +97,6 @@ def answer(
             hypotheses = sample(model, batch, decoding, constraints, mask=view.inputs_mask, numbers=numbers)
         for i, each in zip(numbers, hypotheses, strict=True):
             prompt = prompts[i].text
-            answers[i] = [(_cut(codec.decode(h.ids, prompt=prompt), stop), h.score) for h in each]
+            decoded = [codec.decode(h.ids, prompt=prompt) for h in each]
+            answers[i] = [(t[: first_stop(t, stop)], h.score) for t, h in zip(decoded, each, strict=True)]
     return answers
-
-
-def _cut(text: str, stop: Sequence[str]) -> str:
-    """A text up to the first stop string."""
-    return text[: min((start for start in map(text.find, stop) if start >= 0), default=len(text))]

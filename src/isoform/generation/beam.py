@@ -5,6 +5,8 @@ Its results and its stopping rules are those of `transformers` with the same set
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -13,7 +15,7 @@ from isoform.generation.config import Beam
 from isoform.generation.constraints import Constraints
 from isoform.generation.strategy import DecodingStrategy, Hypothesis, Step
 
-IMPOSSIBLE = -1e9
+IMPOSSIBLE = -math.inf
 """The score of candidates that can't be chosen."""
 
 
@@ -45,7 +47,7 @@ class BeamSearch(DecodingStrategy):
 
         generated = texts[:, texts.shape[1] - (step - 1) :].view(len(self.prompts), size, step - 1)
         self._finish(torch.cat([_gather(generated, origin), tokens.unsqueeze(2)], 2), best, has_ended)
-        self.totals, chosen = torch.where(has_ended, best + IMPOSSIBLE, best).topk(size)
+        self.totals, chosen = torch.where(has_ended, IMPOSSIBLE, best).topk(size)
         origin, tokens = _gather(origin, chosen), _gather(tokens, chosen)
         rows = origin + size * torch.arange(len(self.prompts), device=origin.device).unsqueeze(1)
         is_active = self._is_active(step)
@@ -70,7 +72,7 @@ class BeamSearch(DecodingStrategy):
         beam = self.beam
         if step == self.max_tokens:
             return torch.zeros(len(self.prompts), dtype=torch.bool, device=self.totals.device)
-        is_full = (self.finished_scores > IMPOSSIBLE / 2).all(1)
+        is_full = (self.finished_scores > IMPOSSIBLE).all(1)
         if beam.early_stopping == "size":
             return ~is_full
         length = self.max_tokens if beam.early_stopping == "never" and beam.length_penalty > 0 else step
@@ -95,7 +97,7 @@ class BeamSearch(DecodingStrategy):
         return [
             Hypothesis(text[:length], score, score * length**self.beam.length_penalty)
             for text, length, score in list(finished)[: self.beam.num_best]
-            if score > IMPOSSIBLE / 2
+            if score > IMPOSSIBLE
         ]
 
 

@@ -2,23 +2,23 @@
 
 from typing import Literal
 
-from isoform.ranges import Count, Index, NonNegative, Number, Positive, Seed, Share, Size, config
+from isoform.ranges import Count, Exponent, Factor, Index, NonNegative, Rows, Seed, Share, config
 
 
 @config
 class Beam:
     """Search for the most probable texts (Sutskever et al. 2014, section 3.2)."""
 
-    size: Size = 4
+    size: Rows = 4
     """The number of beams."""
-    length_penalty: Number = 1.0
+    length_penalty: Exponent = 1.0
     """A text's score is its log probability divided by its length, the end token included, to this power."""
     early_stopping: Literal["size", "bound", "never"] = "bound"
     """When the search ends. size: `size` texts are finished; bound: no active text would score better if it ended now;
     never: nor at its maximum length."""
     max_tokens: Count = 200
     """Maximum number of generated tokens."""
-    num_best: Size = 1
+    num_best: Rows = 1
     """The number of texts returned, the best first."""
 
     def __post_init__(self) -> None:
@@ -40,12 +40,12 @@ class Sampling:
     """Only the most probable tokens with this total probability (Holtzman et al. 2020)."""
     min_p: Share = 0.0
     """Only tokens at least this fraction as probable as the most probable one (Nguyen et al. 2024)."""
-    repetition_penalty: Positive = 1.0
+    repetition_penalty: Factor = 1.0
     """Tokens already in the text have positive logits divided, negative ones multiplied by this (CTRL, 2019)."""
     seed: Seed = 0
     stop: tuple[str, ...] = ()
     """Generation ends before the first of these strings, each a text or the name of a special token."""
-    num_samples: Size = 1
+    num_samples: Rows = 1
 
     def __post_init__(self) -> None:
         if not all(self.stop):

@@ -152,6 +152,12 @@ def with_stops(constraints: Constraints, codec: TextCodec, stop: Sequence[str]) 
     return replace(constraints, stops=stops), tuple(string for string in stop if string not in by_name)
 
 
+def first_stop(text: str, stop: Sequence[str], start: int = 0) -> int:
+    """Where the stop string that is complete first begins, searched from `start`; by default the length of the text."""
+    matches = [(begin + len(string), begin) for string in stop if (begin := text.find(string, start)) >= 0]
+    return min(matches)[1] if matches else len(text)
+
+
 def _ids(fields: Mapping[str, Any], name: str, num_rows: int) -> tuple[int, ...]:
     value = fields.get(name)
     ids = () if value is None else value if isinstance(value, list | tuple) else [value]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from isoform.codecs.codec import StreamDecoder, TextCodec
 from isoform.generation.config import Sampling
-from isoform.generation.constraints import Constraints, constraints_of, with_stops
+from isoform.generation.constraints import Constraints, constraints_of, first_stop, with_stops
 from isoform.generation.decode import Prompt, decode_loop
 from isoform.generation.sampling import Sampler
 from isoform.mask import Mask
@@ -42,21 +42,27 @@ class _Text:
             return self.finish("stop")
         if token in self.constraints.ends:
             return self.finish("end")
-        self.text += self.decoder.push(token)
-        starts = [self.text.find(string, max(0, self.num_emitted - len(string))) for string in self.stop]
-        if matches := [start for start in starts if start >= 0]:
-            self.text, self.reason = self.text[: min(matches)], "stop"
-            return self._emit(len(self.text))
-        pending = max((n for s in self.stop for n in range(1, len(s)) if self.text.endswith(s[:n])), default=0)
-        return self._emit(len(self.text) - pending)
+        return self._add(self.decoder.push(token))
 
     def finish(self, reason: str) -> str:
         """End the text: its remaining part."""
         if self.reason:
             return ""
+        new = self._add(self.decoder.flush())
+        if self.reason:
+            return new
         self.reason = reason
-        self.text += self.decoder.flush()
-        return self._emit(len(self.text))
+        return new + self._emit(len(self.text))
+
+    def _add(self, new: str) -> str:
+        """The part of the text that can be shown after some more of it; it ends before a stop string."""
+        self.text += new
+        start = first_stop(self.text, self.stop, max(0, self.num_emitted - max(map(len, self.stop), default=0)))
+        if start < len(self.text):
+            self.text, self.reason = self.text[:start], "stop"
+            return self._emit(start)
+        pending = max((n for s in self.stop for n in range(1, len(s)) if self.text.endswith(s[:n])), default=0)
+        return self._emit(len(self.text) - pending)
 
     def _emit(self, end: int) -> str:
         new = self.text[self.num_emitted : end]

@@ -24,7 +24,7 @@ from isoform.machine import Machine
 from isoform.model.config import ModelConfig
 from isoform.objectives.config import Causal, Objective, Seq2seq
 from isoform.preparation import load_records
-from isoform.ranges import Index, Number, Size, config
+from isoform.ranges import Exponent, Index, Rows, Size, config
 from isoform.recipe import Recipe, load_recipe
 from isoform.run import Run, load, read_summary
 from isoform.scaling.conversation import conversation_turns
@@ -49,8 +49,8 @@ class Translation:
     path: str
     language: str
     form: Literal["tokenised", "plain"] = "tokenised"
-    beams: Size = 5
-    length_penalty: Number = 1.0
+    beams: Rows = 5
+    length_penalty: Exponent = 1.0
     limit: Index = 0
     """Number of pairs, the first ones; 0: all."""
     arms: tuple[str, ...] = ()

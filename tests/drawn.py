@@ -152,6 +152,13 @@ FIELDS: dict[str, dict[str, tuple]] = {
         "tie_word_embeddings": BIAS,
         **dict.fromkeys(IDS, (None,)),
     },
+    "cohere": {
+        **{name: choices for name, choices in DECODER.items() if name != "rms_norm_eps"},
+        "layer_norm_eps": (1e-5, 0.3, "absent"),
+        "attention_bias": BIAS,
+        "logit_scale": (0.0625, 1.0, 0.5, "absent"),
+        "use_qk_norm": ("absent", False, False, True),
+    },
     "phi": {
         **{name: choices for name, choices in DECODER.items() if name not in ("rms_norm_eps", "head_dim")},
         "layer_norm_eps": (1e-5, 0.3, "absent"),
@@ -338,6 +345,7 @@ FIELDS: dict[str, dict[str, tuple]] = {
     },
 }
 FLAT = (
+    "cohere",
     "llama",
     "qwen2",
     "phi3",

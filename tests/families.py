@@ -103,6 +103,7 @@ def all_peers() -> dict[str, Peer]:
             ),
             p.GPTJForCausalLM,
         ),
+        "cohere": Peer(p.CohereConfig(**grouped, logit_scale=2.0), p.CohereForCausalLM),
         "phi": Peer(p.PhiConfig(**grouped, rope_parameters=HALF, qk_layernorm=True), p.PhiForCausalLM),
         "opt": Peer(p.OPTConfig(**dense, ffn_dim=48), p.OPTForCausalLM),
         "opt post": Peer(p.OPTConfig(**dense, ffn_dim=48, do_layer_norm_before=False), p.OPTForCausalLM),

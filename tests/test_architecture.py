@@ -37,7 +37,10 @@ ROWS = [
     *(f"checkpoint.families.{shared}" for shared in ("fields", "family", "canonical", "table")),
     *(f"checkpoint.families.{shared}" for shared in ("rotary", "sliding", "decoder", "encoder_decoder")),
     *(f"checkpoint.families.{name}" for name in ("llama", "experts", "gemma", "gpt", "bert")),
-    *(f"checkpoint.families.{name}" for name in ("modernbert", "vit", "t5", "bart", "whisper", "registry")),
+    *(
+        f"checkpoint.families.{name}"
+        for name in ("modernbert", "vit", "t5", "bart", "whisper", "registry", "unsupported")
+    ),
     *("checkpoint.huggingface", "checkpoint.special_ids", "checkpoint.labels"),
     *(f"checkpoint.gguf.{name}" for name in ("format", "architectures", "tokenizer", "model")),
     *("figures", "run", "preparation"),

@@ -1,9 +1,11 @@
 """Classifiers, taggers and regressions of transformers' classes: logits, names of labels, scores of records, and what
 was trained here read by them."""
 
+import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers as peers
@@ -172,3 +174,46 @@ def test_a_trained_classifier_is_read_by_their_pipeline_with_its_labels(kind, tm
     for text in ("xab", "czz"):
         (ours,) = classify(trained, [{"text": text}])
         assert by_name(trained, ours) == pytest.approx(theirs_by_name(pipeline([text])[0]), abs=1e-5)
+
+
+def scaled(image, factor: float, mean: float, spread: float) -> torch.Tensor:
+    return ((torch.tensor(image) * factor - mean) / spread).permute(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize(
+    ("settings", "scaling"),
+    [
+        (None, (1 / 255, 0.5, 0.5)),
+        ({}, (1 / 255, 0.5, 0.5)),
+        ({"rescale_factor": 1 / 100, "image_mean": [0.25] * 3, "image_std": [0.25] * 3}, (1 / 100, 0.25, 0.25)),
+        ({"do_rescale": False, "image_mean": [100] * 3, "image_std": [100] * 3}, (1.0, 100, 100)),
+    ],
+)
+def test_an_image_means_to_a_vit_what_it_means_to_transformers(settings, scaling, tmp_path):
+    folder, rng = tmp_path / "in", np.random.default_rng(0)
+    theirs = make(PEERS["vit"], folder)
+    if settings is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    trained = isoform.load(folder)
+    image = rng.integers(0, 50, (16, 16, 3)).astype(np.float32)
+    expected = theirs(pixel_values=scaled(image, *scaling)).logits.softmax(-1)
+    torch.testing.assert_close(classify(trained, [{"image": image}]), expected, atol=1e-5, rtol=0)
+    assert main(["convert", str(folder), str(tmp_path / "out")]) == 0
+    again = isoform.load(tmp_path / "out")
+    torch.testing.assert_close(classify(again, [{"image": image}]), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
+        {"do_normalize": False},
+        {"image_mean": "x"},
+        {"rescale_factor": 0},
+    ],
+)
+def test_a_scaling_that_is_not_followed_is_named(settings, tmp_path):
+    make(PEERS["vit"], tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.warns(UserWarning, match="don't scale a range from 0 to -1"):
+        isoform.load(tmp_path)

@@ -52,7 +52,7 @@ def both_logits(theirs: Any, ours: Transformer) -> tuple[torch.Tensor, torch.Ten
         patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
         side = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
         picture = torch.randn(2, config.num_channels, side, side, generator=generator)
-        patches = picture.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 1, 4, 5)
+        patches = picture.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 4, 5, 1)
         patches = patches.reshape(2, (side // patch) ** 2, -1)
         features = torch.cat([torch.zeros(2, 1, patches.shape[-1]), patches], 1)
         return theirs(pixel_values=picture).logits, ours(featured(features, 0))[:, 0]
@@ -76,7 +76,7 @@ def assert_equal_logits(theirs: Any, ours: Transformer) -> None:
 REFUSED = (
     "partial_rotary_factor", "rope_type='dynamic'", "truncate=False", "is_decoder=True",
     "use_bidirectional_attention=True", "no sliding_window is in use",
-    "clip_qkv=0.5", "word_embed_proj_dim=16", "slow_but_exact=True", "post_layernorm=True",
+    "use_qk_norm=True", "clip_qkv=0.5", "word_embed_proj_dim=16", "slow_but_exact=True", "post_layernorm=True",
     "quick_gelu' is not supported", "qk_layernorm=True", "pad_token_id=2 is not supported",
     "embedding_size=16 with hidden_size=32",
 )  # fmt: skip

@@ -55,7 +55,7 @@ def inputs(name: str):
     form, generator = PEERS[name].form, torch.Generator().manual_seed(5)
     if form == "patches":
         picture = torch.randn(2, 3, 16, 16, generator=generator)
-        patches = picture.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(2, 16, -1)
+        patches = picture.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 4, 5, 1).reshape(2, 16, -1)
         features = torch.cat([torch.zeros(2, 1, patches.shape[-1]), patches], 1)
         return {"pixel_values": picture}, (featured(features, 0),), {}
     if form == "frames":

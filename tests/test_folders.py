@@ -1,6 +1,7 @@
 """Damaged folders are refused with a message that names file and tensor, before memory is allocated."""
 
 import json
+import re
 import resource
 from dataclasses import replace
 
@@ -11,6 +12,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from isoform.checkpoint import huggingface
+from isoform.checkpoint.families.registry import FAMILIES
+from isoform.checkpoint.families.unsupported import REASONS
 from isoform.checkpoint.huggingface import CONFIG, INDEX, WEIGHTS, read_folder, write_folder
 from isoform.checkpoint.tensors import state_of
 from isoform.cli import main
@@ -191,3 +194,12 @@ def test_a_folder_of_images_is_converted(class_name, tmp_path):
     getattr(transformers, class_name)(config).save_pretrained(tmp_path / "theirs")
     assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
     assert getattr(transformers, class_name).from_pretrained(tmp_path / "ours").config.image_size == 16
+
+
+def test_model_types_that_cannot_be_read_are_refused_with_what_is_missing(folder):
+    assert not REASONS.keys() & {family.model_type for family in FAMILIES}
+    assert set(REASONS) <= set(transformers.CONFIG_MAPPING)
+    for model_type, reason in REASONS.items():
+        edit_config(folder, model_type=model_type)
+        with pytest.raises(ValueError, match=re.escape(f"model_type={model_type!r} is not supported: {reason}")):
+            read_folder(folder)

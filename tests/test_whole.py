@@ -144,6 +144,7 @@ TOKENIZERS = {
     "gpt_neox": (bytes_tokenizer, BYTES),
     "gptj": (bytes_tokenizer, BYTES),
     "phi": (bytes_tokenizer, BYTES),
+    "cohere": (bytes_tokenizer, BYTES),
     "opt": (bytes_tokenizer, BYTES),
     "bloom": (bytes_tokenizer, BYTES),
     "llama2": (marked_tokenizer, MARKED),

@@ -30,11 +30,10 @@ from isoform.checkpoint.store import Checkpoint, find_checkpoint, load_tensors
 from isoform.checkpoint.tensors import state_of
 from isoform.checkpoint.versions import upgrade_tensors
 from isoform.codecs.codec import Codec, TextCodec
-from isoform.codecs.config import Patches
 from isoform.codecs.document import with_template
-from isoform.codecs.image import PatchCodec
+from isoform.codecs.image import patches_of
 from isoform.codecs.numbers import NumberCodec
-from isoform.codecs.origin import FILES, GENERATION, TOKENIZER_FILE, Origin, read_origin
+from isoform.codecs.origin import FILES, GENERATION, TOKENIZER_FILE, read_origin
 from isoform.codecs.registry import load_codec
 from isoform.config import from_dict, kind_of, load_toml
 from isoform.data.sources import PACKAGE, package_folder
@@ -238,7 +237,10 @@ def _load_gguf(path: Path) -> Trained:
 def _codec_of(folder: Path, config: ModelConfig, ids: Mapping[str, Any], path: Path | None = None) -> Codec:
     """The codec of a folder; tokens are written as their ids if no tokenizer can be read. path: named in warnings."""
     if isinstance(config.stem, Linear) and isinstance(config.head, Pooled):
-        return _image_codec(config, config.stem.num_features, config.head.num_outputs, read_origin(folder, ids))
+        channels = 3 if config.stem.num_features % 3 == 0 else 1
+        size, patches = math.isqrt(config.stem.num_features // channels), config.context_length - 1
+        side, classes = math.isqrt(patches) * size, config.head.num_outputs
+        return patches_of(read_origin(folder, ids), size=size, side=side, channels=channels, num_classes=classes)
     try:
         if not (folder / TOKENIZER_FILE).exists():
             raise ValueError("there is no tokenizer.json")
@@ -246,26 +248,6 @@ def _codec_of(folder: Path, config: ModelConfig, ids: Mapping[str, Any], path: P
     except ValueError as error:
         warnings.warn(f"{path or folder}: {error}; tokens are written as their ids", stacklevel=4)
         return NumberCodec(config.vocab_size, read_origin(folder, ids))
-
-
-def _image_codec(config: ModelConfig, num_features: int, num_classes: int, origin: Origin) -> PatchCodec:
-    """The codec of square images in patches of three colours or one, scaled from 0 .. 255 to -1 .. 1."""
-    channels = 3 if num_features % 3 == 0 else 1
-    size, patches = math.isqrt(num_features // channels), config.context_length - 1
-    side = math.isqrt(patches) * size
-    codec = PatchCodec(
-        Patches(
-            size=size,
-            height=side,
-            width=side,
-            channels=channels,
-            maximum=255.0,
-            num_classes=max(num_classes, 1),
-            positions="order",
-        )
-    )
-    codec.origin = origin
-    return codec
 
 
 def _imported(model: Transformer, codec: Codec, path: Path) -> Trained:

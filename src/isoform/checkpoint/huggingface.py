@@ -23,6 +23,7 @@ from torch import Tensor
 from isoform.checkpoint.families.canonical import ABSENT, canonical, changes
 from isoform.checkpoint.families.family import Family, NotRepresentable
 from isoform.checkpoint.families.registry import FAMILIES
+from isoform.checkpoint.families.unsupported import REASONS
 from isoform.checkpoint.store import tensor_chunks
 from isoform.checkpoint.tensors import StoredTensor, TensorSlice, build_empty, fill, renamed, slices_of, state_of
 from isoform.files import make_folder, write_chunks, write_text
@@ -173,6 +174,8 @@ def _family_of(config: dict, where: str) -> Family:
     for family in FAMILIES:
         if family.model_type == kind:
             return family
+    if str(kind) in REASONS:
+        raise ValueError(f"{where}: model_type={kind!r} is not supported: {REASONS[str(kind)]}")
     model_types = ", ".join(family.model_type for family in FAMILIES)
     raise ValueError(f"{where}: model_type={kind!r} is not supported (known: {model_types})")
 

@@ -49,9 +49,11 @@ class UnusedRows:
 
 @dataclass(frozen=True)
 class Reshaped:
-    """Theirs has the same values in another shape, which `shape` returns."""
+    """Theirs has the same values in another shape, which `shape` returns; `order`: of theirs, the dimensions in the
+    order in which ours has them one after the other."""
 
     shape: Callable[[ModelConfig], tuple[int, ...]]
+    order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class TensorSlice:
     def to_ours(self, theirs: Tensor) -> Tensor:
         """Their tensor in our layout, except for the shape if it is reshaped."""
         match self.transform:
+            case Reshaped(order=order) if order:
+                return theirs.permute(order)
             case None | Reshaped() | Grouped() | Interleaved():
                 return theirs
             case Transposed():
@@ -126,6 +130,9 @@ class TensorSlice:
         """Their tensor, cut from ours."""
         part = ours[self.index]
         match self.transform:
+            case Reshaped(order=order) if order:
+                inverse = [order.index(i) for i in range(len(order))]
+                return part.reshape([self.shape[i] for i in order]).permute(inverse)
             case None | Reshaped() | Grouped() | Interleaved():
                 return part.reshape(self.shape)
             case Transposed():

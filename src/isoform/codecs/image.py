@@ -6,6 +6,8 @@ patches' rows count from 1, and the class token is at (0, 0).
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 from isoform.batch import Encoding
 from isoform.codecs.codec import Codec
 from isoform.codecs.config import Patches
+from isoform.codecs.origin import PREPROCESSING, Origin
 from isoform.config import from_dict, kind_of
 
 
@@ -46,6 +49,22 @@ class PatchCodec(Codec):
     def definition(self) -> dict[str, object]:
         fields = asdict(self.config)  # without the default of a newer field, so that earlier fingerprints stay valid
         return {"kind": kind_of(Patches), **{k: v for k, v in fields.items() if (k, v) != ("positions", "grid")}}
+
+    def files(self) -> dict[str, bytes]:
+        """The codec as ViTImageProcessor has it, unless it came with a file of its own."""
+        config = self.config
+        halves = [0.5] * config.channels
+        own = {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True,
+            "size": {"height": config.height, "width": config.width},
+            "do_rescale": True,
+            "rescale_factor": 1 / config.maximum,
+            "do_normalize": True,
+            "image_mean": halves,
+            "image_std": halves,
+        }
+        return {PREPROCESSING: (json.dumps(own, indent=2) + "\n").encode(), **super().files()}
 
     def encode(self, record: Mapping[str, Any]) -> Encoding:
         """A record {"image"}, an array of the codec's shape, and optionally {"label"}, a whole number.
@@ -91,3 +110,42 @@ def load_patches(form: Mapping[str, Any], path: Path) -> PatchCodec:
         return PatchCodec(from_dict(Patches, {key: value for key, value in form.items() if key != "kind"}))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); copy it again or train once more") from None
+
+
+def patches_of(origin: Origin, *, size: int, side: int, channels: int, num_classes: int) -> PatchCodec:
+    """The codec of a folder's square images, scaled as its preprocessor_config.json says, or else from 0 .. 255 to
+    -1 .. 1; warns if it says what isn't such a scaling."""
+    maximum = _maximum(origin.preprocessing)
+    if maximum is None:
+        warnings.warn(
+            f"{PREPROCESSING}: its rescale_factor, image_mean and image_std don't scale a range from 0 to -1 .. 1; "
+            f"images are scaled from 0 .. 255 to -1 .. 1 instead: normalise them before, to what the model expects",
+            stacklevel=5,
+        )
+    codec = PatchCodec(
+        Patches(
+            size=size,
+            height=side,
+            width=side,
+            channels=channels,
+            maximum=255.0 if maximum is None else maximum,
+            num_classes=max(num_classes, 1),
+            positions="order",
+        )
+    )
+    codec.origin = origin
+    return codec
+
+
+def _maximum(settings: Mapping[str, Any]) -> float | None:
+    """The value that becomes 1, where 0 becomes -1; None for another scaling. The defaults are ViTImageProcessor's."""
+    factor = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) is True else 1.0
+    normalizes = settings.get("do_normalize", True) is True
+    mean, spread = (settings.get(name) if normalizes else None for name in ("image_mean", "image_std"))
+    mean, spread = ([0.5] if value is None and normalizes else value for value in (mean, spread))
+    if not isinstance(mean, list) or not isinstance(spread, list) or not isinstance(factor, float | int):
+        return None
+    numbers = {*mean, *spread} if all(isinstance(n, float | int) for n in (*mean, *spread)) else set()
+    if len(numbers) != 1 or not (half := numbers.pop()) > 0 or not factor > 0:
+        return None
+    return 2 * half / factor

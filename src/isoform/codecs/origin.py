@@ -13,13 +13,14 @@ from isoform.reading import TOKENIZER, parse_json, read_bytes
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS, GENERATION, TEMPLATE = "tokenizer_config.json", "generation_config.json", "chat_template.jinja"
+PREPROCESSING = "preprocessor_config.json"
 FILES = (
     *(TOKENIZER_FILE, SETTINGS, GENERATION, TEMPLATE, "chat_template.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"),
-    *("sentencepiece.bpe.model", "source.spm", "target.spm", "normalizer.json", "preprocessor_config.json"),
+    *("sentencepiece.bpe.model", "source.spm", "target.spm", "normalizer.json", PREPROCESSING),
 )
 """The files that go along with a model."""
-OF_MODEL = (GENERATION, "preprocessor_config.json")
+OF_MODEL = (GENERATION, PREPROCESSING)
 """Those of them that don't belong to the tokenizer."""
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that tokenizer_config.json names."""
@@ -102,6 +103,11 @@ class Origin:
             str(number): {"content": name, "normalized": name not in special, "special": name in special}
             for name, number in self._document("added_tokens.json").items()
         }
+
+    @property
+    def preprocessing(self) -> Mapping[str, Any]:
+        """preprocessor_config.json, how images and sounds become features; empty if absent."""
+        return self._document(PREPROCESSING)
 
     def of_texts(self) -> Origin:
         """The same without what belongs to a model: how it generates, and the fields of its config.json."""

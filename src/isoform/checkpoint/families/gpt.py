@@ -1,9 +1,9 @@
-"""Decoders with LayerNorm, dense feed-forwards and biases.
+"""Decoders with LayerNorm, most of them with dense feed-forwards and biases.
 
 GPT-2 (Radford et al. 2019), which stores its matrices as (in, out); GPT-J (Wang and Komatsuzaki 2021); GPT-NeoX (Black
 et al. 2022, https://arxiv.org/abs/2204.06745) and Pythia; OPT (Zhang et al. 2022, https://arxiv.org/abs/2205.01068);
 BLOOM (Le Scao et al. 2022, https://arxiv.org/abs/2211.05100); Phi 1 to 2 (Li et al. 2023,
-https://arxiv.org/abs/2309.05463).
+https://arxiv.org/abs/2309.05463); Cohere's Command R (2024).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from isoform.checkpoint.families.canonical import shortest_period
-from isoform.checkpoint.families.decoder import DECODER, SIZES, block, decoder
+from isoform.checkpoint.families.decoder import DECODER, HEAD_DIM, SIZES, block, decoder
 from isoform.checkpoint.families.family import require
 from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.families.rotary import rotary
@@ -20,6 +20,7 @@ from isoform.checkpoint.families.table import (
     activation,
     choice,
     count,
+    factor,
     flag,
     layers,
     number,
@@ -206,6 +207,32 @@ GPT_NEOX = decoder(
     ties={"embed_out.weight": "gpt_neox.embed_in.weight"},
     redundant=("*.attention.bias", "*.attention.masked_bias", "*.rotary_emb.inv_freq"),
     prefix="gpt_neox.",
+)
+
+
+COHERE = decoder(
+    "cohere",
+    "Cohere",
+    {
+        "layer_norm_eps": _EPSILON,
+        "attention_bias": flag(False, "block.mixer.bias"),
+        "use_qk_norm": only(False),
+        "logit_scale": factor(0.0625, "head.scale"),
+    },
+    block=replace(block(norm=LayerNorm(bias=False)), parallel="one_norm"),
+    sizes=SIZES | HEAD_DIM,
+    defaults={
+        "vocab_size": 256_000,
+        "hidden_size": 8192,
+        "intermediate_size": 22_528,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 64,
+        "max_position_embeddings": 8192,
+    },
+    tie=True,
+    classes=(),
+    positions=rotary(500_000.0),
+    transforms={f"{_QKV}.weight": Interleaved(), f"{_QKV}.bias": Interleaved()},
 )
 
 

@@ -7,7 +7,7 @@ from isoform.checkpoint.families.bert import BERT, CAMEMBERT, DISTILBERT, ELECTR
 from isoform.checkpoint.families.experts import MIXTRAL, QWEN3_MOE
 from isoform.checkpoint.families.family import Family
 from isoform.checkpoint.families.gemma import GEMMA, GEMMA3
-from isoform.checkpoint.families.gpt import BLOOM, GPT2, GPT_NEOX, GPTJ, OPT, PHI
+from isoform.checkpoint.families.gpt import BLOOM, COHERE, GPT2, GPT_NEOX, GPTJ, OPT, PHI
 from isoform.checkpoint.families.llama import (
     LLAMA,
     MISTRAL,
@@ -46,6 +46,7 @@ FAMILIES: tuple[Family, ...] = (
     PHI,
     OPT,
     BLOOM,
+    COHERE,
     BERT,
     ROBERTA,
     XLM_ROBERTA,

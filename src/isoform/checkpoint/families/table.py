@@ -63,6 +63,16 @@ def optional_number(default: float | None, *paths: str) -> Column:
     return Column(default, paths, lambda fields, name: None if fields.get(name) is None else fields.number(name))
 
 
+def factor(default: float, *paths: str) -> Column:
+    """A factor, which ours leaves out where it is 1."""
+    return Column(
+        default,
+        paths,
+        lambda fields, name: None if fields.number(name) == 1 else fields.number(name),
+        lambda value, _: 1.0 if value is None else value,
+    )
+
+
 def flag(default: bool, *paths: str) -> Column:
     """True or false."""
     return Column(default, paths, Fields.flag)

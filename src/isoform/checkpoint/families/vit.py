@@ -115,7 +115,7 @@ VIT = Family(
         "head.output.*": "classifier.*",
     },
     transforms={
-        "stem.projection.weight": Reshaped(_projection_shape),
+        "stem.projection.weight": Reshaped(_projection_shape, order=(0, 2, 3, 1)),
         "stem.embedding.weight": Reshaped(lambda config: (1, 1, config.model_dim)),
         "encoder.position.table": Reshaped(lambda config: (1, config.context_length, config.model_dim)),
     },

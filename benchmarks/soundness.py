@@ -152,7 +152,11 @@ def main(names: list[str]) -> None:
         return
     tables = [table for table, _ in results]
     values = {key: value for _, counts in results for key, value in counts.items()}
-    bad = sum(values[key] for key in values if key.startswith(("faults, ", "cuts, "))) + values["flips, silent"]
+    bad = (
+        sum(values[key] for key in values if key.startswith(("faults, ", "cuts, ")))
+        + values["flips, silent"]
+        + values["flips, unnamed"]
+    )
     report = StudyReport(
         title="What is lost when a process is killed, a disk is full, power is cut or a bit flips?",
         lead=[

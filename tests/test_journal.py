@@ -448,13 +448,13 @@ def test_a_step_that_is_too_large_makes_no_checkpoint(text, tmp_path):
     assert json.loads((tmp_path / "run/diverged.json").read_text())["step"] == 1
 
 
-def job(text: Path):
-    return make_job("a", Rung(recipe(text), 1.0, 6 * 32, 1.0, 0), "data")
+def job(run: Run):
+    return make_job("a", Rung(read_recipe(run), 1.0, 6 * 32, 1.0, 0), "data")
 
 
 @pytest.mark.parametrize("damage", ['"validation_loss": 9', "", "{"])
-def test_a_study_doesnt_take_a_summary_that_was_changed(text, run, tmp_path, damage):
-    made = job(text)
+def test_a_study_doesnt_take_a_summary_that_was_changed(run, tmp_path, damage):
+    made = job(run)
     folder = tmp_path / "pool" / made.id
     shutil.copytree(run.folder, folder)
     study = Study([made], tmp_path / "pool")
@@ -468,8 +468,8 @@ def test_a_study_doesnt_take_a_summary_that_was_changed(text, run, tmp_path, dam
     assert study.rows[0].loss == read_summary(Run(folder))["validation_loss"]
 
 
-def test_a_study_with_a_failed_run_has_no_result(text, tmp_path):
-    made = job(text)
+def test_a_study_with_a_failed_run_has_no_result(run, tmp_path):
+    made = job(run)
     study = Study([made], tmp_path / "pool")
     study.check()
     study.failures[made.id] = "ended with 65: no such text"

@@ -181,11 +181,21 @@ def folder_cases() -> Iterator[Case]:
     yield from tensor_cases(command)
     index = "hf/model.safetensors.index.json"
     for target in ("../../x", "/etc/passwd", "..", "", index, "model.safetensors", ESCAPES, 3, None, []):
-        yield Case(f"hf index {target!r}"[:50], command, put(index, json.dumps({"weight_map": {"a": target}})))
-    yield Case("hf index wrong type", command, put(index, json.dumps({"weight_map": [1]})))
+        yield Case(f"hf index {target!r}"[:50], command, only_index({"weight_map": {"a": target}}))
+    yield Case("hf index wrong type", command, only_index({"weight_map": [1]}))
     for name in ("pytorch_model.bin", "model.ckpt", "tf_model.h5", "flax_model.msgpack", "model.pt", "weights.pkl"):
         yield Case(f"hf pickle {name}", command, only_pickle(name))
     yield Case("hf pickle as safetensors", command, put("hf/model.safetensors", pickle.dumps(Marker())))
+
+
+def only_index(values: dict) -> Callable[[Path], None]:
+    """An index of several files instead of a single one, which would be read first."""
+
+    def make(folder: Path) -> None:
+        (folder / "hf/model.safetensors").rename(folder / "hf/shard.safetensors")
+        (folder / "hf/model.safetensors.index.json").write_text(json.dumps(values))
+
+    return make
 
 
 def with_code(folder: Path) -> None:

@@ -66,16 +66,12 @@ def truncate(folder):
     (folder / WEIGHTS).write_bytes(data[:-100])
 
 
-def outside(folder):
-    (folder / INDEX).write_text(json.dumps({"weight_map": {NORM: "../../secret.safetensors"}}))
+def only_index(**file_of):
+    def change(folder):
+        (folder / WEIGHTS).rename(folder / "shard.safetensors")
+        (folder / INDEX).write_text(json.dumps({"weight_map": file_of}))
 
-
-def lost_shard(folder):
-    (folder / INDEX).write_text(json.dumps({"weight_map": {NORM: "model-00001-of-00002.safetensors"}}))
-
-
-def wrong_shard(folder):
-    (folder / INDEX).write_text(json.dumps({"weight_map": {"nothing": WEIGHTS}}))
+    return change
 
 
 def only_pickle(folder):
@@ -110,9 +106,15 @@ def only_pickle(folder):
         (lambda f: edit_tensors(f, lambda t: t.update({NORM: torch.ones(16).int()})), f"{NORM}' holds torch.int32"),
         (damage_header, "model.safetensors is damaged"),
         (truncate, "model.safetensors is damaged"),
-        (outside, "points outside its folder"),
-        (lost_shard, "names model-00001-of-00002.safetensors, which is not there"),
-        (wrong_shard, "lists the tensor 'nothing' in model.safetensors, but it is not there"),
+        (only_index(**{NORM: "../../secret.safetensors"}), "points outside its folder"),
+        (
+            only_index(**{NORM: "model-00001-of-00002.safetensors"}),
+            "names model-00001-of-00002.safetensors, which",
+        ),
+        (
+            only_index(nothing="shard.safetensors"),
+            "lists the tensor 'nothing' in shard.safetensors, but",
+        ),
         (only_pickle, "is a pickle, which may run code"),
         (lambda f: (f / WEIGHTS).unlink(), "no weights to read"),
     ],
@@ -137,6 +139,17 @@ def test_shards_are_written_and_read(folder, tmp_path, monkeypatch):
     write_folder(model, tmp_path / "shards")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
     back = read_folder(tmp_path / "shards")
+    for name, tensor in state_of(model).items():
+        assert torch.equal(state_of(back)[name], tensor)
+
+
+def test_a_single_file_is_read_before_shards_that_are_left(folder):
+    model = read_folder(folder)
+    zeros = {name: tensor * 0 for name, tensor in load_file(folder / WEIGHTS).items()}
+    save_file(zeros, folder / "shard.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(zeros, "shard.safetensors")}))
+    with pytest.warns(UserWarning, match="is read, not the files that"):
+        back = read_folder(folder)
     for name, tensor in state_of(model).items():
         assert torch.equal(state_of(back)[name], tensor)
 

@@ -62,6 +62,15 @@ def test_names_of_the_base_class_are_read(name, tmp_path):
     assert_equal_logits(theirs(name, folder), read_folder(folder))
 
 
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "_orig_mod.module.", "itself"])
+@pytest.mark.parametrize("name", ["llama2", "gpt2", "bert", "t5", "bart"])
+def test_the_prefix_of_a_module_around_the_model_is_taken_off(name, wrapper, tmp_path):
+    prefix = f"{PEERS[name].model.base_model_prefix}." if wrapper == "itself" else wrapper
+    plain = saved(name, tmp_path / "plain", lambda tensors: tensors)
+    folder = saved(name, tmp_path / "wrapped", lambda tensors: {prefix + key: t for key, t in tensors.items()})
+    assert_equal_logits(theirs(name, plain), read_folder(folder))
+
+
 @pytest.mark.parametrize(("name", "over"), [("bert", "mean"), ("modernbert", "mean"), ("vit", "first")])
 def test_an_encoder_without_a_head_gives_a_vector(name, over, tmp_path):
     model = make(PEERS[name], tmp_path / "whole").base_model

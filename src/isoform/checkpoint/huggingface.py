@@ -62,6 +62,8 @@ _REFUSED = {
     "per_layer_config": "give a folder whose layers have the same sizes",
 }
 """Fields that every class reads, and what to do about them."""
+WRAPPERS = ("module.", "_orig_mod.", "transformer.", "model.")
+"""Prefixes that DistributedDataParallel, torch.compile and other modules put before the names of a whole model."""
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id")
 
 
@@ -81,7 +83,7 @@ def read_folder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> T
         tensors = _open(folder, stack)
         config, where = read_json(folder / CONFIG), str(folder / CONFIG)
         family = _family_of(config, where)
-        tensors = {_full_name(family, name): tensor for name, tensor in tensors.items()}
+        tensors = {_full_name(family, name): tensor for name, tensor in _unwrapped(family, tensors).items()}
         tensors = renamed(tensors, family.newer_names)
         _leave_aside(tensors, family, config, str(folder))
         _tie(tensors, family, config, where)
@@ -93,8 +95,12 @@ def read_folder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> T
 
 
 def _open(folder: Path, stack: ExitStack) -> dict[str, StoredTensor]:
-    """All tensors of a folder's files."""
-    if (folder / INDEX).is_file():
+    """All tensors of a folder's files: of the single file if there are others, too, as by transformers."""
+    if (folder / WEIGHTS).is_file():
+        file_of, files = {}, [WEIGHTS]
+        if (folder / INDEX).is_file():
+            warnings.warn(f"{folder / WEIGHTS} is read, not the files that {INDEX} names", stacklevel=3)
+    elif (folder / INDEX).is_file():
         file_of = read_json(folder / INDEX).get("weight_map")
         if not isinstance(file_of, dict) or not all(isinstance(f, str) for f in file_of.values()):
             raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files")
@@ -102,8 +108,6 @@ def _open(folder: Path, stack: ExitStack) -> dict[str, StoredTensor]:
         outside = [f for f in files if Path(f).name != f or f in (".", "..")]
         if outside:
             raise ValueError(f"{folder / INDEX} points outside its folder: {outside[0]!r}; nothing was read")
-    elif (folder / WEIGHTS).is_file():
-        file_of, files = {}, [WEIGHTS]
     else:
         pickles = [name for name in PICKLES if (folder / name).exists()]
         if pickles:
@@ -178,6 +182,17 @@ def _family_of(config: dict, where: str) -> Family:
         raise ValueError(f"{where}: model_type={kind!r} is not supported: {REASONS[str(kind)]}")
     model_types = ", ".join(family.model_type for family in FAMILIES)
     raise ValueError(f"{where}: model_type={kind!r} is not supported (known: {model_types})")
+
+
+def _unwrapped(family: Family, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors without the prefixes of modules around the whole model."""
+    while tensors:
+        prefix = next(iter(tensors)).partition(".")[0] + "."
+        is_whole = prefix != family.prefix or any(name.startswith(2 * prefix) for name in tensors)
+        if prefix not in (*WRAPPERS, family.prefix) or not is_whole or not all(n.startswith(prefix) for n in tensors):
+            break
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _full_name(family: Family, name: str) -> str:

@@ -1,9 +1,11 @@
-"""What a process that is killed, a full disk, a power cut or a flipped bit does to runs, studies, exports and caches.
+"""What a process that is killed, a full disk, a power cut or a flipped bit does to runs, studies, exports and caches,
+and what files do that are made to harm.
 
     python benchmarks/soundness.py
 
-Writes docs/results/soundness.md and soundness.json; with names of sections (kills, cuts, flips) it only prints those.
-Each command runs in forks of this process, with small models; tests/faults.py has the faults.
+Writes docs/results/soundness.md and soundness.json; with names of sections (kills, cuts, flips, hostile) it only prints
+those. Each command runs in forks of this process, with small models; tests/faults.py has the faults, tests/hostile.py
+the files.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import Path
 from harness import RESULTS
 
 import faults
+import hostile
 from isoform.machine import choose_machine, measured_peaks
 from isoform.scaling.findings import Findings, Table, exact
 from isoform.scaling.pages import StudyReport, provenance, publish
@@ -129,7 +132,24 @@ def flips(root: Path) -> tuple[Table, dict[str, int]]:
     return table, {"flips": FLIPS, **{f"flips, {kind}": counts[kind] for kind in kinds}}
 
 
-SECTIONS: dict[str, Section] = {"kills": kills, "cuts": cuts, "flips": flips}
+def hostile_files(root: Path) -> tuple[Table, dict[str, int]]:
+    """Files that are made to harm, each read by the verb that takes it, in a fork that an audit hook watches."""
+    os.chdir(root)
+    outcomes = [*hostile.outcomes(hostile.all_cases())]
+    harmful = [outcome for outcome in outcomes if not hostile.is_fine(outcome)]
+    for outcome in harmful:
+        print(outcome, flush=True)
+    refused = [outcome for outcome in outcomes if outcome.code == 65]
+    slowest, largest = max(o.seconds for o in refused), max(o.megabytes for o in refused)
+    head = ("files", "refused in a line", "used harmlessly", "else", "slowest", "most memory")
+    used = len(outcomes) - len(refused) - sum(outcome.code not in (0, 65) for outcome in harmful)
+    line = (len(outcomes), len(refused), used, len(harmful), f"{slowest:.2f} s", f"{largest:.0f} MB")
+    title = "Files made to harm: processes, sockets and writes elsewhere are counted as else"
+    table = Table(title, head, (tuple(map(str, line)),))
+    return table, {"files": len(outcomes), "files refused": len(refused), "files, harmful": len(harmful)}
+
+
+SECTIONS: dict[str, Section] = {"kills": kills, "cuts": cuts, "flips": flips, "hostile": hostile_files}
 
 
 def section(name: str) -> tuple[Table, dict[str, int]]:
@@ -153,12 +173,12 @@ def main(names: list[str]) -> None:
     tables = [table for table, _ in results]
     values = {key: value for _, counts in results for key, value in counts.items()}
     bad = (
-        sum(values[key] for key in values if key.startswith(("faults, ", "cuts, ")))
+        sum(values[key] for key in values if key.startswith(("faults, ", "cuts, ", "files, ")))
         + values["flips, silent"]
         + values["flips, unnamed"]
     )
     report = StudyReport(
-        title="What is lost when a process is killed, a disk is full, power is cut or a bit flips?",
+        title="What is lost when a process is killed, a disk is full, power is cut, a bit flips or a file means harm?",
         lead=[
             f"**{'Nothing' if not bad else f'{bad} cases fail'}.** Every command was run again after each fault, and "
             "its result compared with that of an undisturbed one: weights, metrics but for clocks, samples, verdicts."

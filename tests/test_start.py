@@ -12,7 +12,7 @@ import torch
 
 from isoform import experiment
 from isoform.cli import main
-from isoform.codecs.config import BPE
+from isoform.codecs.config import BPE, Bytes
 from isoform.data.config import Data
 from isoform.model.config import BlockConfig, ModelConfig, Pooled, StackConfig
 from isoform.model.growth import load_grown
@@ -34,6 +34,7 @@ from isoform.model.parts import (
 )
 from isoform.model.presets import PRESETS
 from isoform.model.transformer import Transformer
+from isoform.preparation import prepare
 from isoform.recipe import Recipe, load_recipe
 from isoform.run import export, load, model_of
 from isoform.terminal import Terminal
@@ -78,6 +79,8 @@ def test_its_codec_comes_along(recipe, tmp_path):
     path.write_text("tat tot bet " * 200)
     second = experiment.train(untrained(recipe, first.folder, data=Data(path=str(path))), tmp_path / "second")
     assert load(second.folder).codec.fingerprint == load(first.folder).codec.fingerprint
+    with pytest.warns(UserWarning, match="the codec is that of .*; codec.kind='bytes' and its fields have no effect"):
+        prepare(untrained(recipe, first.folder, codec=Bytes()))
 
 
 def test_a_feed_forward_becomes_experts_of_the_same_function(recipe, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +13,7 @@ from isoform.batch import GlobalBatch
 from isoform.codecs.codec import Codec, TextCodec, have_same_vocabulary
 from isoform.codecs.config import Characters
 from isoform.codecs.registry import build_codec
+from isoform.config import kind_of
 from isoform.data.config import Data
 from isoform.data.labels import encode_labels, label_names
 from isoform.data.loader import Loader, MixtureLoader, ValidationRows, build_loader
@@ -80,7 +82,7 @@ def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
     parts, split = load_records(recipe.data)
     recipe = _with_labels(recipe, split)
     if codec is None:
-        codec = load(recipe.start).codec if recipe.start else build_codec(recipe.codec, _texts(recipe, split))
+        codec = _codec_of_start(recipe) if recipe.start else build_codec(recipe.codec, _texts(recipe, split))
     if isinstance(codec, TextCodec):
         codec = codec.with_special(special_tokens(recipe.objective))
     recipe = with_sizes(recipe, codec)
@@ -96,6 +98,18 @@ def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
     validation = validation_rows(recipe, split.validation, codec)
     teacher = _teacher(recipe, recipe.objective, codec) if isinstance(recipe.objective, Distillation) else None
     return Prepared(recipe, split, codec, view, loader, validation, bytes_per_token, teacher)
+
+
+def _codec_of_start(recipe: Recipe) -> Codec:
+    """The codec of the model to start from; a warning if the recipe sets another."""
+    trained = load(recipe.start)
+    if recipe.codec not in (Recipe().codec, trained.recipe.codec):
+        warnings.warn(
+            f"the codec is that of {recipe.start}; codec.kind={kind_of(type(recipe.codec))!r} and its fields "
+            f"have no effect",
+            stacklevel=3,
+        )
+    return trained.codec
 
 
 def validation_rows(recipe: Recipe, records: Sequence[Record], codec: Codec) -> ValidationRows:

@@ -125,6 +125,28 @@ FIELDS: dict[str, dict[str, tuple]] = {
         "attention_bias": BIAS,
         "use_bidirectional_attention": ("absent", False, None, True),
     },
+    "granite": DECODER
+    | {
+        "attention_bias": BIAS,
+        "mlp_bias": BIAS,
+        "embedding_multiplier": (12.0, 1.0, "absent"),
+        "residual_multiplier": (0.22, 1.0, "absent"),
+        "attention_multiplier": (0.2, "absent"),
+        "logits_scaling": (8.0, 3, "absent"),
+    },
+    "gemma2": DECODER
+    | {
+        "num_key_value_heads": (1, 2, "absent"),
+        "hidden_activation": (*ACTIVATIONS, "absent"),
+        "attention_bias": BIAS,
+        "query_pre_attn_scalar": (10, 16, "absent"),
+        "sliding_window": (1, 8, "absent"),
+        "layer_types": ("absent", "drawn"),
+        "final_logit_softcapping": (3.0, None, "absent"),
+        "attn_logit_softcapping": (2.0, None, "absent"),
+        "use_bidirectional_attention": ("absent", False, None, True),
+        "head_dim": (8, 16),
+    },
     "olmo": {
         **{name: choices for name, choices in DECODER.items() if name != "rms_norm_eps"},
         "attention_bias": BIAS,
@@ -345,6 +367,8 @@ FIELDS: dict[str, dict[str, tuple]] = {
     },
 }
 FLAT = (
+    "granite",
+    "gemma2",
     "cohere",
     "llama",
     "qwen2",

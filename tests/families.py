@@ -41,7 +41,7 @@ HALF = {"rope_theta": 10000.0, "rope_type": "default", "partial_rotary_factor": 
 LINEAR = {"rope_theta": 10000.0, "rope_type": "linear", "factor": 3.0}
 
 
-CENTERED = ("gemma", "gemma3_text")
+CENTERED = ("gemma", "gemma2", "gemma3_text")
 """Model types whose gains are stored less 1."""
 
 
@@ -89,6 +89,20 @@ def all_peers() -> dict[str, Peer]:
         ),
         "starcoder2": Peer(p.Starcoder2Config(**grouped, sliding_window=8), p.Starcoder2ForCausalLM),
         "gemma": Peer(p.GemmaConfig(**wide), p.GemmaForCausalLM),
+        "granite": Peer(
+            p.GraniteConfig(
+                **grouped,
+                embedding_multiplier=3.0,
+                residual_multiplier=0.7,
+                attention_multiplier=0.2,
+                logits_scaling=0.5,
+            ),
+            p.GraniteForCausalLM,
+        ),
+        "gemma2": Peer(
+            p.Gemma2Config(**wide | {"num_hidden_layers": 4}, sliding_window=8, attn_logit_softcapping=2.0),
+            p.Gemma2ForCausalLM,
+        ),
         "olmo": Peer(p.OlmoConfig(**grouped), p.OlmoForCausalLM),
         "gpt_neox": Peer(p.GPTNeoXConfig(**SMALL, rope_parameters=HALF), p.GPTNeoXForCausalLM),
         "gpt_neox sequential": Peer(

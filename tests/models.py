@@ -74,6 +74,8 @@ FORMS: dict[str, ModelConfig] = {
     "shortcuts": config(block=BlockConfig(mixer=Attention(value_shortcut=True), x0_shortcut=True), num_layers=3),
     "previous token": config(stem=Lookup(previous=True, norm=RMSNorm(scale=False))),
     "n-grams": config(stem=Lookup(previous=True, ngrams=(2, 4), ngram_rows=200)),
+    "capped scores": config(block=attention(softcap=2.0, num_kv_heads=2)),
+    "scaled branches": replace(config(block=BlockConfig(residual_scale=0.3)), stem=Lookup(factor=3.0)),
     "soft cap": config(head=Vocabulary(softcap=4.0, bias=True)),
     "shaw": config(position=Shaw(distance=3)),
     "buckets": config(position=Buckets(num_buckets=6, max_distance=10)),

@@ -200,7 +200,7 @@ def alterations(value, where: str = "", harmless=frozenset(HARMLESS)):
         path, old = f"{where}.{field.name}".lstrip("."), getattr(value, field.name)
         is_idle = field.name == "qk_norm_over" and value.qk_norm is None
         is_idle |= isinstance(value, Pooled) and field.name in ("activation", "dense_bias") and not value.dense
-        is_idle |= isinstance(value, Lookup) and field.name == "scale" and value.norm is not None
+        is_idle |= isinstance(value, Lookup) and field.name in ("scale", "factor") and value.norm is not None
         if field.name in harmless or is_idle:
             continue
         if isinstance(old, tuple):

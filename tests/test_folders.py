@@ -160,17 +160,17 @@ def test_a_single_file_is_read_before_shards_that_are_left(folder):
         (replace(MODERN, vocab_size=VOCAB), "mixtral, qwen3_moe: no feedforward Dense$"),
         (
             replace(LLAMA, decoder=replace(LLAMA.decoder, loops=2)),
-            "model: llama, mistral, phi3, smollm3: no decoder.loops=2$",
+            "granite, mistral, phi3, smollm3: no decoder.loops=2$",
         ),
         (
             config(position=Rotary(fraction=0.5), block=replace(LLAMA.decoder.blocks[0], feedforward=Gated(bias=True))),
-            "llama, smollm3: no decoder.position.fraction=0.5; phi3: no decoder.blocks.0.feedforward.bias=True$",
+            "granite, smollm3: no decoder.position.fraction=0.5; phi3: no decoder.blocks.0.feedforward.bias=True$",
         ),
         (
             config(
                 block=replace(LLAMA.decoder.blocks[0], mixer=Attention(num_heads=4, bias=True, pattern=Window(5, 1)))
             ),
-            r"llama: no decoder.blocks.0.mixer.pattern window; smollm3: no decoder.blocks.0.mixer.pattern.after=1$",
+            r"granite: no decoder.blocks.0.mixer.pattern window; smollm3: no decoder.blocks.0.mixer.pattern.after=1$",
         ),
         (replace(LLAMA, stem=replace(LLAMA.stem, previous=True)), "stem.previous"),
         (replace(LLAMA, head=Vocabulary(softcap=3.0)), "head.softcap"),

@@ -140,6 +140,8 @@ TOKENIZERS = {
     "smollm3": (lambda: bytes_tokenizer("<|begin|>"), BYTES | {"bos_token": "<|begin|>"}),
     "starcoder2": (bytes_tokenizer, BYTES),
     "gemma": (marked_tokenizer, MARKED),
+    "granite": (bytes_tokenizer, BYTES),
+    "gemma2": (marked_tokenizer, MARKED),
     "olmo": (bytes_tokenizer, BYTES),
     "gpt_neox": (bytes_tokenizer, BYTES),
     "gptj": (bytes_tokenizer, BYTES),

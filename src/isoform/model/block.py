@@ -120,7 +120,7 @@ class ForwardContext:
                 self.rotations[id(scheme)] = scheme.rotation(self.coordinates)
             bias, relative = scheme.bias(self.coordinates, keys), scheme.relative(self.coordinates, keys)
             mask = self.mask if pattern is None else self.mask & pattern
-            needs_all = bias is not None or relative is not None
+            needs_all = bias is not None or relative is not None or block.attention.softcap is not None
             allowed = lower(mask, self.coordinates, keys, wants_bias=needs_all, kernel=self.kernel)
             self.computed[same] = AttentionTerms(allowed, self.rotations[id(scheme)], bias, relative)
         return self.computed[same]
@@ -174,10 +174,11 @@ BEFORE_INNER_AFTER = {
 
 
 class Residual(nn.Module):
-    """after(x + inner(f(before(x)))), each norm optional: where a norm sits is a row of the table."""
+    """after(x + scale inner(f(before(x)))), each norm optional: where a norm sits is a row of the table."""
 
-    def __init__(self, norm: Norm, placement: str, dim: int, dropout: float) -> None:
+    def __init__(self, norm: Norm, placement: str, dim: int, dropout: float, scale: float = 1.0) -> None:
         super().__init__()
+        self.scale = scale
         before, inner, after = BEFORE_INNER_AFTER[placement]
         self.before = build_norm(norm, dim) if before else None
         self.inner = build_norm(norm, dim) if inner else None
@@ -197,6 +198,7 @@ class Residual(nn.Module):
         """The output of f (B, T, D), as it is added to the stream."""
         if self.inner is not None:
             y = self.inner(y)
+        y = y if self.scale == 1.0 else y * self.scale
         return dropout(y, self.dropout) if self.dropout and self.training else y
 
 
@@ -214,7 +216,7 @@ class Block(Component):
         self.config = config
 
         def residual(placement: str = config.norm_placement) -> Residual:
-            return Residual(config.norm, placement, dim, model.dropout)
+            return Residual(config.norm, placement, dim, model.dropout, config.residual_scale)
 
         self.position = position
         self.mixer_norm = residual("bare") if is_first and not stack.first_norm else residual()

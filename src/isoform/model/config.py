@@ -49,6 +49,8 @@ class BlockConfig:
     sides of the branch."""
     parallel: Literal["none", "own_norms", "one_norm"] = "none"
     """Attention and feed-forward beside each other: with a norm each (GPT-NeoX) or one for both (GPT-J, PaLM)."""
+    residual_scale: Positive = 1.0
+    """What the output of each branch is multiplied by before it is added (Granite)."""
     depth: Depth | None = None
     """Let only some tokens through this block."""
     x0_shortcut: bool = False
@@ -130,6 +132,8 @@ class Lookup:
 
     scale: bool = False
     """Multiply embeddings by sqrt(model_dim) (2017)."""
+    factor: Positive = 1.0
+    """Multiply embeddings by this number, too (Granite)."""
     norm: Norm | None = None
     """Normalise the embeddings."""
     num_token_types: OptionalSize = 0

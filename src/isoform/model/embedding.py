@@ -29,7 +29,7 @@ class LookupStem(Component):
     def __init__(self, config: Lookup, vocab_size: int, model_dim: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, model_dim)
-        self.multiplier = math.sqrt(model_dim) if config.scale else 1.0
+        self.multiplier = (math.sqrt(model_dim) if config.scale else 1.0) * config.factor
         self.norm = None if config.norm is None else build_norm(config.norm, model_dim)
         self.token_types = nn.Embedding(config.num_token_types, model_dim) if config.num_token_types else None
         self.vocab_size, self.orders = vocab_size, config.ngrams

@@ -295,10 +295,21 @@ def attend(
 
 
 def attention_weights(
-    q: Tensor, k: Tensor, allowed: Allowed, *, scale: float | None = None, bias: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    allowed: Allowed,
+    *,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
-    """The softmax itself, in plain products: (B, N, T, H) with (B, K, S, H) to (B, N, T, S); zeros without keys."""
+    """The softmax itself, in plain products: (B, N, T, H) with (B, K, S, H) to (B, N, T, S); zeros without keys.
+
+    softcap: bounds the scaled products, before the bias is added.
+    """
     scores = q * (q.shape[-1] ** -0.5 if scale is None else scale) @ _per_head(k, q).mT
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if bias is not None:
         scores = scores + bias
     if not isinstance(allowed, str) or allowed != ALL:

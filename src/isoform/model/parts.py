@@ -186,6 +186,8 @@ class Attention:
     """head: each head by itself; projection: all heads together, before the split (OLMo 2)."""
     scale: Positive | None = None
     """What query-key products are multiplied by; None: 1 / sqrt(head_dim)."""
+    softcap: Positive | None = None
+    """cap * tanh(score / cap), of the scaled products (Gemma 2)."""
     value_shortcut: bool = False
     """Mix the first block's values into this block's, with learned weights (ResFormer, Zhou et al. 2024)."""
     dropout: Rate = 0.0

@@ -295,6 +295,7 @@ class Transformer(Network[ModelConfig]):
             attentions = [] if stack is None else [m for m in stack.modules() if isinstance(m, MultiHeadAttention)]
             needs = {need for scheme in schemes for need in scheme.needs}
             needs |= {"dropout"} if any(attention.dropout for attention in attentions) else set()
+            needs |= {"weights"} if any(attention.softcap is not None for attention in attentions) else set()
             needs |= {"gradients"} if trains else set()
             check_kernel(kernel, needs=needs, device=self.device)
             for module in [stack, *attentions] if stack is not None else []:

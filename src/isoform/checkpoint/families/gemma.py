@@ -1,4 +1,5 @@
-"""Gemma (Mesnard et al. 2024, https://arxiv.org/abs/2403.08295) and the text part of Gemma 3 (Gemma team 2025,
+"""Gemma (Mesnard et al. 2024, https://arxiv.org/abs/2403.08295), Gemma 2 (Riviere et al. 2024,
+https://arxiv.org/abs/2408.00118) and the text part of Gemma 3 (Gemma team 2025,
 https://arxiv.org/abs/2503.19786)."""
 
 from __future__ import annotations
@@ -101,6 +102,32 @@ _POSITIONS: dict[str, object] = {
     "rope_local_base_freq": 10_000.0,
     "partial_rotary_factor": None,
 }
+GEMMA2 = decoder(
+    "gemma2",
+    "Gemma2",
+    _BIAS
+    | {
+        "hidden_activation": activation("gelu_pytorch_tanh", "block.feedforward.activation"),
+        "attn_logit_softcapping": optional_number(50.0, "block.mixer.softcap"),
+        "final_logit_softcapping": optional_number(30.0, "head.softcap"),
+    },
+    block=replace(block(norm=_NORM), norm_placement="sandwich"),
+    sizes={name: column for name, column in FEATURES.items() if name != "hidden_act"},
+    defaults={
+        "vocab_size": 256_000,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 8192,
+    },
+    tie=True,
+    stem=Lookup(scale=True),
+    aspects=(periodic_layers(4096, 2), _SCALE, EVEN_HEADS),
+    names=DECODER | INNER_NORMS | _OUTER_NORMS,
+)
 GEMMA3 = decoder(
     "gemma3_text",
     "Gemma3",

@@ -1,6 +1,7 @@
 """Llama and the decoders that differ from it in a few fields: a row each.
 
-Llama (Touvron et al. 2023, https://arxiv.org/abs/2307.09288), Mistral (Jiang et al. 2023,
+Llama (Touvron et al. 2023, https://arxiv.org/abs/2307.09288), Granite (Mishra et al. 2024,
+https://arxiv.org/abs/2405.04324), Mistral (Jiang et al. 2023,
 https://arxiv.org/abs/2310.06825), Qwen2 (Yang et al. 2024, https://arxiv.org/abs/2407.10671), Qwen3 (2025,
 https://arxiv.org/abs/2505.09388), OLMo (Groeneveld et al. 2024, https://arxiv.org/abs/2402.00838) and OLMo 2 (2024,
 https://arxiv.org/abs/2501.00656), Phi-3 (Abdin et al. 2024,
@@ -22,9 +23,12 @@ from isoform.checkpoint.families.decoder import (
     block,
     decoder,
 )
+from isoform.checkpoint.families.family import require
+from isoform.checkpoint.families.fields import Fields
 from isoform.checkpoint.families.rotary import rotary
 from isoform.checkpoint.families.sliding import later_layers, unturned_layers
-from isoform.checkpoint.families.table import choice, flag, number, only, window
+from isoform.checkpoint.families.table import Aspect, choice, flag, number, only, put, stack_of, window
+from isoform.model.config import ModelConfig, Vocabulary
 from isoform.model.parts import Dense, LayerNorm, RMSNorm
 
 _BIAS = {"attention_bias": flag(False, "block.mixer.bias")}
@@ -41,6 +45,37 @@ LLAMA = decoder(
     "Llama",
     _BIAS | {"mlp_bias": flag(False, "block.feedforward.bias")},
     aspects=(EVEN_HEADS,),
+)
+
+
+def _read_multipliers(config: ModelConfig, fields: Fields) -> ModelConfig:
+    """Factors of the scaled products, and divisors of the scores."""
+    scaling = fields.number("logits_scaling")
+    if scaling <= 0:
+        raise ValueError(f"{fields.where}: logits_scaling={scaling:g} divides the scores; give a number above 0")
+    head = {"head.scale": None if scaling == 1 else 1 / scaling} if isinstance(config.head, Vocabulary) else {}
+    return put(config, {"decoder.blocks.mixer.scale": fields.number("attention_multiplier"), **head})
+
+
+def _write_multipliers(config: ModelConfig) -> dict[str, object]:
+    attention, scale = stack_of(config).blocks[0].attention, require(config.head, Vocabulary, "head").scale
+    return {
+        "attention_multiplier": attention.scale or config.head_dim(attention) ** -0.5,
+        "logits_scaling": 1.0 if scale is None else 1 / scale,
+    }
+
+
+GRANITE = decoder(
+    "granite",
+    "Granite",
+    _BIAS
+    | {
+        "mlp_bias": flag(False, "block.feedforward.bias"),
+        "embedding_multiplier": number(1.0, "stem.factor"),
+        "residual_multiplier": number(1.0, "block.residual_scale"),
+    },
+    classes=(),
+    aspects=(Aspect({"attention_multiplier": 1.0, "logits_scaling": 1.0}, _read_multipliers, _write_multipliers),),
 )
 MISTRAL = decoder(
     "mistral",

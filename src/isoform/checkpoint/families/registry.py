@@ -6,9 +6,10 @@ from isoform.checkpoint.families.bart import BART, MARIAN, MBART
 from isoform.checkpoint.families.bert import BERT, CAMEMBERT, DISTILBERT, ELECTRA, ROBERTA, XLM_ROBERTA
 from isoform.checkpoint.families.experts import MIXTRAL, QWEN3_MOE
 from isoform.checkpoint.families.family import Family
-from isoform.checkpoint.families.gemma import GEMMA, GEMMA3
+from isoform.checkpoint.families.gemma import GEMMA, GEMMA2, GEMMA3
 from isoform.checkpoint.families.gpt import BLOOM, COHERE, GPT2, GPT_NEOX, GPTJ, OPT, PHI
 from isoform.checkpoint.families.llama import (
+    GRANITE,
     LLAMA,
     MISTRAL,
     OLMO,
@@ -27,6 +28,7 @@ from isoform.checkpoint.families.whisper import WHISPER
 
 FAMILIES: tuple[Family, ...] = (
     LLAMA,
+    GRANITE,
     MISTRAL,
     QWEN2,
     QWEN3,
@@ -35,6 +37,7 @@ FAMILIES: tuple[Family, ...] = (
     SMOLLM3,
     STARCODER2,
     GEMMA,
+    GEMMA2,
     GEMMA3,
     OLMO,
     OLMO2,

@@ -72,7 +72,7 @@ class MultiHeadAttention(Component):
         super().__init__()
         num_groups = config.num_kv_heads or config.num_heads
         self.queries = config.num_heads // num_groups
-        self.head_dim, self.scale, self.dropout = head_dim, config.scale, config.dropout
+        self.head_dim, self.scale, self.dropout, self.softcap = head_dim, config.scale, config.dropout, config.softcap
         query_dim, kv_dim = config.num_heads * head_dim, num_groups * head_dim
         bias, has_gap = config.bias and config.key_bias, config.bias and not config.key_bias
         if cross:
@@ -178,14 +178,17 @@ class MultiHeadAttention(Component):
         if recorder is not None:
             recorder.take("weights", lambda: self.weights(q, k, terms))
         dropout, bias = self.dropout if self.training else 0.0, self.bias(q, terms)
-        if terms.relative is None or terms.relative.mixed is None:
+        relative = None if terms.relative is None else terms.relative.mixed
+        if relative is None and self.softcap is None:
             return attend(q, k, v, terms.allowed, scale=self.scale, bias=bias, dropout=dropout, kernel=self.kernel)
         weights = nn.functional.dropout(self.weights(q, k, terms), dropout)
-        return weights @ v.repeat_interleave(self.queries, 1) + terms.relative.mixed(weights)
+        out = weights @ v.repeat_interleave(self.queries, 1)
+        return out if relative is None else out + relative(weights)
 
     def weights(self, q: Tensor, k: Tensor, terms: AttentionTerms) -> Tensor:
         """Attention weights (B, N, T, S), whichever kernel is used otherwise."""
-        return attention_weights(q, k, terms.allowed, scale=self.scale, bias=self.bias(q, terms))
+        bias = self.bias(q, terms)
+        return attention_weights(q, k, terms.allowed, scale=self.scale, bias=bias, softcap=self.softcap)
 
     def bias(self, q: Tensor, terms: AttentionTerms) -> Tensor | None:
         """What positions add to the scores, (B or 1, N, T, S)."""

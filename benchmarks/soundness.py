@@ -22,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import torch
 from harness import RESULTS
 
 import faults
@@ -165,6 +166,7 @@ def section(name: str) -> tuple[Table, dict[str, int]]:
 def main(names: list[str]) -> None:
     """Go through the sections, and write the page unless only some were named."""
     os.environ["ISOFORM_CACHE"] = tempfile.mkdtemp()
+    torch.set_num_threads(1)  # a fork would wait for the others
     measured_peaks(choose_machine("cpu", "float32"))
     with ProcessPoolExecutor(len(SECTIONS), mp_context=get_context("fork")) as pool:
         results = [*pool.map(section, names or SECTIONS)]

@@ -223,7 +223,7 @@ def bad_workspace(workspace) -> Path:
     (workspace / "foreign").mkdir()
     (workspace / "foreign/letter.txt").write_text("dear")
     shutil.copytree(workspace / "run", workspace / "damaged")
-    for path in (workspace / "damaged/checkpoints").rglob("model.safetensors"):
+    for path in (workspace / "damaged").rglob("model.safetensors"):
         path.write_bytes(path.read_bytes()[:100])
     return workspace
 

@@ -75,18 +75,23 @@ class Constraints:
                 follows = (texts[:, -len(before) :] == torch.tensor(before, device=texts.device)).all(1)
                 column = scores[:, token].masked_fill(follows, -torch.inf)
                 scores = scores.index_copy(1, torch.tensor([token], device=scores.device), column.unsqueeze(1))
-        has_first = ((texts != NONE).sum(1, keepdim=True) == step) & bool(self.first)
         if self.first and step == 1:
-            scores = torch.where(has_first, _only(scores, self.first), scores)
+            scores = torch.where(_have_length(texts, 1), _only(scores, self.first), scores)
         if self.last and step == max_tokens:
             scores = _only(scores, self.last)
         scores = _without(scores, self.suppressed)
         if self.suppressed_first and step <= 2:
+            has_first = _have_length(texts, step) & bool(self.first)
             scores = torch.where(has_first == (step == 2), _without(scores, self.suppressed_first), scores)
         if self.num_tokens is not None and self.num_tokens < scores.shape[1]:
             scores = scores.clone()
             scores[:, self.num_tokens :] = -torch.inf
         return scores
+
+
+def _have_length(texts: Tensor, length: int) -> Tensor:
+    """Whether each text (n, 1) has this many tokens."""
+    return (texts != NONE).sum(1, keepdim=True) == length
 
 
 def _without(scores: Tensor, tokens: tuple[int, ...]) -> Tensor:

@@ -6,6 +6,7 @@ tokens are read again from index 0, so that the model never sees a position it w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -96,7 +97,7 @@ def decode_loop(
     hidden = batch.read(strategy.width)
     for number in count(1):
         logits = model.logits(hidden).squeeze(1)
-        if not logits.amax(-1).isfinite().all():
+        if not math.isfinite(float(logits.max())):  # NaN is the largest
             raise ValueError("the logits have NaN or infinite values; the model's weights are damaged or have diverged")
         step = strategy.advance(logits, batch.texts, number)
         yield step, logits

@@ -58,6 +58,12 @@ class Progress:
     is_scored: bool = True
     """Whether the validation and the sample due at this step are done."""
 
+    def advance(self, batch: GlobalBatch, seconds: float) -> None:
+        """Count a step."""
+        self.step += 1
+        self.tokens_seen += sum(b.targets.numel() for b in batch.micro_batches)
+        self.train_seconds += seconds
+
 
 def train_loop(
     model: nn.Module,
@@ -81,9 +87,6 @@ def train_loop(
     and `sample` may raise Interrupted; `save` is called whenever a checkpoint is due, and before an early return.
     Raises Diverged if loss or gradients are not finite.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    for group in (group for o in optimizers for group in o.param_groups):
-        group.setdefault("initial_lr", group["lr"])
     rates = _Rates(progress)
     gc.collect()
     gc.disable()  # reference counting frees tensors; the cycle collector would only pause steps
@@ -95,23 +98,17 @@ def train_loop(
                 machine.seed(hash((seed, step)) % 2**63)
                 batch = batches(step)
                 sums = _forward_backward(batch, loss, machine)
-                norm = _clip(parameters, config.clip_norm)
-                is_logged = step == 0 or (step + 1) % config.log_every == 0 or step + 1 == config.steps
+                norm = _clip([*model.parameters()], config.clip_norm)
                 _check_finite(step, norm, sums.nats, batch.weight)
                 factor = schedule_factor(config.schedule, step, config.steps)
-                _update(optimizers, factor)
-                update_load_biases(sums.loads)
+                _update(optimizers, factor, sums.loads)
+                is_logged = step + 1 in (1, config.steps) or (step + 1) % config.log_every == 0
                 if is_logged:
                     machine.synchronize()
-                progress.step += 1
-                progress.tokens_seen += sum(b.targets.numel() for b in batch.micro_batches)
-                progress.train_seconds += time.perf_counter() - start
+                progress.advance(batch, time.perf_counter() - start)
                 if is_logged:
                     log({**_metrics(progress, batch.weight, sums, norm, factor), **rates.update(progress)})
-            validates, samples, saves = (
-                progress.step == config.steps or (every and progress.step % every == 0)
-                for every in (config.validate_every, config.sample_every, config.checkpoint_every)
-            )
+            validates, samples, saves = _due(config, progress.step)
             progress.is_scored, stops = not (validates or samples), should_stop()
             if not stops:
                 try:
@@ -128,6 +125,13 @@ def train_loop(
                 return
     finally:
         gc.enable()
+
+
+def _due(config: Training, step: int) -> tuple[bool, bool, bool]:
+    """Whether validation, a sample and a checkpoint are due after this many steps; at the end all are."""
+    intervals = config.validate_every, config.sample_every, config.checkpoint_every
+    validates, samples, saves = (step == config.steps or (every > 0 and step % every == 0) for every in intervals)
+    return validates, samples, saves
 
 
 @dataclass
@@ -185,13 +189,14 @@ def check_finite(step: int, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
                 )
 
 
-def _update(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
-    """One step of all optimizers, with `factor` of their peak learning rates."""
+def _update(optimizers: list[torch.optim.Optimizer], factor: float, loads: dict[nn.Module, Tensor]) -> None:
+    """One step of all optimizers, with `factor` of their peak learning rates, and of the biases that balance loads."""
     for o in optimizers:
         for group in o.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         o.step()
         o.zero_grad(set_to_none=True)
+    update_load_biases(loads)
 
 
 def _metrics(progress: Progress, weight: float, sums: _Sums, norm: Tensor, factor: float) -> dict[str, float | int]:

@@ -2,14 +2,17 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from isoform.cli import main
 from isoform.config import ConfigError
+from isoform.files import read_sealed
 from isoform.model.parts import LayerNorm, RMSNorm, Rotary, Sinusoidal
 from isoform.scaling.claims import (
     FAILS,
@@ -302,6 +305,29 @@ def test_the_command_writes_a_page_and_its_json(tmp_path, capsys):
     assert main(["reproduce", "--list", "--out", str(out)]) == 0
     listing = capsys.readouterr().out
     assert "chinchilla" in listing and HOLDS in listing and "not run yet" in listing
+
+
+def test_published_numbers_are_as_they_were_written_or_refused(tmp_path, capsys):
+    arguments = ["reproduce", "chinchilla", "--out", str(tmp_path), "--extend"]
+    assert main(arguments) == 0
+    path = tmp_path / "chinchilla.json"
+    whole = path.read_bytes()
+    for at in [match.start() for match in re.finditer(rb"[0-9]", whole)][::9]:
+        path.write_bytes(whole[:at] + b"%d" % (int(whole[at : at + 1]) ^ 1) + whole[at + 1 :])
+        for command in (arguments, ["reproduce", "--list", "--out", str(tmp_path)]):
+            capsys.readouterr()
+            assert main(command) == 65
+            assert f"{path} is damaged" in capsys.readouterr().err
+    assert main(arguments[:-1]) == 0 and path.read_bytes() == whole
+    path.write_bytes(b"{\n" + whole.partition(b"\n")[2])
+    capsys.readouterr()
+    assert main(arguments) == 0 and capsys.readouterr().err.count("has no hash") == 1
+    assert path.read_bytes() == whole
+
+
+def test_published_numbers_have_their_hash():
+    for path in (Path(__file__).parent.parent / "docs/results").glob("*.json"):
+        read_sealed(path)  # one without is sealed by write_sealed(path, read_json(path))
 
 
 def test_a_claim_is_loaded_by_path(tmp_path, capsys):

@@ -15,7 +15,7 @@ import shutil
 import stat
 import sys
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -153,10 +153,16 @@ def first_line(body: bytes) -> bytes:
     return b'{"sha256": "%s",' % hashlib.sha256(body).hexdigest().encode()
 
 
-def read_sealed(path: Path) -> dict:
+def read_sealed(path: Path, unsealed: Callable[[str], None] | None = None) -> dict:
     """The values of a sealed file. Raises DamagedFile unless it is as it was written, ValueError if it can't
-    be read."""
+    be read.
+
+    unsealed: takes a warning of a file that an earlier version wrote without a hash, which is read then.
+    """
     text = read_bytes(path, DOCUMENT)
+    if unsealed is not None and text.startswith(b"{\n"):
+        unsealed(f"{path} has no hash, as an earlier version wrote it: nothing tells whether it is as it was written")
+        return parse_json(text, path)
     first, newline, rest = text.partition(b"\n")
     if first != first_line(newline + rest):
         raise DamagedFile(f"{path} is damaged: it doesn't match the SHA-256 in its first line")

@@ -11,7 +11,6 @@ from pathlib import Path
 from isoform.commands.command import Result, chosen_machine, interruptions
 from isoform.machine import Machine
 from isoform.options import MachineOptions, ReproduceOptions, ScaleOptions, StudyOptions
-from isoform.reading import read_json
 from isoform.scaling.claims import builtin_claims, load_claim
 from isoform.scaling.engines import build_engine
 from isoform.scaling.lab import (
@@ -23,6 +22,7 @@ from isoform.scaling.lab import (
     print_plan,
     run_ladder,
 )
+from isoform.scaling.pages import read_published
 from isoform.terminal import ExitCode, Terminal
 
 
@@ -134,7 +134,7 @@ def _list_claims(out: Path, terminal: Terminal) -> Result:
         verdicts = {}
         for kind, path in (("full", out / f"{name}.json"), ("quick", out / f"{name}-quick.json")):
             if path.exists():
-                verdicts[kind] = read_json(path)["verdict"]
+                verdicts[kind] = read_published(path, terminal)["verdict"]
         claim = load_claim(name).claim
         claims[name] = {"question": claim.question, "budget": claim.budget, "verdicts": verdicts}
         text = "; ".join(v if kind == "full" else f"quick: {v}" for kind, v in verdicts.items())

@@ -15,7 +15,6 @@ from isoform.experiment import measure_speed
 from isoform.machine import Machine
 from isoform.model.cost import num_parameters
 from isoform.preparation import Prepared, prepare
-from isoform.reading import read_json
 from isoform.recipe import Recipe, load_recipe, with_changes
 from isoform.scaling.claims import Arm, Claim, LoadedClaim, decide, measure
 from isoform.scaling.config import FixedRatio, Ladder, OneSize
@@ -24,7 +23,7 @@ from isoform.scaling.engines import Engine
 from isoform.scaling.findings import Findings, Table, analyse_ladder, compare, exact
 from isoform.scaling.ladder import Rung, continue_from, plan_ladder, plan_one_size, scale_rates, split_rung
 from isoform.scaling.measures import take_measures
-from isoform.scaling.pages import StudyReport, provenance, publish
+from isoform.scaling.pages import StudyReport, provenance, publish, read_published
 from isoform.scaling.study import Job, Row, Study, fingerprint, make_job, rows_from_json
 from isoform.terminal import Terminal, count, duration
 
@@ -222,7 +221,7 @@ def check_claim(
     extend: use the runs in the JSON file in `out` instead of making them again.
     """
     claim, path = loaded.claim, out / f"{loaded.name}.json"
-    imported = rows_from_json(read_json(path)["rows"]) if extend and path.exists() else {}
+    imported = rows_from_json(read_published(path, terminal)["rows"]) if extend and path.exists() else {}
     rows, other_rows = _claim_rows(loaded, executor, terminal, imported)
     rows = take_measures(claim.measures, rows, executor.pool, machine)
     findings = measure(claim, rows)

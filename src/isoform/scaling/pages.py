@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import math
 import platform
 import re
@@ -18,13 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from isoform.files import make_folder, write_bytes, write_text
+from isoform.files import DamagedFile, make_folder, read_sealed, write_bytes, write_sealed, write_text
 from isoform.machine import Machine, describe
 from isoform.report import STYLE
 from isoform.scaling.curves import costs, excluded_rows, mismatches
 from isoform.scaling.findings import Findings, Table
 from isoform.scaling.study import Row, rows_to_json
-from isoform.terminal import count, duration, visible
+from isoform.terminal import Terminal, count, duration, visible
 
 
 @dataclass
@@ -87,8 +86,19 @@ def publish(report: StudyReport, page: Path, json_path: Path, *, prefix: str = "
     for name, png in content.pictures.items():
         write_bytes(page.parent / pictures[name], png)
     write_text(page, to_html(content) if page.suffix == ".html" else to_markdown(content, pictures))
-    write_text(json_path, json.dumps(values, indent=1) + "\n")
+    write_sealed(json_path, values)
     return values
+
+
+def read_published(path: Path, terminal: Terminal) -> dict[str, Any]:
+    """The values of a JSON file that `publish` wrote; of an earlier version's, which has no hash, with a warning.
+
+    Raises DamagedFile if it isn't as it was written, ValueError if it can't be read.
+    """
+    try:
+        return read_sealed(path, unsealed=terminal.warn)
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}; restore it from a copy, or make it again without --extend") from None
 
 
 def provenance(command: str, rows: Sequence[Row], machine: Machine, workers: int) -> dict[str, Any]:

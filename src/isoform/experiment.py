@@ -35,6 +35,7 @@ from isoform.checkpoint.store import (
 from isoform.checkpoint.tensors import state_of
 from isoform.checkpoint.versions import LAYOUT, upgrade_tensors
 from isoform.codecs.codec import TextCodec, as_text
+from isoform.codecs.origin import TEMPLATES
 from isoform.codecs.registry import load_codec
 from isoform.config import ConfigError, differences
 from isoform.data.sources import Record
@@ -137,7 +138,7 @@ def train(
             f"the folder {run.folder} can't be created: {error.strerror}; choose another --out"
         ) from error
     with lock_folder(run.folder):
-        refuse_links(run.folder, run.model)
+        refuse_links(run.folder, run.model, run.model / TEMPLATES)
         journal = Journal(run, terminal, overwrite=overwrite)
         prepared = prepare(recipe, load_codec(run.model) if journal.continues else None)
         changes = journal.changes(prepared.recipe) if journal.continues else {}

@@ -15,7 +15,7 @@ import shutil
 import stat
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -134,6 +134,13 @@ def write_bytes(path: Path, data: bytes) -> Entry:
 def write_text(path: Path, text: str) -> Entry:
     """Replace `path` by a file of this text, as UTF-8."""
     return write_chunks(path, [text.encode()])
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Replace files by these bytes, by their paths in a folder."""
+    for name, data in files.items():
+        make_folder((folder / name).parent)
+        write_bytes(folder / name, data)
 
 
 def write_sealed(path: Path, values: dict) -> None:

@@ -21,7 +21,7 @@ from isoform.checkpoint.huggingface import CONFIG
 from isoform.checkpoint.store import newest_step, remove_leftovers, tensor_chunks
 from isoform.checkpoint.versions import LAYOUT
 from isoform.codecs.codec import FILE, Codec
-from isoform.codecs.origin import FILES
+from isoform.codecs.origin import FILES, TEMPLATES, templates_in
 from isoform.config import ConfigError, differences, dump_toml, kind_of, to_dict
 from isoform.files import (
     DISK,
@@ -67,7 +67,8 @@ def is_vacant(folder: Path) -> bool:
     model = folder / "model"
     if "model" in names and model.is_dir() and not model.is_symlink():
         names.remove("model")
-        names |= {path.name for path in model.iterdir() if not is_temporary(path)} - {CONFIG, FILE, *FILES}
+        inside = {path.relative_to(model).as_posix() for path in model.rglob("*") if not is_temporary(path)}
+        names |= inside - {CONFIG, FILE, *FILES, TEMPLATES, *templates_in(model)}
     return not names
 
 
@@ -98,7 +99,7 @@ class Journal:
         self.manifest = read_manifest(run.folder) if self.continues else None
         if self.manifest is not None:
             verify_files(run.folder, self.manifest, self.manifest.beginning)
-        for folder in (run.folder, run.model):
+        for folder in (run.folder, run.model, run.model / TEMPLATES):
             remove_temporaries(folder)
         remove_leftovers(run.checkpoints)
         self.metrics: Log | None = None
@@ -220,8 +221,9 @@ class Journal:
             "model": {"kind": kind_of(type(recipe.model)), **to_dict(recipe.model)},
         }
         write_text(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
-        paths = [path for path in sorted(folder.iterdir()) if path.is_file() and not is_temporary(path)]
-        return {f"model/{path.name}": hash_file(path) for path in paths if path != self.run.weights}
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not is_temporary(path)]
+        own = [path for path in paths if path != self.run.weights]
+        return {f"model/{path.relative_to(folder).as_posix()}": hash_file(path) for path in own}
 
     def open_logs(self, logs: Mapping[str, Mapping[str, Any]], step: int) -> None:
         """Open the logs, cut back to what a checkpoint of this step states of them. Raises DamagedFile."""

@@ -33,11 +33,11 @@ from isoform.codecs.codec import Codec, TextCodec
 from isoform.codecs.document import with_template
 from isoform.codecs.image import patches_of
 from isoform.codecs.numbers import NumberCodec
-from isoform.codecs.origin import FILES, GENERATION, TOKENIZER_FILE, read_origin
+from isoform.codecs.origin import FILES, GENERATION, TEMPLATES, TOKENIZER_FILE, read_origin
 from isoform.codecs.registry import load_codec
 from isoform.config import from_dict, kind_of, load_toml
 from isoform.data.sources import PACKAGE, package_folder
-from isoform.files import DamagedFile, is_unfinished, staged, write_bytes
+from isoform.files import DamagedFile, is_unfinished, staged, write_files
 from isoform.manifest import DIVERGED, SUMMARY, WEIGHTS, read_manifest, verify_files
 from isoform.model.adapters import adapt, without_adapters
 from isoform.model.baseline_config import Model
@@ -229,8 +229,7 @@ def _load_gguf(path: Path) -> Trained:
     """The model of a GGUF file."""
     file = read_gguf(path)
     with tempfile.TemporaryDirectory() as folder:
-        for name, data in file.files.items():
-            write_bytes(Path(folder) / name, data)
+        write_files(Path(folder), file.files)
         return _imported(file.model, _codec_of(Path(folder), file.model.config, file.special_ids, path), path)
 
 
@@ -275,7 +274,7 @@ def check_destination(folder: Path) -> None:
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
     if folder.is_dir() and is_unfinished(folder):
-        ours = {CONFIG, INDEX, *FILES}
+        ours = {CONFIG, INDEX, *FILES, TEMPLATES}
         names = {name for name in names - ours if not name.endswith((".safetensors", ".partial"))}
     if names:
         raise ValueError(f"{folder} exists and is not empty; name a new folder")
@@ -300,8 +299,7 @@ def export(trained: Trained, folder: Path) -> str:
     ids = {**label_fields(trained.recipe.objective), **ids}
     with staged(folder) as stage:
         architecture = write_folder(trained.transformer, stage, ids)
-        for name, data in files.items():
-            write_bytes(stage / name, data)
+        write_files(stage, files)
     return architecture
 
 

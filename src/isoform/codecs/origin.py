@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,8 @@ from isoform.reading import TOKENIZER, parse_json, read_bytes
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS, GENERATION, TEMPLATE = "tokenizer_config.json", "generation_config.json", "chat_template.jinja"
 PREPROCESSING = "preprocessor_config.json"
+TEMPLATES = "additional_chat_templates"
+"""The folder of further chat templates, files whose names end in .jinja."""
 FILES = (
     *(TOKENIZER_FILE, SETTINGS, GENERATION, TEMPLATE, "chat_template.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"),
@@ -48,7 +51,7 @@ class SpecialIds:
 
 @dataclass(frozen=True)
 class Origin:
-    """Files by name, and the fields of config.json about special tokens; empty for isoform's own codecs."""
+    """Files by their paths, and the fields of config.json about special tokens; empty for isoform's own codecs."""
 
     files: Mapping[str, bytes] = field(default_factory=dict)
     ids: Mapping[str, Any] = field(default_factory=dict)
@@ -116,7 +119,7 @@ class Origin:
     def without_vocabulary(self) -> Origin:
         """The same for a vocabulary that has changed: settings without the files that hold the vocabulary."""
         names = (SETTINGS, GENERATION, TEMPLATE, "chat_template.json", "special_tokens_map.json")
-        return Origin({name: data for name, data in self.files.items() if name in names}, self.ids)
+        return Origin({name: data for name, data in self.files.items() if name in names or "/" in name}, self.ids)
 
     def _document(self, name: str) -> dict[str, Any]:
         if name not in self.files:
@@ -129,13 +132,20 @@ def read_origin(folder: Path, ids: Mapping[str, Any] | None = None) -> Origin:
 
     Raises ValueError naming a file that is too large or can't be read.
     """
-    files = {}
-    for name in FILES:
-        path = folder / name
-        if not path.is_file():
-            continue
-        files[name] = read_bytes(path, TOKENIZER)
-    return Origin(files, dict(ids or {}))
+    inside = folder / TEMPLATES
+    for path in [inside] if inside.is_symlink() else sorted(inside.glob("*.jinja")):
+        if path.is_symlink():
+            warnings.warn(f"{path} is a link and is left aside; put a copy of what it names in its place", stacklevel=2)
+    names = [name for name in (*FILES, *templates_in(folder)) if (folder / name).is_file()]
+    return Origin({name: read_bytes(folder / name, TOKENIZER) for name in names}, dict(ids or {}))
+
+
+def templates_in(folder: Path) -> list[str]:
+    """The further chat templates of a folder, by their paths in it; none through links."""
+    if (folder / TEMPLATES).is_symlink():
+        return []
+    paths = sorted((folder / TEMPLATES).glob("*.jinja"))
+    return [f"{TEMPLATES}/{path.name}" for path in paths if path.is_file() and not path.is_symlink()]
 
 
 def own_settings(end: str) -> bytes:

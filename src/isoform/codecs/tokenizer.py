@@ -23,7 +23,7 @@ from isoform.codecs.bounds import check_bounds, check_text, unseen, without_pani
 from isoform.codecs.codec import END_OF_TEXT, FILE, SEPARATOR, StreamDecoder, TextCodec, utf8
 from isoform.codecs.document import BYTES
 from isoform.codecs.origin import SETTINGS, TOKENIZER_FILE, Origin, SpecialIds, own_settings
-from isoform.files import write_bytes, write_text
+from isoform.files import write_files, write_text
 
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 """End-of-text tokens of other tokenizers."""
@@ -104,8 +104,7 @@ class LibraryCodec(TextCodec):
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json, the format of other libraries, what belongs to it, and codec.json."""
-        for name, data in self.files().items():
-            write_bytes(Path(folder) / name, data)
+        write_files(Path(folder), self.files())
         origin = {"origin": dict(self.origin.ids)} if self.origin.files else {}
         form = {"kind": self.kind, "file": TOKENIZER_FILE, **self._own_ids(), **origin}
         write_text(Path(folder) / FILE, json.dumps(form) + "\n")

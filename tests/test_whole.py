@@ -18,9 +18,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 import isoform
 from families import Peer, all_peers
 from isoform.checkpoint.families.registry import FAMILIES
-from isoform.checkpoint.special_ids import special_ids
 from isoform.codecs.codec import TextCodec
 from isoform.codecs.config import BPE, Bytes, Characters
+from isoform.codecs.origin import STARTS
 from isoform.codecs.registry import load_codec
 from isoform.data.config import Data
 from isoform.evaluation.evaluate import evaluate_records
@@ -501,7 +501,7 @@ def test_a_converted_folder_keeps_its_texts_ids_and_settings(name, root, tmp_pat
 def test_rows_without_a_token_are_never_chosen(root, tmp_path):
     tokenizer = tokenizer_of("gpt2")
     config = peer_of("gpt2").config
-    config.vocab_size = len(tokenizer) + 60
+    config.vocab_size, config.eos_token_id = len(tokenizer) + 60, tokenizer.eos_token_id
     torch.manual_seed(5)
     peers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -607,16 +607,9 @@ def test_tokenizers_of_their_classes_have_the_same_ids_and_texts(name, tmp_path)
         assert codec.decode(expected) == theirs.decode(expected, skip_special_tokens=True), text
 
 
-def test_special_ids_of_absent_fields_are_their_classes():
+def test_the_start_that_an_absent_field_means_is_that_of_their_class():
     for model_type in {family.model_type for family in FAMILIES}:
         config = peers.AutoConfig.for_model(model_type)
-        expected = {
-            name: getattr(config, name)
-            for name in ("decoder_start_token_id", "forced_eos_token_id", "begin_suppress_tokens", "bad_words_ids")
-            if getattr(config, name, None) is not None
-        }
-        if model_type == "t5":  # which has no default; transformers then refuses to generate
-            expected["decoder_start_token_id"] = config.pad_token_id
-        got = special_ids({"model_type": model_type})
-        assert got.pop("model_type") == model_type
-        assert got == {name: list(v) if isinstance(v, tuple) else v for name, v in expected.items()}, model_type
+        if config.is_encoder_decoder:
+            assert STARTS[model_type] == getattr(config, "decoder_start_token_id", None), model_type
+        assert config.is_encoder_decoder == (model_type in STARTS)

@@ -109,7 +109,9 @@ def _codec_of_start(recipe: Recipe) -> Codec:
             f"have no effect",
             stacklevel=3,
         )
-    return trained.codec
+    codec = trained.codec
+    codec.origin = replace(codec.origin, is_foreign=False)
+    return codec
 
 
 def validation_rows(recipe: Recipe, records: Sequence[Record], codec: Codec) -> ValidationRows:

@@ -9,6 +9,7 @@ import math
 import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,9 @@ def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
         trained = _load_gguf(path)
     elif is_folder(path) and not Run(path).exists:
         model = read_folder(path)
-        trained = _imported(model, _codec_of(path, model.config, special_ids(read_json(path / CONFIG))), path)
+        codec = _codec_of(path, model.config, special_ids(read_json(path / CONFIG)))
+        codec.origin = replace(codec.origin, is_foreign=True)
+        trained = _imported(model, codec, path)
     else:
         trained = _load_run(Run(path))
     if torch.device(device).type == "cpu" and num_matrix_parameters(trained.model.config) >= LARGE:
@@ -245,8 +248,9 @@ def _codec_of(folder: Path, config: ModelConfig, ids: Mapping[str, Any], path: P
             raise ValueError("there is no tokenizer.json")
         return load_codec(folder, ids)
     except ValueError as error:
+        codec = NumberCodec(config.vocab_size, read_origin(folder, ids))  # raises what is no matter of a tokenizer
         warnings.warn(f"{path or folder}: {error}; tokens are written as their ids", stacklevel=4)
-        return NumberCodec(config.vocab_size, read_origin(folder, ids))
+        return codec
 
 
 def _imported(model: Transformer, codec: Codec, path: Path) -> Trained:
@@ -257,8 +261,13 @@ def _imported(model: Transformer, codec: Codec, path: Path) -> Trained:
             f"{path}: the tokenizer has {codec.vocab_size} tokens, the model's table {model.config.vocab_size} rows; "
             f"get the tokenizer of this model, or resize the table and save the model again"
         )
-    start = codec.special_ids.decoder_start if isinstance(codec, TextCodec) else None
-    if start is not None and not 0 <= start < model.config.vocab_size:
+    starts: list[int | None] = []
+    if isinstance(codec, TextCodec):
+        starts = [codec.special_ids.decoder_start]
+        with suppress(ValueError):  # of a model that can't generate
+            starts.append(codec.generation_start)
+    start = next((i for i in starts if i is not None and not 0 <= i < model.config.vocab_size), None)
+    if start is not None:
         raise ValueError(
             f"{path}: decoder_start_token_id={start}, and the model's table has {model.config.vocab_size} rows; "
             f"correct it in {GENERATION} and {CONFIG}"

@@ -368,7 +368,10 @@ def write_folder(model: Transformer, folder: Path, extra: Mapping[str, Any] | No
     Raises ValueError naming the fields that no family can represent.
     """
     extra = dict(extra or {})
-    family, written = family_of(model.config, extra.pop("model_type", None))
+    model_type = extra.pop("model_type", None)
+    family, written = family_of(model.config, model_type)
+    if written["model_type"] == model_type:  # where its files leave out how texts begin and end, ours do
+        written = {key: v for key, v in written.items() if key not in ("decoder_start_token_id", "eos_token_id")}
     make_folder(folder)
     theirs: dict[str, Tensor] = {}
     slices = slices_of(model, family.names_of(model.config), family.transforms)

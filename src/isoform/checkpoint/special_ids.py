@@ -1,4 +1,4 @@
-"""The fields of config.json about tokens, labels and generation, with the defaults of each model_type."""
+"""The fields of config.json about tokens, labels and generation."""
 
 from __future__ import annotations
 
@@ -13,21 +13,11 @@ FIELDS = (
     *("id2label", "label2id", "problem_type", "model_type"),
 )
 """The fields that go along with a model; they are written as they were read."""
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "t5": {"decoder_start_token_id": 0},
-    "mt5": {"decoder_start_token_id": 0},
-    "mbart": {"forced_eos_token_id": 2},
-    "bart": {"decoder_start_token_id": 2, "forced_eos_token_id": 2},
-    "marian": {"decoder_start_token_id": 58100, "forced_eos_token_id": 0},
-    "whisper": {"decoder_start_token_id": 50257, "begin_suppress_tokens": [220, 50256]},
-}
-"""Of absent fields, for pairs of stacks; T5 starts with its padding."""
 
 
 def special_ids(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config.json, those that are absent with their defaults; null stays null."""
-    present = {name: config[name] for name in FIELDS if name in config}
-    return {**DEFAULTS.get(str(config.get("model_type")), {}), **present}
+    """The fields of a config.json; those that are absent stay so, and null stays null."""
+    return {name: config[name] for name in FIELDS if name in config}
 
 
 def own_ids(end: int, start: int | None) -> dict[str, Any]:

@@ -123,6 +123,13 @@ class TextCodec(Codec):
         """UTF-8 bytes of every token (V,) int64, 0 for special ones: the denominator of bits per byte."""
         return np.fromiter(map(len, self._tokens), np.int64, self.vocab_size)
 
+    @property
+    def generation_start(self) -> int | None:
+        """The first input of the decoder of a pair of stacks, for a text that is generated; None: the last token of the
+        source. Raises ValueError if the model's folder names none."""
+        start = self.special_ids.decoder_start
+        return self.origin.generation_start if start is not None and self.origin.is_foreign else start
+
     @abstractmethod
     def encode_text(self, text: str) -> np.ndarray:
         """Ids (T,) of a text, without special tokens. Raises ValueError for text that has no token."""

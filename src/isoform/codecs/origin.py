@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ OF_MODEL = (GENERATION, PREPROCESSING)
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that tokenizer_config.json names."""
 
+STARTS = {"t5": None, "mt5": 0, "bart": 2, "mbart": None, "marian": 58100, "whisper": 50257}
+"""The model_types of pairs of stacks, with what begins a target if config.json doesn't say it."""
+
 
 @dataclass(frozen=True)
 class SpecialIds:
@@ -40,7 +43,7 @@ class SpecialIds:
     after: tuple[int, ...] = ()
     """Follow every text; if there are none, `end` does where a text is complete."""
     decoder_start: int | None = None
-    """The first input of the decoder of a pair of stacks; None: the last token of the source."""
+    """The first input of the decoder of a pair of stacks, for a target; None: the last token of the source."""
     are_read: bool = False
     """Whether the name of a special token inside a text is read as that token."""
 
@@ -55,6 +58,8 @@ class Origin:
 
     files: Mapping[str, bytes] = field(default_factory=dict)
     ids: Mapping[str, Any] = field(default_factory=dict)
+    is_foreign: bool = False
+    """Whether the model is another library's, too, and generates as its files say, not as it was trained here."""
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
@@ -71,14 +76,28 @@ class Origin:
 
     @property
     def decoder_start(self) -> int | None:
-        """The first input of the decoder of a pair of stacks; None for other models. Raises ValueError for no id."""
-        start = self.ids.get("decoder_start_token_id")
-        if start is not None and GENERATION in self.files:
-            start = self.generation.get("decoder_start_token_id", self.generation.get("bos_token_id", start))
-        start = start[0] if isinstance(start, list) and start else start  # one for each text of a batch
-        if start is not None and not isinstance(start, int):
-            raise ValueError(f"decoder_start_token_id={start!r} is no id; correct it")
-        return start
+        """The first input of the decoder of a pair of stacks, for a target; None for other models.
+
+        Raises ValueError for no id.
+        """
+        model_type = self.ids.get("model_type")
+        if model_type not in STARTS:
+            return None
+        start = self.ids.get("decoder_start_token_id", STARTS[model_type])
+        if start is None and model_type in ("marian", "whisper"):
+            raise ValueError("config.json: decoder_start_token_id is null, which their class refuses; give an id")
+        return self.generation_start if start is None else _as_start(start)
+
+    @property
+    def generation_start(self) -> int:
+        """The first input of the decoder of a pair of stacks, for a text that is generated. Raises ValueError if the
+        files name none."""
+        start = self.generation.get("decoder_start_token_id")
+        start = self.generation.get("bos_token_id") if start is None else start
+        if start is None:
+            name = GENERATION if GENERATION in self.files else "config.json"
+            raise ValueError(f"{name}: decoder_start_token_id or bos_token_id has to be defined for a pair of stacks")
+        return _as_start(start)
 
     @property
     def names(self) -> dict[str, str]:
@@ -119,7 +138,8 @@ class Origin:
     def without_vocabulary(self) -> Origin:
         """The same for a vocabulary that has changed: settings without the files that hold the vocabulary."""
         names = (SETTINGS, GENERATION, TEMPLATE, "chat_template.json", "special_tokens_map.json")
-        return Origin({name: data for name, data in self.files.items() if name in names or "/" in name}, self.ids)
+        files = {name: data for name, data in self.files.items() if name in names or "/" in name}
+        return replace(self, files=files)
 
     def _document(self, name: str) -> dict[str, Any]:
         if name not in self.files:
@@ -138,6 +158,13 @@ def read_origin(folder: Path, ids: Mapping[str, Any] | None = None) -> Origin:
             warnings.warn(f"{path} is a link and is left aside; put a copy of what it names in its place", stacklevel=2)
     names = [name for name in (*FILES, *templates_in(folder)) if (folder / name).is_file()]
     return Origin({name: read_bytes(folder / name, TOKENIZER) for name in names}, dict(ids or {}))
+
+
+def _as_start(start: object) -> int:
+    start = start[0] if isinstance(start, list) and start else start  # one for each text of a batch
+    if not isinstance(start, int):
+        raise ValueError(f"decoder_start_token_id={start!r} is no id; correct it")
+    return start
 
 
 def templates_in(folder: Path) -> list[str]:

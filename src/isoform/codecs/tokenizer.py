@@ -313,7 +313,9 @@ def ids_around(tokenizer: Tokenizer, origin: Origin, *, are_read: bool) -> Speci
     if end is None:
         raise ValueError(f"the tokenizer has no special token for the end of a text; add one of {', '.join(ENDS)}")
     is_split = bool(origin.settings.get("split_special_tokens"))
-    return SpecialIds(end, before, after, origin.decoder_start, are_read=are_read and not is_split)
+    is_own = origin.ids.get("model_type") == "mbart"  # which begins a target with its last token
+    start = (after or (end,))[-1] if is_own else origin.decoder_start
+    return SpecialIds(end, before, after, start, are_read=are_read and not is_split)
 
 
 def _affixes(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -112,7 +112,11 @@ def constraints_of(codec: TextCodec, num_rows: int) -> Constraints:
     ids, and if no token is left to choose.
     """
     fields = codec.origin.generation
-    ends = _ids(fields, "eos_token_id", num_rows) or ((codec.end_of_text,) if codec.special else ())
+    ends = _ids(fields, "eos_token_id", num_rows)
+    if not ends and not codec.origin.is_foreign and codec.special:
+        ends = (codec.end_of_text,)
+    if not ends and codec.origin.is_foreign:
+        warnings.warn("the model's files name no eos_token_id: a text ends at its maximum length", stacklevel=3)
     banned = _present("bad_words_ids", fields.get("bad_words_ids") or [], num_rows)
     single = [ids[0] for ids in banned if len(ids) == 1 and ids[0] not in ends]
     others = {

@@ -59,7 +59,7 @@ def build_prompt(codec: TextCodec, text: str, *, answers_source: bool, view: Vie
         ids = codec.encode_start(text)
         ids = ids if len(ids) else np.array([codec.end_of_text])
         return Prompt(ids, prefix=0 if view.inputs_mask == Causal() else len(ids), is_continued=True)
-    source, start = codec.encode_source(text), codec.special_ids.decoder_start
+    source, start = codec.encode_source(text), codec.generation_start
     _, source_length = view.length(len(source) + 1, len(source))
     if source_length:
         first = source[-1:] if start is None else np.array([start])

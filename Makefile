@@ -4,7 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-all versions check lint types weights clean
+TEXT = $(ISOFORM_DATA)/tinyshakespeare/input.txt
+PAIRS = $(ISOFORM_DATA)/multi30k/task1
+BENCHMARKS = "startup $(TEXT)" "estimates $(TEXT)" windows mixers experts decoding training "objectives $(PAIRS)" \
+	"tinyshakespeare $(TEXT)"
+
+.PHONY: demo test test-all versions check lint types weights benchmarks clean
 
 $(VENV)/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +31,12 @@ test-all: $(VENV)/ready  ## the same with every combination of features, and no 
 
 versions:  ## the suite on the lowest and the highest PyTorch, in environments of their own
 	.ci/versions
+
+benchmarks: $(VENV)/ready  ## all benchmarks, one after another on a quiet machine, and their tables in the documents
+	@ls $(TEXT) $(PAIRS) >/dev/null
+	@set -e; for words in $(BENCHMARKS); do set -- $$words; name=$$1; shift; start=$$(date +%s); \
+		$(BIN)/python benchmarks/$$name.py "$$@" >/dev/null; echo "$$name: $$(($$(date +%s) - start)) s"; done
+	$(BIN)/python benchmarks/tables.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

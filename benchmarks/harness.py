@@ -1,7 +1,8 @@
-"""Common to the benchmarks: timing, the machine and versions of a measurement, and the result files."""
+"""Common to the benchmarks: timing, the commit, machine and versions of a measurement, and the result files."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import statistics
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,16 +23,42 @@ from isoform.objectives.losses import Loss
 from isoform.training.config import Training
 from isoform.training.trainer import Progress, train_loop
 
-RESULTS = Path(__file__).parent / "results"
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results"
+CODE = ("src", "benchmarks/*.py", "tests/peers.py", "requirements.lock")
+"""What is measured: a change of it makes a commit a different one."""
+START = time.perf_counter()
+sys.path.insert(0, str(ROOT / "tests"))
+
+
+def commit() -> str:
+    """The commit of the code that is measured, "+changes" if files of it differ from those committed."""
+    used = Path(inspect.getfile(choose_machine))
+    if not used.is_relative_to(ROOT):
+        raise SystemExit(f"isoform is imported from {used}, not from {ROOT}; install or point PYTHONPATH at the latter")
+    short = _git("rev-parse", "--short=10", "HEAD")
+    return f"{short}+changes" if _git("status", "--porcelain", "--", *CODE) else short
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
+COMMIT = commit()
+"""When the process started, before anyone can edit a file."""
 
 
 def save_results(name: str, values: dict[str, object], device: str = "cpu") -> None:
-    """Print the values and write them to results/NAME.json, with machine, versions and command."""
-    machine = describe(choose_machine(device))
-    versions = {package: version(package) for package in ("isoform", "torch", "transformers", "numpy")}
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *[Path(a).name for a in sys.argv[1:]]])
-    text = json.dumps({"command": command, "machine": machine, "versions": versions, **values}, indent=1)
+    """Print the values and write them to results/NAME.json, with commit, date, command, machine and versions."""
+    about = {
+        "commit": COMMIT,
+        "date": date.today().isoformat(),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *[Path(a).name for a in sys.argv[1:]]]),
+        "total_seconds": round(time.perf_counter() - START),
+        "machine": describe(choose_machine(device)),
+        "versions": {package: version(package) for package in ("isoform", "torch", "transformers", "numpy")},
+    }
+    text = json.dumps({**about, **values}, indent=1)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text + "\n")
     print(text)
@@ -114,3 +142,14 @@ def in_turn(works: dict[str, Callable[[], float | None]], *, rounds: int, warm_u
 def ratios(seconds: dict[str, list[float]], ours: str, peer: str) -> dict[str, object]:
     """The peer's seconds over ours, pair by pair."""
     return summary([b / a for a, b in zip(seconds[ours], seconds[peer], strict=True)])
+
+
+def beside_the_best(seconds: dict[str, list[float]], num_tokens: int) -> dict[str, object]:
+    """Tokens per second of each form of both, and ours as multiples of the fastest of the peer's."""
+    theirs = [name for name in seconds if name.startswith("transformers")]
+    best = min(theirs, key=lambda name: statistics.median(seconds[name]))
+    return {
+        "tokens_per_second": {name: summary([num_tokens / s for s in times]) for name, times in seconds.items()},
+        "best_of_the_peer": best,
+        "times_the_best_of_the_peer": {name: ratios(seconds, name, best) for name in seconds if name not in theirs},
+    }

@@ -3,9 +3,9 @@
     python benchmarks/objectives.py MULTI30K [--rounds 5] [--steps 20]      # a folder with task 1 of Multi30k
 
 BERT of 4 layers, width 256, and BART of 3 + 3 layers, width 256, over 4,000 tokens, without dropout; both start
-with equal weights and the same rows, pairs padded to the longest of similar length. The peer runs in float32 and under
-torch's autocast to bfloat16. Beam search has 4 beams on the first 200 sentences of test2016 in batches of 25 of
-similar length, by that BART after 400 steps of translation, in float32.
+with equal weights and the same rows, pairs padded to the longest of similar length. The peer runs in each of FORMS,
+compiled before the clock starts, ours in float32 and bfloat16. Beam search has 4 beams on the first 200 sentences of
+test2016 in batches of 25 of similar length, by that BART after 400 steps of translation, in float32.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from harness import in_turn, ratios, save_results, summary, training_steps
+from harness import beside_the_best, in_turn, ratios, save_results, summary, training_steps
+from peer_training import FORMS, backward, build_optimizer, update
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForMaskedLM, PreTrainedModel
 
 from isoform.batch import Batch, Encoding, Example, GlobalBatch, collate
@@ -45,7 +45,6 @@ from isoform.training.config import AdamW
 from isoform.training.optimizer import build_optimizers
 
 VOCAB, END, BEGIN = 4000, 2, 2
-FORMATS = ("float32", "bfloat16")
 LEARNED = 400
 """Steps of translation before the search."""
 
@@ -167,21 +166,18 @@ def their_inputs(batch: Batch, *, is_encoder_decoder: bool) -> dict[str, torch.T
     return {"input_ids": ids, "attention_mask": is_real, "decoder_input_ids": batch.inputs.ids, "labels": labels}
 
 
-def their_steps(model: PreTrainedModel, batches: Sequence[Batch], dtype: str, *, is_encoder_decoder: bool) -> Callable:
+def their_steps(model: PreTrainedModel, batches: Sequence[Batch], form: str, *, is_encoder_decoder: bool) -> Callable:
     """A plain loop on the same batches."""
     model = model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = build_optimizer(model, beta2=0.95)
+    add_gradients = backward(lambda arguments: model(**arguments).loss, form, has_one_shape=not is_encoder_decoder)
     inputs = [their_inputs(batch, is_encoder_decoder=is_encoder_decoder) for batch in batches]
 
     def work() -> float:
         start = time.perf_counter()
         for arguments in inputs:
-            with torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else nullcontext():
-                loss = model(**arguments).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            add_gradients(arguments)
+            update(model, optimizer)
         return time.perf_counter() - start
 
     return work
@@ -191,17 +187,12 @@ def trained(name: str, build: Callable, batches: Sequence[Batch], objective: Obj
     """Tokens per second of both, in turn."""
     is_encoder_decoder = name == "seq2seq"
     works: dict[str, Callable] = {}
-    for dtype in FORMATS:
-        works[f"transformers {dtype}"] = their_steps(build(), batches, dtype, is_encoder_decoder=is_encoder_decoder)
-        works[f"isoform {dtype}"] = our_steps(build(), batches, objective, dtype)
+    for form in FORMS:
+        works[f"transformers {form}"] = their_steps(build(), batches, form, is_encoder_decoder=is_encoder_decoder)
+        if "compiled" not in form:
+            works[f"isoform {form}"] = our_steps(build(), batches, objective, form)
     seconds = in_turn(works, rounds=rounds)
-    num_tokens = sum(int((b.inputs.coordinates.document >= 0).sum()) for b in batches)
-    best = min((f"transformers {dtype}" for dtype in FORMATS), key=lambda key: min(seconds[key]))
-    return {
-        "tokens_per_second": {key: summary([num_tokens / s for s in times]) for key, times in seconds.items()},
-        "best_of_the_peer": best,
-        "times_the_best_of_the_peer": {key: ratios(seconds, key, best) for key in works if key.startswith("isoform")},
-    }
+    return beside_the_best(seconds, sum(int((b.inputs.coordinates.document >= 0).sum()) for b in batches))
 
 
 def translator(data: Path, folder: Path) -> Trained:

@@ -1,6 +1,6 @@
 """Masked language modelling, sequence-to-sequence training and beam search: isoform and transformers, interleaved.
 
-    python benchmarks/objectives.py MULTI30K [--rounds 5] [--steps 20]      # a folder with task 1 of Multi30k
+    python benchmarks/objectives.py MULTI30K [--rounds 5] [--steps 10]      # a folder with task 1 of Multi30k
 
 BERT of 4 layers, width 256, and BART of 3 + 3 layers, width 256, over 4,000 tokens, without dropout; both start
 with equal weights and the same rows, pairs padded to the longest of similar length. The peer runs in each of FORMS,
@@ -270,7 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10)
     options = parser.parse_args()
     choose_machine("cpu")  # before any thread starts, as a process that trains does, so that all flush subnormals
     save_results(

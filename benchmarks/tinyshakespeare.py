@@ -21,7 +21,7 @@ from training import classic
 
 from isoform.model.cost import Shape, training_flops
 
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (2e-3, 4e-3, 8e-3)
 """Where the sweep begins."""
 TRIED, PEER_SEEDS = 200, 2
 """Steps that decide which form of the peer is the fastest; its final runs."""

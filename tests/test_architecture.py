@@ -54,6 +54,7 @@ ROWS = [
         "scaling.engines",
         "scaling.study",
         "scaling.conversation",
+        "scaling.items",
         "scaling.measures",
         "scaling.laws",
         "scaling.forms",

@@ -15,6 +15,7 @@ from isoform.recipe import load_recipe, with_changes
 from isoform.scaling.claims import UNDECIDED, decide, load_claim, measure
 from isoform.scaling.config import OneSize
 from isoform.scaling.curves import difference, mean, pooled_deviation
+from isoform.scaling.items import score, unpack
 from isoform.scaling.ladder import plan_one_size
 from isoform.scaling.statistics import Arms, Compared
 from isoform.scaling.study import Row
@@ -99,6 +100,7 @@ def test_arms_run_as_written_start_from_earlier_ones_and_are_measured_once(folde
         assert tuned["compute"] > read["compute"]
         summary = json.loads((folder / "pool" / tuned["id"] / "summary.json").read_text())
         assert tuned["measures"]["accuracy"] == summary["validation_accuracy"]
+        assert score(unpack(tuned["items"]["accuracy"])) == pytest.approx(summary["validation_accuracy"])
     values = saved["values"]
     numbers = [row["measures"]["accuracy"] for row in by_arm["tuned"]]
     assert values["tuned.accuracy"][0] == pytest.approx(np.mean(numbers))
@@ -108,7 +110,7 @@ def test_arms_run_as_written_start_from_earlier_ones_and_are_measured_once(folde
 
     measured = sorted(folder.glob("pool/*/measure-*.json"))
     before = [path.stat().st_mtime_ns for path in measured]
-    assert len(measured) == 2 and main(arguments) == 0
+    assert len(measured) == 6 and main(arguments) == 0
     assert [path.stat().st_mtime_ns for path in measured] == before
 
 

@@ -44,6 +44,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "Arm": {"name": "a"},
     "Part": {"path": "a"},
     "Claim": {"question": "", "source": "", "says": "", "statistic": None, "rule": ()},
+    "Validation": {"name": "a", "what": "accuracy"},
+    "Answers": {"name": "a", "path": "a"},
     "Translation": {"name": "a", "path": "a", "language": "en"},
     "Conversation": {"name": "a", "what": "read_again"},
 }

@@ -273,6 +273,11 @@ class ValidationRows:
                 f"{tokens.location(0)}; give a longer text"
             )
 
+    @property
+    def records(self) -> np.ndarray | None:
+        """The number of each document's record, in the order of the rows; None for windows of a stream."""
+        return None if self.plan is None else self.samples.records[np.concatenate(self.plan)]
+
     def batches(self, batch_rows: int) -> Iterator[tuple[Batch, int]]:
         """All rows in batches of up to batch_rows, each with the number of UTF-8 bytes of its targets (0 if they aren't
         text)."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,8 +16,9 @@ from isoform.data.loader import ValidationRows
 from isoform.data.sources import Record
 from isoform.machine import Machine
 from isoform.model.network import Network
+from isoform.objectives.config import Contrastive
 from isoform.objectives.losses import target_losses
-from isoform.objectives.task import Task, build_task
+from isoform.objectives.task import Scored, Task, build_task
 from isoform.preparation import validation_rows
 from isoform.recipe import Recipe
 from isoform.training.trainer import until_stopped
@@ -55,8 +57,7 @@ def evaluate(
         if not batch.loss_weights.any():
             continue
         batch = batch.to(machine.device)
-        with torch.autocast(machine.device.type, machine.dtype, enabled=machine.uses_autocast):
-            logits, targets, weights = task.scored(model, batch, dense=by_document)
+        logits, targets, weights = _scored(model, task, batch, machine, dense=by_document)
         nats = nats + (target_losses(logits, targets) * weights).sum().double().cpu()
         is_number = is_number or targets.is_floating_point()
         is_right = logits.argmax(-1) == targets
@@ -64,8 +65,9 @@ def evaluate(
         weight += float(weights.sum())
         num_bytes += batch_bytes
         if by_document:
-            batch_exact, batch_documents = _exact_documents(is_right, batch)
-            exact, num_documents = exact + batch_exact, num_documents + batch_documents
+            num_right, num_targets = _correct_by_document(is_right, batch).unbind(1)
+            exact += int((num_right == num_targets)[num_targets > 0].sum())
+            num_documents += int((num_targets > 0).sum())
     if weight == 0:
         raise ValueError("there is nothing to evaluate: the text has no token to predict; give a longer one")
     total = float(nats)
@@ -78,14 +80,22 @@ def evaluate(
     )
 
 
-def _exact_documents(is_right: Tensor, batch: Batch) -> tuple[int, int]:
-    """The number of documents with every counted token right, and of all documents."""
-    document, counts = batch.inputs.coordinates.document, batch.loss_weights > 0
-    rows = torch.arange(len(document), device=document.device).unsqueeze(1) * (int(document.max()) + 1)
-    key = (rows + document)[counts]
-    wrong = torch.zeros(int(key.max()) + 1, device=key.device).index_add_(0, key, (~is_right[counts]).float())
-    present = key.unique()
-    return int((wrong[present] == 0).sum()), len(present)
+def _scored(model: Network, task: Task, batch: Batch, machine: Machine, *, dense: bool) -> Scored:
+    with torch.autocast(machine.device.type, machine.dtype, enabled=machine.uses_autocast):
+        return task.scored(model, batch, dense=dense)
+
+
+def _correct_by_document(is_right: Tensor, batch: Batch) -> Tensor:
+    """For each document of a batch, in order (documents, 2): the number of its targets that are right, and of all.
+
+    is_right: of each position (B, T), or of the counted ones alone (1, n).
+    """
+    document, is_counted = batch.inputs.coordinates.document, batch.loss_weights > 0
+    right = is_right[is_counted] if is_right.shape == is_counted.shape else is_right.flatten()
+    per_row = document.amax(1) + 1
+    number = ((per_row.cumsum(0) - per_row).unsqueeze(1) + document)[is_counted]
+    counts = torch.zeros(int(per_row.sum()), 2, dtype=torch.int64, device=right.device)
+    return counts.index_add_(0, number, torch.stack([right.long(), torch.ones_like(number)], dim=1))
 
 
 def evaluate_records(
@@ -111,7 +121,37 @@ def evaluate_rows(
     batches = rows.batches(min(recipe.rows_per_pass, limit) if limit else recipe.rows_per_pass)
     batches = until_stopped(batches if not limit else _first_rows(batches, limit), should_stop)
     task = build_task(recipe.objective, rows.view)
-    return evaluate(model, task, batches, machine, by_document=recipe.data.keeps_records and not rows.view.is_whole)
+    return evaluate(model, task, batches, machine, by_document=_scores_documents(recipe, rows))
+
+
+@torch.inference_mode()
+def correct_by_record(
+    model: Network, recipe: Recipe, codec: Codec, records: Sequence[Record], machine: Machine
+) -> np.ndarray:
+    """For each record (n, 2): how many of its targets are the most probable class, and how many it has; 0 of a record
+    that fits no row.
+
+    Computed in the batches of `evaluate_records`, so that the ratio of the sums is its accuracy. Raises ValueError for
+    rows that don't keep records apart, and for targets that aren't those of one record.
+    """
+    rows = validation_rows(recipe, records, codec)
+    if rows.records is None or isinstance(recipe.objective, Contrastive):
+        raise ValueError("accuracy by record needs an objective on single records, in rows that keep them apart")
+    model.eval()
+    task, by_document = build_task(recipe.objective, rows.view), _scores_documents(recipe, rows)
+    parts = []
+    for batch, _ in rows.batches(recipe.rows_per_pass):
+        batch = batch.to(machine.device)
+        logits, targets, _ = _scored(model, task, batch, machine, dense=by_document)
+        parts.append(_correct_by_document(logits.argmax(-1) == targets, batch).cpu())
+    counts = np.zeros((len(records), 2), np.int64)
+    np.add.at(counts, rows.records, torch.cat(parts).numpy())
+    return counts
+
+
+def _scores_documents(recipe: Recipe, rows: ValidationRows) -> bool:
+    """Whether it is worth asking which documents are right as a whole: those of several targets."""
+    return recipe.data.keeps_records and not rows.view.is_whole
 
 
 def _first_rows(batches: Iterable[tuple[Batch, int]], limit: int) -> Iterator[tuple[Batch, int]]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from isoform.codecs.codec import as_text
 from isoform.data.sources import Record
@@ -41,26 +43,60 @@ class TranslationScore:
     num_pairs: int
 
 
+@dataclass(frozen=True)
+class _Form:
+    """Answers and references as one of the scores sees them."""
+
+    bleu: type[BLEU]
+    settings: dict[str, Any]
+    answers: list[str]
+    references: list[str]
+    signature: str = ""
+    """What is added to sacrebleu's."""
+
+    def score(self) -> Bleu:
+        metric = self.bleu(**self.settings)
+        score = metric.corpus_score(self.answers, [self.references]).score
+        return Bleu(score, f"{metric.get_signature()}{self.signature}")
+
+    def statistics(self) -> np.ndarray:
+        metric = self.bleu(**self.settings, effective_order=True)  # sentences may be short; the counts don't change
+        scores = [metric.sentence_score(a, [r]) for a, r in zip(self.answers, self.references, strict=True)]
+        return np.array([[s.sys_len, s.ref_len, *s.counts] for s in scores])
+
+
 def score_translations(answers: Sequence[str], references: Sequence[str], language: str) -> TranslationScore:
     """BLEU of answers (n) against one reference each (n).
 
     language: of the references ("de"), for Moses' list of abbreviations. Raises ValueError if the numbers of answers
     and references differ, or are 0.
     """
+    forms = _forms(answers, references, language)
+    return TranslationScore(forms["tokenised"].score(), forms["plain"].score(), len(references))
+
+
+def sentence_statistics(answers: Sequence[str], references: Sequence[str], language: str) -> dict[str, np.ndarray]:
+    """What each sentence adds to the two scores, `tokenised` and `plain`, as arrays (n, 6): lengths of answer and
+    reference in tokens, matching n-grams of orders 1 .. 4. Raises what `score_translations` raises."""
+    return {name: form.statistics() for name, form in _forms(answers, references, language).items()}
+
+
+def _forms(answers: Sequence[str], references: Sequence[str], language: str) -> dict[str, _Form]:
     if len(answers) != len(references) or not references:
         raise ValueError(f"{len(answers)} answers for {len(references)} references; there must be one for each")
-    metrics = import_optional("sacrebleu.metrics", extra="eval")
+    bleu = import_optional("sacrebleu.metrics", extra="eval").BLEU
     moses = import_optional("sacremoses", extra="eval")
     normalizer, tokenizer = moses.MosesPunctNormalizer(language), moses.MosesTokenizer(language)
 
     def tokenised(text: str) -> str:
         return tokenizer.tokenize(normalizer.normalize(text.lower()), return_str=True, escape=False)
 
-    on_tokens = metrics.BLEU(tokenize="none", lowercase=True, force=True)
-    score = _score(on_tokens, list(map(tokenised, answers)), list(map(tokenised, references)))
-    signature = f"{score.signature}|pre:lowercase+normalize-punctuation+moses.{language}"
-    plain = _score(metrics.BLEU(), list(answers), list(references))
-    return TranslationScore(Bleu(score.score, signature), plain, len(references))
+    on_tokens = {"tokenize": "none", "lowercase": True, "force": True}
+    signature = f"|pre:lowercase+normalize-punctuation+moses.{language}"
+    return {
+        "tokenised": _Form(bleu, on_tokens, [*map(tokenised, answers)], [*map(tokenised, references)], signature),
+        "plain": _Form(bleu, {}, [*answers], [*references]),
+    }
 
 
 def translate(
@@ -83,8 +119,3 @@ def answer_lines(trained: Trained, texts: Sequence[str], decoding: Beam | Sampli
     view, answers_source = trained.view, trained.answers_source
     answers = answer(trained.transformer, codec, texts, decoding, view=view, answers_source=answers_source)
     return [[(LINE_END.sub(" ", text), score) for text, score in each] for each in answers]
-
-
-def _score(metric: BLEU, answers: list[str], references: list[str]) -> Bleu:
-    score = metric.corpus_score(answers, [references]).score
-    return Bleu(score, str(metric.get_signature()))

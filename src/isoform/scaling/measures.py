@@ -1,33 +1,39 @@
 """Measures of a finished run besides its loss: translation quality, accuracy, the loss of another objective.
 
-A value is saved in the run's folder under a hash of the measure and its data, so that it is computed once.
+A value is saved in the run's folder under a hash of the measure and its data, so that it is computed once; with it, of
+shares and BLEU, the results for each test item (`items.py`), from which its sampling error follows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, assert_never
+from typing import Literal, NamedTuple, assert_never
+
+import numpy as np
+import torch
 
 from isoform.config import to_dict
-from isoform.data.sources import load_source
-from isoform.evaluation.evaluate import evaluate_records
-from isoform.evaluation.translation import answer_lines, translate
+from isoform.data.sources import Record, load_source
+from isoform.evaluation.evaluate import correct_by_record, evaluate_records
+from isoform.evaluation.translation import answer_lines, sentence_statistics, translate
 from isoform.files import read_sealed, write_sealed
 from isoform.generation.config import Beam
-from isoform.machine import Machine
+from isoform.machine import DTYPES, Machine, can_compile
 from isoform.model.config import ModelConfig
-from isoform.objectives.config import Causal, Objective, Seq2seq
+from isoform.objectives.config import Causal, Contrastive, Objective, Seq2seq
 from isoform.preparation import load_records
-from isoform.ranges import Exponent, Index, Rows, Size, config
+from isoform.ranges import Exponent, Index, OptionalSize, Rows, Size, config
 from isoform.recipe import Recipe, load_recipe
-from isoform.run import Run, load, read_summary
+from isoform.run import Run, Trained, load, read_summary
 from isoform.scaling.conversation import conversation_turns
+from isoform.scaling.items import pack, score
 from isoform.scaling.study import Row
 
 
@@ -37,8 +43,14 @@ class Validation:
 
     name: str
     what: Literal["loss", "accuracy"]
+    num_items: OptionalSize = 0
+    """Number of validation records that an accuracy is a share of, for runs without results by item; 0: unknown."""
     arms: tuple[str, ...] = ()
     """The arms to measure; empty: all."""
+
+    def __post_init__(self) -> None:
+        if self.num_items and self.what == "loss":
+            raise ValueError(f"num_items={self.num_items} is for shares of test items, not for a loss; leave it out")
 
 
 @config
@@ -53,6 +65,8 @@ class Translation:
     length_penalty: Exponent = 1.0
     limit: Index = 0
     """Number of pairs, the first ones; 0: all."""
+    num_items: OptionalSize = 0
+    """Number of pairs that are scored, for runs without results by item; 0: unknown."""
     arms: tuple[str, ...] = ()
 
 
@@ -62,6 +76,8 @@ class Answers:
 
     name: str
     path: str
+    num_items: OptionalSize = 0
+    """Number of pairs that the measure is a share of, for runs without results by item; 0: unknown."""
     arms: tuple[str, ...] = ()
 
 
@@ -94,6 +110,11 @@ class Conversation:
 
 Measure = Validation | Translation | Answers | Loss | Conversation
 
+VALUE = "value"
+"""The form of a measure that has a single one."""
+NOT_COMPUTED_FROM = ("name", "path", "arms", "form", "num_items")
+"""Fields of a measure on which its results don't depend, the data's path among them."""
+
 
 def take_measures(measures: Sequence[Measure], rows: Sequence[Row], pool: Path, machine: Machine) -> list[Row]:
     """The rows with the measures of their runs; those that have them, or no loss, are unchanged."""
@@ -104,10 +125,21 @@ def _measure_row(measures: Sequence[Measure], row: Row, pool: Path, machine: Mac
     missing = [m for m in measures if (not m.arms or row.arm in m.arms) and m.name not in row.measures]
     if not row.is_finite or not missing:
         return row
-    results = {m.name: _value(m, pool / row.id, machine) for m in missing}
-    values = {name: value for name, (value, _) in results.items()}
-    signatures = {name: signature for name, (_, signature) in results.items() if signature}
-    return replace(row, measures=row.measures | values, signatures=row.signatures | signatures)
+    results = {m.name: _result(m, pool / row.id, machine) for m in missing}
+    return replace(
+        row,
+        measures=row.measures | {name: result.value for name, result in results.items()},
+        signatures=row.signatures | {name: result.signature for name, result in results.items() if result.signature},
+        items=row.items | {name: result.items for name, result in results.items() if result.items},
+    )
+
+
+class _Result(NamedTuple):
+    """A number; the signature of its computation and its items, packed, if it has them."""
+
+    value: float
+    signature: str = ""
+    items: str = ""
 
 
 def _conversation(measure: Conversation, recipe: Recipe) -> float:
@@ -125,43 +157,103 @@ def _conversation(measure: Conversation, recipe: Recipe) -> float:
     return float(turns[-1].bytes_held if measure.what == "bytes_held" else fmean(turn.read_again for turn in turns))
 
 
-def _value(measure: Measure, folder: Path, machine: Machine) -> tuple[float, str]:
-    """The number, and the signature of its computation, if it has one."""
+def _result(measure: Measure, folder: Path, machine: Machine) -> _Result:
+    """The result of a measure of the run in a folder, computed unless it is saved there."""
+    if isinstance(measure, Conversation):
+        return _Result(_conversation(measure, load_recipe(str(Run(folder).recipe))))
+    split, data = None, ""
     if isinstance(measure, Validation):
         value = read_summary(Run(folder))[f"validation_{measure.what}"]
         if value is None:
             raise ValueError(f"the run {folder.name} has no {measure.what}; leave the measure {measure.name!r} out")
-        return float(value), ""
-    if isinstance(measure, Conversation):
-        return _conversation(measure, load_recipe(str(Run(folder).recipe))), ""
-    split = load_source(measure.path, measure.path) if measure.path else None
-    data = "" if split is None else ",".join(source.sha256 for source in split.sources)
-    which = measure.form if isinstance(measure, Translation) else "value"
-    fields = {key: value for key, value in to_dict(measure).items() if key not in ("name", "path", "arms", "form")}
+        if measure.what == "loss" or not _has_items(load_recipe(str(Run(folder).recipe))):
+            return _Result(float(value))
+        data = str(value)  # that of the run's records, and of the model they were scored by
+    elif measure.path:
+        split = load_source(measure.path, measure.path)
+        data = split.fingerprint
+    fields = {key: value for key, value in to_dict(measure).items() if key not in NOT_COMPUTED_FROM}
     cache_key = json.dumps([type(measure).__name__, fields, data])
     path = folder / f"measure-{hashlib.sha256(cache_key.encode()).hexdigest()[:16]}.json"
+    form = measure.form if isinstance(measure, Translation) else VALUE
     with suppress(ValueError):  # a value that is missing or damaged is computed
         saved = read_sealed(path)
-        return float(saved["values"][which]), saved["signatures"].get(which, "")
-    trained, signatures = load(folder, machine.device, machine.dtype), {}
+        if "items" in saved or isinstance(measure, Loss):  # earlier versions saved none
+            value, signatures, items = saved["values"][form], saved["signatures"], saved.get("items", {})
+            return _Result(float(value), signatures.get(form, ""), items.get(form, ""))
+    trained = load(folder, machine.device, machine.dtype)
+    records = _own_records(trained, folder) if split is None else split.validation
+    if isinstance(measure, Validation):
+        results = {VALUE: _accuracy(trained, records, machine, folder)}
+    else:
+        results = _compute(measure, trained, records, machine)
+    values = {form: result.value for form, result in results.items()}
+    signatures = {form: result.signature for form, result in results.items() if result.signature}
+    items = {form: result.items for form, result in results.items() if result.items}
+    write_sealed(path, {"asked": fields, "values": values, "signatures": signatures, "items": items})
+    return results[form]
+
+
+def _has_items(recipe: Recipe) -> bool:
+    """Whether the accuracy of a run is one over records: not over a stream, or among the partners of a batch."""
+    return recipe.data.keeps_records and not isinstance(recipe.objective, Contrastive)
+
+
+def _own_records(trained: Trained, folder: Path) -> Sequence[Record]:
+    """A run's validation records. Raises ValueError if its data changed since."""
+    split = load_records(trained.recipe.data)[1]
+    if trained.data not in ("", split.fingerprint):
+        raise ValueError(f"the data of the run {folder.name} changed, and its validation split with it; restore it")
+    return split.validation
+
+
+def _compute(
+    measure: Translation | Answers | Loss, trained: Trained, records: Sequence[Record], machine: Machine
+) -> dict[str, _Result]:
+    """The results of a measure on records, by form."""
     match measure:
         case Translation(limit=limit):
-            assert split is not None
-            records = split.validation[:limit] if limit else split.validation
+            records = records[:limit] if limit else records
             beam = Beam(size=measure.beams, length_penalty=measure.length_penalty)
-            score, _ = translate(trained, records, beam, measure.language)
-            values = {"tokenised": score.tokenised.score, "plain": score.plain.score}
-            signatures = {"tokenised": score.tokenised.signature, "plain": score.plain.signature}
+            scored, answers = translate(trained, records, beam, measure.language)
+            items = sentence_statistics(answers, [record["target"] for record in records], measure.language)
+            return {
+                form: _Result(bleu.score, bleu.signature, pack(items[form]))
+                for form, bleu in (("tokenised", scored.tokenised), ("plain", scored.plain))
+            }
         case Answers():
-            assert split is not None
-            outputs = answer_lines(trained, [record["source"] for record in split.validation], Beam(size=1))
-            matches = [best[0][0] == record["target"] for best, record in zip(outputs, split.validation, strict=True)]
-            values = {which: fmean(matches)}
+            outputs = answer_lines(trained, [record["source"] for record in records], Beam(size=1))
+            matches = [best[0][0] == record["target"] for best, record in zip(outputs, records, strict=True)]
+            return {VALUE: _Result(fmean(matches), items=pack(np.array(matches)))}
         case Loss(objective=objective):
             recipe = replace(trained.recipe, objective=objective, data=replace(trained.recipe.data, rows="packed"))
-            records = (load_records(recipe.data)[1] if split is None else split).validation
-            values = {which: evaluate_records(trained.model, recipe, trained.codec, records, machine).loss}
+            return {VALUE: _Result(evaluate_records(trained.model, recipe, trained.codec, records, machine).loss)}
         case _:
             assert_never(measure)
-    write_sealed(path, {"asked": fields, "values": values, "signatures": signatures})
-    return values[which], signatures.get(which, "")
+
+
+def _accuracy(trained: Trained, records: Sequence[Record], machine: Machine, folder: Path) -> _Result:
+    """A run's accuracy on its validation records, which was computed when its training ended, now by record.
+
+    With the format of products and the threads of its training, and compiled blocks where that is the default. Raises
+    ValueError if the accuracy is another one than in the run's summary.
+    """
+    summary, num_threads = read_summary(Run(folder)), torch.get_num_threads()
+    expected, made = summary["validation_accuracy"], summary["machine"]
+    machine = replace(machine, dtype=DTYPES[made["dtype"]])
+    if machine.device.type == "cpu":
+        trained.model.set_matmul_dtype(machine.dtype)
+    elif machine.device.type == "cuda" and can_compile(machine):
+        trained.model.compile_blocks()
+    torch.set_num_threads(made["threads"])
+    try:
+        counts = correct_by_record(trained.model, trained.recipe, trained.codec, records, machine)
+    finally:
+        torch.set_num_threads(num_threads)
+    items = counts[:, 0] if (counts[:, 1] == 1).all() else counts
+    if not math.isclose(score(items), expected, rel_tol=1e-9):
+        raise ValueError(
+            f"the model of the run {folder} has a validation accuracy of {score(items):.6g} here, and of "
+            f"{expected:.6g} in its summary; measure it where it was trained: {made['device']}, torch {made['torch']}"
+        )
+    return _Result(expected, items=pack(items))

@@ -87,6 +87,8 @@ class Row:
     """Further measures, by name."""
     signatures: dict[str, str] = field(default_factory=dict)
     """How a measure was computed, as its library reports it (sacrebleu's signatures)."""
+    items: dict[str, str] = field(default_factory=dict)
+    """The results of a measure for each test item, by its name, as `items.pack` writes them."""
     machine: dict[str, Any] = field(default_factory=dict)
     data: tuple[dict[str, Any], ...] = ()
 

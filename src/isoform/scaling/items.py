@@ -1,0 +1,204 @@
+"""Results of a measure item by item, and the variance that the choice of test items gives to a score.
+
+The items of a run are an array of one of three forms, from whose column sums its score follows:
+
+    (n,)    accuracy: 1 for an item that is right, else 0; the score is the mean
+    (n, 2)  accuracy over tokens: how many targets of an item are right, and how many there are; the score is the ratio
+            of the sums
+    (n, 6)  BLEU: lengths of the answer and the reference in tokens, and matching n-grams of orders 1 .. 4; the score is
+            corpus BLEU, 0 .. 100
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+ORDERS = 4
+"""Of BLEU's n-grams."""
+BLEU_COLUMNS = 2 + ORDERS
+HEADER = struct.Struct("<BII")
+"""Bytes of a value, number of items, and of columns (0: none)."""
+MAX_BYTES = 1 << 26
+"""Of unpacked items."""
+MAX_WEIGHTS = 1 << 23
+"""Resampled weights held at once."""
+
+
+def pack(items: np.ndarray) -> str:
+    """Items as compact text. Raises ValueError for an array of another form, or one that is too large."""
+    items = _checked(np.asarray(items))
+    size = next((n for n in (1, 2, 4) if items.max() < 1 << 8 * n), None)
+    if size is None or items.size * size > MAX_BYTES:
+        raise ValueError(f"items of shape {items.shape} up to {items.max()} exceed {MAX_BYTES} bytes, or 4 of a value")
+    header = HEADER.pack(size, len(items), items.shape[1] if items.ndim == 2 else 0)
+    by_column = np.ascontiguousarray(items.T, dtype=f"<u{size}")  # columns compress better than rows
+    return base64.b64encode(zlib.compress(header + by_column.tobytes(), 9)).decode()
+
+
+def unpack(text: str) -> np.ndarray:
+    """The items of a text by `pack`, as int64. Raises ValueError for any other text, and never holds more than
+    MAX_BYTES of it unpacked."""
+    try:
+        stream = zlib.decompressobj()
+        header = stream.decompress(base64.b64decode(text, validate=True), HEADER.size)
+        size, num_items, num_columns = HEADER.unpack(header)
+        num_bytes = size * num_items * max(1, num_columns)
+        if size not in (1, 2, 4) or num_bytes > MAX_BYTES:
+            raise ValueError(f"{num_items} x {num_columns} values of {size} bytes")
+        data = stream.decompress(stream.unconsumed_tail, num_bytes + 1)
+        if len(data) != num_bytes or not stream.eof or stream.unused_data:
+            raise ValueError(f"not {num_bytes} bytes")
+        shape = (num_columns, num_items) if num_columns else (num_items,)
+        return _checked(np.frombuffer(data, f"<u{size}").astype(np.int64).reshape(shape).T)
+    except (ValueError, binascii.Error, zlib.error, struct.error) as error:
+        raise ValueError(f"the items of a measure are damaged ({error}); measure the run again") from None
+
+
+def _checked(items: np.ndarray) -> np.ndarray:
+    """The items. Raises ValueError unless they are of one of the three forms."""
+    is_whole = np.issubdtype(items.dtype, np.integer) or items.dtype == bool
+    if not is_whole or not items.size or not items.ndim or items.shape[1:] not in ((), (2,), (BLEU_COLUMNS,)):
+        forms = f"(n,), (n, 2) or (n, {BLEU_COLUMNS})"
+        raise ValueError(f"items are whole numbers in the shape {forms}, not {items.dtype} in {items.shape}")
+    items = items.astype(np.int64)
+    right, number = np.split(_statistics(items)[:, -2 * ORDERS :], 2, axis=1)
+    if (items < 0).any() or (right > number).any():
+        raise ValueError("the number of what is right in an item is below 0, or above that of all")
+    return items
+
+
+def score(items: np.ndarray) -> float:
+    """The score of all items: a share, or BLEU in points."""
+    return float(_scores(_statistics(_checked(np.asarray(items))).sum(0)))
+
+
+def sampling_variance(
+    first: Sequence[np.ndarray],
+    second: Sequence[np.ndarray] | None = None,
+    clusters: np.ndarray | None = None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> float:
+    """The variance, over test sets of this size, of the mean score of an arm's runs, or of its difference from that of
+    a second arm.
+
+    first, second: the items of each run of an arm; all runs have the same items in the same order. clusters (n,): equal
+    values mark items that share a source, such as sentences of one text; they are drawn together. It is a paired
+    bootstrap (Koehn 2004, "Statistical significance tests for machine translation evaluation"): all runs of both arms
+    are scored on the same resampled items, so that what makes an item hard for all of them cancels. The variance is
+    multiplied by n / (n - 1), n the number of items or clusters, which makes it unbiased for means (Efron and
+    Tibshirani 1993); that of plain accuracies is computed in closed form.
+
+    Runs and items are crossed: a score varies by run, by item, and by their interaction (Owen 2007, "The pigeonhole
+    bootstrap"; Bouthillier et al. 2021, "Accounting for variance in machine learning benchmarks"). With S runs of an
+    arm and n items this counts items / n + interaction / (S n). The variance between runs, divided by S, counts
+    runs / S + interaction / (S n); so the sum of both counts the interaction twice, which is never too little.
+
+    Raises ValueError for runs of different items, and for fewer than two items or clusters.
+    """
+    arms = [[_checked(items) for items in arm] for arm in ([first] if second is None else [first, second])]
+    _check_same([items for arm in arms for items in arm])
+    if clusters is None and all(items.ndim == 1 for arm in arms for items in arm):
+        by_item = _contrast([np.stack(arm, axis=1) for arm in arms])
+        return float(by_item.var(ddof=1) / len(by_item))
+    groups = np.arange(len(arms[0][0])) if clusters is None else _groups(clusters, len(arms[0][0]))
+    sums = [[_by_group(_statistics(items), groups) for items in arm] for arm in arms]
+    scores = [
+        _contrast([np.stack([_scores(weights @ of_run) for of_run in arm], axis=1) for arm in sums])
+        for weights in _weights(int(groups.max()) + 1, resamples, seed)
+    ]
+    variance = float(np.concatenate(scores).var(ddof=1)) * (groups.max() + 1) / groups.max()
+    if not math.isfinite(variance):
+        raise ValueError("too few of the items have targets to estimate a variance from them")
+    return variance
+
+
+def unpaired_variance(first_mean: float, second_mean: float | None, num_items: int) -> float:
+    """The binomial variance of a share of items, or of the difference of two, where the results by item are unknown:
+    p (1 - p) / n of each.
+
+    It is that of independent items for each arm and each run, so larger than that of `sampling_variance` where the same
+    items are hard for both arms. Raises ValueError for anything but shares.
+    """
+    shares = [first_mean] if second_mean is None else [first_mean, second_mean]
+    if num_items < 1 or not all(0 <= share <= 1 for share in shares):
+        raise ValueError(f"{shares} of {num_items} items are not shares; only shares have a binomial variance")
+    return sum(share * (1 - share) for share in shares) / num_items
+
+
+def _check_same(runs: Sequence[np.ndarray]) -> None:
+    """Raises ValueError unless all runs have the same items, as far as can be seen: equally many, and sentences with
+    references of the same lengths."""
+    numbers = sorted({len(items) for items in runs})
+    if len(numbers) != 1:
+        raise ValueError(f"the runs have different test items: {numbers} of them; measure all on the same data")
+    if numbers[0] < 2:
+        raise ValueError("one item has no variance; measure on more")
+    lengths = [items[:, 1] for items in runs if items.ndim == 2 and items.shape[1] == BLEU_COLUMNS]
+    if not all(np.array_equal(each, lengths[0]) for each in lengths):
+        raise ValueError("the runs have different test items: the references differ; measure all on the same data")
+
+
+def _contrast(arms: Sequence[np.ndarray]) -> np.ndarray:
+    """The means over runs of results (n, runs) of the first arm, less those of the second."""
+    means = [results.mean(axis=1) for results in arms]
+    return means[0] if len(means) == 1 else means[0] - means[1]
+
+
+def _groups(clusters: np.ndarray, num_items: int) -> np.ndarray:
+    """The number of each item's cluster, from 0."""
+    if np.shape(clusters) != (num_items,):
+        raise ValueError(f"clusters of shape {np.shape(clusters)} for {num_items} items; give one for each")
+    groups = np.unique(clusters, return_inverse=True)[1]
+    if not groups.any():
+        raise ValueError("all items are of one cluster, which has no variance; measure on more")
+    return groups
+
+
+def _by_group(statistics: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """The sums (groups, columns) of items' statistics (n, columns)."""
+    return np.stack([np.bincount(groups, weights=column) for column in statistics.T], axis=1)
+
+
+def _weights(number: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each of a number of groups is in each resample, as blocks of rows."""
+    rng, rows = np.random.default_rng(seed), max(1, MAX_WEIGHTS // number)
+    for start in range(0, resamples, rows):
+        drawn = rng.multinomial(number, np.full(number, 1 / number), size=min(rows, resamples - start))
+        yield drawn.astype(np.float64)
+
+
+def _statistics(items: np.ndarray) -> np.ndarray:
+    """Columns from whose sums the score follows; of BLEU, the numbers of n-grams in the answer are added."""
+    if items.ndim == 1:
+        return np.stack([items, np.ones_like(items)], axis=1)
+    if items.shape[1] == 2:
+        return items
+    return np.concatenate([items, np.maximum(0, items[:, :1] - np.arange(ORDERS))], axis=1)
+
+
+def _scores(sums: np.ndarray) -> np.ndarray:
+    """The scores (...) of sums (..., columns) of statistics."""
+    if sums.shape[-1] > 2:
+        return _bleu(sums)
+    with np.errstate(invalid="ignore"):  # no target at all: NaN
+        return sums[..., 0] / sums[..., 1]
+
+
+def _bleu(sums: np.ndarray) -> np.ndarray:
+    """Corpus BLEU (Papineni et al. 2002) in points, smoothed as by sacrebleu's default: an order without a match
+    counts as half a match, the next one as a quarter, and so on (Chen and Cherry 2014, method 3)."""
+    length, reference, matches, totals = np.split(sums.astype(np.float64), (1, 2, 2 + ORDERS), axis=-1)
+    is_empty = matches == 0
+    precisions = np.where(is_empty, 0.5 ** is_empty.cumsum(-1), matches) / np.maximum(totals, 1)
+    brevity = np.minimum(0, 1 - reference / np.maximum(length, 1))[..., 0]
+    points = 100 * np.exp(brevity + np.log(precisions).mean(-1))
+    return np.where((totals > 0).all(-1) & ~is_empty.all(-1), points, 0.0)

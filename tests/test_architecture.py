@@ -15,7 +15,7 @@ NAMES = {path: ".".join(path.relative_to(SOURCE).with_suffix("").parts) for path
 FOLDERS = ("model", "codecs", "objectives", "data", "training", "generation", "scaling")
 
 ROWS = [
-    *("history", "reading", "terminal", "ranges", "config", "mask", "files", "manifest"),
+    *("history", "reading", "terminal", "signals", "ranges", "config", "mask", "files", "manifest"),
     "model.parts",
     *(f"{folder}.config" for folder in FOLDERS),
     *("model.baseline_config", "model.encoders", "model.decoders", "model.presets", "recipe", "machine", "batch"),

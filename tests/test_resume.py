@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from isoform.commands.command import interruptions
 from isoform.config import ConfigError
 from isoform.data.config import Data
 from isoform.experiment import train
@@ -22,6 +21,7 @@ from isoform.model.parts import Dense, Experts, TokenChoice
 from isoform.recipe import Recipe
 from isoform.run import Run, load
 from isoform.scaling import engines
+from isoform.signals import interruptions
 from isoform.terminal import Terminal
 from isoform.training.config import AdamW, Muon, Training
 from isoform.training.metrics import CLOCK_FIELDS, read_metrics
@@ -148,7 +148,7 @@ def test_a_signal_ends_a_run_after_a_clean_save(text, tmp_path, forked, name):
 def test_a_hangup_that_is_ignored_stays_ignored():
     before, term = signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.getsignal(signal.SIGTERM)
     try:
-        with interruptions():
+        with interruptions(Terminal()):
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) != term
         assert signal.getsignal(signal.SIGTERM) == term

@@ -24,6 +24,7 @@ from threading import current_thread, main_thread
 from isoform import __version__
 from isoform.config import ConfigError, parse_flags, unknown_name
 from isoform.files import FULL, StorageError
+from isoform.signals import keyboard_interrupts
 from isoform.terminal import ExitCode, Terminal, steady_streams
 
 STARTED = time.perf_counter()
@@ -78,8 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     terminal.started = STARTED
     code = _run(arguments, terminal)
     if code == ExitCode.DONE and terminal.failure is not None and terminal.failure.errno != errno.EPIPE:
-        terminal.fail(f"standard output can't be written to: {terminal.failure.strerror}; make room")
-        return ExitCode.STORAGE
+        why = f"standard output can't be written to: {terminal.failure.strerror}; make room"
+        return terminal.fail(ExitCode.STORAGE, why)
     return code
 
 
@@ -98,29 +99,30 @@ def _run(arguments: list[str], terminal: Terminal) -> int:
     try:
         with _without_interrupts(terminal):
             call = _read_call(arguments[0], arguments[1:], terminal)
-        result = call()
+        with keyboard_interrupts(terminal):
+            result = call()
     except KeyboardInterrupt:
-        return _failed(terminal, ExitCode.INTERRUPTED, "interrupted")
+        return terminal.fail(ExitCode.INTERRUPTED, "interrupted")
     except BlockingIOError as error:
-        return _failed(terminal, ExitCode.TRANSIENT, str(error), _trace(terminal))
+        return terminal.fail(ExitCode.TRANSIENT, str(error), _trace(terminal))
     except OSError as error:
         if error is terminal.failure or isinstance(error, BrokenPipeError):  # nobody reads the output any more
             return ExitCode.DONE
         is_storage = isinstance(error, StorageError) or error.errno in FULL
         code = ExitCode.STORAGE if is_storage else ExitCode.BAD_INPUT
-        return _failed(terminal, code, str(error), _trace(terminal))
+        return terminal.fail(code, str(error), _trace(terminal))
     except ValueError as error:
-        return _failed(terminal, ExitCode.BAD_INPUT, str(error), _trace(terminal))
+        return terminal.fail(ExitCode.BAD_INPUT, str(error), _trace(terminal))
     except Exception as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
             first = str(error).splitlines()[0] if str(error) else "no memory left"
             message = f"{first}; use fewer rows at once (--training.micro_batch_size) or a smaller model"
-            return _failed(terminal, ExitCode.BAD_INPUT, message, _trace(terminal))
+            return terminal.fail(ExitCode.BAD_INPUT, message, _trace(terminal))
         handle, path = tempfile.mkstemp(prefix="isoform-fault-", suffix=".log")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(traceback.format_exc())
         message = f"an internal error of isoform: {type(error).__name__}: {error} (traceback in {path})"
-        return _failed(terminal, ExitCode.FAULT, message, _trace(terminal))
+        return terminal.fail(ExitCode.FAULT, message, _trace(terminal))
     if terminal.json:
         terminal.emit(result.values)
     return result.exit_code
@@ -133,7 +135,7 @@ def _without_interrupts(terminal: Terminal) -> Iterator[None]:
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or current_thread() is not main_thread():
         yield
         return
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(_failed(terminal, ExitCode.INTERRUPTED, "interrupted")))
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(terminal.fail(ExitCode.INTERRUPTED, "interrupted")))
     try:
         yield
     finally:
@@ -196,14 +198,6 @@ def _flag(arguments: list[str], name: str) -> str | None:
 
 def _trace(terminal: Terminal) -> str:
     return traceback.format_exc() if terminal.verbose else ""
-
-
-def _failed(terminal: Terminal, code: ExitCode, message: str, trace: str = "") -> int:
-    terminal.fail(message, trace)
-    if terminal.json:
-        what, _, remedy = message.partition("; ")
-        terminal.emit({"error": {"code": code, "message": what, "remedy": remedy}})
-    return code
 
 
 if __name__ == "__main__":

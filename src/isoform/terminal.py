@@ -83,9 +83,13 @@ class Terminal:
         """Print a warning, even when quiet."""
         self._put(sys.stderr, f"warning: {one_line(text)}\n")
 
-    def fail(self, text: str, trace: str = "") -> None:
-        """Print why a command failed, after a traceback."""
+    def fail(self, code: ExitCode, text: str, trace: str = "") -> ExitCode:
+        """Print why a command failed, after a traceback; with `json` as an object, too. Returns the code."""
         self._put(sys.stderr, f"{visible(trace)}isoform: {one_line(text)}\n")
+        if self.json:
+            what, _, remedy = text.partition("; ")
+            self.emit({"error": {"code": code, "message": what, "remedy": remedy}})
+        return code
 
     @property
     def _stream(self) -> TextIO | None:

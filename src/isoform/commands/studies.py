@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from isoform.commands.command import Result, chosen_machine, interruptions
+from isoform.commands.command import Result, chosen_machine
 from isoform.machine import Machine
 from isoform.options import MachineOptions, ReproduceOptions, ScaleOptions, StudyOptions
 from isoform.scaling.claims import builtin_claims, load_claim
@@ -23,6 +23,7 @@ from isoform.scaling.lab import (
     run_ladder,
 )
 from isoform.scaling.pages import read_published
+from isoform.signals import interruptions
 from isoform.terminal import ExitCode, Terminal
 
 
@@ -30,7 +31,7 @@ def scale(options: ScaleOptions, terminal: Terminal, name: str) -> Result:
     """Plan a ladder of sizes, run it, fit its law, forecast, report."""
     machine, title = chosen_machine(options.machine), Path(name).stem
     out = Path(options.out or f"runs/scale-{title}")
-    with _executor(options.study, options.machine, machine, out) as executor:
+    with _executor(options.study, options.machine, machine, out, terminal) as executor:
         arms = {title: options.recipe}
         if options.against:
             arm, recipe = comparison_recipe(options.recipe, options.against)
@@ -68,7 +69,7 @@ def reproduce(options: ReproduceOptions, terminal: Terminal) -> Result:
         return _list_claims(out, terminal)
     loaded, machine = load_claim(options.claim, quick=options.quick, data=options.data), chosen_machine(options.machine)
     terminal.say(f"{loaded.claim.question}\n")
-    with _executor(options.study, options.machine, machine, out) as executor:
+    with _executor(options.study, options.machine, machine, out, terminal) as executor:
         try:
             values = check_claim(
                 loaded, executor, machine, terminal, out, command=_command_line("reproduce"), extend=options.extend
@@ -86,7 +87,9 @@ def reproduce(options: ReproduceOptions, terminal: Terminal) -> Result:
 
 
 @contextmanager
-def _executor(options: StudyOptions, machine: MachineOptions, device: Machine, out: Path) -> Iterator[StudyExecutor]:
+def _executor(
+    options: StudyOptions, machine: MachineOptions, device: Machine, out: Path, terminal: Terminal
+) -> Iterator[StudyExecutor]:
     """The engine of a study, closed at the end, and the flags of its runs."""
     on_cpu = device.device.type == "cpu"
     workers = options.workers or ((os.cpu_count() or 1) if on_cpu else 1)
@@ -102,9 +105,9 @@ def _executor(options: StudyOptions, machine: MachineOptions, device: Machine, o
     if machine.compile is not None:
         flags += ["--compile", str(machine.compile)]
     engine = build_engine(options.engine, workers, options.threads, out, gpus=int(device.device.type == "cuda"))
-    with interruptions() as received:
+    with interruptions(terminal) as asked:
         try:
-            yield StudyExecutor(engine, tuple(flags), lambda: bool(received), Path(options.pool))
+            yield StudyExecutor(engine, tuple(flags), asked.collected, Path(options.pool))
         finally:
             engine.close()
 

@@ -7,7 +7,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
-from isoform.commands.command import Result, chosen_machine, interruptions
+from isoform.commands.command import Result, chosen_machine
 from isoform.commands.costs import print_costs, run_costs
 from isoform.config import kind_of
 from isoform.experiment import train as train_recipe
@@ -20,7 +20,8 @@ from isoform.reading import read_text
 from isoform.recipe import load_recipe
 from isoform.report import write_report
 from isoform.run import Run, model_of, read_summary
-from isoform.terminal import ExitCode, Terminal, count, duration
+from isoform.signals import code_of, interruptions
+from isoform.terminal import Terminal, count, duration
 from isoform.training.config import doubts
 
 
@@ -35,7 +36,7 @@ def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
             terminal.warn(doubt)
         print_costs(prepared, machine, terminal)
         return Result(run_costs(prepared, machine))
-    with interruptions() as received:
+    with interruptions(terminal) as asked:
         run = train_recipe(
             recipe,
             options.out or None,
@@ -44,13 +45,13 @@ def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
             compile=options.machine.compile,
             kernel=options.machine.kernel,
             terminal=terminal,
-            should_stop=lambda: bool(received),
+            should_stop=asked.should_stop,
             overwrite=options.overwrite,
         )
     if not run.is_finished:
-        code = ExitCode.INTERRUPTED if received[-1] == signal.SIGINT else ExitCode.TRANSIENT
+        last = asked.received[-1]
         terminal.say(f"stopped after a clean save; continue with: isoform train --out {run.folder}")
-        return Result({"out": str(run.folder), "stopped": signal.Signals(received[-1]).name}, code)
+        return Result({"out": str(run.folder), "stopped": signal.Signals(last).name}, code_of(last))
     if options.report:
         write_report(run)
     summary = read_summary(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,12 @@ from isoform.terminal import Terminal, count, duration
 
 @dataclass(frozen=True, eq=False)
 class StudyExecutor:
-    """How runs are made: an engine, flags of `isoform train`, when to stop, and the folder of the runs."""
+    """How runs are made: an engine, flags of `isoform train`, how they are stopped, and the folder of the runs."""
 
     engine: Engine
     flags: tuple[str, ...]
-    should_stop: Callable[[], bool]
+    stoppable: Callable[[], AbstractContextManager[Callable[[], bool]]]
+    """While runs are made, the user may stop them; yields whether they are to stop."""
     pool: Path
 
 
@@ -145,8 +147,10 @@ def make_runs(
 ) -> list[Row]:
     """The rows of all jobs, after training the missing ones. Raises Stopped, and what `Study.check` raises."""
     study = Study(jobs, executor.pool, imported)
-    if not study.run(executor.engine, terminal, flags=executor.flags, should_stop=executor.should_stop):
-        raise Stopped
+    with executor.stoppable() as should_stop:
+        is_done = study.run(executor.engine, terminal, flags=executor.flags, should_stop=should_stop)
+        if not is_done or should_stop():
+            raise Stopped
     study.check()
     return study.rows
 

@@ -21,7 +21,16 @@ from isoform.machine import choose_machine
 from isoform.objectives.config import Seq2seq
 from isoform.ranges import OutOfRange
 from isoform.run import Run, load, read_summary
-from isoform.scaling.items import HEADER, MAX_BYTES, pack, sampling_variance, score, unpack, unpaired_variance
+from isoform.scaling.items import (
+    HEADER,
+    MAX_BYTES,
+    clusters_of,
+    pack,
+    sampling_variance,
+    score,
+    unpack,
+    unpaired_variance,
+)
 from isoform.scaling.measures import Answers, Loss, Translation, Validation, take_measures
 from isoform.scaling.study import Row, rows_from_json, rows_to_json
 
@@ -61,6 +70,9 @@ def test_items_are_kept_as_short_text(form):
     assert np.array_equal(unpack(text), items) and unpack(text).dtype == np.int64
     assert len(text) < {"accuracy": 300, "tokens": 1600, "bleu": 6000}[form]
     assert pack(unpack(text)) == text
+    sources = pack(items, np.repeat(np.arange(200)[::-1] * 10, 5))
+    assert np.array_equal(unpack(sources), items) and clusters_of(text) is None
+    assert np.array_equal(clusters_of(sources), np.repeat(np.arange(200)[::-1], 5)) and len(sources) < len(text) + 1000
     large = np.array([[3, 70_000], [0, 300]])
     assert np.array_equal(unpack(pack(large)), large) and np.array_equal(unpack(pack(np.array([True]))), [1])
 
@@ -68,18 +80,20 @@ def test_items_are_kept_as_short_text(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_damaged_items_are_refused(form):
     (items,) = drawn(np.random.default_rng(1), form, [0.5], 40)
-    text = pack(items)
+    clusters = np.arange(40) // 4
+    text = pack(items, clusters)
     changed = [f"{text[:i]}{c}{text[i + 1 :]}" for i in range(len(text)) for c in "Az9+é\n" if c != text[i]]
     for damaged in (*changed, *(text[:i] for i in range(len(text))), text + "AAAA", text + text):
         try:
-            assert np.array_equal(unpack(damaged), items), "another spelling of the same bytes"
+            is_same = np.array_equal(unpack(damaged), items) and np.array_equal(clusters_of(damaged), clusters)
+            assert is_same, "another spelling of the same bytes"
         except ValueError as error:
             assert str(error).startswith("the items of a measure are damaged")
 
 
 def test_items_are_unpacked_within_bounds():
     def packed(size: int, items: int, columns: int, data: bytes) -> str:
-        return base64.b64encode(zlib.compress(HEADER.pack(size, items, columns) + data, 9)).decode()
+        return base64.b64encode(zlib.compress(HEADER.pack(size, items, columns, False) + data, 9)).decode()
 
     assert np.array_equal(unpack(packed(1, 2, 0, b"\1\0")), [1, 0])
     for hostile in (
@@ -99,6 +113,9 @@ def test_items_are_unpacked_within_bounds():
     for wrong in ([0.5, 1.0], [], [2], [[1, 2, 3]], [[-1, 2]], [[3, 2]], [[3, 3, 4, 0, 0, 0]], [[[1, 2]]], 1):
         with pytest.raises(ValueError, match=r"items are whole numbers|below 0, or above"):
             pack(np.array(wrong))
+    for clusters in (np.zeros(2), np.arange(3)):
+        with pytest.raises(ValueError, match="cluster"):
+            pack(np.array([0, 1]), clusters)
     with pytest.raises(ValueError, match="exceed"):
         pack(np.array([[0, 1 << 33]]))
 
@@ -125,6 +142,15 @@ def test_bleu_of_the_items_is_that_of_sacrebleu(seed):
             assert score(by_form[name]) == pytest.approx(bleu.score, rel=1e-12, abs=1e-9)
         assert score(by_form["plain"]) == pytest.approx(BLEU().corpus_score(hypotheses, [truth]).score, abs=1e-9)
         assert all(np.array_equal(unpack(pack(items)), items) for items in by_form.values())
+
+
+def test_the_variance_of_bleu_is_that_of_sacrebleus_bootstrap():
+    rng = np.random.default_rng(10)
+    references = [" ".join(rng.choice(WORDS, rng.integers(4, 20))) for _ in range(250)]
+    answers = [line if rng.random() < 0.4 else " ".join(rng.permutation(line.split())) for line in references]
+    sampled = BLEU().corpus_score(answers, [references], n_bootstrap=2000)
+    items = sentence_statistics(answers, references, "de")["plain"]
+    assert math.sqrt(sampling_variance([items])) == pytest.approx(sampled._ci / 1.96, rel=0.1)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -284,6 +310,23 @@ def test_measures_keep_the_results_of_each_item(pool):
     )
 
 
+def test_items_may_share_a_source(pool):
+    Path("test.film").write_text("".join(f"film {number // 4}\n" for number in range(80)))
+    accuracy = Validation(name="accuracy", what="accuracy", clusters="test.film")
+    row = measured(pool, "labels", accuracy)
+    assert np.array_equal(np.bincount(clusters_of(row.items["accuracy"])), [4] * 20)
+    plain = measured(pool, "labels", replace(accuracy, clusters=""))
+    assert np.array_equal(unpack(row.items["accuracy"]), unpack(plain.items["accuracy"]))
+    assert clusters_of(plain.items["accuracy"]) is None and len(list(pool.glob("labels/measure-*.json"))) == 1
+    bleu = Translation(name="bleu", path="test.{text,word}", language="en", limit=30, clusters=str(pool / "test.film"))
+    row = measured(pool, "pairs", bleu, Answers(name="right", path="test.{text,word}", clusters="test.film"))
+    assert {name: len(clusters_of(text)) for name, text in row.items.items()} == {"bleu": 30, "right": 80}
+    with pytest.raises(ValueError, match=r"train\.text has 220 lines for 80 items of 'accuracy'"):
+        measured(pool, "labels", replace(accuracy, clusters="train.text"))
+    with pytest.raises(ValueError, match=r"(?s)nowhere"):
+        measured(pool, "labels", replace(accuracy, clusters="nowhere"))
+
+
 def test_a_value_saved_without_items_is_computed_again(pool):
     answers, loss = Answers(name="right", path="test.{text,word}"), Loss(name="loss", objective=Seq2seq())
     row = measured(pool, "pairs", answers, loss)
@@ -341,12 +384,16 @@ def test_only_shares_of_records_have_items(pool):
     assert main(["train", "shakespeare", *plain, *SMALL, "--training.steps", "2", "--out", "stream"]) == 0
     accuracy = Validation(name="accuracy", what="accuracy", num_items=5)
     row = measured(pool, "stream", accuracy)
+    with pytest.raises(ValueError, match="the run stream has no results by item for 'accuracy'"):
+        measured(pool, "stream", replace(accuracy, clusters="text.txt"))
     assert row.items == {} and row.measures == {"accuracy": read_summary(Run(pool / "stream"))["validation_accuracy"]}
     trained = load(pool / "stream")
     with pytest.raises(ValueError, match="rows that keep them apart"):
         correct_by_record(trained.model, trained.recipe, trained.codec, [{"text": "good film."}], MACHINE)
-    with pytest.raises(ValueError, match="num_items=5 is for shares of test items"):
+    with pytest.raises(ValueError, match="for shares of test items, not for a loss"):
         Validation(name="loss", what="loss", num_items=5)
+    with pytest.raises(ValueError, match="for shares of test items, not for a loss"):
+        Validation(name="loss", what="loss", clusters="test.film")
     with pytest.raises(OutOfRange, match="num_items=-1 must be at least 0"):
         Answers(name="right", path="test.{text,word}", num_items=-1)
 

@@ -213,6 +213,12 @@ def _load_parallel(path: str) -> tuple[Sequence[Record], Source]:
     return records, Source(title, hashlib.sha256(listing.encode()).hexdigest(), sum(map(len, contents)), len(records))
 
 
+def load_lines(path: str) -> list[str]:
+    """The lines of a file. Raises ValueError for what is missing or not UTF-8."""
+    file = _expanded(path)
+    return split_lines(_text(file, _read(file)))
+
+
 def _expanded(path: str) -> Path:
     """A path whose ~ is replaced. Raises ValueError for a user without a home."""
     try:

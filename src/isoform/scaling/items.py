@@ -23,40 +23,57 @@ import numpy as np
 ORDERS = 4
 """Of BLEU's n-grams."""
 BLEU_COLUMNS = 2 + ORDERS
-HEADER = struct.Struct("<BII")
-"""Bytes of a value, number of items, and of columns (0: none)."""
-MAX_BYTES = 1 << 26
+HEADER = struct.Struct("<BIB?")
+"""Bytes of a value, number of items, of columns (0: none), and whether there are clusters."""
+MAX_BYTES = 1 << 23
 """Of unpacked items."""
 MAX_WEIGHTS = 1 << 23
 """Resampled weights held at once."""
 
 
-def pack(items: np.ndarray) -> str:
-    """Items as compact text. Raises ValueError for an array of another form, or one that is too large."""
+def pack(items: np.ndarray, clusters: np.ndarray | None = None) -> str:
+    """Items as compact text, perhaps with their clusters (n,), equal values of which mark items that share a source.
+
+    Raises ValueError for arrays of other forms, or too large ones.
+    """
     items = _checked(np.asarray(items))
-    size = next((n for n in (1, 2, 4) if items.max() < 1 << 8 * n), None)
-    if size is None or items.size * size > MAX_BYTES:
-        raise ValueError(f"items of shape {items.shape} up to {items.max()} exceed {MAX_BYTES} bytes, or 4 of a value")
-    header = HEADER.pack(size, len(items), items.shape[1] if items.ndim == 2 else 0)
-    by_column = np.ascontiguousarray(items.T, dtype=f"<u{size}")  # columns compress better than rows
-    return base64.b64encode(zlib.compress(header + by_column.tobytes(), 9)).decode()
+    columns = [items] if items.ndim == 1 else [*items.T]
+    if clusters is not None:
+        columns.append(_groups(clusters, len(items)))
+    values = np.stack(columns)  # columns compress better than rows
+    size = next((n for n in (1, 2, 4) if values.max() < 1 << 8 * n), None)
+    if size is None or values.size * size > MAX_BYTES:
+        raise ValueError(f"items of shape {items.shape} up to {values.max()} exceed {MAX_BYTES} bytes, or 4 of a value")
+    header = HEADER.pack(size, len(items), items.shape[1] if items.ndim == 2 else 0, clusters is not None)
+    return base64.b64encode(zlib.compress(header + values.astype(f"<u{size}").tobytes(), 9)).decode()
 
 
 def unpack(text: str) -> np.ndarray:
-    """The items of a text by `pack`, as int64. Raises ValueError for any other text, and never holds more than
-    MAX_BYTES of it unpacked."""
+    """The items of a text by `pack`, as int64. Raises ValueError for any other text, of which no more than MAX_BYTES
+    are decompressed."""
+    return _unpacked(text)[0]
+
+
+def clusters_of(text: str) -> np.ndarray | None:
+    """The number of each item's cluster in a text by `pack`; None without. Raises what `unpack` raises."""
+    return _unpacked(text)[1]
+
+
+def _unpacked(text: str) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         stream = zlib.decompressobj()
         header = stream.decompress(base64.b64decode(text, validate=True), HEADER.size)
-        size, num_items, num_columns = HEADER.unpack(header)
-        num_bytes = size * num_items * max(1, num_columns)
+        size, num_items, num_columns, has_clusters = HEADER.unpack(header)
+        shape = max(1, num_columns) + has_clusters, num_items
+        num_bytes = size * math.prod(shape)
         if size not in (1, 2, 4) or num_bytes > MAX_BYTES:
             raise ValueError(f"{num_items} x {num_columns} values of {size} bytes")
         data = stream.decompress(stream.unconsumed_tail, num_bytes + 1)
         if len(data) != num_bytes or not stream.eof or stream.unused_data:
             raise ValueError(f"not {num_bytes} bytes")
-        shape = (num_columns, num_items) if num_columns else (num_items,)
-        return _checked(np.frombuffer(data, f"<u{size}").astype(np.int64).reshape(shape).T)
+        values = np.frombuffer(data, f"<u{size}").astype(np.int64).reshape(shape)
+        items = values[:num_columns].T if num_columns else values[0]
+        return _checked(items), _groups(values[-1], num_items) if has_clusters else None
     except (ValueError, binascii.Error, zlib.error, struct.error) as error:
         raise ValueError(f"the items of a measure are damaged ({error}); measure the run again") from None
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from isoform.config import to_dict
-from isoform.data.sources import Record, load_source
+from isoform.data.sources import Record, load_lines, load_source
 from isoform.evaluation.evaluate import correct_by_record, evaluate_records
 from isoform.evaluation.translation import answer_lines, sentence_statistics, translate
 from isoform.files import read_sealed, write_sealed
@@ -33,7 +33,7 @@ from isoform.ranges import Exponent, Index, OptionalSize, Rows, Size, config
 from isoform.recipe import Recipe, load_recipe
 from isoform.run import Run, Trained, load, read_summary
 from isoform.scaling.conversation import conversation_turns
-from isoform.scaling.items import pack, score
+from isoform.scaling.items import pack, score, unpack
 from isoform.scaling.study import Row
 
 
@@ -45,12 +45,15 @@ class Validation:
     what: Literal["loss", "accuracy"]
     num_items: OptionalSize = 0
     """Number of validation records that an accuracy is a share of, for runs without results by item; 0: unknown."""
+    clusters: str = ""
+    """A file beside the data with a line for each test item; equal lines mark items that share a source, such as
+    sentences of one text. Empty: none do."""
     arms: tuple[str, ...] = ()
     """The arms to measure; empty: all."""
 
     def __post_init__(self) -> None:
-        if self.num_items and self.what == "loss":
-            raise ValueError(f"num_items={self.num_items} is for shares of test items, not for a loss; leave it out")
+        if (self.num_items or self.clusters) and self.what == "loss":
+            raise ValueError("num_items and clusters are for shares of test items, not for a loss; leave them out")
 
 
 @config
@@ -67,6 +70,9 @@ class Translation:
     """Number of pairs, the first ones; 0: all."""
     num_items: OptionalSize = 0
     """Number of pairs that are scored, for runs without results by item; 0: unknown."""
+    clusters: str = ""
+    """A file beside the data with a line for each test item; equal lines mark items that share a source, such as
+    sentences of one text. Empty: none do."""
     arms: tuple[str, ...] = ()
 
 
@@ -78,6 +84,9 @@ class Answers:
     path: str
     num_items: OptionalSize = 0
     """Number of pairs that the measure is a share of, for runs without results by item; 0: unknown."""
+    clusters: str = ""
+    """A file beside the data with a line for each test item; equal lines mark items that share a source, such as
+    sentences of one text. Empty: none do."""
     arms: tuple[str, ...] = ()
 
 
@@ -112,7 +121,7 @@ Measure = Validation | Translation | Answers | Loss | Conversation
 
 VALUE = "value"
 """The form of a measure that has a single one."""
-NOT_COMPUTED_FROM = ("name", "path", "arms", "form", "num_items")
+NOT_COMPUTED_FROM = ("name", "path", "arms", "form", "num_items", "clusters")
 """Fields of a measure on which its results don't depend, the data's path among them."""
 
 
@@ -125,7 +134,7 @@ def _measure_row(measures: Sequence[Measure], row: Row, pool: Path, machine: Mac
     missing = [m for m in measures if (not m.arms or row.arm in m.arms) and m.name not in row.measures]
     if not row.is_finite or not missing:
         return row
-    results = {m.name: _result(m, pool / row.id, machine) for m in missing}
+    results = {m.name: _with_clusters(_result(m, pool / row.id, machine), m, pool / row.id) for m in missing}
     return replace(
         row,
         measures=row.measures | {name: result.value for name, result in results.items()},
@@ -192,6 +201,23 @@ def _result(measure: Measure, folder: Path, machine: Machine) -> _Result:
     items = {form: result.items for form, result in results.items() if result.items}
     write_sealed(path, {"asked": fields, "values": values, "signatures": signatures, "items": items})
     return results[form]
+
+
+def _with_clusters(result: _Result, measure: Measure, folder: Path) -> _Result:
+    """The result, with the clusters of its items if the measure names a file of them."""
+    if isinstance(measure, Loss | Conversation) or not measure.clusters:
+        return result
+    if not result.items:
+        raise ValueError(f"the run {folder.name} has no results by item for {measure.name!r}; leave clusters out")
+    data = load_recipe(str(Run(folder).recipe)).data
+    beside = (data.validation_path or data.path) if isinstance(measure, Validation) else measure.path
+    path, items = Path(beside).parent / measure.clusters, unpack(result.items)
+    lines = load_lines(str(path))
+    if isinstance(measure, Translation) and measure.limit:
+        lines = lines[: measure.limit]
+    if len(lines) != len(items):
+        raise ValueError(f"{path} has {len(lines)} lines for {len(items)} items of {measure.name!r}; give one for each")
+    return result._replace(items=pack(items, np.array(lines)))
 
 
 def _has_items(recipe: Recipe) -> bool:

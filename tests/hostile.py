@@ -32,6 +32,7 @@ from isoform.cli import main
 from isoform.config import overlay
 from isoform.files import seal
 from isoform.machine import choose_machine
+from isoform.manifest import DUE
 from isoform.model.presets import PRESETS
 
 ESCAPES = "\x1b]0;title\x07\x1b[2J\nisoform: all is well\u202e"
@@ -94,9 +95,16 @@ def harmless(folder: Path) -> None:
         isoform.train(llama, "llama", machine=choose_machine("cpu", "float32"))
         isoform.export(isoform.load("llama"), folder / "hf")
         shutil.copytree("run", "sealed")
-        Path("run/manifest.json").unlink()  # as in runs of earlier versions, so that what is changed is read
+        before_manifests(Path("run"))  # so that what is changed is read
     finally:
         os.chdir(before)
+
+
+def before_manifests(run: Path) -> None:
+    """Make a run one of an earlier version."""
+    (run / "manifest.json").unlink()
+    config = json.loads((run / "model/config.json").read_text())
+    (run / "model/config.json").write_text(json.dumps({**config, "format": DUE - 1}))
 
 
 BLOCK = {"mixer": {"num_heads": 2, "num_kv_heads": 2}, "feedforward": {"feedforward_dim": 16}}

@@ -315,7 +315,7 @@ def test_a_run_from_before_there_were_baselines_is_loaded(text, tmp_path):
     run = train(tiny, tmp_path / "run", machine=CPU)
     path = run.model / "config.json"
     (run.folder / "manifest.json").unlink()  # nor were there manifests
-    config = json.loads(path.read_text())
+    config = {**json.loads(path.read_text()), "format": 1}
     assert config["model"].pop("kind") == "model_config"
     path.write_text(json.dumps(config))
     run.recipe.write_text(run.recipe.read_text().replace('kind = "model_config"\n', ""))

@@ -17,9 +17,9 @@ from isoform.cli import main
 from isoform.config import ConfigError, dump_toml
 from isoform.data.config import Data
 from isoform.experiment import train
-from isoform.files import DamagedFile, Files
+from isoform.files import DamagedFile, Files, hash_file
 from isoform.machine import choose_machine
-from isoform.manifest import read_manifest, write_manifest
+from isoform.manifest import DUE, read_manifest, write_manifest
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.parts import Attention
 from isoform.recipe import CHANGEABLE, Recipe, identity_of, with_changes
@@ -182,13 +182,40 @@ def test_damaged_results_are_made_again_from_the_last_checkpoint(text, finished,
     assert_same(run, Run(finished))
 
 
-def test_a_damaged_manifest_is_refused_by_name(text, run, part):
-    for each in (run, part):
-        path = each.folder / "manifest.json"
-        path.write_bytes(path.read_bytes().replace(b"recipe", b"Recipe", 1))
-        for act in (partial(train, recipe(text), each.folder, machine=CPU), partial(load, each.folder)):
-            with pytest.raises(DamagedFile, match=f"{path} is damaged"):
-                act()
+@pytest.mark.parametrize("name", ["finished", "part", "diverged"])
+@pytest.mark.parametrize("problem", ["damaged", "missing"])
+def test_a_lost_manifest_is_refused_by_name_and_made_again_from_a_checkpoint(
+    text, finished, run, part, capsys, name, problem
+):
+    each = run if name == "finished" else part
+    path = each.folder / "manifest.json"
+    if name == "diverged":
+        each.diverged.write_text("{}")
+        write_manifest(each.folder, read_manifest(each.folder).with_files({"diverged.json": hash_file(each.diverged)}))
+    path.unlink() if problem == "missing" else path.write_bytes(path.read_bytes().replace(b"recipe", b"Recipe", 1))
+    if each is run:
+        each.weights.write_bytes(each.weights.read_bytes()[::-1])  # no one can tell
+    for act in (partial(load, each.folder), lambda: each.is_finished, lambda: each.has_diverged):
+        with pytest.raises(
+            DamagedFile, match=rf"{path} is {problem}.*; restore it from a copy; or isoform train --out"
+        ):
+            act()
+    if each is part:
+        shutil.copytree(part.folder, part.folder.parent / "bare", ignore=shutil.ignore_patterns("step-*"))
+        with pytest.raises(DamagedFile, match=rf"is {problem}.*without a checkpoint.*; restore it .*--overwrite"):
+            train(recipe(text), part.folder.parent / "bare", machine=CPU)
+    train(recipe(text), each.folder, machine=CPU, terminal=QUIET)
+    assert capsys.readouterr().err.count("it is made again from the last checkpoint") == 1
+    assert_same(each, Run(finished))
+    train(recipe(text), each.folder, machine=CPU, terminal=QUIET)
+    assert capsys.readouterr().err == "" and each.is_finished and not each.has_diverged
+
+
+def test_a_lost_manifest_is_no_way_to_change_a_run(text, run, tmp_path):
+    (run.folder / "manifest.json").unlink()
+    run.metrics.write_text(run.metrics.read_text().replace("1", "2", 1))
+    with pytest.raises(DamagedFile, match=r"metrics\.jsonl is damaged"):
+        train(recipe(text), run.folder, machine=CPU)
 
 
 def test_a_torn_last_line_is_cut_and_what_follows_a_checkpoint_is_made_again(text, finished, part):
@@ -253,6 +280,22 @@ def test_a_run_of_an_earlier_version_continues_with_one_warning_and_has_hashes_t
     assert manifest is not None and {"recipe.toml", "model/config.json", "model/codec.json"} <= {*manifest.beginning}
     state = json.loads((max((folder / "checkpoints").glob("step-*")) / "manifest.json").read_text())
     assert state["fingerprints"]["recipe"] == manifest.fingerprints["recipe"]
+
+
+def test_a_run_of_an_earlier_version_is_one_until_it_has_a_manifest(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(OLD)
+    folder = shutil.copytree(OLD / "causal", tmp_path / "causal")
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("isoform.journal.write_manifest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(load(folder).recipe, folder, machine=CPU)
+    assert json.loads((folder / "model/config.json").read_text())["format"] == DUE - 1
+    train(load(folder).recipe, folder, machine=CPU, terminal=QUIET)
+    assert "was begun by an earlier version" in capsys.readouterr().err and Run(folder).is_finished
 
 
 def test_a_finished_model_stays_until_another_one_is_there(text, finished, run):

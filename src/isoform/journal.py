@@ -40,6 +40,7 @@ from isoform.files import (
 )
 from isoform.manifest import (
     DIVERGED,
+    DUE,
     RECIPE,
     SUMMARY,
     WEIGHTS,
@@ -96,7 +97,8 @@ class Journal:
         if not run.exists and not is_vacant(run.folder):
             raise ConfigError(f"{run.folder} is not empty and holds no run; name a new folder with --out")
         self.run, self.terminal, self.continues = run, terminal, run.exists and not overwrite
-        self.manifest = read_manifest(run.folder) if self.continues else None
+        self.is_restored = False
+        self.manifest = self._read_manifest() if self.continues else None
         if self.manifest is not None:
             verify_files(run.folder, self.manifest, self.manifest.beginning)
         for folder in (run.folder, run.model, run.model / TEMPLATES):
@@ -105,11 +107,27 @@ class Journal:
         self.metrics: Log | None = None
         self.samples: Log | None = None
         self._before_scores: tuple[object, Entry] | None = None
-        if self.continues and self.manifest is None:
+        if self.continues and self.manifest is None and not self.is_restored:
             terminal.warn(
                 f"{run.folder} was begun by an earlier version: nothing tells whether its files are as they were "
                 f"written; from now on a manifest does"
             )
+
+    def _read_manifest(self) -> Manifest | None:
+        """The manifest; None if the run has none, or has lost it and has a checkpoint, which verifies recipe, codec and
+        logs. Raises DamagedFile."""
+        try:
+            return read_manifest(self.run.folder)
+        except DamagedFile as error:
+            problem = str(error).partition(";")[0]
+            if not newest_step(self.run.checkpoints):
+                raise DamagedFile(
+                    f"{problem}, and without a checkpoint nothing tells what it had; restore it from a copy, or train "
+                    f"again with --overwrite or another --out"
+                ) from None
+        self.terminal.warn(f"{problem}; it is made again from the last checkpoint, with the results")
+        self.is_restored = True
+        return None
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
@@ -149,6 +167,8 @@ class Journal:
         further, if there is no checkpoint.
         """
         run, has_checkpoint = self.run, newest_step(self.run.checkpoints) > 0
+        if self.is_restored:
+            return False
         if run.is_finished and "training.steps" not in changes:
             try:
                 self._verify_results()
@@ -216,7 +236,7 @@ class Journal:
         codec.save(folder)
         config = {
             "model_type": "isoform",
-            "format": FORMAT,
+            "format": FORMAT if self.is_restored or not self.continues else DUE - 1,  # its manifest comes after it
             "answers_source": answers_source,
             "model": {"kind": kind_of(type(recipe.model)), **to_dict(recipe.model)},
         }

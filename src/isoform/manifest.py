@@ -1,7 +1,8 @@
 """The manifest of a run: which files it has, by size and hash, so that none is lost or changed unnoticed.
 
 It is sealed by a hash of its own and written before recipe.toml, which says that a run has begun, but after all other
-files that it lists; so a run without one is of an earlier version. See docs/decisions/0014-manifest-of-a-run.md.
+files that it lists; so a run without one is of an earlier version, or has lost it, as the format in its config.json
+says. See docs/decisions/0014-manifest-of-a-run.md.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from isoform.files import DamagedFile, Entry, hash_file, read_sealed, write_sealed
+from isoform.reading import read_json
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -20,6 +22,9 @@ MODEL = "model"
 WEIGHTS = "model/model.safetensors"
 SUMMARY = "summary.json"
 DIVERGED = "diverged.json"
+CONFIG = "model/config.json"
+DUE = 4
+"""The format of a run's config.json from which on it has a manifest."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +80,18 @@ def _is_of_beginning(path: str) -> bool:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a run; None if it has none, as those of earlier versions. Raises DamagedFile."""
+    """The manifest of a run; None if it has none, as those of earlier versions. Raises DamagedFile if it is damaged, or
+    missing from a run of today's format."""
     path = folder / NAME
+    remedy = f"restore it from a copy; or isoform train --out {folder} makes it again, if there is a checkpoint"
     if not path.exists():
+        if _is_due(folder):
+            raise DamagedFile(f"{path} is missing; {remedy}")
         return None
     try:
         data = read_sealed(path)
     except DamagedFile as error:
-        raise DamagedFile(
-            f"{error}; restore it from a copy, or remove it to use the files of {folder} as they are"
-        ) from None
+        raise DamagedFile(f"{error}; {remedy}") from None
     try:
         version, fingerprints = int(data["format"]), dict(data["fingerprints"])
         changes = [
@@ -93,10 +100,19 @@ def read_manifest(folder: Path) -> Manifest | None:
         ]
         files = {entry.path: entry for entry in map(_entry, data["files"])}
     except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise DamagedFile(f"{path} is no manifest ({type(error).__name__}: {error}); restore it from a copy") from None
+        raise DamagedFile(f"{path} is no manifest ({type(error).__name__}: {error}); {remedy}") from None
     if version > FORMAT:
         raise ValueError(f"{path} has format {version}, this isoform reads up to {FORMAT}; upgrade isoform")
     return Manifest(files, fingerprints, tuple(changes))
+
+
+def _is_due(folder: Path) -> bool:
+    """Whether a run has begun here whose config.json is of a format that comes with a manifest."""
+    config = folder / CONFIG
+    if not (folder / RECIPE).exists() or not config.exists():
+        return False
+    version = read_json(config).get("format")
+    return isinstance(version, int) and version >= DUE
 
 
 def _entry(values: Mapping[str, Any]) -> Entry:

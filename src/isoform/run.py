@@ -51,7 +51,7 @@ from isoform.objectives.views import View, build_view
 from isoform.reading import check_safetensors, read_json
 from isoform.recipe import Recipe, recipe_of
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)

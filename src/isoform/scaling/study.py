@@ -181,8 +181,8 @@ class Study:
             fields = {name: summary[name] for name in _FROM_SUMMARY if name in summary}
             row = replace(base, loss=loss, data=tuple(summary["data"]), **fields)
             return row if row.is_finite else replace(row, loss=None, reason="the validation loss is not finite")
-        if run.has_diverged:
-            return replace(base, reason=f"diverged: {read_divergence(run)['message'].split(';')[0]}")
+        if (divergence := _divergence_of(run)) is not None:
+            return replace(base, reason=f"diverged: {divergence['message'].split(';')[0]}")
         if job.start is not None and (start := self.row(job.start)) is not None and not start.is_finite:
             return replace(base, reason=f"the run {start.id} from which it starts has no loss")
         if job.id in self.failures:
@@ -334,6 +334,14 @@ def _summary_of(run: Run) -> dict[str, Any] | None:
     """The summary of a finished run; None if it isn't finished, or must be finished again since it is damaged."""
     try:
         return read_summary(run) if run.is_finished else None
+    except DamagedFile:
+        return None
+
+
+def _divergence_of(run: Run) -> dict[str, Any] | None:
+    """Step and message of a run that diverged; None of another, or if it must diverge again since they are damaged."""
+    try:
+        return read_divergence(run) if run.has_diverged else None
     except DamagedFile:
         return None
 

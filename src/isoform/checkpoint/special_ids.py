@@ -10,7 +10,7 @@ FIELDS = (
     *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids"),
     *("suppress_tokens", "begin_suppress_tokens", "no_repeat_ngram_size", "repetition_penalty", "length_penalty"),
     *("num_beams", "early_stopping", "max_length", "min_length", "do_sample", "temperature", "top_k", "top_p"),
-    *("id2label", "label2id", "problem_type", "model_type"),
+    *("id2label", "label2id", "problem_type", "model_type", "tokenizer_class"),
 )
 """The fields that go along with a model; they are written as they were read."""
 

@@ -15,6 +15,8 @@ from isoform.reading import TOKENIZER, parse_json, read_bytes
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS, GENERATION, TEMPLATE = "tokenizer_config.json", "generation_config.json", "chat_template.jinja"
 PREPROCESSING = "preprocessor_config.json"
+PLAIN = "PreTrainedTokenizerFast"
+"""The tokenizer_class that is as tokenizer.json says."""
 TEMPLATES = "additional_chat_templates"
 """The folder of further chat templates, files whose names end in .jinja."""
 FILES = (
@@ -58,6 +60,10 @@ class Origin:
 
     files: Mapping[str, bytes] = field(default_factory=dict)
     ids: Mapping[str, Any] = field(default_factory=dict)
+    class_name: str = ""
+    """The class of transformers that builds the tokenizer; empty: it is as tokenizer.json says."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """The special tokens of that class."""
     is_foreign: bool = False
     """Whether the model is another library's, too, and generates as its files say, not as it was trained here."""
 
@@ -67,7 +73,7 @@ class Origin:
         settings = self._document(SETTINGS)
         if "added_tokens_decoder" not in settings:
             settings = {**settings, **self._document("special_tokens_map.json")}
-        return settings
+        return {**settings, **self.defaults}
 
     @cached_property
     def generation(self) -> Mapping[str, Any]:
@@ -133,13 +139,18 @@ class Origin:
 
     def of_texts(self) -> Origin:
         """The same without what belongs to a model: how it generates, and the fields of its config.json."""
-        return Origin({name: data for name, data in self.files.items() if name not in OF_MODEL})
+        files = {name: data for name, data in self.files.items() if name not in OF_MODEL}
+        return replace(self, files=files, ids={})
 
     def without_vocabulary(self) -> Origin:
-        """The same for a vocabulary that has changed: settings without the files that hold the vocabulary."""
+        """The same for a vocabulary that has changed: settings without the files that hold the vocabulary, or the class
+        that would build it."""
         names = (SETTINGS, GENERATION, TEMPLATE, "chat_template.json", "special_tokens_map.json")
         files = {name: data for name, data in self.files.items() if name in names or "/" in name}
-        return replace(self, files=files)
+        if self.class_name:
+            settings = {**self._document(SETTINGS), "tokenizer_class": PLAIN}
+            files[SETTINGS] = (json.dumps(settings, indent=2) + "\n").encode()
+        return replace(self, files=files, class_name="", defaults={})
 
     def _document(self, name: str) -> dict[str, Any]:
         if name not in self.files:
@@ -178,7 +189,7 @@ def templates_in(folder: Path) -> list[str]:
 def own_settings(end: str) -> bytes:
     """The tokenizer_config.json of a tokenizer of isoform's own, whose texts end with the special token `end`."""
     names = {"bos_token": end, "eos_token": end}
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "model_input_names": ["input_ids"]}
+    settings = {"tokenizer_class": PLAIN, **names, "model_input_names": ["input_ids"]}
     return (json.dumps(settings, indent=2) + "\n").encode()
 
 

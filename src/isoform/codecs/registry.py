@@ -10,6 +10,7 @@ from typing import Any, assert_never
 from tokenizers import models
 
 from isoform.codecs.bpe import BPECodec, bpe_from_tiktoken, train_bpe
+from isoform.codecs.classes import CLASSES, build, class_of, warn_of_difference
 from isoform.codecs.codec import FILE, Codec
 from isoform.codecs.config import BPE, Bytes, Characters, Patches, Tokenizer
 from isoform.codecs.config import Codec as CodecConfig
@@ -64,14 +65,33 @@ def read_tokenizer(
     is read as that token, as transformers does. Raises ValueError if a file is missing, or of another format.
     """
     path = Path(path)
-    tokenizer = parse_tokenizer(read_text(path, TOKENIZER), path)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     origin = read_origin(path.parent, ids) if path.name == TOKENIZER_FILE else Origin()
     origin = origin if ids is not None else origin.of_texts()
-    add_tokens(tokenizer, origin)
+    tokenizer, origin = _tokenizer_of(path, origin)
     is_silent = ids is None and tokenizer.post_processor is None
     return _codec(tokenizer, None if is_silent else ids_around(tokenizer, origin, are_read=are_read), origin)
+
+
+def _tokenizer_of(path: Path, origin: Origin, name: str | None = None) -> tuple[Any, Origin]:
+    """The tokenizer of a tokenizer.json, or of a class if transformers builds it so; name: the class, if settled."""
+    document = read_text(path, TOKENIZER)
+    tokenizer = parse_tokenizer(document, path)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    is_new, name = name is None, class_of(origin, document) if name is None else name
+    if not name or name not in CLASSES:
+        add_tokens(tokenizer, origin)
+        if name:
+            warnings.warn(
+                f"{path} is followed, but transformers builds this tokenizer by {name}, which isoform doesn't read: "
+                f"texts may have other tokens there",
+                stacklevel=4,
+            )
+        return tokenizer, origin
+    built, origin = build(name, document, origin, tokenizer.post_processor)
+    if is_new:
+        warn_of_difference(path, name, built, tokenizer)
+    return built, origin
 
 
 def _codec(tokenizer: Any, ids: SpecialIds | None, origin: Origin) -> BPECodec | TokenizerCodec:
@@ -106,9 +126,7 @@ def load_codec(folder: str | Path, ids: Mapping[str, Any] | None = None) -> Code
         case "bytes":
             return ByteCodec(extra)
         case "bpe" | "tokenizer":
-            path = folder / TOKENIZER_FILE
-            tokenizer = parse_tokenizer(read_text(path, TOKENIZER), path)
-            add_tokens(tokenizer, origin)
+            tokenizer, origin = _tokenizer_of(folder / TOKENIZER_FILE, origin, str(form.get("class", "")))
             return (BPECodec if kind == "bpe" else TokenizerCodec)(tokenizer, special_ids, origin)
         case "patches":
             return load_patches(form, folder / FILE)

@@ -106,7 +106,8 @@ class LibraryCodec(TextCodec):
         """Write tokenizer.json, the format of other libraries, what belongs to it, and codec.json."""
         write_files(Path(folder), self.files())
         origin = {"origin": dict(self.origin.ids)} if self.origin.files else {}
-        form = {"kind": self.kind, "file": TOKENIZER_FILE, **self._own_ids(), **origin}
+        built = {"class": self.origin.class_name} if self.origin.class_name else {}
+        form = {"kind": self.kind, "file": TOKENIZER_FILE, **built, **self._own_ids(), **origin}
         write_text(Path(folder) / FILE, json.dumps(form) + "\n")
 
     def _with_special(self, names: Sequence[str]) -> LibraryCodec:
@@ -263,17 +264,19 @@ def parse_tokenizer(text: str, path: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def add_tokens(tokenizer: Tokenizer, origin: Origin) -> None:
+def add_tokens(tokenizer: Tokenizer, origin: Origin, numbered: Mapping[str, object] | None = None) -> None:
     """Add the tokens that the files beside a tokenizer.json name, as transformers does: those that the vocabulary lacks
-    follow it, in the order of their ids, then of their names; a token that is special stays so."""
+    follow it, in the order of their ids, then of their names; a token that is special stays so. numbered: those with
+    ids, if others than the files beside it say."""
     present = [*tokenizer.get_added_tokens_decoder().values()]
     special, as_given = {token.content for token in present if token.special}, {*map(repr, present)}
     try:
-        numbered = [_added(form) for _, form in sorted(origin.numbered.items(), key=lambda item: int(item[0]))]
+        by_id = origin.numbered if numbered is None else numbered
+        given = [_added(form) for _, form in sorted(by_id.items(), key=lambda item: int(item[0]))]
         named = [_added(form) for form in origin.named]
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ValueError(f"the added tokens in {SETTINGS} or beside it are damaged; copy it again") from None
-    added = [token for token in numbered if repr(token) not in as_given]
+    added = [token for token in given if repr(token) not in as_given]
     for token in added:
         token.special = token.special or token.content in special
     contents = {token.content for token in (*present, *added)}

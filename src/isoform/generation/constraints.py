@@ -19,7 +19,15 @@ APPLIED = {
     *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "suppress_tokens"),
     *("begin_suppress_tokens", "max_length", "max_new_tokens", "do_sample", "num_return_sequences", "use_cache"),
     *("transformers_version", "_from_model_config", "trust_remote_code", "cache_implementation"),
-    *("model_type", "id2label", "label2id", "problem_type", "renormalize_logits", "remove_invalid_values"),
+    *(
+        "model_type",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "tokenizer_class",
+        "renormalize_logits",
+        "remove_invalid_values",
+    ),
 }
 """Fields that are applied, that flags decide, or that change no text."""
 NEUTRAL = {

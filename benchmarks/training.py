@@ -85,7 +85,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=60)
     options = parser.parse_args()
-    torch._dynamo.config.recompile_limit = 64  # each form of ours compiles every layer; beyond 8 torch would not
     choose_machine("cpu")  # before any thread starts, as a process that trains does, so that all flush subnormals
     ids = np.random.default_rng(0).integers(0, VOCAB, 200_000).astype(np.uint16)
     works = {f"{who} {form}": steps(ids, options.steps, form) for form in FORMS for who, steps in SIDES.items()}

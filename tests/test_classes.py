@@ -1,6 +1,7 @@
 """Tokenizers that transformers builds by a class, beside a tokenizer.json that says otherwise."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import transformers as peers
 from tokenizers import Tokenizer
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
+import isoform
 from isoform.checkpoint.families.registry import FAMILIES
 from isoform.checkpoint.special_ids import special_ids
 from isoform.codecs.classes import ALIASES, CLASSES, LANGUAGES, OF_MODELS, OTHERS, PLAIN
 from isoform.codecs.codec import TextCodec
-from isoform.codecs.registry import load_codec, read_tokenizer
+from isoform.codecs.config import Bytes
+from isoform.codecs.registry import build_codec, load_codec, read_tokenizer
 from test_whole import bytes_tokenizer, marked_tokenizer, odd_strings, unigram_tokenizer, wordpiece_tokenizer
+from test_whole import folder_of as model_folder
 
 DIFFERS = "says otherwise than"
 TEXTS = [*odd_strings(), " ", "the <mask>, <extra_id_3> and <|startoftranscript|> of en_XX"]
@@ -102,7 +106,7 @@ def test_a_class_is_followed_where_tokenizer_json_says_otherwise(name, settings,
 @pytest.mark.parametrize("name", [name for name in CLASSES if FILES[name] is not marked_tokenizer])
 def test_what_differs_is_warned_about(name, tmp_path):
     folder = folder_of(tmp_path, FILES[name](), {"tokenizer_class": name})
-    with pytest.warns(UserWarning, match=f"tokenizer.json {DIFFERS} {name}, by which transformers builds"):
+    with pytest.warns(UserWarning, match=f"tokenizer.json {DIFFERS} {name}, by which .* follows {name}"):
         load_codec(folder, {})
 
 
@@ -211,3 +215,34 @@ def test_a_run_keeps_the_class(name, tmp_path):
     assert load_codec(tmp_path / "earlier").encode_text("A b  c 12").tolist() == (
         Tokenizer.from_file(str(source / "tokenizer.json")).encode("A b  c 12", add_special_tokens=False).ids
     )
+
+
+def exported(codec: TextCodec, model: str, root: Path, folder: Path) -> None:
+    """Export a model with another tokenizer, which transformers then reads as isoform does."""
+    trained = replace(isoform.load(model_folder(model, root)), codec=codec)
+    isoform.export(trained, folder)
+    theirs = peers.AutoTokenizer.from_pretrained(folder)
+    for text in TEXTS:
+        expected = theirs(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        assert codec.encode_text(text).tolist() == expected, text
+
+
+@pytest.mark.filterwarnings(f"ignore:.*{DIFFERS}")
+def test_an_exported_tokenizer_is_the_one_of_training(tmp_path):
+    """Where the model that is exported has another class than the folder of the tokenizer."""
+    for name in ("alone", "named"):
+        (tmp_path / name).mkdir()
+    alone = read_tokenizer(folder_of(tmp_path / "alone", by_bytes(), {}) / "tokenizer.json")
+    exported(alone, "gpt2", tmp_path, tmp_path / "gpt2-out")
+    settings = {"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>"}
+    named = read_tokenizer(folder_of(tmp_path / "named", marked_tokenizer(), settings) / "tokenizer.json")
+    assert named.encode_text(" ").tolist() == [306]
+    exported(named, "llama2", tmp_path, tmp_path / "llama-out")
+    exported(named, "mistral", tmp_path, tmp_path / "mistral-out")
+    assert (tmp_path / "llama-out/tokenizer.json").read_bytes() == (tmp_path / "named/tokenizer.json").read_bytes()
+
+
+def test_an_exported_tokenizer_that_transformers_will_not_follow_is_named(tmp_path):
+    trained = replace(isoform.load(model_folder("qwen2", tmp_path)), codec=build_codec(Bytes(), ()))
+    with pytest.warns(UserWarning, match=f"{DIFFERS} Qwen2Tokenizer, by which .* isoform follows tokenizer.json"):
+        isoform.export(trained, tmp_path / "out")

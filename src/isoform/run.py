@@ -35,7 +35,7 @@ from isoform.codecs.document import with_template
 from isoform.codecs.image import patches_of
 from isoform.codecs.numbers import NumberCodec
 from isoform.codecs.origin import FILES, GENERATION, TEMPLATES, TOKENIZER_FILE, read_origin
-from isoform.codecs.registry import load_codec
+from isoform.codecs.registry import files_for, load_codec
 from isoform.config import from_dict, kind_of, load_toml
 from isoform.data.sources import PACKAGE, package_folder
 from isoform.files import DamagedFile, is_unfinished, staged, write_files
@@ -308,7 +308,8 @@ def export(trained: Trained, folder: Path) -> str:
     ids = {**label_fields(trained.recipe.objective), **ids}
     with staged(folder) as stage:
         architecture = write_folder(trained.transformer, stage, ids)
-        write_files(stage, files)
+        fields = special_ids(read_json(stage / CONFIG))
+        write_files(stage, files_for(codec, files, fields, folder / TOKENIZER_FILE))
     return architecture
 
 

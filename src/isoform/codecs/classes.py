@@ -357,14 +357,13 @@ def _table(form: Mapping[str, Any]) -> Any:
     return None
 
 
-def warn_of_difference(path: object, name: str, ours: Tokenizer, file: Tokenizer) -> None:
-    """Warns if a class and its tokenizer.json read, or write, an ordinary text otherwise."""
+def warn_of_difference(path: object, name: str, built: Tokenizer, file: Tokenizer, followed: str) -> None:
+    """Warns if a class and its tokenizer.json, of which one is followed, read or write an ordinary text otherwise."""
     for probe in PROBES:
-        both = [_read_and_written(tokenizer, probe) for tokenizer in (ours, file)]
-        if both[0] != both[1]:
+        if _read_and_written(built, probe) != _read_and_written(file, probe):
             warnings.warn(
-                f"{path} says otherwise than {name}, by which transformers builds this tokenizer, and which is "
-                f"followed: {probe!r} has other tokens, or another text when decoded",
+                f"{path} says otherwise than {name}, by which transformers builds this tokenizer: {probe!r} has other "
+                f"tokens, or another text when decoded; isoform follows {followed}",
                 stacklevel=4,
             )
             return

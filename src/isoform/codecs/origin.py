@@ -147,10 +147,13 @@ class Origin:
         that would build it."""
         names = (SETTINGS, GENERATION, TEMPLATE, "chat_template.json", "special_tokens_map.json")
         files = {name: data for name, data in self.files.items() if name in names or "/" in name}
-        if self.class_name:
-            settings = {**self._document(SETTINGS), "tokenizer_class": PLAIN}
-            files[SETTINGS] = (json.dumps(settings, indent=2) + "\n").encode()
-        return replace(self, files=files, class_name="", defaults={})
+        return replace(self, files=files, class_name="", defaults={}) if not self.class_name else self.plain(files)
+
+    def plain(self, files: Mapping[str, bytes]) -> Origin:
+        """The same with these files, and with settings by which transformers follows tokenizer.json."""
+        settings = {**self._document(SETTINGS), "tokenizer_class": PLAIN}
+        settings_file = (json.dumps(settings, indent=2) + "\n").encode()
+        return replace(self, files={**files, SETTINGS: settings_file}, class_name="", defaults={})
 
     def _document(self, name: str) -> dict[str, Any]:
         if name not in self.files:

@@ -17,7 +17,14 @@ from isoform.codecs.config import Codec as CodecConfig
 from isoform.codecs.image import PatchCodec, load_patches
 from isoform.codecs.origin import TOKENIZER_FILE, Origin, SpecialIds, read_origin
 from isoform.codecs.text import ByteCodec, CharacterCodec
-from isoform.codecs.tokenizer import TokenizerCodec, add_tokens, ids_around, is_byte_level, parse_tokenizer
+from isoform.codecs.tokenizer import (
+    LibraryCodec,
+    TokenizerCodec,
+    add_tokens,
+    ids_around,
+    is_byte_level,
+    parse_tokenizer,
+)
 from isoform.reading import TOKENIZER, read_json, read_text
 
 
@@ -90,8 +97,32 @@ def _tokenizer_of(path: Path, origin: Origin, name: str | None = None) -> tuple[
         return tokenizer, origin
     built, origin = build(name, document, origin, tokenizer.post_processor)
     if is_new:
-        warn_of_difference(path, name, built, tokenizer)
+        warn_of_difference(path, name, built, tokenizer, name)
     return built, origin
+
+
+def files_for(codec: Codec, files: Mapping[str, bytes], ids: Mapping[str, Any], path: Path) -> dict[str, bytes]:
+    """The files of a codec, for a folder whose config.json has these fields about tokens.
+
+    They stay as they are unless transformers would build another tokenizer from them there. Warns if it does so
+    whatever they say; path: of their tokenizer.json, for that.
+    """
+    files = dict(files)
+    if TOKENIZER_FILE not in files or _class_in(files, ids) == codec.origin.class_name:
+        return files
+    if isinstance(codec, LibraryCodec):
+        document = codec.tokenizer.to_str(pretty=True).encode() if codec.origin.files else files[TOKENIZER_FILE]
+        files = dict(codec.origin.plain({**files, TOKENIZER_FILE: document}).files)
+    name, document = _class_in(files, ids), files[TOKENIZER_FILE].decode()
+    if name in CLASSES:
+        file = parse_tokenizer(document, path)
+        built, _ = build(name, document, Origin(files, ids), file.post_processor)
+        warn_of_difference(path, name, built, file, TOKENIZER_FILE)
+    return files
+
+
+def _class_in(files: Mapping[str, bytes], ids: Mapping[str, Any]) -> str:
+    return class_of(Origin(files, ids), files[TOKENIZER_FILE].decode())
 
 
 def _codec(tokenizer: Any, ids: SpecialIds | None, origin: Origin) -> BPECodec | TokenizerCodec:

@@ -57,7 +57,7 @@ FILES |= {"MBartTokenizer": by_scores, "MBart50Tokenizer": by_scores, "BertToken
 SETTINGS: dict[str, list[dict[str, Any]]] = {name: [{"add_prefix_space": True}] for name in CLASSES}
 SETTINGS |= {
     "LlamaTokenizer": [{"legacy": True}, {"legacy": False, "add_prefix_space": False}],
-    "CodeLlamaTokenizer": [{"add_prefix_space": False}],
+    "CodeLlamaTokenizer": [{"add_prefix_space": False}, {"bos_token": None}],
     "GemmaTokenizer": [{"unk_token": {"__type": "AddedToken", "content": "<unk>"}}],
     "WhisperTokenizer": [{"predict_timestamps": True}],
     "BertTokenizer": [{"do_lower_case": False, "strip_accents": True}, {"tokenize_chinese_chars": False}],
@@ -215,6 +215,20 @@ def test_a_run_keeps_the_class(name, tmp_path):
     assert load_codec(tmp_path / "earlier").encode_text("A b  c 12").tolist() == (
         Tokenizer.from_file(str(source / "tokenizer.json")).encode("A b  c 12", add_special_tokens=False).ids
     )
+
+
+@pytest.mark.filterwarnings(f"ignore:.*{DIFFERS}")
+def test_times_are_left_out_of_texts(tmp_path):
+    """As Whisper's class does; they are no special tokens in the file."""
+    tokenizer = bytes_tokenizer()
+    tokenizer.add_tokens(["<|0.00|>", "<|12.40|>", "<|x|>"])
+    folder = folder_of(tmp_path, tokenizer, {"tokenizer_class": "WhisperTokenizer"})
+    theirs, ours = peers.AutoTokenizer.from_pretrained(folder), load_codec(folder, {})
+    assert isinstance(ours, TextCodec)
+    text = "<|0.00|> the<|12.40|> fox <|x|>"
+    ids = theirs(text).input_ids
+    assert ours.encode_whole(text).tolist() == ids
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True) == " the fox <|x|>"
 
 
 def exported(codec: TextCodec, model: str, root: Path, folder: Path) -> None:

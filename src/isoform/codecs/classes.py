@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -54,6 +55,8 @@ class Built:
     """The tokens before and after a text; None: those of the file."""
     extra: Callable[[Settings], Sequence[str]] = lambda settings: ()
     """Further special tokens where settings list none."""
+    hidden: re.Pattern | None = None
+    """Tokens that are left out of a decoded text, as special ones are."""
 
 
 def _pairs(vocabulary: Any, merges: Any, settings: Settings, *, has_unk: bool = False, **options: Any) -> Any:
@@ -184,7 +187,7 @@ CLASSES = {
         partial(_fallback, has_unk=True),
         lambda settings, table: _marked({**settings, "legacy": False}, table, strips=True),
         {**MARKS, **CODE},
-        around=_named("bos"),
+        around=lambda settings: ([content_of(settings["bos_token"])] if settings["bos_token"] else [], []),
         extra=lambda settings: [*CODE.values()],
     ),
     "GemmaTokenizer": Built(
@@ -213,7 +216,7 @@ CLASSES = {
             "mask_token": "<MASK_TOKEN>",
         },
     ),
-    "WhisperTokenizer": Built(_pairs, _bytes, END, around=_whisper),
+    "WhisperTokenizer": Built(_pairs, _bytes, END, around=_whisper, hidden=re.compile(r"<\|\d+\.\d+\|>")),
     "RobertaTokenizer": Built(_pairs, _bytes, PADDED, around=_named("cls", "sep")),
     "BertTokenizer": Built(_words, _bert, WORDS, around=_named("cls", "sep")),
     "T5Tokenizer": Built(
@@ -251,11 +254,11 @@ CLASSES = {
 ALIASES = {
     **dict.fromkeys(("Bart", "LED", "Longformer", "Mvp"), "RobertaTokenizer"),
     **dict.fromkeys(("DistilBert", "Electra", "MobileBert", "SqueezeBert", "LayoutLM", "Lxmert"), "BertTokenizer"),
-    **dict.fromkeys(("DPRContextEncoder", "DPRQuestionEncoder"), "BertTokenizer"),
 }
 """Further names of them, without Tokenizer."""
 OTHERS = (
-    *("Albert", "BigBird", "Blenderbot", "CLIP", "Cpm", "Deberta", "DebertaV2", "DPRReader", "Esmc", "FNet", "Funnel"),
+    *("Albert", "BigBird", "Blenderbot", "CLIP", "Cpm", "Deberta", "DebertaV2", "Esmc", "FNet", "Funnel"),
+    *("DPRContextEncoder", "DPRQuestionEncoder", "DPRReader"),
     *("Herbert", "Lasr", "LayoutLMv2", "LayoutLMv3", "LayoutXLM", "Luke", "MarkupLM", "MLuke", "MPNet", "Nllb"),
     *("Nougat", "OpenAIGPT", "Pegasus", "Qwen3_5", "Reformer", "RemBert", "RoFormer", "SeamlessM4T", "Siglip2"),
     *("Splinter", "Tipsv2", "Udop", "VideoPrism", "XGLM", "XLNet"),
@@ -318,16 +321,24 @@ def build(name: str, document: str, origin: Origin, post_processor: Any) -> tupl
         with without_panics(name):
             tokenizer = Tokenizer(built.model(model["vocab"], model.get("merges"), settings))
             tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = built.parts(settings, _table(form))
-            numbered = origin.numbered
-            if "added_tokens_decoder" not in settings:
-                numbered = {**numbered, **{str(token["id"]): token for token in form["added_tokens"]}}
-            add_tokens(tokenizer, origin, numbered)
+            add_tokens(tokenizer, origin, _added_tokens(built, origin, form))
             sides = built.around(settings) if built.around else None
             tokenizer.post_processor = post_processor if sides is None else _template(tokenizer, *sides, settings)
     except Exception as error:  # tokenizers raises nothing narrower
         why = str(error).partition("\n")[0]
         raise ValueError(f"no {name}, as of transformers, can be built from its tokenizer.json ({why})") from None
     return tokenizer, origin
+
+
+def _added_tokens(built: Built, origin: Origin, form: Mapping[str, Any]) -> dict[str, Any]:
+    """The added tokens by their ids: those of the file only if settings have none."""
+    numbered: dict[str, Any] = dict(origin.numbered)
+    if "added_tokens_decoder" not in origin.settings:
+        numbered |= {str(token["id"]): token for token in form["added_tokens"]}
+    for i, token in numbered.items():
+        if built.hidden is not None and built.hidden.fullmatch(content_of(token)):
+            numbered[i] = {**token, "special": True}
+    return numbered
 
 
 def _default_tokens(built: Built, settings: Settings) -> dict[str, Any]:

@@ -31,29 +31,32 @@ from isoform.machine import choose_machine, measured_peaks
 from isoform.scaling.findings import Findings, Table, exact
 from isoform.scaling.pages import StudyReport, provenance, publish
 
-STATES = {"train": 600, "study": 150, "convert": 150, "cache": 150}
+STATES = {"train": 600, "study": 150, "scale": 150, "convert": 150, "cache": 150}
 FAILURES = ("can't continue", "another result", "another exit code")
 FLIPS = 500
 Section = Callable[[Path], tuple[Table, dict[str, int]]]
 
 
 def scenarios(root: Path, launch: type = faults.Worker) -> list[faults.Scenario]:
-    """The commands, and the finished run that is converted; each ran once in this process, which is warm then."""
+    """The commands, with the finished run that is converted and the ladder all but one of whose runs are made; each
+    ran once in this process, which is warm then."""
     train, study = faults.train_scenario(), faults.study_scenario(launch)
-    source = root / "source"
+    source, made = root / "source", root / "made"
     if not source.exists():
         for scenario in (train, study):
             folder = scenario.start(source if scenario is train else root / "warm")
             os.chdir(folder)
             assert scenario.command(folder) == 0
+        faults.all_but_one(faults.scale_scenario(launch=faults.Inline), made)
         gc.collect()
         gc.freeze()  # else each fork would look for garbage in what was imported
-    return [train, study, faults.convert_scenario(source / "run"), faults.cache_scenario()]
+    convert = faults.convert_scenario(source / "run")
+    return [train, study, faults.scale_scenario(made, launch), convert, faults.cache_scenario()]
 
 
 def kills(root: Path) -> tuple[Table, dict[str, int]]:
-    """kill -9 before, within and after, and a full disk before and within, every call that changes the disk; of a study
-    kill -9 and a full disk before. The commands are tried beside each other."""
+    """kill -9 before, within and after, and a full disk before and within, every call that changes the disk. The
+    commands are tried beside each other."""
     with ProcessPoolExecutor(len(STATES), mp_context=get_context("fork")) as pool:
         results = [*pool.map(_kills_of, STATES, [root / name for name in STATES])]
     lines, bad = [line for line, _ in results], Counter[str]()
@@ -73,10 +76,9 @@ def _kills_of(name: str, root: Path) -> tuple[tuple[str, ...], Counter[str]]:
     calls = faults.count_calls(scenario, root / "count")
     expected = scenario.result(root / "count")
     codes, bad = Counter[int](), Counter[str]()
-    kinds = ["killed before", "full before"] if name == "study" else [*faults.FAULTS]  # its runs are those of `train`
-    for kind in kinds:
+    for kind, fault in faults.FAULTS.items():
         for call in range(1, calls + 1):
-            outcome = faults.try_fault(scenario, root / "try", call, faults.FAULTS[kind], expected)
+            outcome = faults.try_fault(scenario, root / "try", call, fault, expected)
             codes[outcome.code] += 1
             is_expected = outcome.code in ((-9, 0) if "killed" in kind else (74, 0))
             is_so = (
@@ -87,7 +89,7 @@ def _kills_of(name: str, root: Path) -> tuple[tuple[str, ...], Counter[str]]:
             for failure in [failure for failure, holds in zip(FAILURES, is_so, strict=True) if holds]:
                 bad[failure] += 1
                 print(f"{name}, call {call}, {kind}: {failure}: {outcome.words[-700:]}", flush=True)
-    bad["faults"] = calls * len(kinds)
+    bad["faults"] = calls * len(faults.FAULTS)
     words = ", ".join(f"{code}: {count}" for code, count in sorted(codes.items()))
     print(name, calls, words, flush=True)
     return (name, f"{calls}", f"{bad['faults']}", words), bad

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -27,13 +28,20 @@ from isoform.cli import main
 from isoform.codecs.text import ByteCodec
 from isoform.data.tokens import load_tokens
 from isoform.files import Files
+from isoform.recipe import load_recipe
 from isoform.run import Run, load, read_summary
-from isoform.scaling import engines
+from isoform.scaling import engines, ladder
+from isoform.scaling.study import Study
 from isoform.training.metrics import CLOCK_FIELDS, read_metrics
 
 CALLS = ("make_folder", "write", "append", "sync", "sync_folder", "rename", "remove")
 """The methods of Files."""
 CPU = ("--device", "cpu", "--dtype", "float32")
+STUDY = ("--pool", "pool", "--workers", "1")
+LADDER = (
+    *("--budget", "2e6", "--decades", "0.9", "--width_step", "2", "--heads_keep", "number"),
+    *("--design.sizes", "4", "--design.tokens_per_parameter", "0.015"),
+)
 TEXT = "to be or not to be, that is the question: whether 'tis nobler in the mind to suffer. " * 12
 RECIPE = """
 sample_prompt = "to"
@@ -237,10 +245,12 @@ class Scenario:
     result: Callable[[Path], object]
     """Values to compare: all that must not depend on where the command was cut. Raises for what can't be read."""
     files: dict[str, str] = field(default_factory=dict)
+    made: Path | None = None
+    """A folder with what an earlier command has made."""
 
     def start(self, folder: Path) -> Path:
         """A new folder with what the command reads."""
-        folder.mkdir(parents=True)
+        shutil.copytree(self.made, folder) if self.made else folder.mkdir(parents=True)
         for name, text in self.files.items():
             (folder / name).write_text(text)
         return folder
@@ -320,11 +330,8 @@ def study_scenario(launch: Any = Worker) -> Scenario:
     """A claim with two runs, its page and JSON."""
 
     def command(folder: Path) -> int:
-        before, engines.launch = engines.launch, launch
-        try:
-            return main(["reproduce", "claim.toml", "--pool", "pool", "--out", "results", "--workers", "1", *CPU])
-        finally:
-            engines.launch = before
+        with started_by(launch):
+            return main(["reproduce", "claim.toml", *STUDY, "--out", "results", *CPU])
 
     def result(folder: Path) -> object:
         values = json.loads((folder / "results/claim.json").read_text())
@@ -334,6 +341,41 @@ def study_scenario(launch: Any = Worker) -> Scenario:
 
     files = {"text.txt": TEXT, "recipe.toml": RECIPE.format(steps=1), "claim.toml": CLAIM}
     return Scenario("study", command, result, files)
+
+
+def scale_scenario(made: Path | None = None, launch: Any = Worker) -> Scenario:
+    """A ladder of runs of one to three steps, its report and JSON; made: a folder in which some of them are made."""
+
+    def command(folder: Path) -> int:
+        with started_by(launch), patch.object(ladder, "LEAST_STEPS", 1):
+            return main(["scale", "recipe.toml", *LADDER, *STUDY, "--out", "results", *CPU])
+
+    def result(folder: Path) -> object:
+        values = json.loads((folder / "results/study.json").read_text())
+        rows = [[row[key] for key in ("id", "width", "tokens", "loss", "reason")] for row in values["rows"]]
+        assert not leftovers(folder), leftovers(folder)
+        return values["values"], rows, sorted(path.name for path in (folder / "results").iterdir())
+
+    return Scenario("scale", command, result, {"text.txt": TEXT, "recipe.toml": RECIPE.format(steps=1)}, made)
+
+
+def all_but_one(scenario: Scenario, folder: Path) -> Path:
+    """A folder in which all runs of a ladder are made but that of the smallest model, and nothing else."""
+    os.chdir(scenario.start(folder))
+    assert scenario.command(folder) == 0
+    shutil.rmtree(folder / "results")
+    by_width = {load_recipe(str(path)).model.model_dim: path.stem for path in (folder / "pool").glob("*.toml")}
+    smallest = folder / "pool" / by_width[min(by_width)]
+    for path in [*(folder / "pool").glob(f"{smallest.name}.*"), smallest]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return folder
+
+
+@contextmanager
+def started_by(launch: Any) -> Iterator[None]:
+    """The commands of studies are started by a function, and looked at often."""
+    with patch.object(engines, "launch", launch), patch.dict(Study.run.__kwdefaults__, poll=0.02):
+        yield
 
 
 def count_calls(scenario: Scenario, folder: Path) -> int:

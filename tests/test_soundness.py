@@ -16,8 +16,8 @@ from isoform.commands import about, studies, training  # noqa: F401 - before the
 from isoform.machine import choose_machine, measured_peaks
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks and /proc")
-KILLS = {"train": 66, "convert": 18, "cache": 10, "study": 6}
-CUTS = {"train": 30, "convert": 20, "cache": 20, "study": 3}
+KILLS = {"train": 66, "convert": 18, "cache": 10, "study": 6, "scale": 5}
+CUTS = {"train": 30, "convert": 20, "cache": 20, "study": 3, "scale": 3}
 FLIPS = 40
 
 
@@ -30,11 +30,18 @@ def scenarios(tmp_path_factory) -> Iterator[dict[str, faults.Scenario]]:
     for scenario in (train, study):
         os.chdir(scenario.start(root / scenario.name))
         assert scenario.command(root / scenario.name) == 0
+    made = faults.all_but_one(faults.scale_scenario(launch=faults.Inline), root / "made")
     os.chdir(here)
     gc.collect()
     gc.freeze()
-    convert = faults.convert_scenario(root / "train/run")
-    yield {"train": train, "convert": convert, "cache": faults.cache_scenario(), "study": faults.study_scenario()}
+    others = faults.convert_scenario(root / "train/run"), faults.cache_scenario()
+    yield {each.name: each for each in (train, *others, faults.study_scenario(), faults.scale_scenario(made))}
+
+
+def in_one_process(scenario: faults.Scenario) -> faults.Scenario:
+    """The same, with the runs of a study in the process of the study."""
+    inline = faults.study_scenario(faults.Inline), faults.scale_scenario(scenario.made, faults.Inline)
+    return {each.name: each for each in inline}.get(scenario.name, scenario)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +66,7 @@ def test_any_call_may_be_the_last_or_find_the_disk_full(scenarios, finished, tmp
 @pytest.mark.parametrize("name", CUTS)
 def test_the_power_may_be_cut_at_any_time(scenarios, finished, tmp_path, capfd, name):
     scenario, (_, expected) = scenarios[name], finished[name]
-    traced = faults.study_scenario(faults.Inline) if name == "study" else scenario
-    operations = faults.trace(traced, tmp_path / "trace")
+    operations = faults.trace(in_one_process(scenario), tmp_path / "trace")
     for seed in range(CUTS[name]):
         outcome = faults.try_power_cut(scenario, tmp_path / "try", operations, seed, expected)
         assert outcome.is_sound, (seed, outcome)
@@ -100,7 +106,7 @@ def watch() -> None:
 
 @pytest.mark.parametrize("name", KILLS)
 def test_nothing_is_written_in_place(scenarios, tmp_path, name):
-    scenario = scenarios[name] if name != "study" else faults.study_scenario(faults.Inline)
+    scenario = in_one_process(scenarios[name])
     folder = scenario.start(tmp_path / name)
 
     def act() -> int:

@@ -18,6 +18,7 @@ import torch
 
 from isoform.batch import Batch, GlobalBatch
 from isoform.machine import Machine, choose_machine, describe
+from isoform.machine import commit as commit_of
 from isoform.model.transformer import Transformer
 from isoform.objectives.losses import Loss
 from isoform.training.config import Training
@@ -36,12 +37,7 @@ def commit() -> str:
     used = Path(inspect.getfile(choose_machine))
     if not used.is_relative_to(ROOT):
         raise SystemExit(f"isoform is imported from {used}, not from {ROOT}; install or point PYTHONPATH at the latter")
-    short = _git("rev-parse", "--short=10", "HEAD")
-    return f"{short}+changes" if _git("status", "--porcelain", "--", *CODE) else short
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    return commit_of(ROOT, CODE)
 
 
 COMMIT = commit()

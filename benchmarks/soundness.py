@@ -28,7 +28,8 @@ from harness import RESULTS
 import faults
 import hostile
 from isoform.machine import choose_machine, measured_peaks
-from isoform.scaling.findings import Findings, Table, exact
+from isoform.scaling.estimate import exact
+from isoform.scaling.findings import Findings, Table
 from isoform.scaling.pages import StudyReport, provenance, publish
 
 STATES = {"train": 600, "study": 150, "scale": 150, "convert": 150, "cache": 150}

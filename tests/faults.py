@@ -67,9 +67,12 @@ keep_checkpoints = 1
 log_every = 1
 """
 CLAIM = """
-question = "Is a loss above zero?"
+statement = "A loss is above zero."
 source = "us"
 says = "Yes."
+limits = "Anything else."
+headline = { value = "low.loss", text = "{} nats" }
+power = { noise = { loss = 0.01 } }
 recipe = "recipe.toml"
 rule = [{ value = "low.loss", at_least = 0.0 }]
 ladder = { kind = "one_size", seeds = 2 }

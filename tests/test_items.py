@@ -150,42 +150,53 @@ def test_the_variance_of_bleu_is_that_of_sacrebleus_bootstrap():
     answers = [line if rng.random() < 0.4 else " ".join(rng.permutation(line.split())) for line in references]
     sampled = BLEU().corpus_score(answers, [references], n_bootstrap=2000)
     items = sentence_statistics(answers, references, "de")["plain"]
-    assert math.sqrt(sampling_variance([items])) == pytest.approx(sampled._ci / 1.96, rel=0.1)
+    assert math.sqrt(sampling_variance([[items]], [1])) == pytest.approx(sampled._ci / 1.96, rel=0.1)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("has_second", [True, False])
 def test_the_variance_is_that_over_repeated_test_sets(form, has_second):
     rng, repetitions = np.random.default_rng(2), 500
-    skills = ([0.4, 0.6], [0.0, 0.1, -0.1])
+    skills = ([0.4], [0.0]) if form == "accuracy" else ([0.4, 0.6], [0.0, 0.1, -0.1])
     scores, variances = [], []
     for repetition in range(repetitions):
-        runs = drawn(rng, form, [*skills[0], *skills[1]], 150)
-        first, second = runs[:2], runs[2:] if has_second else None
+        runs, num_first = drawn(rng, form, [*skills[0], *skills[1]], 150), len(skills[0])
+        first, second = runs[:num_first], runs[num_first:] if has_second else None
+        arms, weights = ([first, second], [1, -1]) if second else ([first], [1])
         scores.append(np.mean([score(r) for r in first]) - (np.mean([score(r) for r in second]) if second else 0))
         if repetition % 5 == 0:
-            variances.append(sampling_variance(first, second, resamples=400, seed=repetition))
+            variances.append(sampling_variance(arms, weights, resamples=400, seed=repetition))
     assert math.sqrt(np.mean(variances)) == pytest.approx(np.std(scores, ddof=1), rel=0.1), "3 standard errors"
+
+
+def test_what_runs_and_items_add_together_is_counted_with_the_runs():
+    rng, variances, noise = np.random.default_rng(8), [], []
+    for _ in range(300):
+        shares = 1 / (1 + np.exp(rng.normal(0, 1.5, 200)))
+        runs = [rng.binomial(1, shares) for _ in range(3)]
+        variances.append(sampling_variance([runs], [1]))
+        noise.append(shares.var(ddof=1) / 200)
+    assert np.mean(variances) == pytest.approx(np.mean(noise), rel=0.06), "the items' own part alone"
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_pairing_cancels_what_is_hard_for_both(form):
     runs = drawn(np.random.default_rng(3), form, [0.3, 0.3, 0.0, 0.0], 400, spread=3)
-    paired = sampling_variance(runs[:2], runs[2:])
-    assert 0 < paired < 0.5 * (sampling_variance(runs[:2]) + sampling_variance(runs[2:]))
-    assert sampling_variance(runs[:2], runs[:2]) == 0
+    paired = sampling_variance([runs[:2], runs[2:]])
+    assert 0 < paired < 0.5 * (sampling_variance([runs[:2]], [1]) + sampling_variance([runs[2:]], [1]))
+    assert sampling_variance([runs[:2], runs[:2]]) == 0
     if form == "accuracy":
-        assert paired < unpaired_variance(score(runs[0]), score(runs[2]), 400)
+        assert paired < unpaired_variance([score(runs[0]), score(runs[2])], [1, -1], 400)
 
 
 def test_the_closed_form_is_that_of_the_bootstrap():
     runs = drawn(np.random.default_rng(4), "accuracy", [0.5, 0.2, 0.0], 300)
-    closed = sampling_variance(runs[:1], runs[1:])
-    by_bootstrap = sampling_variance(runs[:1], runs[1:], np.arange(300), resamples=20_000)
+    closed = sampling_variance([runs[:1], runs[1:2]])
+    by_bootstrap = sampling_variance([runs[:1], runs[1:2]], clusters=np.arange(300), resamples=20_000)
     assert by_bootstrap == pytest.approx(closed, rel=0.04), "its standard error is 1 %"
     share = score(runs[0])
-    assert sampling_variance(runs[:1]) == pytest.approx(unpaired_variance(share, None, 299), rel=1e-12)
-    assert unpaired_variance(0.5, 0.2, 100) == pytest.approx(0.0041)
+    assert sampling_variance([runs[:1]], [1]) == pytest.approx(unpaired_variance([share], [1], 299), rel=1e-12)
+    assert unpaired_variance([0.5, 0.2], [1, -1], 100) == pytest.approx(0.0041)
 
 
 def test_items_of_one_source_are_drawn_together():
@@ -196,19 +207,20 @@ def test_items_of_one_source_are_drawn_together():
         items = rng.binomial(1, 1 / (1 + np.exp(hardness)))
         scores.append(score(items))
         if repetition % 5 == 0:
-            variances.append(sampling_variance([items], clusters=clusters, resamples=400, seed=repetition))
+            variances.append(sampling_variance([[items]], [1], clusters, resamples=400, seed=repetition))
     assert math.sqrt(np.mean(variances)) == pytest.approx(np.std(scores, ddof=1), rel=0.11), "3 standard errors"
-    assert sampling_variance([items]) < 0.6 * variances[-1]
+    assert sampling_variance([[items]], [1]) < 0.6 * variances[-1]
     order = rng.permutation(300)
-    shuffled = sampling_variance([items[order]], clusters=clusters[order], seed=1)
-    assert shuffled == pytest.approx(sampling_variance([items], clusters=clusters, seed=1))
+    shuffled = sampling_variance([[items[order]]], [1], clusters[order], seed=1)
+    assert shuffled == pytest.approx(sampling_variance([[items]], [1], clusters, seed=1))
 
 
 def test_many_resamples_are_drawn_in_blocks(monkeypatch):
     runs = drawn(np.random.default_rng(6), "bleu", [0.5], 50)
-    whole = sampling_variance(runs, resamples=300)
+    whole = sampling_variance([runs], [1], resamples=300)
     monkeypatch.setattr("isoform.scaling.items.MAX_WEIGHTS", 50 * 7)
-    assert sampling_variance(runs, resamples=300) == pytest.approx(whole, rel=1e-12)
+    monkeypatch.setattr("isoform.scaling.items.MAX_CACHED", 0)
+    assert sampling_variance([runs], [1], resamples=300) == pytest.approx(whole, rel=1e-12)
 
 
 def test_other_items_are_refused():
@@ -216,17 +228,17 @@ def test_other_items_are_refused():
     first, second = drawn(rng, "bleu", [0.5], 30), drawn(rng, "bleu", [0.5], 30)
     right = np.array([0, 1, 1])
     for arguments, message in (
-        ((first, second), "the references differ"),
-        (([right], [right[:2]]), r"\[2, 3\] of them"),
-        (([right[:1]],), "one item has no variance"),
-        (([right], None, np.zeros(3)), "all items are of one cluster"),
-        (([right], None, np.arange(2)), "clusters of shape"),
-        (([np.array([[0, 0], [0, 0], [1, 1]])],), "too few of the items have targets"),
-        (([right * 0.5],), "whole numbers"),
+        (([first, second],), "the references differ"),
+        (([[right], [right[:2]]],), r"\[2, 3\] of them"),
+        (([[right[:1]]], [1]), "one item has no variance"),
+        (([[right]], [1], np.zeros(3)), "all items are of one cluster"),
+        (([[right]], [1], np.arange(2)), "clusters of shape"),
+        (([[np.array([[0, 0], [0, 0], [1, 1]])]], [1]), "too few of the items have targets"),
+        (([[right * 0.5]], [1]), "whole numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             sampling_variance(*arguments)
-    for wrong in ((35.0, 0.5, 10), (0.5, -0.1, 10), (0.5, None, 0)):
+    for wrong in (([35.0, 0.5], [1, -1], 10), ([0.5, -0.1], [1, -1], 10), ([0.5], [1], 0)):
         with pytest.raises(ValueError, match="only shares"):
             unpaired_variance(*wrong)
 
@@ -305,7 +317,7 @@ def test_measures_keep_the_results_of_each_item(pool):
         assert unpack(row.items[form]).shape == (30, 6)
         assert score(unpack(row.items[form])) == pytest.approx(row.measures[form], abs=1e-9)
     assert set(row.items) == {"right", "accuracy", "plain", "tokenised"}, "a loss has none"
-    assert 0 < score(items) < 1 and sampling_variance([items], [counts]) > 0, (
+    assert 0 < score(items) < 1 and sampling_variance([[items], [counts]]) > 0, (
         "shares of records and of their tokens may be compared"
     )
 

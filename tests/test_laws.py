@@ -10,9 +10,8 @@ from isoform.scaling.fitting import (
     fit_data_constrained,
     fit_kaplan,
     fit_power_law,
-    fit_shared_floor,
 )
-from isoform.scaling.forms import ChinchillaForm, DataConstrainedForm, KaplanForm, PowerLawForm, SharedFloorForm
+from isoform.scaling.forms import ChinchillaForm, DataConstrainedForm, KaplanForm, PowerLawForm
 from isoform.scaling.laws import Chinchilla, DataConstrained, Kaplan, Points, PowerLaw
 from isoform.scaling.minima import fit_exponent, isoflop_minima
 from isoform.scaling.simulation import Design, isoflop_design, ladder_design, recovery, simulate_ladder
@@ -160,43 +159,10 @@ def test_a_fit_is_a_local_optimum_and_repeats_by_seed(law, design, fit):
     assert (fitted.residuals**2).sum() < 2 * best.cost * 1.05
 
 
-def test_methods_on_one_text_share_its_floor():
-    from scipy.optimize import least_squares
-
-    laws = PowerLaw(1e18, 0.2, 2.0), PowerLaw(3e17, 0.25, 2.0), PowerLaw(5e18, 0.15, 2.0)
-    clean = [ladder(law, ladder_design()) for law in laws]
-    fitted = fit_shared_floor(clean, replicates=3)
-    np.testing.assert_allclose([astuple(law) for law in fitted.law.laws], [astuple(law) for law in laws], rtol=1e-5)
-    assert fitted.notes == () and fitted.noise < 1e-8
-
-    noisy = [ladder(law, ladder_design(), 0.005, seed=i) for i, law in enumerate(laws)]
-    fitted = fit_shared_floor(noisy)
-    single = fit_power_law(noisy[0])
-
-    def residuals(logs):
-        floor, pairs = np.exp(logs[0]), np.exp(logs[1:].reshape(3, 2))
-        predicted = [PowerLaw(*pair, floor).loss(p.compute) for pair, p in zip(pairs, noisy, strict=True)]
-        return np.log(np.concatenate(predicted) / fitted.points.loss)
-
-    start = np.log([fitted.law.laws[0].floor, *(x for law in fitted.law.laws for x in (law.scale, law.exponent))])
-    np.testing.assert_allclose(residuals(start), -fitted.residuals, atol=1e-9)
-    best = least_squares(residuals, start, x_scale="jac", xtol=1e-12, ftol=1e-12)
-    assert (fitted.residuals**2).sum() < 2 * best.cost * 1.05
-
-    def width(fit, floor):
-        low, high = fit.interval(floor)
-        return high - low
-
-    assert width(fitted, lambda law: law.laws[0].floor) < 0.8 * width(single, lambda law: law.floor)
-    with pytest.raises(ValueError, match="would suffice"):
-        fit_shared_floor([noisy[0], noisy[1].where(np.arange(2))])
-
-
 @pytest.mark.parametrize(
     "form",
     [
         PowerLawForm(ladder(PowerLaw(1e18, 0.2, 2.0), ladder_design(), 0.01), with_floor=True),
-        SharedFloorForm(TWO, fit_shared_floor(TWO, replicates=0).points),
         ChinchillaForm(ladder(BESIROGLU, PLANE, 0.01)),
         KaplanForm(ladder(KAPLAN, PLANE, 0.01)),
         DataConstrainedForm(ladder(MUENNIGHOFF, REPEATING, 0.01), [BESIROGLU]),
@@ -333,8 +299,8 @@ def test_nine_in_ten_intervals_cover_the_truth(law, names):
     # Of 100 at 0.9: below 81 or above 98 happens once in 500 each.
     for name in names:
         coverage = result.coverage(name)
-        assert 0.81 <= coverage.share <= 0.98, name
-        assert coverage.low < coverage.share < coverage.high
+        assert 0.81 <= coverage.value <= 0.98, name
+        assert coverage.low < coverage.value < coverage.high
     if isinstance(law, Chinchilla):
         assert max(result.median_error(name) for name in ("alpha", "beta")) < 0.05
         assert max(result.error_quantile(name) for name in ("alpha", "beta")) < 0.15

@@ -30,7 +30,7 @@ from isoform.training.config import AdamW, Muon, Training
 SOURCE = Path(isoform.__file__).parent
 MODULES = [
     "recipe", "options", "mask", "model.parts", "model.baseline_config",
-    *("scaling.claims", "scaling.measures", "scaling.statistics"),
+    *("scaling.claims", "scaling.measures", "scaling.statistics", "scaling.truths", "scaling.worlds"),
     *(f"{path.parent.name}.config" for path in sorted(SOURCE.glob("*/config.py"))),
 ]  # fmt: skip
 VALUES = [math.nan, math.inf, -math.inf, -1, 0, 0.5, 1, 2**63, 10**400, 1e300, True, "many"]
@@ -43,7 +43,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "Condition": {"value": "a.loss", "at_least": 0.0},
     "Arm": {"name": "a"},
     "Part": {"path": "a"},
-    "Claim": {"question": "", "source": "", "says": "", "statistic": None, "rule": ()},
+    "Claim": {"statement": "", "source": "", "says": "", "statistic": None, "rule": (), "headline": None, "limits": ""},
+    "Contrast": {"name": "a", "weights": {}},
+    "Expected": {"arm": "a"},
+    "Power": {"noise": {}},
     "Validation": {"name": "a", "what": "accuracy"},
     "Answers": {"name": "a", "path": "a"},
     "Translation": {"name": "a", "path": "a", "language": "en"},
@@ -71,7 +74,8 @@ def holds_numbers(hint: Any) -> bool:
 
 
 def fields() -> list[tuple[type, str]]:
-    skipped = ("Coordinates", "Requirements", "CostAxis", "LoadedClaim")  # values, never read from files
+    skipped = ("Coordinates", "Requirements", "CostAxis", "LoadedClaim", "KnownItems")  # values, never read from files
+    skipped += ("Check", "TrueLaw", "LadderWorld", "Decision")
     return [
         (cls, name)
         for cls in configs()

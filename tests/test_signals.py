@@ -140,7 +140,7 @@ sys.exit(cli.main({words}))
     assert scenario.result(tmp_path / "part") == scenario.result(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("where", ["prepare", "measure"])
+@pytest.mark.parametrize("where", ["prepare", "decide"])
 def test_a_study_stopped_between_its_runs_continues(tmp_path, monkeypatch, where):
     study = faults.study_scenario(faults.Inline)
     monkeypatch.chdir(study.start(tmp_path / "study"))
@@ -158,7 +158,7 @@ sys.exit(faults.study_scenario(faults.Inline).command(Path.cwd()))
     code, errors = end(script, tmp_path / "study", "SIGTERM")
     assert (code, errors) == (75, NOTHING.format("SIGTERM"))
     made = {path: path.stat().st_mtime_ns for path in Path("pool").glob("*/summary.json")}
-    assert len(made) == (2 if where == "measure" else 0)
+    assert len(made) == (2 if where == "decide" else 0)
     assert study.command(tmp_path / "study") == 0
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in made.items())
-    assert json.loads(Path("results/claim.json").read_text())["verdict"] == "holds"
+    assert json.loads(Path("results/claim.json").read_text())["verdict"] == "confirmed"

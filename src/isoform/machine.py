@@ -11,8 +11,10 @@ import ctypes
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -162,6 +164,19 @@ def device_name(device: torch.device) -> str:
     if device.type == "mps":
         return f"{processor_name()} (MPS)"
     return processor_name()
+
+
+def commit(folder: Path = Path(__file__).parent, paths: Sequence[str] = (".",)) -> str:
+    """The commit of the code in a folder, "+changes" if files of these paths differ; empty outside a checkout."""
+    try:
+        done = [
+            subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10)
+            for words in (["rev-parse", "--short=10", "HEAD"], ["status", "--porcelain", "--", *paths])
+        ]
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    head, status = (each.stdout.strip() for each in done)
+    return "" if any(each.returncode for each in done) else f"{head}+changes" if status else head
 
 
 def describe(machine: Machine) -> dict[str, object]:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from isoform.commands.command import Result, chosen_machine
@@ -23,6 +24,7 @@ from isoform.scaling.lab import (
     run_ladder,
 )
 from isoform.scaling.pages import read_published
+from isoform.scaling.verdicts import Published, shipped_verdicts
 from isoform.signals import interruptions
 from isoform.terminal import ExitCode, Terminal
 
@@ -68,7 +70,7 @@ def reproduce(options: ReproduceOptions, terminal: Terminal) -> Result:
     if options.list or not options.claim:
         return _list_claims(out, terminal)
     loaded, machine = load_claim(options.claim, quick=options.quick, data=options.data), chosen_machine(options.machine)
-    terminal.say(f"{loaded.claim.question}\n")
+    terminal.say(f"{loaded.claim.statement}\n")
     with _executor(options.study, options.machine, machine, out, terminal) as executor:
         try:
             values = check_claim(
@@ -81,7 +83,7 @@ def reproduce(options: ReproduceOptions, terminal: Terminal) -> Result:
         terminal.say(f"  {condition!s:<52}{_estimate(values['values'][condition.value])}")
     for warning in values["warnings"]:
         terminal.warn(warning)
-    terminal.say(f"\n{loaded.id}: {values['verdict']}")
+    terminal.say(f"\n{loaded.id}: {values['verdict']}, {values['headline']}")
     terminal.say(f"page           {out / loaded.name}.md")
     return Result({key: value for key, value in values.items() if key != "rows"})
 
@@ -131,15 +133,15 @@ def _command_line(verb: str) -> str:
 
 
 def _list_claims(out: Path, terminal: Terminal) -> Result:
-    """All claims with the verdicts of their full and quick forms."""
-    claims = {}
+    """All claims as a table: statement, verdict and one number, from the folder or as they come with the package."""
+    shipped, claims = shipped_verdicts(), {}
+    lines = ["| claim | verdict | number, 90 % interval |", "|---|---|---|"]
     for name in builtin_claims():
-        verdicts = {}
-        for kind, path in (("full", out / f"{name}.json"), ("quick", out / f"{name}-quick.json")):
-            if path.exists():
-                verdicts[kind] = read_published(path, terminal)["verdict"]
-        claim = load_claim(name).claim
-        claims[name] = {"question": claim.question, "budget": claim.budget, "verdicts": verdicts}
-        text = "; ".join(v if kind == "full" else f"quick: {v}" for kind, v in verdicts.items())
-        terminal.say(f"{name:<18}{claim.question}\n{'':<18}{text or 'not run yet'} ({claim.budget})")
+        path = out / f"{name}.json"
+        entry = Published.of(read_published(path, terminal)) if path.exists() else shipped.get(name)
+        claims[name] = None if entry is None else asdict(entry)
+        statement = load_claim(name).claim.statement if entry is None else entry.statement
+        verdict, number = ("not run yet", "–") if entry is None else (entry.verdict, entry.headline)
+        lines.append(f"| [{name}]({name}.md): {statement} | {verdict} | {number} |")
+    terminal.say("\n".join(lines))
     return Result({"claims": claims})

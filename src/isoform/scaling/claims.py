@@ -1,7 +1,7 @@
-"""A claim is a file: question, source, runs, statistic, and the rule that decides, written before the runs.
+"""A claim is a file: a source's statement, the runs that test it, and the rule that decides, written before the runs.
 
 A statistic turns the runs into `Findings`: numbers with intervals, tables and figures. The rule compares the numbers
-with bounds: if all intervals lie inside, the claim holds; if one lies outside, it doesn't; otherwise it is undecided.
+with bounds: if all intervals lie inside, the statement is confirmed; if one lies outside, refuted; otherwise untold.
 """
 
 from __future__ import annotations
@@ -9,20 +9,24 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from isoform.config import ConfigError, from_dict, load_toml, unknown_name
 from isoform.data.config import resolve_path
-from isoform.ranges import Number, Positive, PositiveShare, config
+from isoform.ranges import NonNegative, Number, Positive, PositiveShare, Size, config
 from isoform.recipe import Recipe, builtin_recipes, load_recipe, with_changes
 from isoform.scaling.config import Ladder, OneSize
-from isoform.scaling.curves import Estimate
+from isoform.scaling.estimate import Estimate
 from isoform.scaling.findings import Findings
-from isoform.scaling.measures import Answers, Loss, Measure, Translation
-from isoform.scaling.statistics import AnyStatistic, Arms
+from isoform.scaling.measures import Answers, Loss, Measure, Translation, Validation
+from isoform.scaling.statistics import Arms, Compared, Exponents, Forecasts, Gains, KnownItems
 from isoform.scaling.study import Row
+from isoform.scaling.truths import Published, Recovery
+
+AnyStatistic = Forecasts | Gains | Exponents | Compared | Recovery | Published
+"""The types that `kind` selects in the `statistic` of a claim."""
 
 
 @config
@@ -37,10 +41,17 @@ class Condition:
         if self.at_least is None and self.at_most is None:
             raise ValueError(f"the bound on {self.value!r} needs at_least, at_most or both")
 
+    @property
+    def bounds(self) -> str:
+        """The bounds alone."""
+        if self.at_least is not None and self.at_most is not None:
+            return f"{self.at_least:g} to {self.at_most:g}"
+        return f"≤ {self.at_most:g}" if self.at_least is None else f"≥ {self.at_least:g}"
+
     def __str__(self) -> str:
         if self.at_least is not None and self.at_most is not None:
             return f"{self.at_least:g} ≤ {self.value} ≤ {self.at_most:g}"
-        return f"{self.value} ≤ {self.at_most:g}" if self.at_least is None else f"{self.value} ≥ {self.at_least:g}"
+        return f"{self.value} {self.bounds}"
 
     def verdict(self, estimate: Estimate) -> bool | None:
         """Whether the whole interval is inside (True) or outside (False); None if it is undecided."""
@@ -74,17 +85,72 @@ class Arm:
 
 
 @config
-class Claim:
-    """A question, and how it is decided."""
+class Headline:
+    """The number that a list of claims shows."""
 
-    question: str
+    value: str
+    text: str
+    """With {} for the number and its interval."""
+    form: str = ".3g"
+    """How numbers are written, as in Python's format."""
+
+
+@config
+class Expected:
+    """What a source states of one arm."""
+
+    arm: str
+    compute: Positive = 1.0
+    """Its compute multiplier against its baseline at the largest size."""
+    growth: Number = 0.0
+    """The exponent by which that grows with compute."""
+    differences: dict[str, Number] = field(default_factory=dict)
+    """Of its measures, the loss included, from the first arm's."""
+
+
+@config
+class Power:
+    """What is known before the runs, from which the smallest differences that a design tells are simulated."""
+
+    noise: dict[str, Positive]
+    """Standard deviation between seeds by measure: of the loss, relative; of others, in their unit."""
+    scatter: NonNegative = 0.005
+    """Of arm × size in ladders, relative to the loss; 0.5 % in the claim `block`."""
+    items: dict[str, Positive] = field(default_factory=dict)
+    """Standard deviation of one arm's measure over the choice of the test items."""
+    paired_items: dict[str, Positive] = field(default_factory=dict)
+    """The same of the difference of two arms whose answers are paired by item, as those of new runs are."""
+    base: dict[str, Number] = field(default_factory=dict)
+    """Values of the measures about which they vary, such as 0.75 for an accuracy."""
+    expected: tuple[Expected, ...] = ()
+    """What the source states."""
+    source: str = ""
+    """Where the noise was measured."""
+
+
+@config
+class Claim:
+    """A statement of a source, the runs that test it, and how they decide."""
+
+    statement: str
+    """The source's statement as it is tested here; the verdict is about it."""
     source: str
     says: str
-    """What the source claims."""
+    """What the source says."""
     statistic: AnyStatistic
     rule: tuple[Condition, ...]
+    headline: Headline
+    limits: str
+    """What a reader may not conclude."""
     reads: str = ""
-    """How to read the numbers, for the page."""
+    """What the numbers are."""
+    tuned: str = ""
+    """What was tuned for each arm, beside what the sweep says."""
+    sampling: str = ""
+    """How many seeds, and by which rule seeds may be added; empty: the ladder's number, fixed before the runs."""
+    looks: Size = 1
+    """How often the rule decided as seeds were added. Intervals have a confidence of 1 - 0.1 / looks (Bonferroni), the
+    price of looking."""
     budget: str = ""
     """Roughly how long it takes, and on what."""
     recipe: str = ""
@@ -96,6 +162,18 @@ class Claim:
     arms: tuple[Arm, ...] = ()
     measures: tuple[Measure, ...] = ()
     """Measured of each run besides its loss."""
+    power: Power | None = None
+    withdrawn: str = ""
+    """Why the design can't test the statement; the verdict is then `withdrawn` whatever the numbers."""
+    remedy: str = ""
+    """What would decide a claim that is untold or withdrawn."""
+    history: tuple[str, ...] = ()
+    """Changes of estimator, design, wording or seeds after a first result, with their dates."""
+
+    @property
+    def level(self) -> float:
+        """The confidence of the intervals that decide."""
+        return 1 - 0.1 / self.looks
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +184,8 @@ class LoadedClaim:
     claim: Claim
     recipes: Mapping[str, Recipe]
     is_quick: bool
+    is_published: bool
+    """Whether it comes with the package, with its verdict."""
 
     @property
     def name(self) -> str:
@@ -153,7 +233,8 @@ def load_claim(name: str, *, quick: bool = False, data: str = "") -> LoadedClaim
         replace(m, path=resolve_path(m.path, data)) if isinstance(m, Translation | Answers | Loss) else m
         for m in claim.measures
     )
-    return LoadedClaim(path.stem, replace(claim, measures=measures), recipes, quick)
+    is_published = path == builtin_claims().get(path.stem)
+    return LoadedClaim(path.stem, replace(claim, measures=measures), recipes, quick, is_published)
 
 
 def _claim_path(name: str) -> Path:
@@ -181,6 +262,10 @@ def _recipes(
 def _check(claim: Claim, arms: Sequence[str], path: Path) -> None:
     """ConfigError for unknown or duplicate names, and for fields that its kind of ladder doesn't support."""
     names = [arm.name for arm in claim.arms]
+    if claim.recipe and claim.power is None:
+        raise ConfigError(
+            f"{path}: power is missing; state the known noise, from which is simulated what the runs can tell"
+        )
     for arm in claim.arms:
         if arm.compute is not None and not isinstance(claim.ladder, OneSize):
             raise ConfigError(
@@ -200,9 +285,9 @@ def _check(claim: Claim, arms: Sequence[str], path: Path) -> None:
         if times > 1:
             raise ConfigError(f"{path}: {what!r} is measured twice for the arm {arm}; rename one")
     numbers = claim.statistic.names(claim_arms(claim))
-    for condition in claim.rule:
-        if condition.value not in numbers:
-            raise unknown_name("value", condition.value, numbers, where=f"the rule of {path}")
+    for value in (*(condition.value for condition in claim.rule), claim.headline.value):
+        if value not in numbers:
+            raise unknown_name("value", value, numbers, where=f"the rule of {path}")
 
 
 def _expand_arms(arms: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
@@ -242,26 +327,45 @@ def _merge_tables(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[s
     return merged
 
 
-HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "can't be told at this budget"
+CONFIRMED, REFUTED, UNTOLD, WITHDRAWN = "confirmed", "refuted", "untold", "withdrawn"
 
 
-def decide(claim: Claim, findings: Findings) -> str:
-    """The verdict of the rule. Raises ConfigError for a bound on a number that the statistic doesn't compute."""
-    verdicts = []
-    for condition in claim.rule:
-        if condition.value not in findings.values:
-            raise unknown_name("value", condition.value, findings.values, where="the rule")
-        verdicts.append(condition.verdict(findings.values[condition.value]))
-    return FAILS if False in verdicts else UNDECIDED if None in verdicts else HOLDS
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """The verdict on a claim's statement, and what it rests on."""
+
+    verdict: str
+    findings: Findings
+    outcomes: tuple[bool | None, ...]
+    """Of each condition: whether its interval lies inside its bounds, outside, or neither."""
 
 
-def measure(claim: Claim, rows: Sequence[Row]) -> Findings:
-    """The claim's statistic, computed from its runs. Raises ValueError for too few runs."""
+def decide(claim: Claim, rows: Sequence[Row]) -> Decision:
+    """The verdict of the rule on the claim's runs.
+
+    `confirmed` if every condition's interval lies inside its bounds: each is then met with an error of at most
+    5 %, and so are all. `refuted` if one lies outside; with k conditions intervals of 1 - 0.1 / k are used for that
+    (Bonferroni), since any one of them would refute. Raises ValueError for too few runs.
+    """
+    findings = measure(claim, rows, claim.level)
+    inside = [condition.verdict(findings.values[condition.value]) for condition in claim.rule]
+    several = len(claim.rule) > 1
+    wide = measure(claim, rows, 1 - (1 - claim.level) / len(claim.rule)).values if several else findings.values
+    outside = [condition.verdict(wide[condition.value]) is False for condition in claim.rule]
+    outcomes = tuple(False if out else met if met else None for met, out in zip(inside, outside, strict=True))
+    verdict = REFUTED if False in outcomes else CONFIRMED if all(outcomes) else UNTOLD
+    return Decision(WITHDRAWN if claim.withdrawn else verdict, findings, outcomes)
+
+
+def measure(claim: Claim, rows: Sequence[Row], level: float = 0.9) -> Findings:
+    """The claim's statistic, computed from its runs. Raises ValueError for too few runs, and for a bound on a number
+    that the statistic doesn't compute."""
     arms = claim_arms(claim)
-    findings, numbers = claim.statistic.measure(arms, rows), claim.statistic.names(arms)
+    findings, numbers = claim.statistic.measure(arms, rows, level), claim.statistic.names(arms)
     for condition in claim.rule:
-        if condition.value in numbers:  # missing, since all runs of an arm diverged
-            findings.values.setdefault(condition.value, Estimate(math.nan))
+        if condition.value not in numbers:
+            raise unknown_name("value", condition.value, numbers, where="the rule")
+        findings.values.setdefault(condition.value, Estimate(math.nan))  # missing, since all runs of an arm diverged
     return findings
 
 
@@ -270,6 +374,10 @@ def claim_arms(claim: Claim) -> Arms:
     names = tuple(arm.name for arm in claim.arms)
     baselines = {arm.name: arm.against or arm.after or names[0] for arm in claim.arms[1:]}
     measures: dict[str, tuple[str, ...]] = {}
+    items: dict[str, KnownItems] = {}
     for m in claim.measures:
         measures[m.name] = (*measures.get(m.name, ()), *(m.arms or names))
-    return Arms(names, baselines, measures)
+        if isinstance(m, Answers | Translation) or (isinstance(m, Validation) and m.what == "accuracy"):
+            deviation = claim.power.items.get(m.name, 0.0) if claim.power else 0.0
+            items[m.name] = KnownItems(m.num_items, deviation)
+    return Arms(names, baselines, measures, items)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 
 import numpy as np
 
 from isoform.machine import KNOWN_PEAKS
-from isoform.scaling.curves import Estimate, crossing, curve, finite_rows, gain, interval, to_points
+from isoform.scaling.curves import curve, finite_rows, interval, to_points
+from isoform.scaling.estimate import Estimate, exact
 from isoform.scaling.fitting import Fit, fit_chinchilla, fit_data_constrained, fit_kaplan
 from isoform.scaling.laws import Chinchilla, PowerLaw
 from isoform.scaling.minima import Minima, fit_exponent, isoflop_minima
+from isoform.scaling.multipliers import Ladders
 from isoform.scaling.pictures import isoflop, loss_against_cost, residuals
 from isoform.scaling.study import Row
 
@@ -36,16 +39,13 @@ class Findings:
 
     values: dict[str, Estimate] = field(default_factory=dict)
     tables: list[Table] = field(default_factory=list)
-    pictures: dict[str, bytes] = field(default_factory=dict)
-    """PNG files by title."""
+    pictures: dict[str, Callable[[], bytes]] = field(default_factory=dict)
+    """By title, functions that draw PNG files: numbers alone, as simulations need them, draw nothing."""
     notes: list[str] = field(default_factory=list)
+    number_notes: dict[str, str] = field(default_factory=dict)
+    """By number, what it rests on beside the runs, such as an extrapolation."""
     lead: list[str] = field(default_factory=list)
     """The main results, at the top of the page."""
-
-
-def exact(value: float) -> Estimate:
-    """A number without uncertainty."""
-    return Estimate(value, value, value)
 
 
 BUDGET_SECONDS = {"1 minute": 60.0, "1 hour": 3600.0, "1 day": 86400.0}
@@ -91,12 +91,12 @@ def analyse_ladder(
     _add_budgets(findings, sizes, fit, finished, workers, prices)
     if sizes is not None:
         _add_serving(findings, sizes.law, max(finished, key=lambda row: row.compute))
-    findings.pictures["loss against compute"] = loss_against_cost({"runs": (finished, fit)}, reach=forecast)
-    findings.pictures["residuals"] = residuals(fit, [row.compute for row in finished])
+    findings.pictures["loss against compute"] = partial(loss_against_cost, {"runs": (finished, fit)}, reach=forecast)
+    findings.pictures["residuals"] = partial(residuals, fit, [row.compute for row in finished])
     groups = [[row for row in finished if row.group == group] for group in sorted({row.group for row in finished})]
     if any(len({row.width for row in group}) >= 3 for group in groups):
         minima = isoflop_minima(to_points(finished), np.array([row.group for row in finished]))
-        findings.pictures["equal compute"] = isoflop(finished, minima)
+        findings.pictures["equal compute"] = partial(isoflop, finished, minima)
         _add_minima(findings, minima)
     findings.notes += [*fit.notes]
     return findings
@@ -109,6 +109,8 @@ def _fit_size_laws(
     points = to_points(rows)
     chinchilla = None
     try:
+        if np.ptp(points.parameters) == 0 or np.ptp(points.tokens) == 0:
+            raise ValueError("all runs have one size, or the same tokens")
         if float(np.corrcoef(np.log(points.parameters), np.log(points.tokens))[0, 1]) > MAX_CORRELATION:
             raise ValueError("size and tokens rise together in these runs; --design.kind iso_flop avoids that")
         chinchilla = fit_chinchilla(points)
@@ -221,24 +223,19 @@ def _add_minima(findings: Findings, minima: Minima) -> None:
 
 def compare(findings: Findings, baseline: Sequence[Row], method: Sequence[Row]) -> None:
     """Add a comparison of two ladders: the compute multiplier at both ends, its growth, where the curves cross."""
-    baseline_fit, method_fit = curve(baseline), curve(method)
-    gained = gain(baseline, method)
     names = baseline[0].arm, method[0].arm
+    ladders = Ladders(dict(zip(names, (baseline, method), strict=True)))
+    gained, crossing = ladders.gain(*names), ladders.crossing(*names)
     findings.values |= {"gain.least": gained.least, "gain.most": gained.most, "gain.growth": gained.growth}
-    low = min(row.compute for row in finite_rows(baseline))
-    high = max(row.compute for row in finite_rows(baseline))
-    inside = crossing(baseline_fit.law, method_fit.law, low, high)
-    beyond = crossing(baseline_fit.law, method_fit.law, high, high * 1e4) if inside is None else None
     where = (
-        f"They cross at {inside:.3g} FLOPs."
-        if inside is not None
-        else f"Extrapolated, they cross at {beyond:.3g} FLOPs, beyond the runs."
-        if beyond is not None
-        else "They don't cross."
+        "Whether the curves cross can't be told from these runs."
+        if crossing is None
+        else f"The curves cross at {crossing} FLOPs."
     )
     findings.lead.append(
         f"{names[1]} is worth {gained.least} times the compute of {names[0]} at the smallest compute and {gained.most} "
-        f"times at the largest: {gained.verdict}. {where}"
+        f"times at the largest. {where}"
     )
-    both = {names[0]: (baseline, baseline_fit), names[1]: (method, method_fit)}
-    findings.pictures["side by side"] = loss_against_cost(both)
+    findings.notes += [*ladders.notes, *(f"{names[1]} against {names[0]}: {note}" for note in gained.notes)]
+    both = {name: (rows, ladders.curve(name)) for name, rows in zip(names, (baseline, method), strict=True)}
+    findings.pictures["side by side"] = partial(loss_against_cost, both)

@@ -12,7 +12,7 @@ of a fit at once, then for all its bootstrap replicates at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic
 
@@ -24,9 +24,8 @@ from isoform.scaling.forms import (
     Form,
     KaplanForm,
     PowerLawForm,
-    SharedFloorForm,
 )
-from isoform.scaling.laws import Chinchilla, DataConstrained, Kaplan, Law, Points, PowerLaw, SharedFloor, Values
+from isoform.scaling.laws import Chinchilla, DataConstrained, Kaplan, Law, Points, PowerLaw, Values
 
 HUBER = 2.0
 """Width of the Huber loss in units of the noise: least squares would be 1 to 2 % more precise on normal noise."""
@@ -311,20 +310,6 @@ def fit_power_law(
     x = np.log(points.compute)
     _require(points, 3 if with_floor else 2, x[:, None], {"values of compute": x})
     return _fit(PowerLawForm(points, with_floor=with_floor), points, replicates, seed)
-
-
-def fit_shared_floor(methods: Sequence[Points], *, replicates: int = 200, seed: int = 0) -> Fit[SharedFloor]:
-    """(scale_i / C)^exponent_i + floor through the runs of each method i, with one floor for all.
-
-    The entropy of a text bounds every method, so that all runs together estimate the floor better. It lies in [0, 0.9]
-    of the least loss. ValueError for a method with too few runs or too little spread.
-    """
-    points = Points.from_compute(*(np.concatenate([getattr(p, name) for p in methods]) for name in ("compute", "loss")))
-    for x in (np.log(p.compute) for p in methods):
-        _require(points, 2, x[:, None], {"values of compute": x})
-    if len(points) < 2 * len(methods) + 2:
-        raise ValueError(f"{len(points)} runs for a law of {2 * len(methods) + 1} parameters: one more would suffice")
-    return _fit(SharedFloorForm(methods, points), points, replicates, seed)
 
 
 def fit_chinchilla(points: Points, *, replicates: int = 200, seed: int = 0) -> Fit[Chinchilla]:

@@ -12,7 +12,7 @@ from typing import Generic
 
 import numpy as np
 
-from isoform.scaling.laws import Chinchilla, DataConstrained, Kaplan, Law, Points, PowerLaw, SharedFloor
+from isoform.scaling.laws import Chinchilla, DataConstrained, Kaplan, Law, Points, PowerLaw
 
 EXPONENTS = (0.01, 2.0)
 """Bounds of the exponents of N and of D; that of compute is at most 1, as β α / (α + β) is with both at 2."""
@@ -84,55 +84,6 @@ class PowerLawForm(Form[PowerLaw]):
         level = self.middle * np.exp(height)
         scale = np.exp(np.log(level * slope / gamma) / gamma + self.centre)
         return PowerLaw(float(scale), gamma, float(level * (1 - slope / gamma)))
-
-
-class SharedFloorForm(Form[SharedFloor]):
-    """log L = log level + log(1 + share (exp(-slope / share (log C - centre)) - 1)), share = 1 - floor least / level.
-
-    The parameters are log level (less the mean log loss) and slope of each method in the middle of its runs; then the
-    floor, relative to the least loss of all.
-    """
-
-    def __init__(self, methods: Sequence[Points], points: Points) -> None:
-        """points: the runs of all methods, concatenated."""
-        n, logs = len(methods), [np.log(p.compute) for p in methods]
-        self.method = np.repeat(np.arange(n), [len(p) for p in methods])
-        x, self.centre = np.log(points.compute), np.array([each.mean() for each in logs])
-        self.height = np.array([np.log(p.loss).mean() for p in methods])
-        self.dx, self.least = x - self.centre[self.method], float(points.loss.min())
-        of_method = (
-            ("a loss is at its lower bound", "a loss is at its upper bound"),
-            (f"a loss hardly falls: its slope is at the bound, {LEAST_SLOPE}", "a slope is at its bound, 0.99"),
-        )
-        floor = ("the floor is at its bound, 0", "the floor is at its bound, 0.9 of the least loss")
-        self.bound_notes = (*of_method * n, floor)
-        self.lower, self.upper = np.array([*[-1, LEAST_SLOPE] * n, 0]), np.array([*[1, 0.99] * n, 0.9])
-        shares = (0, 0.2, 0.5, 0.8)
-        self.starts = np.array([[*[0, slope] * n, share] for slope in (0.01, 0.03, 0.1, 0.3) for share in shares])
-        self.coordinates = np.stack([x, self.method.astype(float)], 1)
-
-    def predict(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        heights, slopes, floor = theta[:, :-1:2][:, self.method], theta[:, 1:-1:2][:, self.method], theta[:, -1:]
-        level = np.exp(heights + self.height[self.method])
-        share = np.maximum(1 - floor * self.least / level, 1e-3)
-        gamma = slopes / share
-        power = np.exp(-gamma * self.dx)
-        total = 1 + share * (power - 1)
-        by_share = power - 1 + gamma * self.dx * power
-        by_floor = -by_share * self.least / level
-        by_height = total + by_share * (1 - share)
-        is_of = (self.method[:, None] == np.arange(len(self.centre)))[..., None]
-        parts = np.stack([by_height, -self.dx * power], -1)[:, :, None] * is_of
-        columns = np.concatenate([parts.reshape(len(theta), len(self.dx), -1), by_floor[..., None]], -1)
-        return heights + self.height[self.method] + np.log(total), columns / total[..., None]
-
-    def build(self, theta: np.ndarray) -> SharedFloor:
-        floor, laws = float(theta[-1] * self.least), []
-        for i, (height, centre) in enumerate(zip(self.height, self.centre, strict=True)):
-            level = np.exp(theta[2 * i] + height)
-            gamma = theta[2 * i + 1] / max(1 - floor / level, 1e-3)
-            laws.append(PowerLaw(float(np.exp(np.log(level - floor) / gamma + centre)), float(gamma), floor))
-        return SharedFloor(tuple(laws))
 
 
 CHINCHILLA_BOUND_NOTES = (

@@ -17,6 +17,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -29,6 +30,8 @@ MAX_BYTES = 1 << 23
 """Of unpacked items."""
 MAX_WEIGHTS = 1 << 23
 """Resampled weights held at once."""
+MAX_CACHED = 1 << 21
+"""Resampled weights that are kept for the next number."""
 
 
 def pack(items: np.ndarray, clusters: np.ndarray | None = None) -> str:
@@ -97,40 +100,41 @@ def score(items: np.ndarray) -> float:
 
 
 def sampling_variance(
-    first: Sequence[np.ndarray],
-    second: Sequence[np.ndarray] | None = None,
+    arms: Sequence[Sequence[np.ndarray]],
+    weights: Sequence[float] = (1.0, -1.0),
     clusters: np.ndarray | None = None,
     *,
     resamples: int = 1000,
     seed: int = 0,
 ) -> float:
-    """The variance, over test sets of this size, of the mean score of an arm's runs, or of its difference from that of
-    a second arm.
+    """The variance, over test sets of this size, of the weighted sum of the arms' mean scores, by default that of the
+    difference of two.
 
-    first, second: the items of each run of an arm; all runs have the same items in the same order. clusters (n,): equal
+    arms: the items of each run of each arm; all runs have the same items in the same order. clusters (n,): equal
     values mark items that share a source, such as sentences of one text; they are drawn together. It is a paired
-    bootstrap (Koehn 2004, "Statistical significance tests for machine translation evaluation"): all runs of both arms
+    bootstrap (Koehn 2004, "Statistical significance tests for machine translation evaluation"): all runs of all arms
     are scored on the same resampled items, so that what makes an item hard for all of them cancels. The variance is
     multiplied by n / (n - 1), n the number of items or clusters, which makes it unbiased for means (Efron and
     Tibshirani 1993); that of plain accuracies is computed in closed form.
 
     Runs and items are crossed: a score varies by run, by item, and by their interaction (Owen 2007, "The pigeonhole
     bootstrap"; Bouthillier et al. 2021, "Accounting for variance in machine learning benchmarks"). With S runs of an
-    arm and n items this counts items / n + interaction / (S n). The variance between runs, divided by S, counts
-    runs / S + interaction / (S n); so the sum of both counts the interaction twice, which is never too little.
+    arm and n items the resampling counts items / n + interaction / (S n). The variance between runs, divided by S,
+    counts runs / S + interaction / (S n), so that the sum of both would count the interaction twice: from plain
+    accuracies it is taken out here; for BLEU, where it is small beside the items, it is left in.
 
     Raises ValueError for runs of different items, and for fewer than two items or clusters.
     """
-    arms = [[_checked(items) for items in arm] for arm in ([first] if second is None else [first, second])]
+    arms = [[_checked(items) for items in arm] for arm in arms]
     _check_same([items for arm in arms for items in arm])
     if clusters is None and all(items.ndim == 1 for arm in arms for items in arm):
-        by_item = _contrast([np.stack(arm, axis=1) for arm in arms])
-        return float(by_item.var(ddof=1) / len(by_item))
+        by_item = _weighted([np.stack(arm, axis=1) for arm in arms], weights)
+        return max(0.0, float((by_item.var(ddof=1) - _interaction(arms, weights)) / len(by_item)))
     groups = np.arange(len(arms[0][0])) if clusters is None else _groups(clusters, len(arms[0][0]))
     sums = [[_by_group(_statistics(items), groups) for items in arm] for arm in arms]
     scores = [
-        _contrast([np.stack([_scores(weights @ of_run) for of_run in arm], axis=1) for arm in sums])
-        for weights in _weights(int(groups.max()) + 1, resamples, seed)
+        _weighted([np.stack([_scores(resampled @ of_run) for of_run in arm], axis=1) for arm in sums], weights)
+        for resampled in _resamples(int(groups.max()) + 1, resamples, seed)
     ]
     variance = float(np.concatenate(scores).var(ddof=1)) * (groups.max() + 1) / groups.max()
     if not math.isfinite(variance):
@@ -138,17 +142,16 @@ def sampling_variance(
     return variance
 
 
-def unpaired_variance(first_mean: float, second_mean: float | None, num_items: int) -> float:
-    """The binomial variance of a share of items, or of the difference of two, where the results by item are unknown:
-    p (1 - p) / n of each.
+def unpaired_variance(shares: Sequence[float], weights: Sequence[float], num_items: int) -> float:
+    """The binomial variance of a weighted sum of shares of items, where the results by item are unknown: p (1 - p) / n
+    of each.
 
     It is that of independent items for each arm and each run, so larger than that of `sampling_variance` where the same
-    items are hard for both arms. Raises ValueError for anything but shares.
+    items are hard for all arms. Raises ValueError for anything but shares.
     """
-    shares = [first_mean] if second_mean is None else [first_mean, second_mean]
     if num_items < 1 or not all(0 <= share <= 1 for share in shares):
-        raise ValueError(f"{shares} of {num_items} items are not shares; only shares have a binomial variance")
-    return sum(share * (1 - share) for share in shares) / num_items
+        raise ValueError(f"{[*shares]} of {num_items} items are not shares; only shares have a binomial variance")
+    return sum(weight**2 * share * (1 - share) for share, weight in zip(shares, weights, strict=True)) / num_items
 
 
 def _check_same(runs: Sequence[np.ndarray]) -> None:
@@ -164,10 +167,22 @@ def _check_same(runs: Sequence[np.ndarray]) -> None:
         raise ValueError("the runs have different test items: the references differ; measure all on the same data")
 
 
-def _contrast(arms: Sequence[np.ndarray]) -> np.ndarray:
-    """The means over runs of results (n, runs) of the first arm, less those of the second."""
-    means = [results.mean(axis=1) for results in arms]
-    return means[0] if len(means) == 1 else means[0] - means[1]
+def _weighted(arms: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    """The weighted sum of the arms' means over runs, from results (n, runs) of each."""
+    means = np.stack([results.mean(axis=1) for results in arms], axis=1)
+    return means @ np.asarray(weights, np.float64)
+
+
+def _interaction(arms: Sequence[Sequence[np.ndarray]], weights: Sequence[float]) -> float:
+    """The variance that runs and items together add to an item's weighted mean, each arm's by its own runs."""
+    total = 0.0
+    for weight, arm in zip(weights, arms, strict=True):
+        if len(arm) > 1:
+            table = np.stack(arm).astype(np.float64)
+            residuals = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+            squares = (residuals**2).sum() / ((len(arm) - 1) * (table.shape[1] - 1))
+            total += weight**2 * squares / len(arm)
+    return total
 
 
 def _groups(clusters: np.ndarray, num_items: int) -> np.ndarray:
@@ -185,12 +200,24 @@ def _by_group(statistics: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return np.stack([np.bincount(groups, weights=column) for column in statistics.T], axis=1)
 
 
-def _weights(number: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def _resamples(number: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """How often each of a number of groups is in each resample, as blocks of rows."""
+    if number * resamples <= MAX_CACHED:
+        yield _cached_resamples(number, resamples, seed)
+        return
     rng, rows = np.random.default_rng(seed), max(1, MAX_WEIGHTS // number)
     for start in range(0, resamples, rows):
-        drawn = rng.multinomial(number, np.full(number, 1 / number), size=min(rows, resamples - start))
-        yield drawn.astype(np.float64)
+        yield _drawn(number, min(rows, resamples - start), rng)
+
+
+@lru_cache(maxsize=2)
+def _cached_resamples(number: int, resamples: int, seed: int) -> np.ndarray:
+    """Drawing them takes ten times as long as using them, and a claim has many numbers over the same items."""
+    return _drawn(number, resamples, np.random.default_rng(seed))
+
+
+def _drawn(number: int, rows: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.multinomial(number, np.full(number, 1 / number), size=rows).astype(np.float64)
 
 
 def _statistics(items: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,18 @@ from isoform.machine import Machine
 from isoform.model.cost import num_parameters
 from isoform.preparation import Prepared, prepare
 from isoform.recipe import Recipe, load_recipe, with_changes
-from isoform.scaling.claims import Arm, Claim, LoadedClaim, decide, measure
+from isoform.scaling.claims import Arm, Claim, LoadedClaim, decide
 from isoform.scaling.config import FixedRatio, Ladder, OneSize
 from isoform.scaling.curves import rows_by_arm
 from isoform.scaling.engines import Engine
-from isoform.scaling.findings import Findings, Table, analyse_ladder, compare, exact
+from isoform.scaling.estimate import exact
+from isoform.scaling.findings import Findings, analyse_ladder, compare
 from isoform.scaling.ladder import Rung, continue_from, plan_ladder, plan_one_size, scale_rates, split_rung
 from isoform.scaling.measures import take_measures
 from isoform.scaling.pages import StudyReport, provenance, publish, read_published
+from isoform.scaling.power import CHANCE, Detectable, detectable
 from isoform.scaling.study import Job, Row, Study, fingerprint, make_job, rows_from_json
+from isoform.scaling.verdicts import deciding_table, facts, headline, scope_of, sentence
 from isoform.terminal import Terminal, count, duration
 
 
@@ -226,36 +229,58 @@ def check_claim(
     """
     claim, path = loaded.claim, out / f"{loaded.name}.json"
     imported = rows_from_json(read_published(path, terminal)["rows"]) if extend and path.exists() else {}
-    rows, other_rows = _claim_rows(loaded, executor, terminal, imported)
-    rows = take_measures(claim.measures, rows, executor.pool, machine)
-    findings = measure(claim, rows)
-    verdict = decide(claim, findings)
-    rule = [str(condition) for condition in claim.rule]
-    bounds = {condition.value: str(condition) for condition in claim.rule}
-    numbers = tuple((key, str(estimate), bounds.get(key, "")) for key, estimate in findings.values.items())
+    power = detectable(claim, claim.power) if claim.power and not loaded.is_quick else []
+    runs = _claim_runs(loaded, executor, terminal, imported, power)
+    rows = take_measures(claim.measures, runs.rows, executor.pool, machine)
+    decision = decide(claim, rows)
     report = StudyReport(
-        title=claim.question,
-        lead=[
-            f"**{verdict[0].upper()}{verdict[1:]}.** {claim.reads}".strip(),
-            f"The source's claim: {claim.says} ({claim.source})",
-            f"The rule, written before the runs: {'; '.join(rule)}.",
-        ],
-        findings=findings,
+        title=claim.statement,
+        lead=[f"{sentence(claim, decision)} {claim.reads}".strip()],
+        findings=decision.findings,
         rows=rows,
-        other_rows=other_rows,
+        other_rows=runs.other_rows,
         provenance=provenance(command, rows, machine, executor.engine.slots),
-        numbers=[Table("Numbers, with 90 % intervals", ("number", "value", "rule"), numbers)],
-        about={"claim": loaded.id, "question": claim.question},
-        verdict={"rule": rule, "verdict": verdict},
+        deciding=deciding_table(claim, decision),
+        subject=claim.headline.value,
+        level=claim.level,
+        facts=facts(loaded, decision, scope_of(loaded, runs.prepared, runs.jobs, rows, runs.factors), power),
+        about={
+            "claim": loaded.id,
+            "statement": claim.statement,
+            "verdict": decision.verdict,
+            "headline": headline(claim, decision),
+            "rule": [str(condition) for condition in claim.rule],
+            "detectable": [asdict(each) for each in power],
+        },
     )
     return publish(report, out / f"{loaded.name}.md", path, prefix=f"{loaded.name}-")
 
 
-def _claim_rows(
-    loaded: LoadedClaim, executor: StudyExecutor, terminal: Terminal, imported: Mapping[str, Row]
-) -> tuple[list[Row], list[Row]]:
-    """The rows that a claim's statistic uses, and those of its sweeps and starts. Raises Stopped."""
+@dataclass(frozen=True, eq=False)
+class ClaimRuns:
+    """The runs of a claim."""
+
+    prepared: Mapping[str, Prepared]
+    jobs: Sequence[Job]
+    factors: Mapping[str, float]
+    """Of each arm's learning rate."""
+    rows: list[Row]
+    """Those that the statistic uses."""
+    other_rows: list[Row]
+    """Of sweeps and starts."""
+
+
+def _claim_runs(
+    loaded: LoadedClaim,
+    executor: StudyExecutor,
+    terminal: Terminal,
+    imported: Mapping[str, Row],
+    power: Sequence[Detectable],
+) -> ClaimRuns:
+    """The runs of a claim, made where they are missing. Raises Stopped, and ValueError for a weak design."""
     claim, prepared = loaded.claim, dict[str, Prepared]()
+    if not imported:
+        _check_power(loaded, power, terminal)
     for arm, recipe in loaded.recipes.items():
         start = _arm(claim, arm).starts
         prepared[arm] = prepare(recipe, prepared[start].codec if start else None)
@@ -266,7 +291,20 @@ def _claim_rows(
     jobs = [job for arm in tuned for job in _jobs(claim, arm, tuned)]
     rows = make_runs(jobs, executor, terminal, imported) if jobs else []
     other_rows += [row for row in rows if row.purpose != "ladder"]
-    return [row for row in rows if row.purpose == "ladder"], other_rows
+    return ClaimRuns(tuned, jobs, factors, [row for row in rows if row.purpose == "ladder"], other_rows)
+
+
+def _check_power(loaded: LoadedClaim, power: Sequence[Detectable], terminal: Terminal) -> None:
+    """Raises ValueError for a new design that can't tell what the source states; a published one may be repeated, with
+    a warning."""
+    weak = "; ".join(str(each) for each in power if each.chance < CHANCE)
+    if weak and loaded.is_published:
+        terminal.warn(f"the design of {loaded.id} is weak: {weak}")
+    elif weak:
+        raise ValueError(
+            f"the design of {loaded.id} can't tell what its source states, so it isn't run: {weak}. More sizes, seeds "
+            "or items would; --quick runs its short form"
+        )
 
 
 def _arm(claim: Claim, name: str) -> Arm:

@@ -78,13 +78,6 @@ class PowerLaw:
 
 
 @dataclass(frozen=True)
-class SharedFloor:
-    """Power laws of several methods on one text, with one floor, that of the text."""
-
-    laws: tuple[PowerLaw, ...]
-
-
-@dataclass(frozen=True)
 class Chinchilla:
     """L = E + A / N^α + B / D^β (Hoffmann et al. 2022, eq. 10)."""
 
@@ -197,4 +190,4 @@ class DataConstrained:
         return self.unconstrained.loss(worth_n, worth_d)
 
 
-Law = TypeVar("Law", PowerLaw, SharedFloor, Chinchilla, Kaplan, DataConstrained)
+Law = TypeVar("Law", PowerLaw, Chinchilla, Kaplan, DataConstrained)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from isoform.files import DamagedFile, make_folder, read_sealed, write_bytes, write_sealed, write_text
-from isoform.machine import Machine, describe
+from isoform.machine import Machine, commit, describe
 from isoform.report import STYLE
 from isoform.scaling.curves import costs, excluded_rows, mismatches
 from isoform.scaling.findings import Findings, Table
@@ -32,11 +32,15 @@ class Page:
 
     title: str
     lead: list[str]
-    tables: list[Table] = field(default_factory=list)
     pictures: dict[str, bytes] = field(default_factory=dict)
+    tables: list[Table] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+    """Paragraphs by their headings."""
     notes: list[str] = field(default_factory=list)
     provenance: list[str] = field(default_factory=list)
     """Command, machine, versions."""
+    appendix: list[Table] = field(default_factory=list)
+    further_pictures: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,12 +56,15 @@ class StudyReport:
     """Auxiliary runs, such as those of a sweep."""
     provenance: Mapping[str, Any]
     """The result of `provenance`."""
-    numbers: Sequence[Table] = ()
-    """Tables between costs and runs."""
+    deciding: Table | None = None
+    """The one table of a claim's head; the others then follow the runs, with all pictures but one."""
+    subject: str = ""
+    """The number that the claim's picture shows, if there is one of its measure."""
+    level: float = 0.9
+    """Confidence of the intervals."""
+    facts: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     """The first keys of the JSON."""
-    verdict: Mapping[str, Any] = field(default_factory=dict)
-    """The keys of the JSON before the numbers."""
 
 
 def publish(report: StudyReport, page: Path, json_path: Path, *, prefix: str = "") -> dict[str, Any]:
@@ -68,26 +75,50 @@ def publish(report: StudyReport, page: Path, json_path: Path, *, prefix: str = "
     values = {
         **report.about,
         **report.provenance,
-        **report.verdict,
         "values": {key: [_finite(v) for v in (e.value, e.low, e.high)] for key, e in findings.values.items()},
+        "notes": {**findings.number_notes, **({"all": findings.notes} if findings.notes else {})},
         "warnings": warnings,
         "rows": rows_to_json(all_rows),
     }
+    drawn = {name: draw() for name, draw in findings.pictures.items()}
     content = Page(
         report.title,
         [*report.lead],
-        tables=[*findings.tables, *tables, *report.numbers, *run_tables(all_rows)],
-        pictures=findings.pictures,
+        drawn,
+        [*findings.tables, *tables],
+        facts={**report.facts},
         notes=[*(f"{warning[0].upper()}{warning[1:]}." for warning in warnings), *findings.notes],
         provenance=[_provenance_line(report.provenance, with_runs=bool(all_rows))],
+        appendix=run_tables(all_rows),
     )
+    if report.deciding is not None:
+        first = next((name for name in drawn if report.subject.endswith((f".{name}", f".{name}.change"))), None)
+        first = first or next(iter(drawn), "")
+        content.pictures = {name: png for name, png in drawn.items() if name == first}
+        content.further_pictures = {name: png for name, png in drawn.items() if name != first}
+        content.tables = [report.deciding]
+        content.appendix += [*findings.tables, *tables, *_further_numbers(report)]
     make_folder(page.parent)
-    pictures = {name: f"{prefix}{name.replace(' ', '-')}.png" for name in content.pictures}
-    for name, png in content.pictures.items():
+    pictures = {name: f"{prefix}{name.replace(' ', '-')}.png" for name in drawn}
+    for name, png in drawn.items():
         write_bytes(page.parent / pictures[name], png)
     write_text(page, to_html(content) if page.suffix == ".html" else to_markdown(content, pictures))
     write_sealed(json_path, values)
     return values
+
+
+def _further_numbers(report: StudyReport) -> list[Table]:
+    """The numbers that don't decide."""
+    assert report.deciding is not None
+    deciding, notes = {line[0] for line in report.deciding.lines}, report.findings.number_notes
+    lines = tuple(
+        (name, str(estimate), notes.get(name, ""))
+        for name, estimate in report.findings.values.items()
+        if name not in deciding
+    )
+    percent = f"{100 * report.level:.0f} %"
+    title = f"Exploratory numbers: they decide nothing, and {percent} intervals are not corrected for their number"
+    return [Table(title, ("number", "value", "note"), lines)] if lines else []
 
 
 def read_published(path: Path, terminal: Terminal) -> dict[str, Any]:
@@ -102,10 +133,11 @@ def read_published(path: Path, terminal: Terminal) -> dict[str, Any]:
 
 
 def provenance(command: str, rows: Sequence[Row], machine: Machine, workers: int) -> dict[str, Any]:
-    """Command, machine (the first row's, or this one), versions, seeds and repetitions of the numbers."""
+    """Command, commit, machine (the first row's, or this one), versions, seeds and repetitions of the numbers."""
     packages = ("isoform", "torch", "numpy", "scipy")
     return {
         "command": command,
+        "commit": commit(),
         "machine": {**(rows[0].machine if rows else describe(machine)), "workers": workers},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "seeds": sorted({row.seed for row in rows}),
@@ -123,7 +155,8 @@ def _provenance_line(source: Mapping[str, Any], *, with_runs: bool) -> str:
     machine = source["machine"]
     about = ", ".join(f"{name} {number}" for name, number in source["versions"].items())
     runs = f", {machine['threads']} thread(s) per run, {machine['workers']} runs at once, {machine['dtype']} products"
-    return f"`{source['command']}` · {machine['device']}{runs if with_runs else ''} · {about}"
+    decided = f" · computed at commit {source['commit']}" if source["commit"] else ""
+    return f"`{source['command']}`{decided} · {machine['device']}{runs if with_runs else ''} · {about}"
 
 
 def _finite(value: float | None) -> float | None:
@@ -194,22 +227,13 @@ def to_html(page: Page) -> str:
     """A self-contained HTML page."""
     parts = [f"<h1>{html.escape(page.title)}</h1>"]
     parts += [f'<p class="lead">{html.escape(line)}</p>' for line in page.lead]
-    for name, png in page.pictures.items():
-        data = base64.b64encode(png).decode()
-        parts.append(
-            f'<h2>{html.escape(name.capitalize())}</h2><figure><img alt="{html.escape(name)}" '
-            f'style="max-width:100%" src="data:image/png;base64,{data}"></figure>'
-        )
-    for note in page.notes:
-        parts.append(f"<p>{html.escape(note)}</p>")
-    for table in page.tables:
-        head = "".join(f'<th style="width:auto">{html.escape(cell)}</th>' for cell in table.head)
-        lines = "".join(f"<tr>{''.join(f'<td>{html.escape(c)}</td>' for c in line)}</tr>" for line in table.lines)
-        parts.append(
-            f"<h2>{html.escape(table.title)}</h2>"
-            f"<div style='overflow-x:auto'><table><tr>{head}</tr>{lines}</table></div>"
-        )
+    parts += map(_html_picture, page.pictures.items())
+    parts += [f"<p><b>{html.escape(name)}.</b> {html.escape(text)}</p>" for name, text in page.facts.items()]
+    parts += [f"<p>{html.escape(note)}</p>" for note in page.notes]
+    parts += map(_html_table, page.tables)
     parts += [f"<p><small>{html.escape(line)}</small></p>" for line in page.provenance]
+    parts += map(_html_table, page.appendix)
+    parts += map(_html_picture, page.further_pictures.items())
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width">\n<title>{html.escape(page.title)} · isoform</title>'
@@ -217,18 +241,39 @@ def to_html(page: Page) -> str:
     )
 
 
+def _html_picture(picture: tuple[str, bytes]) -> str:
+    name, png = picture
+    return (
+        f'<h2>{html.escape(name.capitalize())}</h2><figure><img alt="{html.escape(name)}" '
+        f'style="max-width:100%" src="data:image/png;base64,{base64.b64encode(png).decode()}"></figure>'
+    )
+
+
+def _html_table(table: Table) -> str:
+    head = "".join(f'<th style="width:auto">{html.escape(cell)}</th>' for cell in table.head)
+    lines = "".join(f"<tr>{''.join(f'<td>{html.escape(c)}</td>' for c in line)}</tr>" for line in table.lines)
+    body = f"<div style='overflow-x:auto'><table><tr>{head}</tr>{lines}</table></div>"
+    return f"<h2>{html.escape(table.title)}</h2>{body}"
+
+
 def to_markdown(page: Page, files: Mapping[str, str]) -> str:
     """A Markdown page; files: the file name of each figure by its title."""
     parts = [f"# {_plain(page.title)}", *map(_plain, page.lead)]
     parts += [f"![{_plain(name)}]({files[name]})" for name in page.pictures]
+    parts += map(_markdown_table, page.tables)
+    parts += [f"**{_plain(name)}.** {_plain(text)}" for name, text in page.facts.items()]
     parts += map(_plain, page.notes)
-    for table in page.tables:
-        lines = [table.head, tuple("---" for _ in table.head), *table.lines]
-        cells = ([_plain(cell).replace("|", "\\|") for cell in line] for line in lines)
-        body = "\n".join(f"| {' | '.join(line)} |" for line in cells)
-        parts.append(f"## {_plain(table.title)}\n\n{body}")
     parts += page.provenance
+    parts += map(_markdown_table, page.appendix)
+    parts += [f"![{_plain(name)}]({files[name]})" for name in page.further_pictures]
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [table.head, tuple("---" for _ in table.head), *table.lines]
+    cells = ([_plain(cell).replace("|", "\\|") for cell in line] for line in lines)
+    body = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    return f"## {_plain(table.title)}\n\n{body}"
 
 
 def _plain(text: str) -> str:

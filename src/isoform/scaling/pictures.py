@@ -11,7 +11,9 @@ import numpy as np
 from isoform.figures import COLORS, new_figure, to_png
 from isoform.scaling.curves import ScoredForecast, finite_rows
 from isoform.scaling.fitting import Fit
+from isoform.scaling.laws import PowerLaw
 from isoform.scaling.minima import Minima
+from isoform.scaling.multipliers import Curve
 from isoform.scaling.study import Row
 from isoform.terminal import count
 
@@ -26,7 +28,7 @@ MAX_BANDS = 4
 
 
 def loss_against_cost(
-    curves: Mapping[str, tuple[Sequence[Row], Fit | None]],
+    curves: Mapping[str, tuple[Sequence[Row], Fit[PowerLaw] | Curve | None]],
     cost: Callable[[Row], float] = lambda row: row.compute,
     *,
     label: str = "training compute, FLOPs",

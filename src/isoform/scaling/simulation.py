@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from isoform.scaling.estimate import Estimate, student
 from isoform.scaling.fitting import Fit, fit_chinchilla, fit_data_constrained, fit_kaplan, fit_power_law
 from isoform.scaling.laws import Chinchilla, DataConstrained, Kaplan, Points, PowerLaw
 
@@ -97,20 +98,12 @@ def simulate_ladder(law: AnyLaw, design: Design, noise: float, rng: np.random.Ge
     return Points(design.parameters, design.tokens, loss, design.unique_tokens)
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """The share of intervals that cover the truth, with its 95 % interval (Wilson 1927)."""
-
-    share: float
-    low: float
-    high: float
-
-
-def _wilson(covered: np.ndarray) -> Coverage:
-    n, share, z = len(covered), float(covered.mean()), 1.96
+def coverage(held: np.ndarray, level: float = 0.9) -> Estimate:
+    """The share of intervals that contain the truth, with its own interval (Wilson 1927)."""
+    n, share, z = len(held), float(held.mean()), student(1e9, level)
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5 / (1 + z**2 / n)
-    return Coverage(share, middle - half, middle + half)
+    return Estimate(share, middle - half, middle + half)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,12 +140,16 @@ class Recovery:
         """The quantile at `share` of the relative errors of `name`."""
         return float(np.quantile(self.errors[:, self.names.index(name)], share))
 
-    def coverage(self, name: str) -> Coverage:
-        """How often the interval of `name` covers the truth; for "forecast", the new run."""
+    def held(self, name: str) -> np.ndarray:
+        """[r], whether the interval of `name` contains the truth; for "forecast", the new run."""
         if name == "forecast":
-            return _wilson((self.forecasts[:, 1] <= self.observed) & (self.observed <= self.forecasts[:, 2]))
+            return (self.forecasts[:, 1] <= self.observed) & (self.observed <= self.forecasts[:, 2])
         i = self.names.index(name)
-        return _wilson((self.intervals[:, i, 0] <= self.truth[i]) & (self.truth[i] <= self.intervals[:, i, 1]))
+        return (self.intervals[:, i, 0] <= self.truth[i]) & (self.truth[i] <= self.intervals[:, i, 1])
+
+    def coverage(self, name: str) -> Estimate:
+        """How often the interval of `name` contains the truth."""
+        return coverage(self.held(name))
 
     @property
     def forecast_width(self) -> float:

@@ -14,20 +14,26 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from isoform.checkpoint.store import is_in_use, newest_step
 from isoform.config import differences, dump_toml, from_dict, load_toml, non_defaults
 from isoform.files import DamagedFile, StorageError, make_folder, write_text
 from isoform.history import with_earlier_names
+from isoform.model.baselines import Model, build_module
 from isoform.preparation import Prepared
 from isoform.recipe import DATA_PATHS, Recipe, is_changeable
 from isoform.run import Run, read_divergence, read_summary
 from isoform.scaling.engines import Command, Engine, Ticket
 from isoform.scaling.ladder import Rung
 from isoform.terminal import ExitCode, Terminal, count, duration
+from isoform.training.config import Muon, Optimizer
+from isoform.training.optimizer import optimizer_flops
 
 ATTEMPTS = 3
 """Starts without a new checkpoint in between before a run counts as failed."""
@@ -70,6 +76,8 @@ class Row:
     """Validation loss, nats per token; None if the run diverged."""
     reason: str = ""
     """Why there is no loss."""
+    optimizer_compute: float = 0.0
+    """FLOPs of the optimizer's matrix products, which `compute` leaves out: Muon's Newton-Schulz iterations."""
     learning_rate: float = 0.0
     num_layers: int = 0
     num_parameters: int = 0
@@ -91,6 +99,11 @@ class Row:
     """The results of a measure for each test item, by its name, as `items.pack` writes them."""
     machine: dict[str, Any] = field(default_factory=dict)
     data: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def total_compute(self) -> float:
+        """Training FLOPs with those of the optimizer."""
+        return self.compute + self.optimizer_compute
 
     @property
     def is_finite(self) -> bool:
@@ -136,7 +149,24 @@ def planned_row(job: Job) -> Row:
         learning_rate=training.optimizer.learning_rate,
         num_layers=rung.num_layers,
         steps=training.steps,
+        optimizer_compute=_optimizer_compute(job),
     )
+
+
+def _optimizer_compute(job: Job) -> float:
+    """FLOPs of the optimizer's matrix products, those of the run it starts from included."""
+    training = job.rung.recipe.training
+    flops = float(_update_flops(job.rung.recipe.model, training.optimizer) * training.steps)
+    return flops + (0.0 if job.start is None else _optimizer_compute(job.start))
+
+
+@lru_cache
+def _update_flops(model: Model, optimizer: Optimizer) -> int:
+    """FLOPs of the matrix products of one update."""
+    if not isinstance(optimizer, Muon):
+        return 0
+    with torch.device("meta"):
+        return optimizer_flops(optimizer, build_module(model))
 
 
 @dataclass
@@ -188,7 +218,13 @@ class Study:
         if job.id in self.failures:
             return replace(base, reason=self.failures[job.id])
         if job.id in self.imported:
-            return replace(self.imported[job.id], arm=job.arm, purpose=job.purpose, group=rung.group)
+            return replace(
+                self.imported[job.id],
+                arm=job.arm,
+                purpose=job.purpose,
+                group=rung.group,
+                optimizer_compute=base.optimizer_compute,
+            )
         return None
 
     @property

@@ -175,6 +175,20 @@ def build_optimizers(
             assert_never(config)
 
 
+def optimizer_flops(config: Optimizer, model: nn.Module) -> int:
+    """FLOPs of the matrix products of one update, which training FLOPs leave out: those of Muon's Newton-Schulz
+    iteration, 4 m² n + 2 m³ a step for an m × n matrix with m ≤ n (Jordan 2024). AdamW has none."""
+    if not isinstance(config, Muon):
+        return 0
+    roles, total = roles_of(model), 0
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and roles[name] in ORTHOGONAL:
+            *batch, rows, columns = parameter.shape
+            least, most = sorted((rows, columns))
+            total += math.prod(batch) * (4 * least**2 * most + 2 * least**3)
+    return config.newton_schulz_steps * total
+
+
 def _by_layer(named: Named, decay: float) -> dict[float, Named]:
     """Parameters by their learning rate relative to the topmost ones."""
     if decay == 1:

@@ -1,4 +1,4 @@
-"""Compiled blocks: a program for each kind and shape, whatever the batch and the layer, with the numbers of others."""
+"""Compiled blocks: a program for each kind, whatever the batch and the layer, with the numbers of uncompiled ones."""
 
 import copy
 import json
@@ -56,10 +56,10 @@ def batch_of(form: ModelConfig, step: int, *, length: int = 12, packed: bool = F
     rows, sizes = [], (length - 6, 4) if packed else (length,)
     for _ in range(3):
         ids = [rng.integers(VOCAB, size=n) for n in rng.permutation(sizes)]
-        sources = [Encoding(rng.integers(VOCAB, size=3)) if form.encoder is not None else None for _ in ids]
+        sources = [Encoding(rng.integers(VOCAB, size=length // 3)) if form.encoder is not None else None for _ in ids]
         pairs = zip(ids, sources, strict=True)
         rows.append([Example(Encoding(t), t, np.ones(len(t), np.float32), source) for t, source in pairs])
-    return collate(rows, length, 3 * len(sizes) if form.encoder is not None else None)
+    return collate(rows, length, length // 3 * len(sizes) if form.encoder is not None else None)
 
 
 def step_of(model: Transformer, batch: Batch) -> tuple[Loss, list[torch.Tensor | None]]:
@@ -147,17 +147,32 @@ def test_numbers_are_those_of_uncompiled_blocks(name, packed, programs):
         torch.testing.assert_close(TASK.loss(model.eval(), batch).total, TASK.loss(plain.eval(), batch).total)
 
 
-def test_shapes_beyond_the_limit_are_compiled_anew(programs, monkeypatch):
-    monkeypatch.setattr(compiling, "MOST_PROGRAMS", 2)
+@pytest.mark.parametrize(("form", "kinds"), [(config(), 1), (pair(FORMS["buckets"]), 2)], ids=["decoder", "both"])
+def test_shapes_that_vary_are_one_program_more(form, kinds, programs):
+    plain = build(form).train()
+    model, counts = copy.deepcopy(plain), []
+    model.compile_blocks()
+    for step, length in enumerate([9, 12, 11, 8, 10]):
+        batch, before = batch_of(form, step, length=length), len(programs)
+        (loss, gradients), (expected, those) = step_of(model, batch), step_of(plain, batch)
+        torch.testing.assert_close(loss.total, expected.total)
+        for gradient, that in zip(gradients, those, strict=True):
+            torch.testing.assert_close(gradient, that)
+        counts.append(len(programs) - before)
+    assert counts == [kinds, kinds, 0, 0, 0]
+
+
+def test_programs_beyond_the_limit_are_dropped_and_compiled_anew(programs, monkeypatch):
+    monkeypatch.setattr(compiling, "MOST_PROGRAMS", 1)
     form = config()
     plain = build(form).train()
     model = copy.deepcopy(plain)
     model.compile_blocks()
-    for count, length in enumerate(range(7, 12), 1):
-        batch = batch_of(form, 0, length=length)
+    for step in range(4):
+        batch = batch_of(form, step, packed=step % 2 == 1)
         (loss, _), (expected, _) = step_of(model, batch), step_of(plain, batch)
         torch.testing.assert_close(loss.total, expected.total)
-        assert len(programs) == count
+        assert len(programs) == step + 1
 
 
 def test_a_cache_or_a_recorder_runs_uncompiled(programs):

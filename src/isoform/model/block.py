@@ -1,7 +1,7 @@
 """One block: a mixer and a feed-forward as residual branches, and what a stack's blocks share in a forward pass.
 
 What is shared is computed outside of the code that torch compiles. That code takes tensors, which differ from batch to
-batch and from layer to layer, so that blocks of one kind are one program for each shape.
+batch and from layer to layer, so that blocks of one kind are one program, or a second one where shapes vary.
 """
 
 from __future__ import annotations
@@ -418,7 +418,7 @@ class Block(Component):
 
 @lru_cache
 def _compiled_block() -> Callable[[Block, Tensor, BlockInputs], tuple[Tensor, Tensor | None]]:
-    return compiled(Block._forward_all)
+    return compiled(Block._forward_all, has_open_shapes=True)
 
 
 def build_mixer(

@@ -14,11 +14,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def compiled(f: Callable[P, T]) -> Callable[P, T]:
-    """f, a program for each kind of arguments and each shape: with open shapes torch 2.13 generates wrong C++ of
-    FlexAttention. After too many programs torch would run f uncompiled with a warning; instead they are dropped, and
+def compiled(f: Callable[P, T], *, has_open_shapes: bool) -> Callable[P, T]:
+    """f, a program for each kind of arguments and each shape or, with open shapes, one for the first shape and one for
+    all others. After too many programs torch would run f uncompiled with a warning; instead they are dropped, and
     compiled again when needed."""
-    translated = torch.compile(f, dynamic=False)
+    translated = torch.compile(f, dynamic=None if has_open_shapes else False)
 
     @wraps(f)
     def call(*arguments: P.args, **keywords: P.kwargs) -> T:

@@ -379,7 +379,7 @@ def _attend_band(q: Tensor, k: Tensor, v: Tensor, band: Band, scale: float | Non
 def _compiled_flex() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return compiled(flex_attention)
+    return compiled(flex_attention, has_open_shapes=False)  # for open ones the C++ of torch 2.13 is wrong
 
 
 def _attend_flex(

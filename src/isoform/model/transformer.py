@@ -302,7 +302,7 @@ class Transformer(Network[ModelConfig]):
                 module.kernel = kernel
 
     def compile_blocks(self) -> None:
-        """Let torch.compile translate each block, in place; shapes are taken as fixed."""
+        """Let torch.compile translate each kind of block, in place."""
         for module in self.modules():
             if isinstance(module, Block):
                 module.is_compiled = True

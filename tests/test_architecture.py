@@ -25,6 +25,7 @@ ROWS = [
     *("codecs.numbers", "codecs.text"),
     "codecs.registry",
     *("model.recording", "model.auxiliary", "model.component", "model.position", "model.cache", "model.kernels"),
+    "model.compiling",
     "model.norm",
     "model.lowering",
     *("model.mixers.documents", "model.mixers.attention", "model.mixers.convolution", "model.mixers.lstm"),

@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from isoform.batch import plain_coordinates
 from isoform.machine import compiler
 from isoform.mask import Causal, Coordinates, FixedSparse, Full, Local2D, Mask, Prefix, Strided, Window, dense_mask
-from isoform.model import lowering
+from isoform.model import compiling, lowering
 from isoform.model.kernels import online_attention
 from isoform.model.lowering import (
     ALL,
@@ -343,7 +343,7 @@ def test_flex_compiled(rows, num_rows):
 @pytest.mark.filterwarnings("ignore")
 def test_flex_compiles_anew_when_torch_would_give_up(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f, **options: torch._dynamo.optimize("eager", dynamic=False)(f))
-    monkeypatch.setattr(lowering, "MOST_PROGRAMS", 2)
+    monkeypatch.setattr(compiling, "MOST_PROGRAMS", 2)
     lowering._compiled_flex.cache_clear()
     torch.compiler.reset()
     at, (q, k, v) = plain_coordinates(1, 2), drawn(2, num_rows=1, requires_grad=False)

@@ -57,6 +57,16 @@ def test_recurrences_show_their_states():
     assert tensors["decoder.blocks.0.mixer.states"].shape == (2, 12, 16)
 
 
+@pytest.mark.parametrize("form", [*FORMS.values(), pair(config())])
+def test_a_block_lists_what_it_records(form):
+    model = build(form)
+    tensors = record(model, ids(), "*", source=ids() if form.encoder is not None else None)
+    for layer in range(model.decoder.num_layers):
+        start, block = f"decoder.blocks.{layer}.", model.decoder.blocks[layer % len(model.decoder.blocks)]
+        recorded = {name.removeprefix(start) for name in tensors if name.startswith(start)}
+        assert recorded == set(block.recordable)
+
+
 def test_unknown_names_suggest_the_nearest_and_too_many_tensors_are_refused():
     model = build(config())
     with pytest.raises(ValueError, match=r"did you mean 'decoder.blocks.1.mixer.weights'"):

@@ -1,10 +1,14 @@
-"""One block: a mixer and a feed-forward as residual branches, and what a stack's blocks share in a forward pass."""
+"""One block: a mixer and a feed-forward as residual branches, and what a stack's blocks share in a forward pass.
+
+What is shared is computed outside of the code that torch compiles. That code takes tensors, which differ from batch to
+batch and from layer to layer, so that blocks of one kind are one program, or a second one where shapes vary.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import assert_never
 
 import torch
@@ -12,7 +16,8 @@ from torch import Tensor, nn
 
 from isoform.mask import Coordinates, Full, Mask
 from isoform.model.auxiliary import Auxiliary
-from isoform.model.cache import Cache, KeyValueShape, LayerShape, prefix_of
+from isoform.model.cache import Cache, KeyValueShape, KeyValueState, LayerShape, RecurrentState, prefix_of
+from isoform.model.compiling import compiled
 from isoform.model.component import Component, Role
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.depth import DepthRouter, Subset
@@ -50,6 +55,14 @@ class Memory:
     coordinates: Coordinates
     layers: tuple[KeysValues, ...] = ()
     outputs: tuple[Tensor, ...] = ()
+
+    def for_layer(self, layer: int) -> Memory:
+        """What one layer of the decoder reads of it; layers beyond the encoder's last read that."""
+        if self.layers:
+            return replace(self, layers=(self.layers[min(layer, len(self.layers) - 1)],))
+        if self.outputs:
+            return replace(self, hidden=self.outputs[min(layer, len(self.outputs) - 1)], outputs=())
+        return self
 
     def shift_past(self, tokens: Coordinates) -> Coordinates:
         """The coordinates of the decoder's tokens (B, T), whose indices continue the encoder's of the same document.
@@ -107,26 +120,50 @@ class ForwardContext:
         self.documents = documents
         self.first_values: Tensor | None = None
         self.computed: dict[tuple, AttentionTerms] = {}
-        self.rotations: dict[int | tuple[int, str], Rotation] = {}
+        self.rotations: dict[tuple[Scheme, Coordinates], Rotation] = {}
+
+    def inputs(self, block: Block, scheme: Scheme, layer: int) -> BlockInputs:
+        """What a block, the layer-th on the way, reads beside the stream; `scheme`: the stack's positions."""
+        scheme, cache = scheme if block.position is None else block.position, self.cache
+        is_attention = isinstance(block.mixer, MultiHeadAttention)
+        memory = self.memory if block.is_joint or block.cross is not None else None
+        return BlockInputs(
+            x0=self.x0,
+            first_values=self.first_values,
+            terms=self.terms(block.config, scheme, layer) if is_attention else None,
+            memory=None if memory is None else memory.for_layer(layer),
+            memory_terms=None if memory is None else self.memory_terms(scheme, is_joint=block.is_joint),
+            documents=None if is_attention else self.documents,
+            present=self.present if block.is_routed else None,
+            keys_values=cache.keys_values(layer) if cache is not None and is_attention else None,
+            state=None if cache is None or is_attention else cache.state(layer),
+            auxiliary=self.auxiliary,
+            recorder=self._recorder(block, layer),
+        )
 
     def terms(self, block: BlockConfig, scheme: Scheme, layer: int) -> AttentionTerms:
         """What mask and positions contribute to a block's attention."""
         uncached = self.coordinates if self.keys is None else self.keys
         keys = uncached if self.cache is None else self.cache.keys(layer)
         pattern = block.attention.pattern
-        same = pattern, id(scheme), id(keys)
+        same = pattern, scheme, keys
         if same not in self.computed:
-            if id(scheme) not in self.rotations:
-                self.rotations[id(scheme)] = scheme.rotation(self.coordinates)
             bias, relative = scheme.bias(self.coordinates, keys), scheme.relative(self.coordinates, keys)
             mask = self.mask if pattern is None else self.mask & pattern
             needs_all = bias is not None or relative is not None or block.attention.softcap is not None
             allowed = lower(mask, self.coordinates, keys, wants_bias=needs_all, kernel=self.kernel)
-            self.computed[same] = AttentionTerms(allowed, self.rotations[id(scheme)], bias, relative)
+            self.computed[same] = AttentionTerms(allowed, self.rotation(scheme, self.coordinates), bias, relative)
         return self.computed[same]
 
+    def memory_terms(self, scheme: Scheme, *, is_joint: bool) -> AttentionTerms:
+        """Of cross-attention; if attention is joint, how the keys of the memory's tokens are rotated."""
+        assert self.memory is not None
+        if not is_joint:
+            return self.cross_terms
+        return AttentionTerms(rotation=self.rotation(scheme, self.memory.coordinates))
+
     @cached_property
-    def memory_terms(self) -> AttentionTerms:
+    def cross_terms(self) -> AttentionTerms:
         """Of cross-attention: a token sees its own document's source. Rows that share a row of memory are joined."""
         assert self.memory is not None
         query, key, rows = self.coordinates, self.memory.coordinates, len(self.memory.hidden)
@@ -134,15 +171,18 @@ class ForwardContext:
             query = replace(query.map(lambda t: t.unflatten(0, (rows, -1)).flatten(1, 2)), span=query.bounds)
         return AttentionTerms(lower(Full(), query, key, kernel=self.kernel))
 
-    def memory_rotation(self, scheme: Scheme) -> Rotation:
-        """How a scheme rotates the keys (B, S, K, H) of the memory's tokens."""
-        assert self.memory is not None
-        key = (id(scheme), "memory")
-        if key not in self.rotations:
-            self.rotations[key] = scheme.rotation(self.memory.coordinates)
-        return self.rotations[key]
+    def rotation(self, scheme: Scheme, coordinates: Coordinates) -> Rotation:
+        """How a scheme rotates the queries and keys of tokens at these coordinates."""
+        if (scheme, coordinates) not in self.rotations:
+            self.rotations[scheme, coordinates] = scheme.rotation(coordinates)
+        return self.rotations[scheme, coordinates]
 
-    @property
+    def _recorder(self, block: Block, layer: int) -> Recorder | None:
+        """That of a block, if any of the tensors that it could record is wanted."""
+        inside = None if self.recorder is None else self.recorder.within(f"blocks.{layer}")
+        return inside if inside is not None and inside.wants_any(block.recordable) else None
+
+    @cached_property
     def present(self) -> Tensor | None:
         """Which slots hold a token (B, T); None: all."""
         return None if self.coordinates.start is not None else self.coordinates.document >= 0
@@ -162,6 +202,33 @@ class ForwardContext:
         )
         inside.first_values = None if self.first_values is None else subset.gather(self.first_values)
         return inside
+
+
+@dataclass(eq=False)
+class BlockInputs:
+    """What one block reads beside the stream, in one pass.
+
+    terms: of its attention; memory, memory_terms: what it reads of the encoder, and how; documents: for a recurrence;
+    present: which slots hold a token (B, T), for experts (None: all); keys_values, state: what a cache stores for it.
+    """
+
+    x0: Tensor
+    first_values: Tensor | None
+    terms: AttentionTerms | None
+    memory: Memory | None
+    memory_terms: AttentionTerms | None
+    documents: Documents | None
+    present: Tensor | None
+    keys_values: KeyValueState | None
+    state: RecurrentState | None
+    auxiliary: Auxiliary | None
+    recorder: Recorder | None
+
+    @property
+    def have_fixed_shapes(self) -> bool:
+        """Whether all shapes follow from the batch's, and nothing is written into a cache or a recorder."""
+        are_rows = self.documents is None or self.documents.are_rows
+        return are_rows and self.keys_values is None and self.state is None and self.recorder is None
 
 
 BEFORE_INNER_AFTER = {
@@ -187,7 +254,11 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         """The stream (B, T, D) with the branch f added."""
-        x = x + self.branch(f(self.entrance(x)))
+        return self.added(x, f(self.entrance(x)))
+
+    def added(self, x: Tensor, y: Tensor) -> Tensor:
+        """The stream (B, T, D) with the output y of f added."""
+        x = x + self.branch(y)
         return x if self.after is None else self.after(x)
 
     def entrance(self, x: Tensor) -> Tensor:
@@ -206,6 +277,8 @@ class Block(Component):
     """A mixer (and cross-attention where there is an encoder), then a feed-forward, or both beside each other."""
 
     roles = (("x0_mix", Role.MIX),)
+    is_compiled = False
+    """Whether torch compiles it where shapes don't depend on values."""
 
     def __init__(
         self, config: BlockConfig, model: ModelConfig, stack: StackConfig, position: Scheme | None, *, is_first: bool
@@ -247,17 +320,23 @@ class Block(Component):
         libraries that wrap blocks watch what these return.
         """
         recorded = {} if shared.recorder is None else shared.recorder.tensors
-        num_recorded, is_first = len(recorded), shared.first_values is None
-        x = self._forward_routed(x, shared, scheme, layer)
+        num_recorded = len(recorded)
+        x, values = self._forward_routed(x, shared, scheme, layer)
         outside = tuple(recorded.values())[num_recorded:]
-        if is_first and shared.first_values is not None:
-            outside += (shared.first_values,)
+        if shared.first_values is None and values is not None:
+            shared.first_values = values
+            outside += (values,)
         return x, outside
 
-    def _forward_routed(self, x: Tensor, shared: ForwardContext, scheme: Scheme, layer: int) -> Tensor:
-        """The stream (B, T, D); only some of the tokens pass through the block, if it has a depth router."""
+    def _forward_routed(
+        self, x: Tensor, shared: ForwardContext, scheme: Scheme, layer: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """The stream (B, T, D), and values for the blocks above; with a depth router only some of the tokens pass
+        through the block, and their values don't serve others."""
         if self.depth is None:
-            return self._forward_all(x, shared, scheme, layer)
+            inputs = shared.inputs(self, scheme, layer)
+            run = _compiled_block() if self.is_compiled and inputs.have_fixed_shapes else Block._forward_all
+            return run(self, x, inputs)
         if self.is_causal and not self.training:
             subset = self.depth.predict(x, shared.present)
         else:
@@ -265,23 +344,24 @@ class Block(Component):
         inside = subset.gather(x)
         if shared.cache is not None:
             shared.cache.extend(subset.coordinates(shared.coordinates), layer)
-        return subset.scatter_back(x, inside, self._forward_all(inside, shared.within(subset), scheme, layer))
+        y, _ = self._forward_all(inside, shared.within(subset).inputs(self, scheme, layer))
+        return subset.scatter_back(x, inside, y), None
 
-    def _forward_all(self, x: Tensor, shared: ForwardContext, scheme: Scheme, layer: int) -> Tensor:
-        """The stream (B, T, D) of the tokens that this block processes."""
+    def _forward_all(self, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Tensor | None]:
+        """The stream (B, T, D) of the tokens that this block processes, and the values of its attention."""
         if self.x0_mix is not None:
-            x = self.x0_mix[0] * x + self.x0_mix[1] * shared.x0
-        if self.feedforward is None or self.feedforward_norm is None:
-            return self.read(self.mixer_norm(x, lambda y: self.mixed(y, shared, scheme, layer)), shared, layer)
+            x = self.x0_mix[0] * x + self.x0_mix[1] * inputs.x0
+        read = self.mixer_norm.entrance(x)
+        y, values = self.mixed(read, inputs)
+        if self.feedforward_norm is None:
+            return self.read(self.mixer_norm.added(x, y), inputs), values
         if self.config.parallel != "none":
-            y = self.mixer_norm.entrance(x)
-            beside = y if self.config.parallel == "one_norm" else self.feedforward_norm.entrance(x)
-            x = x + self.mixer_norm.branch(self.mixed(y, shared, scheme, layer))
-            x = x + self.feedforward_norm.branch(self.transformed(beside, shared, layer))
-            return self.read(x, shared, layer)
-        x = self.mixer_norm(x, lambda y: self.mixed(y, shared, scheme, layer))
-        x = self.read(x, shared, layer)
-        return self.feedforward_norm(x, lambda y: self.transformed(y, shared, layer))
+            beside = read if self.config.parallel == "one_norm" else self.feedforward_norm.entrance(x)
+            x = x + self.mixer_norm.branch(y)
+            x = x + self.feedforward_norm.branch(self.transformed(beside, inputs))
+            return self.read(x, inputs), values
+        x = self.read(self.mixer_norm.added(x, y), inputs)
+        return self.feedforward_norm(x, lambda y: self.transformed(y, inputs)), values
 
     @property
     def cache_shape(self) -> LayerShape:
@@ -292,48 +372,53 @@ class Block(Component):
         window = None if pattern is None else look_back(pattern)
         return KeyValueShape(self.mixer.num_kv_heads, self.mixer.head_dim, window, is_own=self.depth is not None)
 
-    def mixed(self, y: Tensor, shared: ForwardContext, scheme: Scheme, layer: int) -> Tensor:
-        """The mixer's output (B, T, D)."""
-        recorder = None if shared.recorder is None else shared.recorder.within(f"blocks.{layer}.mixer")
-        cache, scheme = shared.cache, scheme if self.position is None else self.position
-        if isinstance(self.mixer, MultiHeadAttention):
-            context = self.context(self.mixer, shared, scheme, layer) if self.is_joint and shared.memory else None
-            terms, state = shared.terms(self.config, scheme, layer), None if cache is None else cache.keys_values(layer)
-            y, values = self.mixer(y, terms, shared.first_values, state, context, recorder)
-            if shared.first_values is None:
-                shared.first_values = values
-        else:
-            assert shared.documents is not None
-            y = self.mixer(y, shared.documents, None if cache is None else cache.state(layer), recorder)
-        if shared.recorder is not None:
-            shared.recorder.take(f"blocks.{layer}.mixer", lambda: y)
-        return y
+    @property
+    def recordable(self) -> tuple[str, ...]:
+        """The names of the tensors that are recorded inside."""
+        names = ["mixer", *(f"mixer.{name}" for name in self.mixer.recordable)]
+        names += [] if self.cross is None else ["cross.weights"]
+        return (*names, *([] if self.feedforward is None else ["feedforward"]))
 
-    def transformed(self, y: Tensor, shared: ForwardContext, layer: int) -> Tensor:
+    def mixed(self, y: Tensor, inputs: BlockInputs) -> tuple[Tensor, Tensor | None]:
+        """The mixer's output (B, T, D), and the values (B, T, K, H) of attention."""
+        recorder, values = None if inputs.recorder is None else inputs.recorder.within("mixer"), None
+        if isinstance(self.mixer, MultiHeadAttention):
+            context = self.context(self.mixer, inputs) if self.is_joint and inputs.memory is not None else None
+            assert inputs.terms is not None
+            y, values = self.mixer(y, inputs.terms, inputs.first_values, inputs.keys_values, context, recorder)
+        else:
+            assert inputs.documents is not None
+            y = self.mixer(y, inputs.documents, inputs.state, recorder)
+        if inputs.recorder is not None:
+            inputs.recorder.take("mixer", lambda: y)
+        return y, values
+
+    def transformed(self, y: Tensor, inputs: BlockInputs) -> Tensor:
         """The feed-forward's output (B, T, D)."""
         assert self.feedforward is not None
-        y = self.feedforward(y, shared.present, shared.auxiliary) if self.is_routed else self.feedforward(y)
-        if shared.recorder is not None:
-            shared.recorder.take(f"blocks.{layer}.feedforward", lambda: y)
+        y = self.feedforward(y, inputs.present, inputs.auxiliary) if self.is_routed else self.feedforward(y)
+        if inputs.recorder is not None:
+            inputs.recorder.take("feedforward", lambda: y)
         return y
 
-    def context(self, attention: MultiHeadAttention, shared: ForwardContext, scheme: Scheme, layer: int) -> KeysValues:
+    def context(self, attention: MultiHeadAttention, inputs: BlockInputs) -> KeysValues:
         """Keys and values (B, K, S, H) of the encoder's tokens, to be attended to jointly with the block's own."""
-        memory = shared.memory
-        assert memory is not None
-        if memory.layers:
-            return memory.layers[min(layer, len(memory.layers) - 1)]
-        return attention.keys_values(memory.hidden, shared.memory_rotation(scheme))
+        memory, terms = inputs.memory, inputs.memory_terms
+        assert memory is not None and terms is not None
+        return memory.layers[0] if memory.layers else attention.keys_values(memory.hidden, terms.rotation)
 
-    def read(self, x: Tensor, shared: ForwardContext, layer: int) -> Tensor:
+    def read(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """The stream (B, T, D) after cross-attention to the memory (B, S, D), where the block has it."""
-        memory, cross = shared.memory, self.cross
-        if memory is None or cross is None or self.cross_norm is None:
+        memory, terms, cross = inputs.memory, inputs.memory_terms, self.cross
+        if memory is None or terms is None or cross is None or self.cross_norm is None:
             return x
-        state = None if shared.cache is None else shared.cache.keys_values(layer)
-        recorder = None if shared.recorder is None else shared.recorder.within(f"blocks.{layer}.cross")
-        hidden = memory.outputs[min(layer, len(memory.outputs) - 1)] if memory.outputs else memory.hidden
-        return self.cross_norm(x, lambda y: cross.read(y, hidden, shared.memory_terms, state, recorder))
+        recorder = None if inputs.recorder is None else inputs.recorder.within("cross")
+        return self.cross_norm(x, lambda y: cross.read(y, memory.hidden, terms, inputs.keys_values, recorder))
+
+
+@lru_cache
+def _compiled_block() -> Callable[[Block, Tensor, BlockInputs], tuple[Tensor, Tensor | None]]:
+    return compiled(Block._forward_all, has_open_shapes=True)
 
 
 def build_mixer(

@@ -1,8 +1,8 @@
 """Plain functions for the few operations that PyTorch does slowly on a CPU, each with its own backward pass.
 
 They keep one tensor where autograd would keep three, and read memory once where it would read it often; one
-test holds each to its plain form. Elsewhere (inference, CUDA, torch.compile) the plain form is used. One more shows
-how fused kernels compute attention: `online_attention`.
+test holds each to its plain form. Elsewhere (inference, CUDA) the plain form is used; torch.compile takes them as they
+are, and is faster so on CPUs. One more shows how fused kernels compute attention: `online_attention`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ SHORT = 128
 
 
 def wants_plain(x: Tensor) -> bool:
-    """Whether the plain form is the fast one for this tensor: there is no backward pass, or a compiler fuses it."""
-    if x.device.type != "cpu" or not torch.is_grad_enabled():
-        return True
-    return torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    """Whether the plain form is the fast one for this tensor, as there is no backward pass on a CPU."""
+    return x.device.type != "cpu" or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
 
 
 class _ReducedLinear(Function):
@@ -86,7 +84,7 @@ class Linear(nn.Linear, Component):
         dtype = self.product_dtype
         if dtype == torch.float32:
             return functional.linear(input, self.weight, self.bias)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():  # which would guard on the copy's identity
             return _ReducedLinear.apply(input, self.weight, self.bias, dtype)
         if self._rounded is None or not self._rounded.is_of(self.weight, dtype):
             self._rounded = Rounded(self.weight, dtype)

@@ -20,13 +20,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from isoform.machine import compiler
 from isoform.mask import Both, Causal, Coordinates, Either, Full, Mask, Prefix, Window, allowed_pair, dense_mask
+from isoform.model.compiling import compiled
 from isoform.model.kernels import is_short, short_causal_attention
 
 CAUSAL, ALL = "causal", "all"
 CHUNK = 128
 """Queries of a band that share their keys. At 8192 tokens and a window of 256, 64 is as fast and 256 a tenth slower."""
-MOST_PROGRAMS = 64
-"""Programs of FlexAttention that are kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -380,19 +379,7 @@ def _attend_band(q: Tensor, k: Tensor, v: Tensor, band: Band, scale: float | Non
 def _compiled_flex() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    compiled = torch.compile(flex_attention, dynamic=False)  # with open shapes its C++ is wrong in torch 2.13
-
-    def call(*arguments: Any, **keywords: Any) -> Tensor:
-        """Each mask and shape is a program of its own. After too many of them torch would fall back to dense scores
-        with a warning; instead they are dropped, and compiled again when needed."""
-        with torch._dynamo.config.patch(recompile_limit=MOST_PROGRAMS, fail_on_recompile_limit_hit=True):
-            try:
-                return compiled(*arguments, **keywords)
-            except torch._dynamo.exc.FailOnRecompileLimitHit:
-                torch.compiler.reset()
-                return compiled(*arguments, **keywords)
-
-    return call
+    return compiled(flex_attention, has_open_shapes=False)  # for open ones the C++ of torch 2.13 is wrong
 
 
 def _attend_flex(

@@ -73,4 +73,4 @@ class Network(Component, ABC, Generic[ConfigT]):
 
     @abstractmethod
     def compile_blocks(self) -> None:
-        """Let torch.compile translate what is repeated, in place; shapes are taken as fixed."""
+        """Let torch.compile translate what is repeated, in place."""

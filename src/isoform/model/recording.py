@@ -24,6 +24,10 @@ class Recorder:
         """The recorder of a part."""
         return Recorder(self.wants, self.tensors, f"{self.prefix}{name}.")
 
+    def wants_any(self, names: Iterable[str]) -> bool:
+        """Whether one of these names matches."""
+        return any(self.wants(self.prefix + name) for name in names)
+
     def take(self, name: str, make: Callable[[], Tensor]) -> None:
         """Store what `make` returns, if its name matches."""
         if self.wants(full := self.prefix + name):

@@ -302,10 +302,10 @@ class Transformer(Network[ModelConfig]):
                 module.kernel = kernel
 
     def compile_blocks(self) -> None:
-        """Let torch.compile translate each block, in place; shapes are taken as fixed."""
-        for stack in (self.encoder, self.decoder):
-            for block in [] if stack is None else stack.blocks:
-                block.compile(dynamic=False)
+        """Let torch.compile translate each kind of block, in place."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.is_compiled = True
 
     def truncated(self, num_layers: int) -> Transformer:
         """The model with only the first num_layers blocks of its last stack, sharing all parameters: an early exit.

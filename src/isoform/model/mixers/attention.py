@@ -65,6 +65,7 @@ class MultiHeadAttention(Component):
     """
 
     kernel = "auto"
+    recordable = ("queries", "keys", "values", "weights")
     roles = (("value_mix", Role.MIX),)
     methods = ("read", "keys_values")
 

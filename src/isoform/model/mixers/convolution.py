@@ -20,6 +20,8 @@ class ConvolutionMixer(nn.Module):
     runs in the format of the others.
     """
 
+    recordable = ()
+
     def __init__(self, config: CausalConvolution, model_dim: int) -> None:
         super().__init__()
         self.distances = [i * config.dilation for i in reversed(range(config.kernel_size))]

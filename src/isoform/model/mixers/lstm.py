@@ -16,6 +16,7 @@ class LSTMMixer(Component):
     """One layer, over each document from a state of zeros. The state: hidden and cell (B, D) each."""
 
     roles = (("lstm", Role.MATRIX),)
+    recordable = ("states",)
 
     def __init__(self, model_dim: int) -> None:
         super().__init__()

@@ -73,6 +73,8 @@ class RecurrenceMixer(Component):
     """output(h * silu(gate)), h_t = a_t h_(t-1) + (1 - a_t) c_t; a = sigmoid(decay), c and gate come of one product.
     The state: h (B, S)."""
 
+    recordable = ("decays", "states")
+
     def __init__(self, model_dim: int, state_dim: int) -> None:
         super().__init__()
         self.state_dim, width = state_dim, group_width(state_dim)

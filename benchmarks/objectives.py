@@ -218,7 +218,7 @@ def beam_searches(rounds: int, data: Path) -> dict:
         theirs = BartForConditionalGeneration.from_pretrained(Path(folder) / "theirs").eval()
     path = str(data / "test_2016_flickr.{en,de}.gz")
     texts = [record["source"] for record in load_source(path, path).validation[:200]]
-    prompts = [build_prompt(codec, text, is_encoder_decoder=True, view=trained.view) for text in texts]
+    prompts = [build_prompt(codec, text, answers_source=True, view=trained.view) for text in texts]
     sources = [prompt.source for prompt in prompts if prompt.source is not None]
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
     parts = [order[start : start + 25] for start in range(0, len(order), 25)]

@@ -251,8 +251,8 @@ def estimates() -> str:
     exact = sum(all(preset[a] == preset[b] for a, b in pairs) for preset in presets)
     errors, runs = [100 * run["error"] for run in memory], len(memory)
     lines = [
-        f"`isoform estimate` counts parameters and FLOPs exactly for {exact} of {len(presets)} presets that read tokens",
-        "and have no experts. Its peak",
+        f"`isoform estimate` counts parameters and FLOPs exactly for {exact} of {len(presets)} presets that read",
+        "tokens and have no experts. Its peak",
         f"memory of the process was off by {min(errors):.0f} to {max(errors):.0f} % in {runs} runs of three steps,",
         "since fragmentation in the allocator is not counted.",
     ]

@@ -126,7 +126,7 @@ def training(name: str, what: str, result: Mapping[str, Any], *, is_compiled: bo
     cells = [f"{times(ours[f'isoform {dtype}{end}'])} in {dtype}" for dtype in ("bfloat16", "float32")]
     forms = sum(key.startswith("transformers") for key in result["tokens_per_second"])
     best = result["best_of_the_peer"].removeprefix("transformers ")
-    return Row(name, what, ", ".join(cells), f"1: {best}, the fastest of {forms} measured", not is_compiled)
+    return Row(name, what, ", ".join(cells), f"1: {best}, the fastest of {forms} measured", is_brief=True)
 
 
 def decoding() -> list[Row]:

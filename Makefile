@@ -42,8 +42,12 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/ready
+CALLS = --only unexpected-keyword --only missing-argument --only bad-argument-count --only missing-module-attribute
+
+types: $(VENV)/ready  ## types of the package, and the calls of the benchmarks, which no test runs
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --search-path src --search-path tests \
+		--search-path benchmarks $(CALLS) benchmarks/*.py
 
 check: lint types test  ## all that a change has to pass
 

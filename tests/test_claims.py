@@ -38,7 +38,7 @@ from isoform.scaling.lab import next_factor
 from isoform.scaling.ladder import plan_ladder, plan_one_size
 from isoform.scaling.laws import PowerLaw
 from isoform.scaling.pages import Page, cost_tables, run_tables, to_html, to_markdown
-from isoform.scaling.power import CHANCE, detectable
+from isoform.scaling.power import CHANCE, detectable, is_multiplier
 from isoform.scaling.statistics import Arms, Compared, Contrast, Exponents, Forecasts, Gains, Statistic
 from isoform.scaling.study import Job, Row, planned_row
 from isoform.scaling.truths import Published, Recovery
@@ -480,7 +480,7 @@ def test_what_a_design_tells_is_simulated_before_it_is_run(tmp_path, capsys):
     weak = load_claim("muon").claim
     numbers = detectable(weak, weak.power, studies=40)
     assert [n.value for n in numbers] == ["muon.most", "muon.growth"] and min(n.chance for n in numbers) < CHANCE
-    assert 1.3 < numbers[0].smallest < 4 and numbers[0].is_ratio and not numbers[1].is_ratio
+    assert 1.3 < numbers[0].smallest < 4 and [is_multiplier(n.value) for n in numbers] == [True, False]
     better = replace(weak, power=replace(weak.power, noise={"loss": 0.0005}, scatter=0.0005))
     sharper = detectable(better, better.power, studies=40)
     assert sharper[0].smallest < 1.1 and all(n.chance > CHANCE for n in sharper)

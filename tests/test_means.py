@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from isoform.scaling.means import ItemError, contrast, is_paired, mean, spread
+from isoform.scaling.estimate import Estimate
+from isoform.scaling.means import ItemError, contrast, is_paired, spread
 from isoform.scaling.worlds import MeansDesign
 
 FIRST, SECOND = {0: 2.0, 1: 2.4, 2: 1.9, 3: 2.2}, {0: 1.7, 1: 2.2, 2: 1.5, 3: 2.0}
@@ -42,17 +43,17 @@ def test_a_difference_of_differences_is_taken_seed_by_seed():
 
 
 def test_items_widen_an_interval_and_few_widen_it_more():
-    bare = mean(FIRST)
-    few, many = (mean(FIRST, ItemError(0.25 / n, n)) for n in (10, 1000))
+    bare = contrast([(1, FIRST)])
+    few, many = (contrast([(1, FIRST)], ItemError(0.25 / n, n)) for n in (10, 1000))
     assert bare.high < many.high < few.high
     equal = {0: 0.75, 1: 0.75, 2: 0.75}
-    assert mean(equal).low == mean(equal).high == 0.75
-    items = mean(equal, ItemError(0.75 * 0.25 / 200, 200))
+    assert contrast([(1, equal)]) == Estimate(0.75, 0.75, 0.75)
+    items = contrast([(1, equal)], ItemError(0.75 * 0.25 / 200, 200))
     assert items.high - items.value == pytest.approx(stats.t.ppf(0.95, 199) * (0.75 * 0.25 / 200) ** 0.5)
 
 
 def test_a_single_seed_has_no_interval():
-    assert mean({0: 1.5}).low is None and contrast([(1, FIRST), (-1, {0: 1.0})]).low is None
+    assert contrast([(1, {0: 1.5})]).low is None and contrast([(1, FIRST), (-1, {0: 1.0})]).low is None
 
 
 def test_one_noisy_arm_does_not_speak_for_all():

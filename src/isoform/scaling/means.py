@@ -36,11 +36,6 @@ def is_paired(arms: Sequence[BySeed]) -> bool:
     return all(arm.keys() == arms[0].keys() for arm in arms[1:])
 
 
-def mean(values: BySeed, items: ItemError = NO_ITEMS, level: float = 0.9) -> Estimate:
-    """The mean over seeds with its interval; none for a single seed."""
-    return contrast([(1.0, values)], items, level)
-
-
 def contrast(terms: Sequence[tuple[float, BySeed]], items: ItemError = NO_ITEMS, level: float = 0.9) -> Estimate:
     """The weighted sum of the arms' means, with its interval at confidence `level`; none with a single seed.
 

@@ -10,14 +10,15 @@ import numpy as np
 
 from isoform.scaling.claims import Claim, Power, claim_arms
 from isoform.scaling.config import SMALL, FixedRatio, Ladder
+from isoform.scaling.items import unpaired_variance
 from isoform.scaling.study import Row
 from isoform.scaling.worlds import simulated_row
 
 CHANCE = 0.8
 """Of telling a difference, at which it counts as detectable."""
 NUM_STUDIES = 200
-RATIOS = ("least", "most", "whole")
-"""Numbers that are multipliers: their differences are factors."""
+MULTIPLIERS = ("least", "most", "whole")
+"""How their names end."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,14 @@ class Detectable:
     chance: float
     """Of the condition being met, if the source is right."""
 
-    @property
-    def is_ratio(self) -> bool:
-        """Whether the smallest difference is a factor."""
-        return self.value.rpartition(".")[2] in RATIOS
-
     def __str__(self) -> str:
-        smallest = f"a factor of {self.smallest:.2f}" if self.is_ratio else f"{self.smallest:.2g}"
+        smallest = f"a factor of {self.smallest:.2f}" if is_multiplier(self.value) else f"{self.smallest:.2g}"
         return f"{self.value}: {smallest}, met in {100 * self.chance:.0f} % of studies if the source is right"
+
+
+def is_multiplier(value: str) -> bool:
+    """Whether a number is a multiplier, by its name: its differences are factors."""
+    return value.rpartition(".")[2] in MULTIPLIERS
 
 
 def detectable(claim: Claim, power: Power, studies: int = NUM_STUDIES) -> list[Detectable]:
@@ -52,7 +53,7 @@ def detectable(claim: Claim, power: Power, studies: int = NUM_STUDIES) -> list[D
     for condition in claim.rule:
         estimates = [values[condition.value] for values in simulated]
         met = [condition.verdict(estimate) is True for estimate in estimates]
-        is_ratio = Detectable(condition.value, 0, 0).is_ratio
+        is_ratio = is_multiplier(condition.value)
         ends = np.array([[e.value, e.low, e.high] for e in estimates], np.float64)
         ends = np.log(np.maximum(ends, 1e-9)) if is_ratio else ends
         middle = np.median(ends[:, 0])
@@ -93,7 +94,7 @@ def _item_error(claim: Claim, power: Power, measure: str) -> float:
         return power.items[measure]
     number = max((getattr(m, "num_items", 0) for m in claim.measures if m.name == measure), default=0)
     share = power.base.get(measure, 0.0)
-    return math.sqrt(share * (1 - share) / number) if number and 0 <= share <= 1 else 0.0
+    return math.sqrt(unpaired_variance([share], [1.0], number)) if number else 0.0
 
 
 def _ladder_rows(claim: Claim, ladder: Ladder, power: Power, rng: np.random.Generator) -> Iterator[Row]:

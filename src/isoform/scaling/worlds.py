@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from isoform.ranges import Index, Positive, Size, config
+from isoform.scaling.config import SMALL
 from isoform.scaling.curves import score_forecasts
 from isoform.scaling.estimate import Estimate
 from isoform.scaling.items import ORDERS, pack, score
@@ -243,7 +244,7 @@ class ForecastDesign:
         rows = []
         for group, log_cost in enumerate(x):
             off = scatter * rng.standard_normal()
-            for seed in range(self.small_seeds if log_cost < x[-1] - math.log(8) else self.seeds):
+            for seed in range(self.small_seeds if log_cost < x[-1] + math.log(SMALL) else self.seeds):
                 loss = float(law.loss(log_cost)) * math.exp(off + SEED_NOISE * rng.standard_normal())
                 rows.append(simulated_row("runs", group, seed, 1e12 * math.exp(log_cost), loss))
         scored = score_forecasts(rows, 3)

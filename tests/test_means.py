@@ -77,7 +77,7 @@ def test_one_noisy_arm_does_not_speak_for_all():
 )
 def test_nine_in_ten_intervals_hold(design):
     studies = [design.check(np.random.default_rng([8, i])) for i in range(500)]
-    for number in design.INTERVALS:
+    for number in design.intervals:
         assert 0.86 <= np.mean([study[number].is_held for study in studies]) <= 0.97, number
 
 

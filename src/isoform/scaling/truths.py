@@ -19,7 +19,7 @@ from isoform.scaling.findings import Findings, Table
 from isoform.scaling.laws import Chinchilla
 from isoform.scaling.statistics import Arms, Statistic, numbered
 from isoform.scaling.study import Row
-from isoform.scaling.worlds import ForecastDesign, LadderDesign, MeansDesign
+from isoform.scaling.worlds import ForecastDesign, LadderDesign, MeansDesign, StudyDesign
 
 PUBLISHED = {
     "besiroglu": Chinchilla(1.8172, 482.01, 0.3478, 2085.43, 0.3658),
@@ -55,12 +55,12 @@ class Recovery(Statistic):
     EXTREMES = ("least_coverage", "most_coverage", "most_false_gains")
 
     @property
-    def designs(self) -> Sequence[LadderDesign | ForecastDesign | MeansDesign]:
+    def designs(self) -> Sequence[StudyDesign]:
         """All designs."""
         return [*self.ladders, *self.forecasts, *self.means]
 
     def names(self, arms: Arms) -> list[str]:
-        names = [name for design in self.designs for name in numbered(str(design), design.INTERVALS)]
+        names = [name for design in self.designs for name in numbered(str(design), design.intervals)]
         laws = ["besiroglu", "hoffmann"] if self.chinchilla else []
         return [*self.EXTREMES, *names, *(name for law in laws for name in numbered(law, self.CHINCHILLA))]
 
@@ -70,10 +70,8 @@ class Recovery(Statistic):
             share = simulation.coverage(held, level)
             findings.values[f"{what}.{number}"] = share
             lines.append((what, number, f"{share:.1%}", f"{len(held)}", "–" if width is None else f"{width:.2g}"))
-        below = [f"{design}.{number}" for design in self.designs for number in design.DECIDING]
-        above = [
-            f"{design}.{number}" for design in self.designs if design.is_bounded_above for number in design.DECIDING
-        ]
+        below = [f"{design}.{number}" for design in self.designs for number in design.deciding]
+        above = [f"{design}.{number}" for design in self.designs if design.is_exact for number in design.deciding]
         false = [f"{design}.false_gain" for design in self.ladders]
         for name, among, extreme in zip(self.EXTREMES, (below, above, false), (min, max, max), strict=True):
             if among:
@@ -93,7 +91,7 @@ def _simulated(recovery: Recovery) -> tuple[tuple[str, str, np.ndarray, float | 
     for design in recovery.designs:
         num_studies = design.num_studies(recovery.repetitions)
         studies = [design.check(np.random.default_rng([CHECK_SEED, i])) for i in range(num_studies)]
-        for number in design.INTERVALS:
+        for number in design.intervals:
             checks = [study[number] for study in studies if number in study]
             held = np.array([check.is_held for check in checks])
             results.append((str(design), number, held, float(np.median([check.half_width for check in checks]))))

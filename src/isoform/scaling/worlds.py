@@ -9,6 +9,7 @@ design is given: arms, sizes, range, seeds, items.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -49,8 +50,35 @@ class Check:
         return cls(bool(estimate.low <= truth <= estimate.high), width / 2)
 
 
+class StudyDesign(ABC):
+    """The runs of a claim, and which intervals its statistic gives."""
+
+    @property
+    @abstractmethod
+    def intervals(self) -> tuple[str, ...]:
+        """The numbers whose intervals are checked."""
+
+    @property
+    @abstractmethod
+    def deciding(self) -> tuple[str, ...]:
+        """Those of them that claims decide by."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether intervals hold as often as they say; otherwise they are wider, and hold more often."""
+        return True
+
+    @abstractmethod
+    def num_studies(self, repetitions: int) -> int:
+        """How many studies to simulate."""
+
+    @abstractmethod
+    def check(self, rng: np.random.Generator) -> dict[str, Check]:
+        """One simulated study: which intervals contain the truth."""
+
+
 @config
-class LadderDesign:
+class LadderDesign(StudyDesign):
     """The runs of a claim that compares ladders."""
 
     arms: Size = 2
@@ -60,11 +88,13 @@ class LadderDesign:
     has_floor: bool = False
     """Whether the floor of the text is known from a longer ladder, to 0.03 nats."""
 
-    DECIDING = ("most", "growth", "loss_change")
-    is_bounded_above = True
+    @property
+    def deciding(self) -> tuple[str, ...]:
+        """At the largest size, and the trend."""
+        return ("most", "growth", "loss_change")
 
     @property
-    def INTERVALS(self) -> tuple[str, ...]:
+    def intervals(self) -> tuple[str, ...]:
         """Exponents only with a known floor: four sizes don't determine both."""
         exponent = ("exponent",) if self.has_floor else ()
         return ("least", "most", "growth", "loss_change", *exponent, "false_gain")
@@ -205,7 +235,7 @@ def simulate(world: LadderWorld, rng: np.random.Generator) -> dict[str, list[Row
 
 
 @config
-class ForecastDesign:
+class ForecastDesign(StudyDesign):
     """The runs of a claim that forecasts the largest of one ladder."""
 
     sizes: Size = 14
@@ -216,15 +246,13 @@ class ForecastDesign:
     breaks: bool = False
     """Whether the law breaks within the range, which no forecast knows of."""
 
-    is_bounded_above = True
-
     @property
-    def DECIDING(self) -> tuple[str, ...]:
+    def deciding(self) -> tuple[str, ...]:
         """None where the law breaks."""
         return () if self.breaks else ("worst_error",)
 
     @property
-    def INTERVALS(self) -> tuple[str, ...]:
+    def intervals(self) -> tuple[str, ...]:
         """A broken law has neither exponent nor floor."""
         return ("forecast", "worst_error") if self.breaks else ("forecast", "worst_error", "exponent", "floor")
 
@@ -263,7 +291,7 @@ class ForecastDesign:
 
 
 @config
-class MeansDesign:
+class MeansDesign(StudyDesign):
     """The runs of a claim that compares arms of one size."""
 
     measure: Literal["loss", "share", "BLEU"] = "loss"
@@ -276,11 +304,18 @@ class MeansDesign:
     keeps_items: bool = True
     """Whether the answers to each test item are known."""
 
-    INTERVALS = ("mean", "change")
-    DECIDING = ("change",)
+    @property
+    def intervals(self) -> tuple[str, ...]:
+        """Of the first arm, and of the contrast."""
+        return ("mean", "change")
 
     @property
-    def is_bounded_above(self) -> bool:
+    def deciding(self) -> tuple[str, ...]:
+        """The contrast alone."""
+        return ("change",)
+
+    @property
+    def is_exact(self) -> bool:
         """Not where answers weren't kept: intervals are then wider than they need to be."""
         return self.keeps_items
 

@@ -36,7 +36,7 @@ from isoform.model.presets import PRESETS
 from isoform.model.transformer import Transformer
 from isoform.preparation import prepare
 from isoform.recipe import Recipe, load_recipe
-from isoform.run import export, load, model_of
+from isoform.run import export, load, recipe_at
 from isoform.terminal import Terminal
 from isoform.training.config import AdamW, Training
 from models import attention, build, config
@@ -261,7 +261,7 @@ def test_a_recipe_may_take_the_config_of_the_model_it_starts_with(recipe, tmp_pa
 
     wide = replace(recipe, model=replace(recipe.model, model_dim=24))
     experiment.train(wide, tmp_path / "second")
-    assert load_recipe("tune.toml", start="second", model_of=model_of).model.model_dim == 24
+    assert load_recipe("tune.toml", start="second", recipe_at=recipe_at).model.model_dim == 24
     spans = FINETUNE.format(more="").replace("classification", "span_corruption").replace("labels.jsonl", "text.txt")
     (tmp_path / "spans.toml").write_text(
         re.sub("head.*", "", spans).replace("rows", 'validation_path="text.txt"\nrows')

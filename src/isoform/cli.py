@@ -165,26 +165,33 @@ def _read_call(name: str, arguments: list[str], terminal: Terminal) -> Callable:
 
 
 def _with_recipe(options_type: type, arguments: list[str], takes: str):
-    from isoform.recipe import is_model_path, load_form, load_recipe
+    """The name before the flags, options with its recipe, which the flags are laid over, and the other arguments."""
+    from isoform.recipe import draft_recipe, load_form
 
-    if takes == "form" and arguments and is_model_path(arguments[0]):
-        return arguments[0], options_type(), arguments[1:]
-    if arguments and not arguments[0].startswith("-"):
-        if takes == "form":
-            return arguments[0], options_type(recipe=load_form(arguments[0])), arguments[1:]
-        recipe = load_recipe(arguments[0], start=_flag(arguments, "--start") or "", model_of=_model_of)
-        return arguments[0], options_type(recipe=recipe), arguments[1:]
-    if "-h" in arguments or "--help" in arguments:
-        return "", options_type(), arguments
-    out = _flag(arguments, "--out")
-    if out is not None and (Path(out) / "recipe.toml").exists():
-        return "", options_type(recipe=load_recipe(str(Path(out) / "recipe.toml"))), arguments
-    no_run = "" if out is None else f"{out} holds no run to continue; "
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+    rest = arguments[1:] if name else arguments
+    start, preset, out = (_flag(rest, flag) or "" for flag in ("--start", "--model.preset", "--out"))
+    if takes == "form" and name and not preset:
+        return name, options_type(recipe=load_form(name, _recipe_at)), rest
+    if name or start or preset:
+        recipe = draft_recipe(name, start=start, preset=preset, recipe_at=_recipe_at)
+        return name, options_type(recipe=recipe), _without_flag(rest, "--model.preset")
+    if "-h" in rest or "--help" in rest:
+        return "", options_type(), rest
+    if out and (Path(out) / "recipe.toml").exists():
+        return "", options_type(recipe=draft_recipe(out)), rest
+    no_run = f"{out} holds no run to continue; " if out else ""
     raise ConfigError(f"{no_run}name a recipe: a built-in one (isoform recipes lists them) or the path of a TOML file")
 
 
-def _model_of(path: str):
-    return import_module("isoform.run").model_of(path)  # imports torch, so only if a recipe needs it
+def _recipe_at(path: str):
+    return import_module("isoform.run").recipe_at(path)  # imports torch, so only where a model on disk is named
+
+
+def _without_flag(arguments: list[str], name: str) -> list[str]:
+    """The arguments without a flag and its value."""
+    pairs = zip(arguments, ["", *arguments], strict=False)
+    return [word for word, before in pairs if name not in (word, before) and not word.startswith(f"{name}=")]
 
 
 def _flag(arguments: list[str], name: str) -> str | None:

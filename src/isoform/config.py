@@ -6,6 +6,7 @@ distinguished by the key `kind`; an absent key means the default, and the text "
 """
 
 import contextlib
+import copy
 import dataclasses
 import difflib
 import functools
@@ -69,15 +70,46 @@ def from_dict(kind: type[T], data: Mapping[str, object], *, where: str = "") -> 
 
     A table is overlaid on the default of its field: `[norm] eps = 1e-5` needs no kind if norm has a default.
     """
-    return _read_whole(kind, data, _NOTHING, where)
+    return validated(draft(kind, data, where=where), where)
 
 
 def overlay(base: T, data: Mapping[str, object]) -> T:
     """A copy of `base` with plain data overlaid; another kind starts from that kind's defaults.
 
-    Tables are merged, lists replace whole tuples, {"0": …} updates elements of a tuple.
+    Tables are merged, lists replace whole tuples; of a tuple of tables {"0": …} updates an element, any other key all
+    of them.
     """
-    return _read_whole(type(base), data, base, "", merge=True)
+    return validated(draft_over(base, data))
+
+
+def draft(kind: type[T], data: Mapping[str, object], *, where: str = "") -> T:
+    """What `from_dict` returns, of which only keys and types are checked: more may be laid over it, by `draft_over` or
+    `parse_flags`, before `validated` checks the whole."""
+    return _read_whole(kind, data, _NOTHING, where)
+
+
+def draft_over(base: T, data: Mapping[str, object], *, where: str = "") -> T:
+    """What `overlay` returns, of which only keys and types are checked."""
+    return _read_whole(type(base), data, base, where, merge=True)
+
+
+def validated(value: T, where: str = "") -> T:
+    """A draft as the config it describes. Raises ConfigError, with the dotted path, for what its dataclasses refuse."""
+    if isinstance(value, tuple):
+        return tuple(validated(item, _join(where, str(i))) for i, item in enumerate(value))  # pyrefly: ignore
+    if isinstance(value, dict):
+        return {key: validated(item, _join(where, key)) for key, item in value.items()}  # pyrefly: ignore
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    cls = type(value)
+    paths = {name: where if _marked(cls).get(name) else _join(where, name) for name in _hints(cls)}
+    values = {name: validated(getattr(value, name), path) for name, path in paths.items()}
+    try:
+        return cls(**values)
+    except OutOfRange as error:
+        raise ConfigError(f"{_join(where, error.field)}{error.problem}") from error
+    except ValueError as error:
+        raise _error(where, error) from error
 
 
 def _read_whole(kind: Any, data: Any, base: Any, where: str, *, merge: bool = False) -> Any:
@@ -144,7 +176,8 @@ def _leaves(data: Any, where: str = "") -> Iterator[tuple[str, object]]:
 
 
 def parse_flags(kind: type[T], base: T, arguments: Sequence[str], *, prog: str, description: str = "") -> T:
-    """`base` with flags overlaid: --a.b.c VALUE, --a.b.kind NAME, --a.b none, --a.0.flag, --a.0.no_flag.
+    """`base`, perhaps a draft, with flags overlaid: --a.b.c VALUE, --a.b.kind NAME, --a.b none, --a.0.flag,
+    --a.0.no_flag; without the number of all elements.
 
     Arguments that are not fields of `kind`, or are marked for tyro (Positional, aliases, counters), are passed to tyro.
     Hyphens and underscores are equivalent. Raises ConfigError for any error; --help prints and exits with 0.
@@ -175,7 +208,7 @@ def parse_flags(kind: type[T], base: T, arguments: Sequence[str], *, prog: str, 
         words[:1], words.is_attached = [text] if equals else [], bool(equals)
         words.earlier = table.pop(last, None)
         table[last] = words
-    instance = _read_whole(kind, data, base, "", merge=True)
+    instance = validated(_read_whole(kind, data, base, "", merge=True))
     rest = [word for words in groups for word in words] + [*arguments[cut:]]
     return _run_tyro(kind, instance, rest, prog=prog, description=description)
 
@@ -300,22 +333,26 @@ def _read_table(hint: Any, data: Mapping[str, Any], base: Any, where: str, *, me
         values[name] = _read(hints[name], item, values[name], path, merge=merge and type(base) is cls)
     if missing := [f"{name} ({_expected(hints[name])})" for name in hints if values[name] is _NOTHING]:
         raise _error(where, f"missing {', '.join(missing)}")
-    try:
-        return cls(**values)
-    except OutOfRange as error:
-        raise ConfigError(f"{_join(where, error.field)}{error.problem}") from error
-    except ValueError as error:
-        raise _error(where, error) from error
+    unvalidated = object.__new__(cls)
+    for name, value in values.items():
+        object.__setattr__(unvalidated, name, value)
+    return unvalidated
 
 
 def _read_value(kind: Any, data: Any, base: Any, where: str, *, merge: bool) -> Any:
     wrong, origin = _error(where, f"expected {_expected(kind)}, got {data!r}"), get_origin(kind)
     if origin is tuple and isinstance(data, Mapping) and isinstance(base, tuple):
-        old, inner = {str(index): item for index, item in enumerate(base)}, _elements(kind, len(base))
-        if unexpected := next((key for key in data if key not in old), None):
-            raise _error(where, f'no element "{unexpected}" among its {len(old)}: give the whole list to resize it')
-        new = {k: _read(inner[int(k)], data[k], old[k], _join(where, k), merge=merge) for k in data}
-        return tuple((old | new).values())
+        items, inner = dict(enumerate(base)), _elements(kind, len(base))
+        numbered = {int(key): data[key] for key in data if key.isdecimal()}
+        of_all = {key: data[key] for key in data if not key.isdecimal()}
+        if unexpected := [key for key in numbered if key not in items] or [*of_all] * (not items):
+            problem = f'no element "{unexpected[0]}" among its {len(items)}: give the whole list to resize it'
+            raise _error(where, problem)
+        last = len(items) - 1
+        changes = [(i, of_all if i == last else copy.deepcopy(of_all)) for i in items if of_all]  # words are used up
+        for i, change in [*changes, *numbered.items()]:
+            items[i] = _read(inner[i], change, items[i], _join(where, str(i)), merge=merge)
+        return tuple(items.values())
     if origin is tuple and isinstance(data, list | tuple):
         inner = _elements(kind, len(data))
         if len(inner) == len(data):

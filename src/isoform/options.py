@@ -50,7 +50,7 @@ class TrainOptions:
 
     recipe: Annotated[Recipe, Inline] = Recipe()
     out: str = ""
-    """The run directory; empty: runs/RECIPE-N, new. An existing run is continued."""
+    """The run directory; empty: the run that is named, or runs/RECIPE-N, new. An existing run is continued."""
     dry_run: bool = False
     """Prepare everything, print what would be trained, and stop."""
     overwrite: bool = False
@@ -240,5 +240,5 @@ class RecipesOptions:
     diff: tuple[str, str] | None = None
     """Two recipes or presets (names, or TOML paths) to compare field by field."""
     show: str = ""
-    """Print the text of one recipe."""
+    """Print a recipe, the recipe of a run, or a preset, as TOML."""
     output: Annotated[Output, Inline] = field(default_factory=Output)

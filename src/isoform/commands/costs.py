@@ -24,7 +24,6 @@ from isoform.model.presets import PRESETS
 from isoform.options import EstimateOptions
 from isoform.preparation import Prepared, prepare
 from isoform.recipe import Recipe, builtin_recipes, is_model_path
-from isoform.run import load
 from isoform.terminal import Terminal, count, duration
 from isoform.training.memory import training_memory
 
@@ -71,10 +70,10 @@ def print_costs(prepared: Prepared, machine: Machine, terminal: Terminal) -> Non
 def estimate(options: EstimateOptions, terminal: Terminal, name: str) -> Result:
     """Parameters, FLOPs, memory and time of a recipe or a preset, before anything is trained."""
     machine = chosen_machine(options.machine)
-    if name in PRESETS and name not in builtin_recipes():
-        return _estimate_model(options.recipe, PRESETS[name].parameters, machine, terminal, name)
-    if is_model_path(name):
-        return _estimate_model(load(name).recipe, None, machine, terminal, name)
+    is_model, preset = is_model_path(name), PRESETS.get(name)
+    if name not in builtin_recipes() and (is_model or preset is not None):
+        published = None if is_model or preset is None else preset.parameters
+        return _estimate_model(options.recipe, published, machine, terminal, name)
     prepared = prepare(options.recipe)
     print_costs(prepared, machine, terminal)
     return Result({"recipe": name, **run_costs(prepared, machine)})

@@ -17,9 +17,9 @@ from isoform.model.config import ModelConfig
 from isoform.options import InspectOptions, TrainOptions
 from isoform.preparation import prepare
 from isoform.reading import read_text
-from isoform.recipe import load_recipe
+from isoform.recipe import builtin_recipes, load_recipe
 from isoform.report import write_report
-from isoform.run import Run, model_of, read_summary
+from isoform.run import Run, read_summary
 from isoform.signals import code_of, interruptions
 from isoform.terminal import Terminal, count, duration
 from isoform.training.config import doubts
@@ -28,8 +28,9 @@ from isoform.training.config import doubts
 def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
     """Train a recipe, or continue the run in --out."""
     recipe, machine = options.recipe, chosen_machine(options.machine)
-    if name and recipe != load_recipe(name, start=recipe.start, model_of=model_of):
+    if recipe.expected_loss is not None and name and recipe != load_recipe(name):
         recipe = replace(recipe, expected_loss=None)  # it was measured for the recipe as written
+    out = options.out or (name if name not in builtin_recipes() and Run(Path(name)).exists else "")
     if options.dry_run:
         prepared = prepare(recipe)
         for doubt in doubts(recipe.training):
@@ -39,8 +40,8 @@ def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
     with interruptions(terminal) as asked:
         run = train_recipe(
             recipe,
-            options.out or None,
-            name=Path(name).stem or "run",
+            out or None,
+            name=Path(name or recipe.start).stem or "run",
             machine=machine,
             compile=options.machine.compile,
             kernel=options.machine.kernel,

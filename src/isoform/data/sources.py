@@ -151,6 +151,8 @@ def _bytes(value: Any) -> bytes:
 
 
 def _load(path: str, *, is_validation: bool = False) -> tuple[Sequence[Record], Source]:
+    if not path:
+        raise ValueError("no data are named; give a file or folder with --data.path")
     scheme, _, name = path.partition(":")
     if scheme == "toy":
         return _load_toy(name, is_validation=is_validation)

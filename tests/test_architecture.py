@@ -50,7 +50,7 @@ ROWS = [
     *("generation.constraints", "generation.strategy", "generation.sampling", "generation.beam", "generation.decode"),
     *("generation.streaming", "generation.answers", "generation.scoring"),
     *("evaluation.evaluate", "evaluation.translation"),
-    *("journal", "experiment", "report", "inspection.recording", "inspection.attention", "inspection.rows"),
+    *("journal", "session", "experiment", "report", "inspection.recording", "inspection.attention", "inspection.rows"),
     *(
         "scaling.ladder",
         "scaling.engines",

@@ -255,7 +255,7 @@ def test_out_of_memory_names_the_setting(in_workspace, monkeypatch, capsys):
     def build(*arguments):
         torch.empty(2**50)
 
-    monkeypatch.setattr("isoform.experiment.build_module", build)
+    monkeypatch.setattr("isoform.session.build_module", build)
     assert main(["train", "shakespeare", "--data.path", "text.txt", *TINY, "--out", "large"]) == 65
     assert "micro_batch_size" in capsys.readouterr().err
 
@@ -272,7 +272,7 @@ def test_a_full_disk_ends_in_74_with_the_last_checkpoint_kept(in_workspace, monk
             raise OSError(errno.ENOSPC, "No space left on device")
 
     real = store.save_checkpoint
-    monkeypatch.setattr("isoform.experiment.save_checkpoint", lambda *a, **k: real(*a, **k, files=Full()))
+    monkeypatch.setattr("isoform.session.save_checkpoint", lambda *a, **k: real(*a, **k, files=Full()))
     assert main(["train", "--out", "full", "--training.steps", "9", "-q"]) == 74
     assert "No space left" in capsys.readouterr().err
     assert main(["generate", "full", "--prompt", "to", "--max_tokens", "1", "-q"]) == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from isoform import experiment
+from isoform import experiment, session
 from isoform.cli import main
 from isoform.config import ConfigError, dump_toml
 from isoform.data.config import Data
@@ -466,7 +466,7 @@ def test_a_checkpoint_with_a_value_that_isnt_finite_is_none(text, tmp_path, what
             (poison.model if what == "model" else poison.optimizer)()
         return False
 
-    class Session(experiment._Session):
+    class Session(session.Session):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             poison.model = lambda: next(iter(self.model.parameters())).data.view(-1)[:1].fill_(float("nan"))
@@ -474,7 +474,7 @@ def test_a_checkpoint_with_a_value_that_isnt_finite_is_none(text, tmp_path, what
             poison.optimizer = lambda: state()["exp_avg"].view(-1)[:1].fill_(float("inf"))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "_Session", Session)
+        patch.setattr(experiment, "Session", Session)
         with pytest.raises(Diverged, match=rf"^step 3: the tensor \S+ of the {what} has NaN or infinite values"):
             train(poisoned, run.folder, machine=CPU, should_stop=poison)
     assert [path.name for path in run.checkpoints.glob("step-*")] == ["step-00000002"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from isoform import experiment, preparation
+from isoform import preparation, session
 from isoform.batch import Encoding, Example
 from isoform.cli import main
 from isoform.codecs.bpe import train_bpe
@@ -349,7 +349,7 @@ def test_scoring_only_counted_targets_changes_no_loss_and_no_gradient(name, monk
             recipe, {"objective": {"label_smoothing": 0.1, "z_loss": 1e-3}, "data": {"rows": "bucketed"}}
         )
     prepared = preparation.prepare(recipe)
-    model = experiment.build_model(prepared.recipe, choose_machine("cpu", "float32"))
+    model = session.build_model(prepared.recipe, choose_machine("cpu", "float32"))
     batch = prepared.loader.rows(0, 4)
     results = []
     if name == "masked":

@@ -8,7 +8,7 @@ import torch
 
 import isoform
 from isoform.checkpoint.store import list_checkpoints, load_tensors
-from isoform.experiment import build_model, train
+from isoform.experiment import train
 from isoform.machine import choose_machine
 from isoform.model.adapters import adapt, adapted, merge, unmerge, without_adapters
 from isoform.model.config import LowRank, Pooled, Vocabulary
@@ -16,6 +16,7 @@ from isoform.model.growth import load_grown
 from isoform.model.kernels import Linear
 from isoform.model.transformer import Transformer
 from isoform.recipe import recipe_from_dict
+from isoform.session import build_model
 from isoform.training.config import AdamW, Muon, Training
 from isoform.training.optimizer import build_optimizers, freeze
 from models import FORMS, build, config, pair

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,14 @@ def subnormal_numbers():
     """Training flushes them to zero in the whole process; hypothesis wants them back."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def hangups():
+    """What a test starts hears of hangups, even where the suite itself ignores them (nohup)."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

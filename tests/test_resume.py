@@ -125,7 +125,7 @@ def test_killed_anywhere_it_continues_to_the_same_bits(text, tmp_path, forked):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
-def test_a_signal_ends_a_run_after_a_clean_save(text, tmp_path, forked, name):
+def test_a_signal_ends_a_run_after_a_clean_save(text, tmp_path, hangups, forked, name):
     """Also during a validation that takes minutes; a signal that may come more than once ends nothing at once."""
     out, log = tmp_path / "run", tmp_path / "log"
     (tmp_path / "long.txt").write_text(text.read_text() * 400)

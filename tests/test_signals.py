@@ -115,7 +115,7 @@ def test_a_signal_while_a_vocabulary_is_learned_ends_the_process(tmp_path, forke
 
 
 @pytest.mark.parametrize(("name", "step"), [("SIGINT", 0), ("SIGHUP", 0), ("SIGTERM", 2), ("SIGUSR1", 2)])
-def test_a_run_stopped_while_it_is_prepared_continues(tmp_path, monkeypatch, name, step):
+def test_a_run_stopped_while_it_is_prepared_continues(tmp_path, monkeypatch, hangups, name, step):
     scenario, run = faults.train_scenario(), Run(tmp_path / "part/run")
     monkeypatch.chdir(scenario.start(tmp_path / "whole"))
     assert scenario.command(tmp_path) == 0

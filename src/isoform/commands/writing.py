@@ -181,8 +181,6 @@ def _score(trained: Trained, prompt: np.ndarray, generation: Generation, termina
 
 def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
     """Loss and bits per byte of runs, and their scores on tasks."""
-    if not options.runs:
-        raise ValueError("name one or more run directories to evaluate")
     machine, results = chosen_machine(options.machine), []
     for path in options.runs:
         trained = load(path, machine.device)

@@ -43,9 +43,11 @@ class Sampling:
     repetition_penalty: Factor = 1.0
     """Tokens already in the text have positive logits divided, negative ones multiplied by this (CTRL, 2019)."""
     seed: Seed = 0
+    """The seed of the random draws."""
     stop: tuple[str, ...] = ()
     """Generation ends before the first of these strings, each a text or the name of a special token."""
     num_samples: Rows = 1
+    """The number of texts."""
 
     def __post_init__(self) -> None:
         if not all(self.stop):

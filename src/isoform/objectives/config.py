@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
+from isoform.annotations import ModelPath
 from isoform.model.config import Form
 from isoform.ranges import NonNegative, Positive, PositiveRate, Rate, Ratio, Share, Size, config
 
@@ -168,7 +169,7 @@ class Contrastive:
 class Distillation:
     """Match a teacher's next-token distributions (Hinton et al. 2015): causal, or seq2seq for an encoder-decoder."""
 
-    teacher: str = ""
+    teacher: ModelPath = ""
     """A run directory, Hugging Face folder or GGUF file; the codec must be the same."""
     share: Share = 0.5
     """Weight of the teacher's loss; the rest is the cross-entropy with the text."""

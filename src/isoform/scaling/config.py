@@ -70,6 +70,7 @@ class Ladder:
     decades: NonNegative = 2.0
     """Range of compute from the smallest run to the largest, in powers of ten."""
     design: Design = FixedRatio()
+    """Which sizes, with how many tokens each."""
     depth_exponent: Number = 1.0
     """Layers grow as this power of the width: 1 keeps the recipe's ratio of width to depth, 0 its depth."""
     heads_keep: HeadsKeep = "width"
@@ -77,7 +78,9 @@ class Ladder:
     width_step: Size = 8
     """Widths are multiples of this; finer steps match the target sizes more closely."""
     transfer: Transfer = MuP()
+    """What other sizes make of the learning rates and the batch."""
     seeds: Size = 1
+    """Seeds of each run."""
     small_seeds: Size = 1
     """Seeds of each run below 1/8 of the largest compute, where they are cheap; at least `seeds`."""
 

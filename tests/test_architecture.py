@@ -15,21 +15,12 @@ NAMES = {path: ".".join(path.relative_to(SOURCE).with_suffix("").parts) for path
 FOLDERS = ("model", "codecs", "objectives", "data", "training", "generation", "scaling")
 
 ROWS = [
-    *("history", "reading", "terminal", "signals", "ranges", "annotations", "config", "flags", "help"),
+    *("history", "reading", "terminal", "signals", "busy", "ranges", "annotations", "config", "flags", "help"),
     *("mask", "files", "manifest"),
     "model.parts",
     *(f"{folder}.config" for folder in FOLDERS),
     *("model.baseline_config", "model.encoders", "model.decoders", "model.presets", "recipe", "machine", "batch"),
-    *(
-        "codecs.origin",
-        "codecs.template",
-        "codecs.chat",
-        "codecs.codec",
-        "codecs.document",
-        "codecs.bounds",
-        "codecs.tokenizer",
-        "codecs.classes",
-    ),
+    *("codecs.origin", "codecs.codec", "codecs.document", "codecs.bounds", "codecs.tokenizer", "codecs.classes"),
     "codecs.bpe",
     "codecs.image",
     *("codecs.numbers", "codecs.text"),
@@ -43,8 +34,8 @@ ROWS = [
     *("model.feedforward", "model.experts", "model.depth", "model.embedding", "model.network", "model.block"),
     "model.transformer",
     *("model.growth", "model.adapters", "model.baselines", "model.cost", "model.activations"),
+    "opening",
     *("objectives.corruption", "objectives.views", "objectives.losses", "objectives.task"),
-    *("data.records", "data.columns", "data.tables", "data.arrow", "data.archives", "data.packages", "data.toys"),
     *("data.sources", "data.labels", "data.tokens", "data.order", "data.packing", "data.loader"),
     *("checkpoint.store", "checkpoint.versions", "checkpoint.tensors"),
     *(f"checkpoint.families.{shared}" for shared in ("fields", "family", "canonical", "table")),

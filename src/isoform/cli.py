@@ -44,15 +44,17 @@ class Command:
     summary: str
     takes: str = ""
     """The argument before the flags: a `recipe`, or a `form`, which is a recipe, a preset or a trained model."""
+    opens: bool = False
+    """Whether it begins with what the recipe says, before PyTorch is loaded."""
 
 
 COMMANDS = {
-    "train": Command("TrainOptions", "training:train", "train a recipe, or continue a run", "recipe"),
+    "train": Command("TrainOptions", "training:train", "train a recipe, or continue a run", "recipe", opens=True),
     "generate": Command("GenerateOptions", "writing:generate", "continue a text with a trained model"),
     "evaluate": Command("EvaluateOptions", "writing:evaluate", "loss and bits per byte, on any text"),
     "inspect": Command("InspectOptions", "training:inspect", "look at training rows and masks", "recipe"),
     "estimate": Command("EstimateOptions", "costs:estimate", "parameters, FLOPs, memory, time", "form"),
-    "scale": Command("ScaleOptions", "studies:scale", "ladder of sizes, law, forecast, report", "recipe"),
+    "scale": Command("ScaleOptions", "studies:scale", "ladder of sizes, law, forecast, report", "recipe", opens=True),
     "reproduce": Command("ReproduceOptions", "studies:reproduce", "check a claim; --list"),
     "convert": Command("ConvertOptions", "about:convert", "Hugging Face folders and GGUF files"),
     "doctor": Command("DoctorOptions", "about:doctor", "what this machine can do"),
@@ -168,7 +170,8 @@ def _read_call(name: str, arguments: list[str], terminal: Terminal) -> Callable 
         terminal.say(help_text(prog, options_type(), shorts=shorts, width=_width()))
     recipe_name, base = "", options_type()
     if command.takes:
-        recipe_name, base, rest = _with_recipe(options_type, rest, command.takes, prog, asks_help=group is not None)
+        asks_help = group is not None
+        recipe_name, base, rest = _with_recipe(options_type, rest, command.takes, prog, terminal, asks_help=asks_help)
     draft = draft_flags(base, rest, prog=prog, shorts=shorts)
     if group is not None:
         terminal.say(help_text(prog, draft, shorts=shorts, group=group, width=_width()))
@@ -179,8 +182,11 @@ def _read_call(name: str, arguments: list[str], terminal: Terminal) -> Callable 
             text = text_of(options_type, field).rstrip(".")
             raise ConfigError(see_help(f"name {mark.word}: {text[:1].lower()}{text[1:]}", prog))
     terminal.quiet = options.output.quiet
+    for line in import_module("isoform.opening").opening(options.recipe) if command.opens else ():
+        terminal.say(line)
     module, function = command.function.split(":")
-    call = getattr(import_module(f"isoform.commands.{module}"), function)
+    with terminal.doing("loading PyTorch", is_brief=not command.opens):
+        call = getattr(import_module(f"isoform.commands.{module}"), function)
     return partial(call, options, terminal, recipe_name) if command.takes else partial(call, options, terminal)
 
 
@@ -241,9 +247,7 @@ def _completions(before: Sequence[str], current: str) -> list[str]:
         with suppress(ValueError, OSError):
             rest = words
             if command.takes:
-                _, config, rest = _with_recipe(
-                    options_type, words, command.takes, "", asks_help=True, reads_models=False
-                )
+                _, config, rest = _with_recipe(options_type, words, command.takes, "", None, asks_help=True)
             config = draft_flags(config, rest, prog="", shorts=_shorts(command))
             break
         words.pop()
@@ -251,12 +255,15 @@ def _completions(before: Sequence[str], current: str) -> list[str]:
 
 
 def _with_recipe(
-    options_type: type, arguments: list[str], takes: str, prog: str, *, asks_help: bool, reads_models: bool = True
+    options_type: type, arguments: list[str], takes: str, prog: str, terminal: Terminal | None, *, asks_help: bool
 ):
-    """The name before the flags, options with its recipe, which the flags are laid over, and the other arguments."""
+    """The name before the flags, options with its recipe, which the flags are laid over, and the other arguments.
+
+    terminal: told of a model on disk that is read; None: none is read.
+    """
     from isoform.recipe import draft_recipe, load_form
 
-    recipe_at = _recipe_at if reads_models else None
+    recipe_at = None if terminal is None else partial(_recipe_at, terminal=terminal)
     name = arguments[0] if arguments and not arguments[0].startswith("-") else ""
     rest = arguments[1:] if name else arguments
     start, preset, out = (_flag(rest, flag) or "" for flag in ("--start", "--model.preset", "--out"))
@@ -273,8 +280,9 @@ def _with_recipe(
     raise ConfigError(see_help(f"{no_run}{NO_RECIPE}", prog))
 
 
-def _recipe_at(path: str):
-    return import_module("isoform.run").recipe_at(path)  # imports torch, so only where a model on disk is named
+def _recipe_at(path: str, terminal: Terminal):
+    with terminal.doing(f"reading the model {path}"):
+        return import_module("isoform.run").recipe_at(path)  # imports torch, so only where a model on disk is named
 
 
 def _without_flag(arguments: list[str], name: str) -> list[str]:

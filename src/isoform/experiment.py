@@ -24,7 +24,7 @@ from isoform.codecs.codec import as_text
 from isoform.codecs.origin import TEMPLATES
 from isoform.codecs.registry import load_codec
 from isoform.config import ConfigError
-from isoform.data.records import Record
+from isoform.data.sources import Record
 from isoform.files import StorageError, make_folder, refuse_links
 from isoform.generation.config import Sampling
 from isoform.generation.decode import build_prompt
@@ -35,6 +35,7 @@ from isoform.machine import (
     Machine,
     choose_machine,
     device_memory,
+    in_words,
 )
 from isoform.objectives.task import logits_of
 from isoform.preparation import Prepared, global_batch, prepare
@@ -69,6 +70,7 @@ def train(
     """
     terminal = Terminal(quiet=True) if terminal is None else terminal
     machine = choose_machine() if machine is None else machine
+    terminal.say(f"machine        {in_words(machine)}")
     check_memory(recipe.model, recipe.training, device_memory(machine))
     run = runs.next_run(name) if out is None else Run(Path(out))
     try:
@@ -82,11 +84,13 @@ def train(
     with lock_folder(run.folder):
         refuse_links(run.folder, run.model, run.model / TEMPLATES)
         journal = Journal(run, terminal, overwrite=overwrite)
-        prepared = prepare(recipe, load_codec(run.model) if journal.continues else None)
+        prepared = prepare(recipe, load_codec(run.model) if journal.continues else None, terminal)
         changes = journal.changes(prepared.recipe) if journal.continues else {}
         if journal.continues and journal.is_complete(changes):
             terminal.say(f"{run.folder} is finished: {prepared.recipe.training.steps} steps")
             return run
+        for line in prepared.describe():
+            terminal.say(line)
         session = Session(journal, prepared, machine, compile, kernel, terminal, should_stop)
         session.begin(changes)
         session.train()

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
+import json
+import math
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +25,7 @@ from typing import Any
 
 import torch
 
+from isoform import __version__
 from isoform.files import make_folder, read_sealed, write_sealed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -56,11 +60,14 @@ class Machine:
             torch.mps.synchronize()
 
 
-def choose_machine(device: str = "auto", dtype: str = "auto", *, deterministic: bool = False) -> Machine:
+def choose_machine(
+    device: str = "auto", dtype: str = "auto", *, deterministic: bool = False, threads: int = 0
+) -> Machine:
     """The machine to use: by default the fastest device and the fastest format for it.
 
     bfloat16 on CUDA devices and CPUs that have instructions for it, float32 on others, where bfloat16 products are
-    many times slower. Raises ValueError for an absent device or an unknown format.
+    many times slower. threads: of this process from now on; 0: PyTorch's default. Raises ValueError for an absent
+    device or an unknown format.
     """
     if device == "auto":
         has_mps = torch.backends.mps.is_available()
@@ -83,6 +90,8 @@ def choose_machine(device: str = "auto", dtype: str = "auto", *, deterministic: 
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    if threads:
+        torch.set_num_threads(threads)
     if chosen.type == "cpu":
         torch.set_flush_denormal(True)
         keep_freed_memory()
@@ -192,6 +201,12 @@ def describe(machine: Machine) -> dict[str, object]:
     }
 
 
+def in_words(machine: Machine) -> str:
+    """Device, threads and format, for people."""
+    about = describe(machine)
+    return f"{about['device']}, {about['threads']} thread{'s' * (about['threads'] != 1)}, {about['dtype']}"
+
+
 @dataclass(frozen=True)
 class Peaks:
     """Measured rates: matrix products in FLOP/s, copies in bytes/s."""
@@ -228,20 +243,65 @@ def device_memory(machine: Machine) -> int:
 
 def measured_peaks(machine: Machine, *, refresh: bool = False) -> Peaks:
     """The machine's peaks, measured now (in a second or two) or read from the cache."""
-    key = "|".join(str(v) for v in describe(machine).values())
-    path = cache_folder() / "peaks.json"
+
+    def measure() -> dict[str, float]:
+        return asdict(Peaks(_matmul_rate(machine), _copy_rate(machine)))
+
+    return Peaks(**remembered("peaks", describe(machine), measure, refresh=refresh).rates)
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """Rates that were measured on this machine, now or earlier; is_kept: whether they will be read the next time."""
+
+    rates: dict[str, float]
+    is_kept: bool
+
+
+def remembered(
+    name: str, about: Mapping[str, object], measure: Callable[[], dict[str, float]], *, refresh: bool = False
+) -> Remembered:
+    """Rates that are measured once, and kept in the user's cache folder in a file of their own.
+
+    about: all that they depend on: machine, threads, versions and what was measured. What can't be read, is damaged or
+    about something else is measured again; so is, each time, what can't be written.
+    """
+    subject = {"isoform": __version__, **{key: str(value) for key, value in about.items()}}
+    key = hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_folder() / "measured" / f"{name}-{key}.json"
+    if not refresh and (rates := _rates_in(path, subject)) is not None:
+        return Remembered(rates, is_kept=True)
+    rates = measure()
     try:
-        cached = read_sealed(path)
-    except ValueError:
-        cached = {}
-    if not refresh and key in cached:
-        return Peaks(**cached[key])
-    peaks = Peaks(_matmul_rate(machine), _copy_rate(machine))
-    cached[key] = asdict(peaks)
-    with contextlib.suppress(OSError):  # a peak that can't be saved is measured again next time
         make_folder(path.parent)
-        write_sealed(path, cached)
-    return peaks
+        write_sealed(path, {"about": subject, "rates": rates})
+    except OSError:
+        return Remembered(rates, is_kept=False)
+    return Remembered(rates, is_kept=True)
+
+
+def _rates_in(path: Path, about: Mapping[str, str]) -> dict[str, float] | None:
+    """The rates in a file; None if there is none, or it isn't as it was written, or about something else."""
+    try:
+        values = read_sealed(path)
+    except ValueError:
+        return None
+    rates = values.get("rates")
+    if values.get("about") != about or not isinstance(rates, dict) or not rates:
+        return None
+    is_whole = all(isinstance(rate, float) and 0 < rate < math.inf for rate in rates.values())
+    return rates if is_whole else None
+
+
+@contextlib.contextmanager
+def using_threads(number: int) -> Iterator[None]:
+    """Compute with this many threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _best_seconds(machine: Machine, work, seconds: float) -> float:

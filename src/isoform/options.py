@@ -8,7 +8,18 @@ from typing import Annotated, Literal
 from isoform.annotations import Alias, FilePath, FolderPath, Holds, Inlined, Positional, RecipeName
 from isoform.flags import Short
 from isoform.generation.config import Sampling
-from isoform.ranges import Exponent, Index, NonNegative, OptionalRows, OptionalSize, Positive, Rows, Size, config
+from isoform.ranges import (
+    Exponent,
+    Index,
+    NonNegative,
+    OptionalRows,
+    OptionalSize,
+    Positive,
+    Rows,
+    Size,
+    Threads,
+    config,
+)
 from isoform.recipe import Recipe
 from isoform.scaling.config import Ladder
 
@@ -51,7 +62,10 @@ class MachineOptions:
     device: Annotated[str, Holds("DEVICE")] = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Format of the matrix products; auto: the fastest on the device."""
+    """Format of the matrix products; auto: of training that of the device's fastest instructions; of text that is
+    generated the one that decodes faster here, measured once (isoform doctor shows both)."""
+    threads: Threads = 0
+    """CPU threads; 0: one per core, and one for each run of a study."""
     compile: bool | None = None
     """Compile the blocks with torch.compile (needs a C++ compiler on CPUs); default: on CUDA only."""
     kernel: Literal["auto", "dense", "sdpa", "flex"] = "auto"
@@ -94,9 +108,8 @@ class StudyOptions:
     engine: Literal["local", "ray", "slurm"] = "local"
     """Processes here, or the nodes of a Ray or Slurm cluster, which must share the pool's file system."""
     workers: OptionalSize = 0
-    """Runs in parallel; 0: one per CPU core on a CPU, one on another device."""
-    threads: Size = 1
-    """CPU threads of each run; small models are trained fastest by many runs of one thread."""
+    """Runs in parallel; 0: one per CPU core on a CPU, one on another device. Small models are trained fastest by many
+    runs of one thread, the default of --threads here."""
 
 
 @config

@@ -11,18 +11,17 @@ import torch
 
 from isoform.batch import GlobalBatch
 from isoform.codecs.codec import Codec, TextCodec, have_same_vocabulary
-from isoform.codecs.config import Characters
+from isoform.codecs.config import BPE, Characters
 from isoform.codecs.registry import build_codec
 from isoform.config import kind_of
 from isoform.data.config import Data
 from isoform.data.labels import encode_labels, label_names
 from isoform.data.loader import Loader, MixtureLoader, ValidationRows, build_loader
-from isoform.data.records import Record, Split, take_fraction, texts_of
-from isoform.data.sources import load_source
+from isoform.data.sources import Record, Split, load_source, take_fraction
 from isoform.data.tokens import TokenStore, load_tokens
 from isoform.model.baseline_config import Model
 from isoform.model.config import Convolution, Head, Linear, Lookup, ModelConfig, Pooled, Stem
-from isoform.model.cost import Shape, training_flops
+from isoform.model.cost import Shape, num_parameters, training_flops
 from isoform.model.mixers.documents import check_reads_forward
 from isoform.model.parts import Attention, Grid
 from isoform.model.transformer import Transformer
@@ -32,6 +31,7 @@ from isoform.objectives.task import NO_TEACHER, Task, build_task, scored_fractio
 from isoform.objectives.views import View
 from isoform.recipe import Recipe
 from isoform.run import load, view_of
+from isoform.terminal import Terminal, count
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +59,20 @@ class Prepared:
         """The objective with its view and teacher."""
         return build_task(self.recipe.objective, self.view, self.teacher)
 
+    def describe(self) -> list[str]:
+        """What is known of data, model and training as soon as they are prepared, as lines."""
+        recipe, split, rows = self.recipe, self.split, self.loader.rows_per_epoch
+        size = count(sum({source.sha256: source.num_bytes for source in split.sources}.values()))
+        vocabulary = f", {self.codec.vocab_size:,} tokens in the vocabulary" * isinstance(self.codec, TextCodec)
+        texts = f"{len(split.train):,} to train on, {len(split.validation):,} to validate"
+        steps, tokens = recipe.training.steps, recipe.training.global_batch_tokens
+        epochs = steps * recipe.rows_per_step / rows
+        return [
+            f"records        {texts}, {size}B{vocabulary}",
+            f"parameters     {num_parameters(recipe.model):,}",
+            f"training       {steps:,} steps of {tokens:,} tokens, {epochs:.2g} epochs of {rows:,} rows",
+        ]
+
     @cached_property
     def flops_per_step(self) -> int:
         """Training FLOPs of one global batch; the mean if batches are of several shapes."""
@@ -75,30 +89,60 @@ class Prepared:
         return self.recipe.rows_per_step * positions / self.loader.rows_per_epoch
 
 
-def prepare(recipe: Recipe, codec: Codec | None = None) -> Prepared:
-    """Load the records, build the codec (or use this one, or that of the model to start from), pack the rows.
+def prepare(recipe: Recipe, codec: Codec | None = None, terminal: Terminal | None = None) -> Prepared:
+    """Load the records, build the codec (or use this one, or that of the model to start from), pack the rows; the
+    terminal says which of these it is that takes time.
 
     Raises ValueError for unsuitable data, that for validation and a teacher included, and what `isoform.load` raises.
     """
-    parts, split = load_records(recipe.data)
-    recipe = _with_labels(recipe, split)
-    if codec is None:
-        codec = _codec_of_start(recipe) if recipe.start else build_codec(recipe.codec, _texts(recipe, split))
+    terminal = Terminal(quiet=True) if terminal is None else terminal
+    with terminal.doing("preparing the data"):
+        with terminal.doing("reading the data"):
+            parts, split = load_records(recipe.data)
+        recipe = _with_labels(recipe, split)
+        if codec is None and recipe.start:
+            with terminal.doing(f"loading {recipe.start}"):
+                codec = _codec_of_start(recipe)
+        elif codec is None:
+            with terminal.doing(_codec_in_words(recipe)):
+                codec = build_codec(recipe.codec, _texts(recipe, split))
+        return _prepared(recipe, parts, split, codec, terminal)
+
+
+def _prepared(recipe: Recipe, parts: Sequence[Split], split: Split, codec: Codec, terminal: Terminal) -> Prepared:
+    """The records under a codec, packed."""
     if isinstance(codec, TextCodec):
         codec = codec.with_special(special_tokens(recipe.objective))
     recipe = with_sizes(recipe, codec)
     view = view_of(recipe, codec)
     _check_masks(recipe.model, view)
-    tokens = [tokens_of(recipe, take_fraction(part.train, recipe.data.fraction), codec) for part in parts]
-    names = [part.path for part in recipe.data.mixture] or [""]
-    loaders = [_loader(recipe, part, view, name) for part, name in zip(tokens, names, strict=True)]
-    loader = _mixture(recipe, loaders)
+    with terminal.doing(f"encoding {len(split.train):,} records"):
+        tokens = [tokens_of(recipe, take_fraction(part.train, recipe.data.fraction), codec) for part in parts]
+    with terminal.doing("packing the rows"):
+        names = [part.path for part in recipe.data.mixture] or [""]
+        loaders = [_loader(recipe, part, view, name) for part, name in zip(tokens, names, strict=True)]
+        loader = _mixture(recipe, loaders)
     bytes_per_token = None
     if isinstance(codec, TextCodec) and view.is_text:
         bytes_per_token = float(codec.token_bytes[tokens[0].ids[: 2**20]].mean())
-    validation = validation_rows(recipe, split.validation, codec)
-    teacher = _teacher(recipe, recipe.objective, codec) if isinstance(recipe.objective, Distillation) else None
+    with terminal.doing(f"encoding {len(split.validation):,} validation records"):
+        validation = validation_rows(recipe, split.validation, codec)
+    teacher = None
+    if isinstance(recipe.objective, Distillation):
+        with terminal.doing(f"loading the teacher {recipe.objective.teacher}"):
+            teacher = _teacher(recipe, recipe.objective, codec)
     return Prepared(recipe, split, codec, view, loader, validation, bytes_per_token, teacher)
+
+
+def _codec_in_words(recipe: Recipe) -> str:
+    """What building the codec takes."""
+    match recipe.codec:
+        case BPE(path="", vocab_size=size):
+            return f"learning a vocabulary of {size:,} tokens"
+        case Characters(alphabet=""):
+            return "collecting the characters"
+        case _:
+            return "building the codec"
 
 
 def _codec_of_start(recipe: Recipe) -> Codec:
@@ -130,9 +174,9 @@ def validation_rows(recipe: Recipe, records: Sequence[Record], codec: Codec) -> 
 def load_records(data: Data) -> tuple[Sequence[Split], Split]:
     """The records of each source of data, and of all."""
     if not data.mixture:
-        split = load_source(data.path, data.validation_path, data.keys)
+        split = load_source(data.path, data.validation_path)
         return [split], split
-    parts = [load_source(part.path, part.validation_path, data.keys) for part in data.mixture]
+    parts = [load_source(part.path, part.validation_path) for part in data.mixture]
     train, validation = ([r for part in parts for r in getattr(part, name)] for name in ("train", "validation"))
     return parts, Split(train, validation, tuple(source for part in parts for source in part.sources))
 
@@ -226,7 +270,7 @@ def tokens_of(recipe: Recipe, records: Sequence[Record], codec: Codec) -> TokenS
 def _texts(recipe: Recipe, split: Split) -> list[str]:
     """The texts that a codec is trained on: the training records; for an alphabet, which must be complete, all."""
     records = [*split.train, *split.validation] if isinstance(recipe.codec, Characters) else split.train
-    return [text for record in records for text in texts_of(record)]
+    return [text for record in records for text in record.values() if isinstance(text, str)]
 
 
 def global_batch(prepared: Prepared, step: int) -> GlobalBatch:

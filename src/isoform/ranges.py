@@ -74,6 +74,8 @@ Exponent = Annotated[float, Range(at_least=-5, at_most=5)]
 Rows = Annotated[int, Range(at_least=1, at_most=10_000)]
 """Of a batch, for each of its texts."""
 OptionalRows = Annotated[int, Range(at_least=0, at_most=10_000)]
+Threads = Annotated[int, Range(at_least=0, at_most=1024)]
+"""Of a processor; 0 has a meaning of its own."""
 Layers = Annotated[int, Range(at_least=1, at_most=10_000)]
 OptionalLayers = Annotated[int, Range(at_least=0, at_most=10_000)]
 NGram = Annotated[int, Range(at_least=2, at_most=64)]

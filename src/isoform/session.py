@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from isoform import run as runs
+from isoform.busy import OtherProcesses, advice, num_cores
 from isoform.checkpoint.huggingface import exportable
 from isoform.checkpoint.store import (
     Checkpoint,
@@ -103,6 +104,7 @@ class Session:
         should_stop: Callable[[], bool],
     ) -> None:
         self.journal, self.prepared, self.machine, self.terminal = journal, prepared, machine, terminal
+        self.others, self.has_advised = OtherProcesses(), False
         self.run, self.should_stop = journal.run, should_stop
         self.recipe = prepared.recipe
         self.model = build_model(self.recipe, machine)
@@ -118,7 +120,8 @@ class Session:
         self.energy = Energy()
         self.bar, self.validation = Bar(), {}
         self.prompt = self._sample_prompt()
-        self.peak_flops = measured_peaks(machine).matmul
+        with terminal.doing("measuring the peak of this machine"):
+            self.peak_flops = measured_peaks(machine).matmul
         self.fingerprints = {
             "data": prepared.split.fingerprint,
             "codec": prepared.codec.fingerprint,
@@ -127,7 +130,8 @@ class Session:
         journal.check_fingerprints(self.fingerprints, journal.fingerprints)
         checkpoint = find_checkpoint(self.run.checkpoints, terminal.warn) if journal.continues else None
         if checkpoint is None and self.recipe.start:
-            changes = initialize_from(self.model, runs.load(self.recipe.start).model)
+            with terminal.doing(f"loading {self.recipe.start}"):
+                changes = initialize_from(self.model, runs.load(self.recipe.start).model)
             if changes:
                 terminal.say(f"start          {'; '.join(changes)}")
         self._restore(checkpoint)
@@ -236,6 +240,7 @@ class Session:
         """The line of metrics with derived fields; shows it on the progress bar."""
         if "tokens_per_second" in line:
             _ = self.energy_joules  # its counters wrap
+            self._advise()
             flops = self.prepared.flops_per_step / self.prepared.tokens_per_step
             line["utilisation"] = line["tokens_per_second"] * flops / self.peak_flops
             loss = f"loss {line['loss']:.3f}"
@@ -249,11 +254,20 @@ class Session:
             )
         return line
 
+    def _advise(self) -> None:
+        """Say once that other processes take the cores that this one computes on."""
+        if self.has_advised or self.machine.device.type != "cpu":
+            return
+        if text := advice(self.others.num_busy_cores(), torch.get_num_threads(), num_cores()):
+            self.has_advised = True
+            self.terminal.warn(text)
+
     def validate(self) -> dict[str, float]:
         """Loss and other scores on the whole validation split."""
-        score = evaluate_rows(
-            self.model, self.recipe, self.prepared.validation, self.machine, should_stop=self.should_stop
-        )
+        with self.terminal.doing("validating"):
+            score = evaluate_rows(
+                self.model, self.recipe, self.prepared.validation, self.machine, should_stop=self.should_stop
+            )
         self.validation = {
             "validation_loss": score.loss,
             **({} if score.accuracy is None else {"validation_accuracy": score.accuracy}),
@@ -274,7 +288,8 @@ class Session:
         sampling = Sampling(max_tokens=recipe.training.sample_tokens, temperature=0.8, seed=recipe.seed)
         prompt = self._build_prompt(prepared.codec, self.prompt)
         events = generate_texts(self.model, prepared.codec, prompt, sampling, prepared.view.inputs_mask)
-        *_, last = until_stopped(events, self.should_stop)
+        with self.terminal.doing("writing a sample"):
+            *_, last = until_stopped(events, self.should_stop)
         assert isinstance(last, Generation)
         self.journal.add_sample(f"== step {self.progress.step}\n{self.prompt}{last.text}\n\n")
 

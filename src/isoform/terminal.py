@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TextIO
+from threading import Event, RLock, Thread
+from typing import Any, TextIO
 
 STYLES = {"input": "36", "given": "34", "target": "1;32", "ignored": "2"}
 """The ANSI codes of the styles."""
@@ -27,6 +28,8 @@ CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u
 direction (Boucher and Anderson 2021), line separators, halves of characters."""
 LONGEST = 4000
 """Characters of a message or warning; the rest is left out."""
+PATIENCE = 1.0
+"""Seconds after which anything says what it is doing."""
 
 
 class ExitCode(IntEnum):
@@ -51,6 +54,14 @@ class Terminal:
     started: float = field(default_factory=time.perf_counter)
     failure: OSError | None = None
     """Why standard output has ended, if it has."""
+    bar: Progress | None = None
+    """That of a terminal, while there is one."""
+    work: list[str] = field(default_factory=list)
+    """What is being done, the innermost last."""
+    lock: Any = field(default_factory=RLock, repr=False, compare=False)
+    """Held while something is written: `doing` writes from a thread of its own."""
+    in_place: TextIO | None = None
+    """A terminal whose last line is written again and again, and which other lines replace."""
 
     def say(self, text: str = "", *, end: str = "\n") -> None:
         """Print for a person, unless quiet. Never fails: without a reader nothing is printed."""
@@ -91,11 +102,62 @@ class Terminal:
             self.emit({"error": {"code": code, "message": what, "remedy": remedy}})
         return code
 
+    @contextmanager
+    def doing(self, what: str, *, is_brief: bool = False) -> Iterator[None]:
+        """Say what is being done, and for how long, as soon as it has taken a second: on standard error, since standard
+        output may be the text that a command makes. On a terminal in place, elsewhere as lines that get rarer.
+
+        Of what is done inside something else the innermost is named, with the time of the whole. is_brief: it doesn't
+        take long enough for lines, so that only a terminal shows it.
+        """
+        stream = sys.stderr
+        if self.quiet or stream is None or (is_brief and not _is_screen(stream)):
+            yield
+            return
+        if self.bar is not None:
+            self.bar.note(what)
+            yield
+            self.bar.note("")
+            return
+        self.work.append(what)
+        end, thread = Event(), None
+        if len(self.work) == 1:
+            thread = Thread(target=self._tell, args=(stream, end), daemon=True)
+            thread.start()
+        try:
+            yield
+        finally:
+            if thread is not None:
+                end.set()
+                thread.join()
+                self._put(stream, "")
+            self.work.pop()
+
+    def _tell(self, stream: TextIO, end: Event) -> None:
+        """Until the end: what is being done."""
+        started, wait, is_screen = time.perf_counter(), PATIENCE, _is_screen(stream)
+        while not end.wait(wait):
+            line = f"{one_line(self.work[-1])} … {duration(time.perf_counter() - started)}"
+            if is_screen:
+                self._put(stream, f"\r{line}\x1b[K", in_place=True)
+            else:
+                self._put(stream, f"{line}\n")
+                wait = min(2 * wait, 60 * PATIENCE)
+
     @property
     def _stream(self) -> TextIO | None:
         return sys.stderr if self.json else sys.stdout
 
-    def _put(self, stream: TextIO | None, text: str) -> None:
+    def _put(self, stream: TextIO | None, text: str, *, in_place: bool = False) -> None:
+        """Write and flush, in the place of what was written in place before."""
+        with self.lock:
+            if self.in_place is not None and not in_place:
+                self._send(self.in_place, "\r\x1b[K")
+            self.in_place = stream if in_place else None
+            if text:
+                self._send(stream, text)
+
+    def _send(self, stream: TextIO | None, text: str) -> None:
         """Write and flush. A stream that can't be written to leads nowhere from then on."""
         if stream is None:
             return
@@ -127,9 +189,12 @@ class Terminal:
         stream = self._stream
         if self.quiet or stream is None:
             yield Progress()
-        elif stream.isatty() and os.environ.get("TERM") != "dumb":
-            with _bar(total, completed, self, stream) as progress:
-                yield progress
+        elif _is_screen(stream):
+            try:
+                with _bar(total, completed, self, stream) as self.bar:
+                    yield self.bar
+            finally:
+                self.bar = self.in_place = None
         else:
             yield _Lines(self, total, completed)
 
@@ -139,6 +204,9 @@ class Progress:
 
     def update(self, completed: int, text: str) -> None:
         """Set the number of completed units, and the text beside it."""
+
+    def note(self, text: str) -> None:
+        """Set what is being done between two units; empty: nothing else."""
 
 
 class _Lines(Progress):
@@ -157,6 +225,11 @@ class _Lines(Progress):
             self.terminal.say(f"{completed:>7} / {self.total}  {text}{rest}")
 
 
+def _is_screen(stream: TextIO) -> bool:
+    """Whether a stream is a terminal on which a line can be written again."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
 class _Screen(io.StringIO):
     """A terminal as a file, which may be closed while something is written to it."""
 
@@ -165,7 +238,7 @@ class _Screen(io.StringIO):
         self.terminal, self.stream = terminal, stream
 
     def write(self, text: str) -> int:
-        self.terminal._put(self.stream, text)
+        self.terminal._put(self.stream, text, in_place=True)
         return len(text)
 
     def isatty(self) -> bool:
@@ -201,14 +274,18 @@ def _bar(total: int, completed: int, terminal: Terminal, stream: TextIO) -> Iter
         MofNCompleteColumn(),
         BarColumn(None),
         TextColumn("{task.fields[text]}", markup=False),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeRemainingColumn(),
     )
     with RichProgress(*columns, console=Console(file=_Screen(terminal, stream)), transient=False) as rich:
-        task = rich.add_task("", total=total, completed=completed, text="")
+        task = rich.add_task("", total=total, completed=completed, text="", note="")
 
         class Bar(Progress):
             def update(self, completed: int, text: str) -> None:
                 rich.update(task, completed=completed, text=text)
+
+            def note(self, text: str) -> None:
+                rich.update(task, note=text)
 
         yield Bar()
 

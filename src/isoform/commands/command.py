@@ -19,4 +19,4 @@ class Result:
 
 def chosen_machine(options: MachineOptions) -> Machine:
     """The machine of the options."""
-    return choose_machine(options.device, options.dtype, deterministic=options.deterministic)
+    return choose_machine(options.device, options.dtype, deterministic=options.deterministic, threads=options.threads)

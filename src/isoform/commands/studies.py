@@ -106,7 +106,7 @@ def _executor(
     flags += ["--deterministic"] * machine.deterministic
     if machine.compile is not None:
         flags += ["--compile", str(machine.compile)]
-    engine = build_engine(options.engine, workers, options.threads, out, gpus=int(device.device.type == "cuda"))
+    engine = build_engine(options.engine, workers, machine.threads or 1, out, gpus=int(device.device.type == "cuda"))
     with interruptions(terminal) as asked:
         try:
             yield StudyExecutor(engine, tuple(flags), asked.collected, Path(options.pool))

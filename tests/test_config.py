@@ -487,6 +487,9 @@ def test_an_error_names_what_was_typed() -> None:
     text = "model.decoder.num_layers=0 with model.decoder.num_layers_all; set --model.decoder.num_layers"
     typed = "--layers=0 with model.decoder.num_layers_all; set --layers"
     assert as_typed(text, ["--layers", "0"], SHORTS) == as_typed(text, ["--layers=0"], SHORTS) == typed
+    text = "model.decoder: num_layers=1 with 2; set num_layers or model.decoder.num_layers higher"
+    typed = "model.decoder: --layers=1 with 2; set --layers or --layers higher"
+    assert as_typed(text, ["--layers=1"], SHORTS) == typed
     for arguments in ([], ["--", "--layers"], ["layers"], ["--rate", "2"], ["--layers.x"]):
         assert as_typed(text, arguments, SHORTS) == text
 

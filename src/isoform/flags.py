@@ -145,7 +145,9 @@ def as_typed(text: str, arguments: Sequence[str], shorts: Shorts) -> str:
     for name in (name for name in shorts if f"__{name}" in typed):
         for path in shorts[name].paths:
             if path != name and f"__{path}" not in typed:
-                text = re.sub(rf"(?<![\w.-])(--)?{re.escape(path)}(?!\.?\w)", f"--{name}", text)
+                table, _, leaf = path.rpartition(".")
+                both = f"{re.escape(path)}|{leaf}" if text.startswith(f"{table}: ") else re.escape(path)
+                text = re.sub(rf"(?<![\w.-])(--)?({both})(?!\.?\w)", f"--{name}", text)
     return text
 
 

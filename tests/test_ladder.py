@@ -69,6 +69,36 @@ def test_a_budget_in_minutes_is_the_compute_that_fits_at_the_measured_speed():
     assert sum(rung.compute / speed(rung.recipe) for rung in rungs) == pytest.approx(600, rel=0.25)
 
 
+def test_minutes_that_no_speed_meets_are_refused_before_any_is_measured():
+    ladder, calls = Ladder(minutes=0.5, decades=2.0, design=FixedRatio(sizes=5)), []
+
+    def speed(recipe):
+        calls.append(recipe.model.model_dim)
+        return 1e9
+
+    with pytest.raises(ValueError, match=r"minutes=0.5 are too few .* 5 runs, .* at least .* at the measured peak"):
+        plan_ladder(RECIPE, ladder, speed=speed, fastest=1e9)
+    assert not calls
+    with pytest.raises(ValueError, match=r"minutes=0.5 are too few .* about .* here; give more"):
+        plan_ladder(RECIPE, ladder, speed=speed, fastest=1e15)
+    refused = max(calls)
+    calls.clear()
+    rungs = plan_ladder(RECIPE, replace(ladder, minutes=1000), speed=speed, fastest=1e15)
+    assert max(calls) <= 2 * max(rung.width for rung in rungs) and refused < max(calls)
+
+
+@pytest.mark.parametrize("minutes", [5, 60, 1000])
+@pytest.mark.parametrize("design", [FixedRatio(sizes=6), IsoFlop(groups=3, sizes=4, spread=40)])
+def test_a_ladder_takes_its_minutes_at_any_speed(minutes, design):
+    def speed(recipe):
+        return 2e9 * recipe.model.model_dim**0.5
+
+    ladder = Ladder(minutes=minutes, decades=1.5, design=design)
+    rungs = plan_ladder(RECIPE, ladder, speed=speed, fastest=1e12)
+    assert sum(rung.compute / speed(rung.recipe) for rung in rungs) == pytest.approx(60 * minutes, rel=0.1)
+    assert min(rung.recipe.training.steps for rung in rungs) >= LEAST_STEPS
+
+
 @pytest.mark.parametrize("width", [16, 32, 48, 128, 256])
 def test_a_resized_model_keeps_its_heads_and_its_shape(width):
     block = replace(BLOCK, mixer=Attention(num_heads=4, num_kv_heads=2), feedforward=Gated(feedforward_dim=176))

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from isoform.cli import main
 
@@ -97,6 +98,34 @@ def test_two_recipes_are_compared_and_a_forecast_is_verified(folder, capsys):
     assert study["values"]["forecast_error"][0] == pytest.approx(
         abs(study["values"]["forecast"][0] / verified["loss"] - 1)
     )
+
+
+def test_speeds_are_measured_once_and_between_their_widths_interpolated(folder, monkeypatch, capsys):
+    measured = []
+
+    def speed(prepared, machine, **rest):
+        measured.append((prepared.recipe.model.model_dim, torch.get_num_threads()))
+        return 1e9
+
+    monkeypatch.setattr("isoform.scaling.lab.measure_speed", speed)
+    monkeypatch.setenv("ISOFORM_CACHE", str(folder / "speeds"))
+    flags = ("--minutes", "1.5", "--decades", "0.9", "--design.sizes", "6", "--dry_run", "--json", "--workers", "1")
+    assert scale(folder, *flags) == 0
+    (plan,) = json.loads(capsys.readouterr().out)["plans"].values()
+    assert plan["seconds"] == pytest.approx(90, rel=0.1)
+    widths = {size["width"] for size in plan["sizes"]}
+    assert len({width for width, _ in measured}) == len(measured) and {threads for _, threads in measured} == {1}
+    assert min(width for width, _ in measured) <= min(widths) and max(widths) <= max(width for width, _ in measured)
+    before = len(measured)
+    assert scale(folder, *flags) == 0 and len(measured) == before
+    assert scale(folder, *flags, "--threads", "2") == 0 and {threads for _, threads in measured[before:]} == {2}
+    before = len(measured)
+    for path in (folder / "speeds/measured").glob("speed-*.json"):
+        path.write_text(path.read_text().replace("1", "2"))
+    assert scale(folder, *flags) == 0 and len(measured) > before  # what is damaged is measured again
+    measured.clear()
+    assert scale(folder, *flags[2:], "--minutes", "0.0001") == 65 and not measured
+    assert "at the measured peak; give more" in capsys.readouterr().err
 
 
 def test_unsuitable_budgets_and_changes_are_refused_with_a_remedy(folder, capsys):

@@ -40,7 +40,9 @@ def scale(options: ScaleOptions, terminal: Terminal, name: str) -> Result:
             arms[arm] = recipe
         plans, engine = {}, executor.engine
         for arm, recipe in arms.items():
-            plans[arm] = make_plan(recipe, options.ladder, machine, workers=engine.slots, threads=engine.threads)
+            plans[arm] = make_plan(
+                recipe, options.ladder, machine, terminal, workers=engine.slots, threads=engine.threads
+            )
             terminal.say(arm if len(arms) > 1 else "", end="\n" if len(arms) > 1 else "")
             print_plan(plans[arm], terminal)
         if options.dry_run:

@@ -7,23 +7,22 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from isoform.experiment import measure_speed
-from isoform.machine import Machine
+from isoform.machine import Machine, describe, measured_peaks, remembered, using_threads
 from isoform.model.cost import num_parameters
 from isoform.preparation import Prepared, prepare
-from isoform.recipe import Recipe, load_recipe, with_changes
+from isoform.recipe import Recipe, identity_of, load_recipe, with_changes
 from isoform.scaling.claims import Arm, Claim, LoadedClaim, decide
 from isoform.scaling.config import FixedRatio, Ladder, OneSize
 from isoform.scaling.curves import rows_by_arm
 from isoform.scaling.engines import Engine
 from isoform.scaling.estimate import exact
 from isoform.scaling.findings import Findings, analyse_ladder, compare
-from isoform.scaling.ladder import Rung, continue_from, plan_ladder, plan_one_size, scale_rates, split_rung
+from isoform.scaling.ladder import Rung, continue_from, plan_ladder, plan_one_size, resize, scale_rates, split_rung
 from isoform.scaling.measures import take_measures
 from isoform.scaling.pages import StudyReport, provenance, publish, read_published
 from isoform.scaling.power import CHANCE, Detectable, detectable
@@ -47,20 +46,37 @@ class Stopped(Exception):
     """The user stopped the study before all runs were made; finished runs stay."""
 
 
-def measured_speed(prepared: Prepared, machine: Machine, threads: int) -> Callable[[Recipe], float]:
-    """A function from a recipe to its FLOPs per second with `threads` threads, measured once for each width."""
-    speeds: dict[int, float] = {}
+GRID = 1.5
+"""The ratio of widths whose speed is measured; between them it is interpolated."""
+
+
+def measured_speed(
+    prepared: Prepared, ladder: Ladder, machine: Machine, threads: int, terminal: Terminal
+) -> Callable[[Recipe], float]:
+    """A function from a recipe at any width to its FLOPs per second with `threads` threads: measured at widths of a
+    grid, each once on a machine, since the cache keeps them, and interpolated in the logarithm."""
+    base = prepared.recipe
+    widths = sorted({ladder.width_step * round(GRID**power) for power in range(40)})
+
+    @cache
+    def at(width: int) -> float:
+        recipe = resize(base, width, ladder.depth_exponent, ladder.heads_keep)
+        with using_threads(threads), terminal.doing(f"measuring the speed of models, now of width {width}"):
+            about = {**describe(machine), "recipe": identity_of(recipe), "data": prepared.split.fingerprint}
+
+            def measure() -> dict[str, float]:
+                return {"flops": measure_speed(replace(prepared, recipe=recipe), machine)}
+
+            return remembered("speed", about, measure).rates["flops"]
 
     def speed(recipe: Recipe) -> float:
         width = recipe.model.model_dim
-        if width not in speeds:
-            num_threads = torch.get_num_threads()
-            torch.set_num_threads(threads)
-            try:
-                speeds[width] = measure_speed(replace(prepared, recipe=recipe), machine)
-            finally:
-                torch.set_num_threads(num_threads)
-        return speeds[width]
+        above = next(each for each in widths if each >= width)
+        if above == width or width < widths[0]:
+            return at(above)
+        below = widths[widths.index(above) - 1]
+        part = math.log(width / below) / math.log(above / below)
+        return at(below) ** (1 - part) * at(above) ** part
 
     return speed
 
@@ -110,17 +126,23 @@ class Plan:
         return sum(4 * num_parameters(rung.recipe.model) * (1 + 2 * 3) for rung in self.rungs)
 
 
-def make_plan(recipe: Recipe, ladder: Ladder, machine: Machine, *, workers: int, threads: int) -> Plan:
-    """The runs of a ladder and their costs. Raises ValueError for an unsuitable budget or recipe."""
-    prepared = prepare(recipe)
-    speed = measured_speed(prepared, machine, threads)
+def make_plan(
+    recipe: Recipe, ladder: Ladder, machine: Machine, terminal: Terminal, *, workers: int, threads: int
+) -> Plan:
+    """The runs of a ladder and their costs. Raises ValueError for an unsuitable budget or recipe, for one that no
+    speed would meet before any is measured."""
+    prepared = prepare(recipe, terminal=terminal)
+    speed = measured_speed(prepared, ladder, machine, threads, terminal)
 
     def total_speed(recipe: Recipe) -> float:
         return speed(recipe) * workers
 
-    rungs = plan_ladder(prepared.recipe, ladder, speed=total_speed)
-    seconds = sum(rung.compute / total_speed(rung.recipe) for rung in rungs)
-    longest = max(rung.compute / speed(rung.recipe) for rung in rungs)
+    with terminal.doing("planning the runs"):
+        with using_threads(threads), terminal.doing("measuring the peak of this machine"):
+            fastest = measured_peaks(machine).matmul * workers if ladder.minutes is not None else math.inf
+        rungs = plan_ladder(prepared.recipe, ladder, speed=total_speed, fastest=fastest)
+        seconds = sum(rung.compute / total_speed(rung.recipe) for rung in rungs)
+        longest = max(rung.compute / speed(rung.recipe) for rung in rungs)
     return Plan(prepared, ladder, rungs, max(seconds, longest))
 
 
@@ -229,10 +251,13 @@ def check_claim(
     """
     claim, path = loaded.claim, out / f"{loaded.name}.json"
     imported = rows_from_json(read_published(path, terminal)["rows"]) if extend and path.exists() else {}
-    power = detectable(claim, claim.power) if claim.power and not loaded.is_quick else []
+    with terminal.doing("simulating what the design can tell"):
+        power = detectable(claim, claim.power) if claim.power and not loaded.is_quick else []
     runs = _claim_runs(loaded, executor, terminal, imported, power)
-    rows = take_measures(claim.measures, runs.rows, executor.pool, machine)
-    decision = decide(claim, rows)
+    with terminal.doing("taking the measures of the runs"):
+        rows = take_measures(claim.measures, runs.rows, executor.pool, machine)
+    with terminal.doing("deciding by the rule"):
+        decision = decide(claim, rows)
     report = StudyReport(
         title=claim.statement,
         lead=[f"{sentence(claim, decision)} {claim.reads}".strip()],
@@ -283,7 +308,8 @@ def _claim_runs(
         _check_power(loaded, power, terminal)
     for arm, recipe in loaded.recipes.items():
         start = _arm(claim, arm).starts
-        prepared[arm] = prepare(recipe, prepared[start].codec if start else None)
+        with terminal.doing(f"preparing the arm {arm}"):
+            prepared[arm] = prepare(recipe, prepared[start].codec if start else None, terminal)
     factors, other_rows = dict.fromkeys(prepared, 1.0), list[Row]()
     if claim.sweep and prepared:
         factors, other_rows = _sweep(loaded, prepared, executor, terminal, imported)
@@ -384,9 +410,10 @@ def run_ladder(
     rows = make_runs(jobs, executor, terminal, {})
     first, *rest = plans
     by_arm = rows_by_arm(rows)
-    findings = analyse_ladder(by_arm[first], forecast, plans[first].num_tokens, executor.engine.slots, prices or {})
-    for arm in rest:
-        compare(findings, by_arm[first], by_arm[arm])
+    with terminal.doing("fitting the laws"):
+        findings = analyse_ladder(by_arm[first], forecast, plans[first].num_tokens, executor.engine.slots, prices or {})
+        for arm in rest:
+            compare(findings, by_arm[first], by_arm[arm])
     if verify:
         rows.append(_verify(plans[first], findings, executor, terminal, forecast))
     report = StudyReport(

@@ -17,6 +17,7 @@ from isoform.model.cost import Shape, training_flops
 from isoform.model.parts import Attention, Dense, Experts, Gated, LinearRecurrence
 from isoform.recipe import Recipe
 from isoform.scaling.config import SMALL, FixedRatio, HeadsKeep, IsoFlop, Ladder, MuP, OneSize, Powers, Unchanged
+from isoform.terminal import duration
 from isoform.training.config import AdamW, Muon, Optimizer
 
 LEAST_STEPS = 20
@@ -51,17 +52,20 @@ class Rung:
         return self.recipe.seed
 
 
-def plan_ladder(recipe: Recipe, ladder: Ladder, *, speed: Callable[[Recipe], float] | None = None) -> list[Rung]:
+def plan_ladder(
+    recipe: Recipe, ladder: Ladder, *, speed: Callable[[Recipe], float] | None = None, fastest: float = math.inf
+) -> list[Rung]:
     """The runs of a ladder, in order of compute; the recipe's vocabulary must be filled in.
 
-    speed: from a recipe to its FLOPs per second here, used if the ladder's budget is in minutes. Raises ValueError for
+    speed: from a recipe to its FLOPs per second here, used if the ladder's budget is in minutes; fastest: what no
+    recipe exceeds, so that minutes which are hopelessly few are refused before `speed` is called. Raises ValueError for
     a budget that is too small, with a sufficient one, and for a recipe that can't be resized.
     """
     if recipe.start:
         raise ValueError(f"a ladder resizes the model, which then can't start from {recipe.start}; leave start out")
     if recipe.data.rows == "bucketed":
         raise ValueError("a ladder computes FLOPs for rows of one length; set data.rows to packed")
-    most = _most_compute(recipe, ladder, speed)
+    most = _most_compute(recipe, ladder, speed, fastest)
     rungs = _rungs(recipe, ladder, most)
     if (short := _shortest(rungs)) < LEAST_STEPS:
         enough = most
@@ -87,7 +91,7 @@ def _rungs(recipe: Recipe, ladder: Ladder, most: float) -> list[Rung]:
         seeds = _num_seeds(ladder, compute / most)
         widths: set[int] = set()
         for ratio in _ratios(ladder):
-            sized = _nearest_size(recipe, ladder, math.sqrt(compute / (6 * ratio)))
+            sized = _nearest_size(recipe, ladder, _parameters(compute, ratio))
             if sized.model.model_dim in widths:
                 continue
             widths.add(sized.model.model_dim)
@@ -153,22 +157,56 @@ def _ratios(ladder: Ladder) -> Sequence[float]:
             assert_never(ladder.design)
 
 
-def _most_compute(recipe: Recipe, ladder: Ladder, speed: Callable[[Recipe], float] | None) -> float:
+def _most_compute(recipe: Recipe, ladder: Ladder, speed: Callable[[Recipe], float] | None, fastest: float) -> float:
     """The compute of the largest run for which the whole ladder costs its budget."""
     if ladder.minutes is None:
         return ladder.budget / sum(share for share, _ in _shares(ladder))
     assert speed is not None, "a budget in minutes needs a measured speed"
-    low, high = 1e3, 1e30
-    for _ in range(60):  # bisection in the logarithm: time grows with the largest run's compute
+    budget, low = 60 * ladder.minutes, _least_compute(recipe, ladder)
+    flops = low * sum(share for share, _ in _shares(ladder))
+    if flops > budget * fastest:
+        raise _too_few_minutes(ladder, flops, f"at least {duration(flops / fastest)} at the measured peak")
+    if (needed := _seconds(recipe, ladder, low, speed)) > budget:
+        raise _too_few_minutes(ladder, flops, f"about {duration(needed)} here")
+    high = 2 * low
+    while _seconds(recipe, ladder, high, speed) < budget:  # from below: no model is measured that is much too large
+        low, high = high, 2 * high
+    while high / low > 1.001:  # bisection in the logarithm: time grows with the largest run's compute
         most = math.sqrt(low * high)
-        seconds = 0.0
-        for share, ratio in _shares(ladder):
-            sized = _nearest_size(recipe, ladder, math.sqrt(share * most / (6 * ratio)))
-            seconds += share * most / speed(sized)
-        low, high = (most, high) if seconds < 60 * ladder.minutes else (low, most)
-        if high / low < 1.001:
-            break
+        low, high = (most, high) if _seconds(recipe, ladder, most, speed) < budget else (low, most)
     return low
+
+
+def _seconds(recipe: Recipe, ladder: Ladder, most: float, speed: Callable[[Recipe], float]) -> float:
+    """The time of a ladder whose largest run has `most` FLOPs."""
+    runs = [(share * most, _parameters(share * most, ratio)) for share, ratio in _shares(ladder)]
+    return sum(compute / speed(_nearest_size(recipe, ladder, parameters)) for compute, parameters in runs)
+
+
+def _too_few_minutes(ladder: Ladder, flops: float, time: str) -> ValueError:
+    return ValueError(
+        f"minutes={ladder.minutes:g} are too few for this ladder: its {len([*_shares(ladder)])} runs, the shortest of "
+        f"{LEAST_STEPS} steps, are {flops:.2g} FLOPs, {time}; give more, or fewer decades, or a smaller "
+        f"training.global_batch_tokens"
+    )
+
+
+def _least_compute(recipe: Recipe, ladder: Ladder) -> float:
+    """The compute of the largest run in the smallest ladder whose shortest run has LEAST_STEPS, within 5 %."""
+    tokens = LEAST_STEPS * recipe.training.global_batch_tokens
+    low = high = max((6 * tokens) ** 2 / (6 * ratio * share) for share, ratio in _shares(ladder)) / 16
+    while _shortest(_rungs(recipe, ladder, high)) < LEAST_STEPS:
+        low, high = high, 2 * high
+    while high / low > 1.05:
+        middle = math.sqrt(low * high)
+        is_enough = _shortest(_rungs(recipe, ladder, middle)) >= LEAST_STEPS
+        low, high = (low, middle) if is_enough else (middle, high)
+    return high
+
+
+def _parameters(compute: float, ratio: float) -> float:
+    """Effective parameters of a run with so many tokens per parameter: C = 6 N D, D = r N."""
+    return math.sqrt(compute / (6 * ratio))
 
 
 def _num_seeds(ladder: Ladder, share: float) -> int:

@@ -17,7 +17,6 @@ from statistics import fmean
 from typing import Literal, NamedTuple, assert_never
 
 import numpy as np
-import torch
 
 from isoform.config import to_dict
 from isoform.data.sources import Record, load_lines, load_source
@@ -25,7 +24,7 @@ from isoform.evaluation.evaluate import correct_by_record, evaluate_records
 from isoform.evaluation.translation import answer_lines, sentence_statistics, translate
 from isoform.files import read_sealed, write_sealed
 from isoform.generation.config import Beam
-from isoform.machine import DTYPES, Machine, can_compile
+from isoform.machine import DTYPES, Machine, can_compile, using_threads
 from isoform.model.config import ModelConfig
 from isoform.objectives.config import Causal, Contrastive, Objective, Seq2seq
 from isoform.preparation import load_records
@@ -264,18 +263,15 @@ def _accuracy(trained: Trained, records: Sequence[Record], machine: Machine, fol
     With the format of products and the threads of its training, and compiled blocks where that is the default. Raises
     ValueError if the accuracy is another one than in the run's summary.
     """
-    summary, num_threads = read_summary(Run(folder)), torch.get_num_threads()
+    summary = read_summary(Run(folder))
     expected, made = summary["validation_accuracy"], summary["machine"]
     machine = replace(machine, dtype=DTYPES[made["dtype"]])
     if machine.device.type == "cpu":
         trained.model.set_matmul_dtype(machine.dtype)
     elif machine.device.type == "cuda" and can_compile(machine):
         trained.model.compile_blocks()
-    torch.set_num_threads(made["threads"])
-    try:
+    with using_threads(made["threads"]):
         counts = correct_by_record(trained.model, trained.recipe, trained.codec, records, machine)
-    finally:
-        torch.set_num_threads(num_threads)
     items = counts[:, 0] if (counts[:, 1] == 1).all() else counts
     if not math.isclose(score(items), expected, rel_tol=1e-9):
         raise ValueError(

@@ -220,7 +220,7 @@ BAD = {
     "missing package": (["train", "shakespeare", "--data.path", "package:nothing_at_all"], "nothing_at_all"),
     "empty file": (["train", "shakespeare", "--data.path", "empty.txt"], "empty.txt"),
     "not UTF-8": (["train", "shakespeare", "--data.path", "latin.txt"], "offset 2"),
-    "too short": (["train", "shakespeare", "--data.path", "short.txt"], "context_length"),
+    "too short": (["train", "shakespeare", "--data.path", "short.txt"], "data.row_length=4"),
     "absent device": (["generate", "run", "--device", "cuda:77"], "cuda:77"),
     "unseen character": (["generate", "run", "--prompt", "naïve"], "U+00EF"),
     "not a run": (["generate", "nothing"], "not a run directory"),

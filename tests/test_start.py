@@ -278,3 +278,49 @@ def test_a_recipe_may_take_the_config_of_the_model_it_starts_with(recipe, tmp_pa
     (tmp_path / "tune.toml").write_text(FINETUNE.format(more="model_dimm = 3"))
     assert main(["train", "tune.toml", "--start", "first"]) == 65
     assert 'did you mean "model_dim"' in capsys.readouterr().err
+
+
+def test_fine_tuning_is_one_line(recipe, tmp_path, monkeypatch, capsys):
+    """Rows are shorter than the context, which stays; steps come from the passes over the data; the first scores are
+    those of the model as it came."""
+    monkeypatch.chdir(tmp_path)
+    short = replace(recipe.training, steps=2, global_batch_tokens=600)
+    experiment.train(replace(recipe, model=replace(recipe.model, context_length=600), training=short), "first")
+    (tmp_path / "my.txt").write_text(TEXT * 3)
+    flags = ["--data.path", "my.txt", "--no_report", "--training.sample_tokens", "1"]
+    assert main(["train", "--start", "first", *flags, "--lora", "2", "--out", "lora"]) == 0
+    shown = capsys.readouterr().out
+    tuned, summary = load("lora"), json.loads((tmp_path / "lora/summary.json").read_text())
+    trained, frozen = summary["num_trained_parameters"], summary["num_frozen_parameters"]
+    assert frozen == summary["num_parameters"] > trained > 0
+    assert f"{trained:,} trained, {frozen:,} frozen" in shown and "epochs of" in shown
+    assert tuned.recipe.model.context_length == 600 and tuned.recipe.row_length == 512
+    assert tuned.recipe.training.adapters.rank == 2 and tuned.recipe.training.epochs is None
+    rows = (int(0.9 * len(TEXT * 3)) - 512) // 512
+    assert tuned.recipe.training.steps == summary["steps"] == math.ceil(3 * rows / 2)
+    lines = [json.loads(line) for line in (tmp_path / "lora/metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["step"] == 0 and lines[0]["validation_loss"] == summary["validation_loss_before"]
+    assert f"{summary['validation_loss_before']:.4f} before the first step" in shown
+    rates = []
+    for more in (["--lora", "2"], [], ["--training.adapters.kind", "low_rank"]):
+        assert (
+            main(["train", "--start", "first", *flags, *more, "--training.steps", "1", "--out", f"r{len(rates)}"]) == 0
+        )
+        rates.append(load(f"r{len(rates)}").recipe.training.optimizer.learning_rate)
+    assert rates[0] == rates[2] > rates[1]
+    capsys.readouterr()
+    assert main(["train", "--start", "first", *flags, "--data.row_length", "601"]) == 65
+    assert (
+        "data.row_length=601 is more than the model reads at once, model.context_length=600" in capsys.readouterr().err
+    )
+
+
+def test_many_fields_that_differ_are_counted(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    first = experiment.train(replace(recipe, training=replace(recipe.training, steps=1)), "first")
+    assert main(["train", "gpt2", "--start", str(first.folder), "--data.path", "text.txt", "--out", "second"]) == 65
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert re.search(
+        r"another one: .*; .*; .*; and \d+ more fields\. To train it as it is: isoform train --start", line
+    )
+    assert line.endswith("--data.path text.txt") and len(line) < 400

@@ -261,7 +261,7 @@ def _with_recipe(
 
     terminal: told of a model on disk that is read; None: none is read.
     """
-    from isoform.recipe import draft_recipe, load_form
+    from isoform.recipe import draft_recipe, load_form, with_adapters
 
     recipe_at = None if terminal is None else partial(_recipe_at, terminal=terminal)
     name = arguments[0] if arguments and not arguments[0].startswith("-") else ""
@@ -270,7 +270,9 @@ def _with_recipe(
     if takes == "form" and name and not preset:
         return name, options_type(recipe=load_form(name, recipe_at)), rest
     if name or start or preset:
-        recipe = draft_recipe(name, start=start, preset=preset, recipe_at=recipe_at)
+        adapts = any(word.startswith(("--lora", "--training.adapters.")) for word in rest)
+        recipe = draft_recipe(name, start=start, preset=preset, recipe_at=recipe_at, adapts=adapts)
+        recipe = with_adapters(recipe) if _flag(rest, "--lora") else recipe  # so that their other fields are flags
         return name, options_type(recipe=recipe), _without_flag(rest, "--model.preset")
     if asks_help:
         return "", options_type(), rest

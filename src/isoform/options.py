@@ -81,12 +81,15 @@ class TrainOptions:
 
     isoform train shakespeare --data my.txt --steps 2000 --out runs/mine
     isoform train gpt2 --data my.txt --layers 4 --width 384 --batch 8192
-    isoform train --start smollm2 --data my.txt
+    isoform train --start smollm2 --data my.txt --lora 8
     """
 
     recipe: NamedRecipe = Recipe()
     """A built-in recipe or an architecture (isoform recipes lists them), a TOML file, a run, a Hugging Face folder or a
     GGUF file."""
+    lora: OptionalSize = 0
+    """Train low-rank adapters of this rank beside the parameters, which stay (training.adapters); 0: as the recipe
+    says."""
     out: FolderPath = ""
     """The run directory; empty: the run that is named, or runs/RECIPE-N, new. An existing run is continued."""
     dry_run: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from isoform.objectives.views import View
 from isoform.recipe import Recipe
 from isoform.run import load, view_of
 from isoform.terminal import Terminal, count
+from isoform.training.config import Training
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +124,7 @@ def _prepared(recipe: Recipe, parts: Sequence[Split], split: Split, codec: Codec
         names = [part.path for part in recipe.data.mixture] or [""]
         loaders = [_loader(recipe, part, view, name) for part, name in zip(tokens, names, strict=True)]
         loader = _mixture(recipe, loaders)
+    recipe = replace(recipe, training=_within_epochs(recipe, loader.rows_per_epoch))
     bytes_per_token = None
     if isinstance(codec, TextCodec) and view.is_text:
         bytes_per_token = float(codec.token_bytes[tokens[0].ids[: 2**20]].mean())
@@ -145,6 +148,16 @@ def _codec_in_words(recipe: Recipe) -> str:
             return "building the codec"
 
 
+def _within_epochs(recipe: Recipe, rows_per_epoch: int) -> Training:
+    """The training of a recipe with no more steps than its epochs allow, which it then states."""
+    training = recipe.training
+    if training.epochs is None:
+        return training
+    steps = min(training.steps, max(1, math.ceil(training.epochs * rows_per_epoch / recipe.rows_per_step)))
+    warmup = min(training.schedule.warmup_steps, steps // 10)
+    return replace(training, epochs=None, steps=steps, schedule=replace(training.schedule, warmup_steps=warmup))
+
+
 def _codec_of_start(recipe: Recipe) -> Codec:
     """The codec of the model to start from; a warning if the recipe sets another."""
     trained = load(recipe.start)
@@ -166,7 +179,7 @@ def validation_rows(recipe: Recipe, records: Sequence[Record], codec: Codec) -> 
         tokens_of(recipe, records, codec),
         codec,
         view_of(recipe, codec),
-        context_length=recipe.model.context_length,
+        context_length=recipe.row_length,
         source_length=recipe.source_length,
     )
 
@@ -188,7 +201,7 @@ def _loader(recipe: Recipe, tokens: TokenStore, view: View, name: str) -> Loader
             recipe.data,
             tokens,
             view,
-            context_length=recipe.model.context_length,
+            context_length=recipe.row_length,
             source_length=recipe.source_length,
             seed=recipe.seed,
             rows_per_step=recipe.rows_per_step,
@@ -228,12 +241,12 @@ def _check_teacher(recipe: Recipe, name: str, teacher: ModelConfig) -> None:
     form = model.form if isinstance(model, ModelConfig) else "decoder"
     if teacher.form != form or isinstance(teacher.head, Pooled):
         raise ValueError(f"the teacher {name} is a model of another form ({teacher.form}); this recipe's is {form}")
-    needs = [recipe.source_length or 0, model.context_length][-len(teacher.stacks) :]
+    needs = [recipe.source_length or 0, recipe.row_length][-len(teacher.stacks) :]
     for stack, need in zip(teacher.stacks, needs, strict=True):
         if teacher.length(stack) < need:
             raise ValueError(
                 f"the teacher {name} reads {teacher.length(stack)} tokens, fewer than the rows of {need}; set "
-                f"model.context_length lower"
+                f"data.row_length lower"
             )
     if teacher.vocab_size < model.vocab_size:
         raise ValueError(

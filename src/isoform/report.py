@@ -65,7 +65,7 @@ def write_report(run: Run) -> None:
 def loss_curves(metrics: Sequence[dict]) -> str:
     """Training and validation loss against tokens seen, as SVG."""
     training = [(line["tokens_seen"], line["loss"]) for line in metrics if "loss" in line]
-    tokens = {line["step"]: line["tokens_seen"] for line in metrics if "tokens_seen" in line}
+    tokens = {0: 0, **{line["step"]: line["tokens_seen"] for line in metrics if "tokens_seen" in line}}
     validation = [
         (tokens[m["step"]], m["validation_loss"]) for m in metrics if "validation_loss" in m and m["step"] in tokens
     ]
@@ -93,7 +93,9 @@ def _lead(summary: dict) -> str:
     else:
         result = f"Validation loss {loss:.4f} nats per token, {per_byte:.4f} bits per byte"
     expected = summary["expected_loss"]
-    return f"{result}{'' if expected is None else f' (expected {expected:.4f})'}."
+    start = summary.get("validation_loss_before")
+    before = "" if start is None else f"; {start:.4f} before the first step"
+    return f"{result}{'' if expected is None else f' (expected {expected:.4f})'}{before}."
 
 
 def _accuracy(accuracy: float | None) -> list[tuple[str, str, str]]:
@@ -112,6 +114,7 @@ def _rows(summary: dict) -> list[tuple[str, str, str]]:
             f"{summary['num_parameters']:,}",
             f"{summary['num_active_parameters']:,} active, counted",
         ),
+        *_frozen(summary),
         ("Steps, tokens", f"{summary['steps']:,}, {count(summary['tokens'])}", ""),
         ("Training compute", f"{count(summary['flops'])}FLOP", "counted: 3 x forward, attention in full"),
         (
@@ -137,6 +140,13 @@ def _rows(summary: dict) -> list[tuple[str, str, str]]:
         ),
         ("Versions", f"torch {machine['torch']}", f"Python {machine['python']}, {machine['system']}"),
     ]
+
+
+def _frozen(summary: dict) -> list[tuple[str, str, str]]:
+    """What was trained, where that isn't all."""
+    if not summary.get("num_frozen_parameters"):
+        return []
+    return [("Trained", f"{summary['num_trained_parameters']:,}", f"{summary['num_frozen_parameters']:,} frozen")]
 
 
 def _energy(joules: float | None) -> list[tuple[str, str, str]]:

@@ -47,7 +47,7 @@ from isoform.mask import Full
 from isoform.model.adapters import adapt
 from isoform.model.baselines import build_module
 from isoform.model.cost import num_active_parameters, num_parameters
-from isoform.model.growth import load_grown
+from isoform.model.growth import OtherModel, load_grown
 from isoform.model.network import Network
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import requirements_of
@@ -85,7 +85,7 @@ def initialize_from(model: Network, start: Network) -> list[str]:
         return load_grown(model, start)
     if differences(model.config, start.config):
         fields = ", ".join(path for path, _, _ in differences(model.config, start.config))
-        raise ValueError(f"the model to start from has another config; these fields differ: {fields}")
+        raise OtherModel(f"the model to start from has another config; these fields differ: {fields}")
     model.load_state_dict(start.state_dict())
     return []
 
@@ -131,7 +131,7 @@ class Session:
         checkpoint = find_checkpoint(self.run.checkpoints, terminal.warn) if journal.continues else None
         if checkpoint is None and self.recipe.start:
             with terminal.doing(f"loading {self.recipe.start}"):
-                changes = initialize_from(self.model, runs.load(self.recipe.start).model)
+                changes = self._start()
             if changes:
                 terminal.say(f"start          {'; '.join(changes)}")
         self._restore(checkpoint)
@@ -141,6 +141,15 @@ class Session:
             terminal.warn("no C++ compiler was found, so the blocks are not compiled")
         elif compile:
             self.model.compile_blocks()
+
+    def _start(self) -> list[str]:
+        """Take the parameters of the model to start from; returns what is another about context and positions."""
+        start, data = self.recipe.start, self.recipe.data
+        try:
+            return initialize_from(self.model, runs.load(start).model)
+        except OtherModel as error:
+            named = f" --data.path {data.path}" if data.path else ""
+            raise ConfigError(f"{error}. To train it as it is: isoform train --start {start}{named}") from None
 
     @property
     def _generates_text(self) -> bool:
@@ -195,6 +204,8 @@ class Session:
         """Write the files with which the run begins, or what changes of one that continues."""
         prepared = self.prepared
         self._check_average()
+        if self.num_frozen:
+            self.terminal.say(f"parameters     {self.num_trained:,} trained, {self.num_frozen:,} frozen")
         for doubt in doubts(self.recipe.training):
             self.terminal.warn(doubt)
         self.journal.begin(
@@ -206,11 +217,23 @@ class Session:
             changes=changes,
         )
 
+    @property
+    def num_trained(self) -> int:
+        """Parameters that learn, those of adapters included."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    @property
+    def num_frozen(self) -> int:
+        """Parameters that stay."""
+        return sum(p.numel() for p in self.model.parameters() if not p.requires_grad)
+
     def train(self) -> None:
         """Train to the end, or until `should_stop`, and write the results."""
         training, first = self.recipe.training, self.progress.step
         try:
             self.journal.open_logs(self.logs, first)
+            if self.recipe.start and first == 0:
+                self._validate_start()
             with self.terminal.progress(training.steps, first) as self.bar:
                 train_loop(
                     self.model,
@@ -261,6 +284,13 @@ class Session:
         if text := advice(self.others.num_busy_cores(), torch.get_num_threads(), num_cores()):
             self.has_advised = True
             self.terminal.warn(text)
+
+    def _validate_start(self) -> None:
+        """The scores before the first step, which training is to improve."""
+        with suppress(Interrupted), self.terminal.doing("scoring the model before the first step"):
+            self.journal.log({"step": 0, **self.validate()})
+            self.terminal.say(f"before         {self.validation['validation_loss']:.4f} on the validation split")
+        self.validation = {}
 
     def validate(self) -> dict[str, float]:
         """Loss and other scores on the whole validation split."""
@@ -358,8 +388,11 @@ class Session:
         measured = self.validation
         progress, parameters = self.progress, num_parameters(self.recipe.model)
         flops = self.prepared.flops_per_step * progress.step
+        scored = [line for line in read_metrics(self.run.metrics) if line["step"] == 0]
+        before = scored[0]["validation_loss"] if scored else None
         return {
             "validation_loss": measured["validation_loss"],
+            **({} if before is None else {"validation_loss_before": before}),
             "bits_per_byte": measured.get("validation_bits_per_byte"),
             "validation_accuracy": measured.get("validation_accuracy"),
             **({"validation_exact": measured["validation_exact"]} if "validation_exact" in measured else {}),
@@ -371,7 +404,8 @@ class Session:
             "tokens_per_second": progress.tokens_seen / progress.train_seconds,
             "num_parameters": parameters,
             "num_active_parameters": num_active_parameters(self.recipe.model),
-            "num_trained_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            "num_trained_parameters": self.num_trained,
+            "num_frozen_parameters": self.num_frozen,
             "flops": flops,
             "utilisation": flops / progress.train_seconds / self.peak_flops,
             "peak_flops": self.peak_flops,

@@ -30,7 +30,7 @@ from isoform.training.memory import training_memory
 
 def run_costs(prepared: Prepared, machine: Machine) -> dict:
     """The costs of a run, as JSON values."""
-    recipe, length = prepared.recipe, prepared.recipe.model.context_length
+    recipe, length = prepared.recipe, prepared.recipe.row_length
     model = as_transformer(recipe.model)
     process = peak_memory(machine)  # used by libraries and data already
     peak = measured_peaks(machine).matmul

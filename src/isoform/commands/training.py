@@ -9,7 +9,7 @@ from pathlib import Path
 
 from isoform.commands.command import Result, chosen_machine
 from isoform.commands.costs import print_costs, run_costs
-from isoform.config import kind_of
+from isoform.config import kind_of, validated
 from isoform.experiment import train as train_recipe
 from isoform.inspection.rows import read_rows, to_lines
 from isoform.model.baseline_config import as_transformer
@@ -17,7 +17,7 @@ from isoform.model.config import ModelConfig
 from isoform.options import InspectOptions, TrainOptions
 from isoform.preparation import prepare
 from isoform.reading import read_text
-from isoform.recipe import builtin_recipes, load_recipe
+from isoform.recipe import builtin_recipes, load_recipe, with_adapters
 from isoform.report import write_report
 from isoform.run import Run, read_summary
 from isoform.signals import code_of, interruptions
@@ -28,6 +28,8 @@ from isoform.training.config import doubts
 def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
     """Train a recipe, or continue the run in --out."""
     recipe, machine = options.recipe, chosen_machine(options.machine)
+    if options.lora:
+        recipe = validated(with_adapters(recipe, options.lora))
     if recipe.expected_loss is not None and name and recipe != load_recipe(name):
         recipe = replace(recipe, expected_loss=None)  # it was measured for the recipe as written
     out = options.out or (name if name not in builtin_recipes() and Run(Path(name)).exists else "")
@@ -66,10 +68,11 @@ def _say_summary(run: Run, summary: dict, terminal: Terminal, *, writes: bool) -
         terminal.say(f"\n{samples[-1].split(chr(10), 1)[1].strip()}\n")
     expected = summary["expected_loss"]
     expectation = "" if expected is None else f"   expected {expected:.3f}"
+    start = summary.get("validation_loss_before")
+    before = "" if start is None else f"   {start:.4f} before the first step"
     per_byte, is_text = summary["bits_per_byte"], summary["bits_per_byte"] is not None
-    terminal.say(
-        f"validation     {summary['validation_loss']:.4f} nats per {'token' if is_text else 'label'}{expectation}"
-    )
+    unit = "token" if is_text else "label"
+    terminal.say(f"validation     {summary['validation_loss']:.4f} nats per {unit}{expectation}{before}")
     score = (
         f"{per_byte:.4f} bits per byte"
         if is_text
@@ -79,7 +82,7 @@ def _say_summary(run: Run, summary: dict, terminal: Terminal, *, writes: bool) -
     )
     terminal.say(f"               {score}")
     terminal.say(
-        f"cost           {count(summary['num_parameters'])} parameters, {count(summary['flops'])}FLOP, "
+        f"cost           {_parameters(summary)}, {count(summary['flops'])}FLOP, "
         f"{duration(summary['train_seconds'])} of training, {count(summary['tokens_per_second'])} tokens/s, "
         f"{summary['utilisation']:.0%} of the measured peak"
     )
@@ -89,13 +92,19 @@ def _say_summary(run: Run, summary: dict, terminal: Terminal, *, writes: bool) -
         terminal.say(f"continue       isoform generate {run.folder} --prompt '…'")
 
 
+def _parameters(summary: dict) -> str:
+    """How many parameters a model has, and how many of them were trained."""
+    trained, frozen = summary["num_trained_parameters"], summary["num_frozen_parameters"]
+    return f"{count(trained)} of {count(trained + frozen)} parameters" if frozen else f"{count(trained)} parameters"
+
+
 def inspect(options: InspectOptions, terminal: Terminal, name: str) -> Result:
     """Print training rows as the model reads them."""
     prepared = prepare(options.recipe)
     rows = list(read_rows(prepared, options.examples, options.first))
     terminal.say(
         f"{name}: {kind_of(type(prepared.recipe.objective))}, {prepared.loader.rows_per_epoch:,} rows of "
-        f"{prepared.recipe.model.context_length} tokens per epoch"
+        f"{prepared.recipe.row_length} tokens per epoch"
     )
     for index, row in enumerate(rows, options.first):
         terminal.say(f"\nrow {index}: ", end="")

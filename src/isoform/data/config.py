@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from isoform.ranges import Positive, PositiveShare, config
+from isoform.ranges import OptionalSize, Positive, PositiveShare, config
 
 
 def resolve_path(path: str, folder: str) -> str:
@@ -46,9 +46,12 @@ class Data:
     """For a mixture's sources without a weight: above 1 small ones are sampled more often than their size implies (T5,
     Raffel et al. 2020, section 3.5.2)."""
     rows: Literal["stream", "split", "packed", "bucketed"] = "stream"
-    """stream: all documents concatenated and cut every context_length tokens; split: the same, but no token attends to
+    """stream: all documents concatenated and cut every row_length tokens; split: the same, but no token attends to
     another document; packed: several whole documents in a row, best fit, none attending to another; bucketed: one
     document per row, batched by similar length and padded to the longest."""
+    row_length: OptionalSize = 0
+    """Tokens of a row, in training and validation; 0: model.context_length, which is the most. Shorter rows take less
+    memory and time, and the model keeps its context."""
     fraction: PositiveShare = 1.0
     """Fraction of the training records that is used: of plain texts the first part of each, otherwise evenly spaced
     records; the validation set stays the same."""

@@ -59,8 +59,8 @@ class StreamLoader(Loader):
     ) -> None:
         if len(ids) <= context_length:
             raise ValueError(
-                f"the training text has {len(ids)} tokens, too few for one row of context_length={context_length} and "
-                f"its last target; set model.context_length={max(1, len(ids) - 1)} or less, or give a longer text"
+                f"the training text has {len(ids)} tokens, too few for one row of {context_length} and its last "
+                f"target; set data.row_length={max(1, len(ids) - 1)} or less, or give a longer text"
             )
         self.ids, self.context_length, self.seed, self.document_starts = ids, context_length, seed, document_starts
         self.rows_per_epoch = max(1, (len(ids) - context_length) // context_length)

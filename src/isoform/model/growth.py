@@ -34,6 +34,10 @@ from isoform.model.parts import (
 from isoform.model.transformer import Transformer
 
 
+class OtherModel(ValueError):
+    """A model to start from that differs in more than what training may begin with."""
+
+
 @torch.no_grad()
 def upcycle(model: Transformer, num_experts: int, num_active: int = 2, *, seed: int = 0) -> Transformer:
     """Each feed-forward copied into num_experts experts, of which a new router picks num_active per token (Komatsuzaki
@@ -64,7 +68,7 @@ def load_grown(target: Transformer, source: Transformer) -> list[str]:
     """Load another model's parameters; experts become copies of its feed-forward. New are tokens beyond its vocabulary,
     learned positions beyond its context, and a head with another kind of output.
 
-    Returns what is another about context and positions. Raises ValueError naming the fields that differ; dropout,
+    Returns what is another about context and positions. Raises OtherModel naming the fields that differ; dropout,
     initialization, the context's length and what of a position scheme holds no parameters may.
     """
     alike = _with_blocks(target.config, lambda block: replace(block, feedforward=_expert(block.feedforward)))
@@ -79,7 +83,9 @@ def load_grown(target: Transformer, source: Transformer) -> list[str]:
         and not (has_new_head and path.startswith("head"))
     ]
     if different:
-        raise ValueError(f"the model to start from is another one: {'; '.join(different)}")
+        more = f"; and {len(different) - 3} more fields" if len(different) > 4 else ""
+        shown = different[:3] if more else different
+        raise OtherModel(f"the model to start from is another one: {'; '.join(shown)}{more}")
     state, into = source.state_dict(), dict(target.named_modules())
     if has_new_head:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}

@@ -118,7 +118,7 @@ class Plan:
     def num_tokens(self) -> int:
         """Tokens of the training text."""
         loader = self.prepared.loader
-        return loader.rows_per_epoch * self.prepared.recipe.model.context_length
+        return loader.rows_per_epoch * self.prepared.recipe.row_length
 
     @property
     def disk_bytes(self) -> int:

@@ -133,7 +133,7 @@ def split_rung(recipe: Recipe, ladder: Ladder, whole: Rung, share: float) -> tup
 
 def effective_parameters(recipe: Recipe) -> float:
     """N: training FLOPs per token / 6."""
-    length = recipe.model.context_length
+    length = recipe.row_length
     return training_flops(recipe.model, Shape(1, length, recipe.source_length or 0)) / length / 6
 
 
@@ -260,7 +260,7 @@ def _transfer(base: Recipe, sized: Recipe, ladder: Ladder, compute: float) -> Re
         case Powers(learning_rate=rate, batch=batch):
             base_tokens = base.training.global_batch_tokens * base.training.steps
             times = compute / (6 * effective_parameters(base) * base_tokens)
-            length = sized.model.context_length
+            length = sized.row_length
             tokens = max(1, round(training.global_batch_tokens * times**batch / length)) * length
             optimizer = scale_rates(training.optimizer, times**rate)
             return replace(sized, training=replace(training, optimizer=optimizer, global_batch_tokens=tokens))

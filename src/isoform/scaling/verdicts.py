@@ -85,7 +85,7 @@ def scope_of(
     if not rows:
         return {}
     claim, recipes = loaded.claim, [*loaded.recipes.values()]
-    lengths = sorted({p.recipe.model.context_length for p in prepared.values()})
+    lengths = sorted({p.recipe.row_length for p in prepared.values()})
     units = " or ".join(dict.fromkeys(_unit(p.recipe) for p in prepared.values()))
     sizes = sorted(row.num_parameters for row in rows)
     parameters = count(sizes[0]) if sizes[0] == sizes[-1] else f"{count(sizes[0])} to {count(sizes[-1])}"

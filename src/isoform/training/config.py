@@ -68,8 +68,11 @@ class Training:
 
     steps: Count = 1000
     """Optimizer steps."""
+    epochs: Positive | None = None
+    """The most passes over the training data: a run begins with fewer steps if they would be more, and with a warm-up
+    of at most a tenth of them; none: steps alone decide."""
     global_batch_tokens: Count = 4096
-    """Tokens per step, over all rows; a multiple of the context length."""
+    """Tokens per step, over all rows; a multiple of the length of a row."""
     micro_batch_size: Count | None = None
     """Rows per forward pass; default: all rows of a step. Only the random draws of dropout depend on it."""
     optimizer: Optimizer = AdamW()

@@ -127,6 +127,8 @@ def completed(capsys, *words: str) -> list[str]:
             ["--report"],
         ),
         ("train --model.", ["--model.kind", "--model.model_dim", "--model.decoder."], ["--model.decoder.kind"]),
+        ("train shakespeare --model.preset g", ["gpt2"], ["shakespeare"]),
+        ("train --model.pre", ["--model.preset"], []),
         ("train --model.kind ", ["model_config", "lstm"], ["none", "/"]),
         ("train --model.kind=l", ["--model.kind=lstm"], []),
         ("train --model.kind = l", ["lstm"], ["model_config"]),

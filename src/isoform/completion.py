@@ -18,6 +18,8 @@ from isoform.recipe import builtin_recipes
 
 FILES = "/"
 """Stands for the files that the shell knows."""
+PRESET = "--model.preset"
+"""The flag of recipes that is no field of theirs."""
 
 SCRIPTS = {
     "bash": r"""# bash: eval "$(isoform completion bash)" in ~/.bashrc
@@ -79,6 +81,8 @@ def completions(config: object, before: Sequence[str], current: str, *, shorts: 
         flag, _, text = current.partition("=")
         values = _values(_flag_of(flag, config, flags, shorts))
         return [f"{flag}={value}" for value in _beginning(text, values)]
+    if shorts and words[-1:] == [PRESET]:
+        return _beginning(current, PRESETS)
     last = next((i for i in reversed(range(len(words))) if FLAG.match(words[i])), None)
     if last is not None and not current.startswith("-"):
         flag = _flag_of(words[last], config, flags, shorts)
@@ -109,6 +113,7 @@ def _names(flags: Sequence[Flag], config: object, shorts: Shorts) -> Iterator[st
         head, _, last = flag.path.rpartition(".")
         is_table = any(get_origin(member) is dict for member in members_of(flag.hint))
         yield f"--{head}{'.' if head else ''}{'no_' if is_on else ''}{last}{'.' if is_table else ''}"
+    yield from [PRESET] if shorts else []
     yield from aliases_of(type(config))
     yield from ("--help", "--help-all")
 

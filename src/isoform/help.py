@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import is_dataclass
 from enum import IntEnum
 from typing import Any, Literal, get_args, get_origin
 
@@ -176,13 +177,17 @@ def _table(rows: Sequence[Row], width: int, *, is_brief: bool = False) -> list[s
 
 
 def _reference(flags: Sequence[Flag], cls: type, width: int) -> Iterator[str]:
-    """Flags with their whole texts, table by table."""
-    tables: dict[str, list[Flag]] = {}
+    """Flags with their whole texts, table by table; first those that are in none."""
+    tables: dict[str, list[Flag]] = {"": []}
     for flag in flags:
         is_shared = mark_of(cls, flag.group, Inlined) is not None and not _names_all(cls, flag.group)
         tables.setdefault(flag.path.rpartition(".")[0] or (flag.group if is_shared else ""), []).append(flag)
-    for i, (table, each) in enumerate(tables.items()):
-        yield from [""] * bool(i)
+    is_first = True
+    for table, each in tables.items():
+        if not each:
+            continue
+        yield from () if is_first else ("",)
+        is_first = False
         owner = next((flag.owner for flag in each if not flag.kinds), None)
         if table:
             summary = " ".join(_plain(summary_of(owner).split("\n\n")[0]).split()) if owner else ""
@@ -217,6 +222,8 @@ def _notes(flags: Sequence[Flag], limit: int) -> str:
     flag, notes = flags[0], []
     if (choices := _choices(flag)) and "{" not in _head(flag, limit):
         notes.append(f"one of {', '.join(choices)}")
+    if any(map(is_dataclass, elements_of(_member(flag.hint), 1))):
+        notes.append("tables of a recipe's file, whose fields are flags then")
     if flag.kinds and type(None) in members_of(flag.hint):
         notes.append(f"or --{flag.path.removesuffix('.kind')} none")
     is_nothing = [flag.value is False or flag.value in ("", (), {}) for flag in flags]
@@ -249,8 +256,8 @@ def _word(flag: Flag) -> str:
 
 def _word_of(hint: Any) -> str:
     hint = get_args(hint)[1] if get_origin(hint) is dict else _member(hint)
-    if get_origin(hint) is Literal:
-        return "NAME"
+    if get_origin(hint) is Literal or is_dataclass(hint):
+        return "TABLE" if is_dataclass(hint) else "NAME"
     return {int: "INTEGER", float: "NUMBER"}.get(hint, "TEXT")
 
 

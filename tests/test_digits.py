@@ -16,7 +16,7 @@ from isoform.codecs.codec import Codec, as_text, check_encodings
 from isoform.codecs.config import Bytes, Patches
 from isoform.codecs.image import PatchCodec
 from isoform.codecs.registry import build_codec, load_codec
-from isoform.data import sources
+from isoform.data import packages
 from isoform.data.config import Data
 from isoform.data.loader import ValidationRows, build_loader
 from isoform.data.sources import load_source
@@ -282,7 +282,7 @@ def stream() -> None:
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"'sklearn' is not installed; run: pip install 'isoform\[digits\]'"):
         load_source("toy:digits")
 

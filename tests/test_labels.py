@@ -13,7 +13,8 @@ from isoform.cli import main
 from isoform.codecs.bpe import train_bpe
 from isoform.codecs.text import ByteCodec
 from isoform.data.labels import encode_labels, label_names
-from isoform.data.sources import load_source, location, take_fraction
+from isoform.data.records import location, take_fraction
+from isoform.data.sources import load_source
 from isoform.data.tokens import load_tokens
 from isoform.experiment import classify, train
 from isoform.model.config import Pooled
@@ -183,7 +184,7 @@ def test_label_names_are_sorted_and_encoded(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"text": "a", "label": True}, "line 2, label: True is not a text"),
+        ({"text": "a", "label": {}}, "line 2, label: {} is not a text"),
         ({"text": "a", "label": [1]}, r"line 2, label: \[1\] is not a text"),
         ({"tokens": ["a", "b"], "tags": ["N"]}, "line 2: 2 tokens with 1 tags"),
         ({"tokens": [], "tags": []}, "line 2, tokens: .* not a list, or is empty"),

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isoform.cli import main
-from isoform.data.sources import load_source, location
+from isoform.data.records import location
+from isoform.data.sources import load_source
 from isoform.experiment import train
 from isoform.machine import choose_machine
 from isoform.reading import split_lines
@@ -176,9 +177,9 @@ PAIR = '{"source": "a", "target": "b"}\n'
             r"3 files \(b.txt, c.txt, d.txt\), which are empty$",
         ),
         (
-            {"a_txt": "one", "b_csv": "1,2", "c_parquet": "x", "d": "y", "readme": "z", "_git__a_txt": "no"},
+            {"a_txt": "one", "b_doc": "1,2", "c_rst": "x", "d": "y", "readme": "z", "_git__a_txt": "no"},
             ["one"],
-            r"4 files \(b.csv, c.parquet, d, …\) with other suffixes \(.csv, .parquet, none\)$",
+            r"4 files \(b.doc, c.rst, d, …\) with other suffixes \(.doc, .rst, none\)$",
         ),
     ],
     ids=["tunes", "card", "empty", "others"],
@@ -210,7 +211,7 @@ def test_records_of_several_kinds_are_named(tmp_path):
 
 
 def test_a_folder_without_texts_says_what_it_has(tmp_path):
-    with pytest.raises(ValueError, match=r"has no .txt, .md, .jsonl in it; put"):
+    with pytest.raises(ValueError, match=r"has no .txt, .md, .csv, .* in it; put"):
         load_source(str(tmp_path))
     with pytest.raises(ValueError, match=r"only 2 files \(a.en, b.de\) with other suffixes \(.de, .en\); put"):
         load_source(folder_of(tmp_path, a_en="a", b_de="b"))

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from isoform.mask import Coordinates
 
+COLUMNS = ("features", "token_types", "positions", "tags", "is_target")
+"""What an Encoding may have of each token besides its id."""
+
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
@@ -23,7 +26,8 @@ class Encoding:
     features (T, F) float32: the features of the tokens whose id is -1; token_types (T,): the type of each token (None:
     all 0); positions (T, P): the coordinates of each token for position schemes (None: the index on every axis);
     label: the target for the record as a whole, if it has one: the index of a class, or any number; tags (T,): the
-    target for each token, NaN for none.
+    target for each token, NaN for none; is_target (T,): whether each token is one that is predicted (None: all after
+    the prefix).
     """
 
     ids: np.ndarray
@@ -33,15 +37,15 @@ class Encoding:
     positions: np.ndarray | None = None
     label: int | float | None = None
     tags: np.ndarray | None = None
+    is_target: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def cut(self, start: int, stop: int | None = None) -> Encoding:
         """A slice of the tokens, with their columns; without prefix and label."""
-        columns = (self.features, self.token_types, self.positions, self.tags)
-        features, token_types, positions, tags = (None if column is None else column[start:stop] for column in columns)
-        return Encoding(self.ids[start:stop], 0, features, token_types, positions, tags=tags)
+        cut = {name: column[start:stop] for name in COLUMNS if (column := getattr(self, name)) is not None}
+        return Encoding(self.ids[start:stop], **cut)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from isoform.codecs.codec import as_text
 from isoform.codecs.origin import TEMPLATES
 from isoform.codecs.registry import load_codec
 from isoform.config import ConfigError
-from isoform.data.sources import Record
+from isoform.data.records import Record
 from isoform.files import StorageError, make_folder, refuse_links
 from isoform.generation.config import Sampling
 from isoform.generation.decode import build_prompt

@@ -18,7 +18,8 @@ from isoform.config import kind_of
 from isoform.data.config import Data
 from isoform.data.labels import encode_labels, label_names
 from isoform.data.loader import Loader, MixtureLoader, ValidationRows, build_loader
-from isoform.data.sources import Record, Split, load_source, take_fraction
+from isoform.data.records import Record, Split, take_fraction, texts_of
+from isoform.data.sources import load_source
 from isoform.data.tokens import TokenStore, load_tokens
 from isoform.model.baseline_config import Model
 from isoform.model.config import Convolution, Head, Linear, Lookup, ModelConfig, Pooled, Stem
@@ -187,9 +188,9 @@ def validation_rows(recipe: Recipe, records: Sequence[Record], codec: Codec) -> 
 def load_records(data: Data) -> tuple[Sequence[Split], Split]:
     """The records of each source of data, and of all."""
     if not data.mixture:
-        split = load_source(data.path, data.validation_path)
+        split = load_source(data.path, data.validation_path, data.keys)
         return [split], split
-    parts = [load_source(part.path, part.validation_path) for part in data.mixture]
+    parts = [load_source(part.path, part.validation_path, data.keys) for part in data.mixture]
     train, validation = ([r for part in parts for r in getattr(part, name)] for name in ("train", "validation"))
     return parts, Split(train, validation, tuple(source for part in parts for source in part.sources))
 
@@ -283,7 +284,7 @@ def tokens_of(recipe: Recipe, records: Sequence[Record], codec: Codec) -> TokenS
 def _texts(recipe: Recipe, split: Split) -> list[str]:
     """The texts that a codec is trained on: the training records; for an alphabet, which must be complete, all."""
     records = [*split.train, *split.validation] if isinstance(recipe.codec, Characters) else split.train
-    return [text for record in records for text in record.values() if isinstance(text, str)]
+    return [text for record in records for text in texts_of(record)]
 
 
 def global_batch(prepared: Prepared, step: int) -> GlobalBatch:

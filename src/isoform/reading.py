@@ -6,9 +6,11 @@ block or never end, and a short file can describe a large value.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import re
 import stat
@@ -184,21 +186,42 @@ def check_lines(path: str | Path) -> None:
 
 
 def decompress(data: bytes, path: str | Path) -> bytes:
-    """The contents of a .gz file. Raises ValueError if it is damaged, or holds far more than its own size."""
-    parts, size, raw = [], 0, io.BytesIO(data)
+    """The contents of a .gz, .bz2 or .xz file. Raises ValueError if it is damaged, or holds far more than its size."""
+    suffix, raw = Path(path).suffix.lower(), io.BytesIO(data)
+    parts, size = [], 0
     try:
-        with gzip.GzipFile(fileobj=raw) as file:
+        with _unpacked(suffix, raw) as file:
             while part := file.read(MB):
                 parts.append(part)
                 size += len(part)
-                if size > UNPACKED and size > MAX_RATIO * raw.tell():
-                    raise ValueError(
-                        f"{path} holds more than {MAX_RATIO} times its own size, as no text does; decompress it "
-                        f"yourself if it is one"
-                    )
-    except (OSError, EOFError, zlib.error) as error:
+                check_ratio(size, raw.tell(), path)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, MemoryError) as error:
         raise ValueError(f"{path} can't be decompressed ({error}); get the file again") from None
     return b"".join(parts)
+
+
+def _unpacked(suffix: str, raw: BinaryIO) -> Any:
+    """A compressed file, to be read."""
+    match suffix:
+        case ".bz2" | ".tbz2":
+            return bz2.BZ2File(raw)
+        case ".xz" | ".txz":
+            return lzma.LZMAFile(raw)
+        case _:
+            return gzip.GzipFile(fileobj=raw)
+
+
+class TooLarge(ValueError):
+    """A file that holds more than is read of it."""
+
+
+def check_ratio(size: int, compressed: int, path: str | Path) -> None:
+    """Raises TooLarge for contents of so many bytes that no text of this compressed size has them."""
+    if size > UNPACKED and size > MAX_RATIO * compressed:
+        raise TooLarge(
+            f"{path} holds more than {MAX_RATIO} times its own size, as no text does; decompress it yourself if it "
+            f"is one"
+        )
 
 
 def check_safetensors(path: str | Path) -> None:

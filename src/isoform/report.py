@@ -174,7 +174,7 @@ def _predictions(run: Run) -> str:
     recipe = from_dict(Recipe, load_toml(run.recipe))
     if not isinstance(recipe.codec, Patches) or not isinstance(recipe.objective, Classification):
         return ""
-    records = load_source(recipe.data.path, recipe.data.validation_path).validation[:10]
+    records = load_source(recipe.data.path, recipe.data.validation_path, recipe.data.keys).validation[:10]
     probabilities, labels = classify(load(run.folder), records).max(-1)
     cells = ""
     for record, label, probability in zip(records, labels.tolist(), probabilities.tolist(), strict=True):

@@ -37,7 +37,7 @@ from isoform.codecs.numbers import NumberCodec
 from isoform.codecs.origin import FILES, GENERATION, TEMPLATES, TOKENIZER_FILE, read_origin
 from isoform.codecs.registry import files_for, load_codec
 from isoform.config import from_dict, kind_of, load_toml
-from isoform.data.sources import PACKAGE, package_folder
+from isoform.data.packages import PACKAGE, package_folder
 from isoform.files import DamagedFile, is_unfinished, staged, write_files
 from isoform.manifest import DIVERGED, SUMMARY, WEIGHTS, read_manifest, verify_files
 from isoform.model.adapters import adapt, without_adapters

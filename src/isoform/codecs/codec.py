@@ -11,6 +11,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from isoform.batch import Encoding
+from isoform.codecs.chat import laid_out, plain_parts, prompt_of
 from isoform.codecs.origin import Origin, SpecialIds
 from isoform.files import write_text
 from isoform.history import with_earlier_names
@@ -137,9 +139,14 @@ class TextCodec(Codec):
     def encode(self, record: Mapping[str, Any]) -> Encoding:
         """A record {"text"} to text + end-of-text, or {"source", "target"} to source + separator + target +
         end-of-text with the prefix up to the separator, or {"tokens"} to the words joined by spaces, with any {"tags"}
-        at the first token of each word. A {"label"} is kept. Raises ValueError for other records."""
+        at the first token of each word, or {"messages"} (`encode_messages`), or {"ids"} as they are. A {"label"}
+        is kept. Raises ValueError for other records."""
         if "text" in record:
             return Encoding(self._join(self.encode_text(record["text"]), self.end_of_text), label=record.get("label"))
+        if "messages" in record:
+            return replace(self.encode_messages(record["messages"], record.get("tools")), label=record.get("label"))
+        if "ids" in record:
+            return Encoding(self._checked(record["ids"]).astype(self.dtype), label=record.get("label"))
         if "tokens" in record:
             return self._words(record["tokens"], record.get("tags"))
         if "source" in record and "target" in record:
@@ -147,8 +154,54 @@ class TextCodec(Codec):
             before = self.special_ids.before if self.special_ids.decoder_start is not None else ()
             return Encoding(np.concatenate([source, self._join(target, self.end_of_text, before)]), prefix=len(source))
         raise ValueError(
-            f"a record has the keys {sorted(record)}; it needs 'text', 'source' and 'target', or 'tokens' and 'tags'"
+            f"a record has the keys {sorted(record)}; it needs 'text', 'source' and 'target', 'tokens' and "
+            f"'tags', or 'messages'"
         )
+
+    def encode_messages(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> Encoding:
+        """A conversation as the model's chat template lays it out, else in the plain form of `chat.py`; only the tokens
+        that the assistant says are targets, with that which ends its turn.
+
+        Raises ValueError for a template that fails.
+        """
+        template = self.origin.template(has_tools=bool(tools))
+        if template:
+            values = {**self.origin.names, "tools": tools, "documents": None}
+            text, spans = laid_out(template, messages, values, self.special.values())
+            return self._marked(text, spans)
+        ids, is_target = self._plain(plain_parts(messages), tools)
+        ids, is_target = [self.special_ids.before, *ids], [False, *is_target]
+        sizes = [*map(len, ids)]
+        joined = np.concatenate([np.asarray(part, self.dtype) for part in ids])
+        return Encoding(joined, is_target=np.repeat(np.array(is_target), sizes))
+
+    def encode_prompt(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> np.ndarray:
+        """Ids of a conversation up to where the assistant goes on, as `encode_messages` has them."""
+        template = self.origin.template(has_tools=bool(tools))
+        if template:
+            values = {**self.origin.names, "tools": tools, "documents": None}
+            return self._marked(prompt_of(template, messages, values), []).ids
+        ids, _ = self._plain(plain_parts(messages, for_answer=True), tools)
+        return np.concatenate([np.asarray(part, self.dtype) for part in (self.special_ids.before, *ids)])
+
+    def _plain(self, parts: Iterable[tuple[str, bool]], tools: object) -> tuple[list[np.ndarray], list[bool]]:
+        """The ids of the parts of a conversation, and whether the assistant says them."""
+        if tools:
+            raise ValueError("a conversation with tools needs a model with a chat template")
+        ids, is_target = [], []
+        for text, is_answer in parts:
+            end = [self.end_of_text] if is_answer else []
+            ids.append(np.concatenate([self.encode_text(text), np.array(end, self.dtype)]))
+            is_target.append(is_answer)
+        return ids, is_target
+
+    def _marked(self, text: str, spans: Sequence[tuple[int, int]]) -> Encoding:
+        """A text that names special tokens, of which spans of characters are targets."""
+        raise ValueError("a chat template needs a tokenizer")
 
     def encode_start(self, text: str) -> np.ndarray:
         """Ids of a text to continue: preceded by the tokens that texts begin with, if there are any."""
@@ -313,6 +366,7 @@ def check_encodings(codec: Codec, records: Iterable[Mapping[str, Any]]) -> None:
         if encoding.positions is not None:
             assert encoding.positions.shape == (length, len(codec.num_positions))
             assert ((encoding.positions >= 0) & (encoding.positions < codec.num_positions)).all()
+        assert encoding.is_target is None or encoding.is_target.shape == (length,)
         assert encoding.label is None or 0 <= encoding.label < codec.num_classes
 
 

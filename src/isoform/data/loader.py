@@ -18,7 +18,7 @@ from isoform.batch import Batch, Example, Tokens, collate, concatenate, plain_co
 from isoform.codecs.codec import Codec, TextCodec
 from isoform.data.config import Data
 from isoform.data.order import epoch_order, generator, grouped_order, locate, stream_offset
-from isoform.data.packing import Samples, cut_records, plan_buckets, plan_rows
+from isoform.data.packing import Samples, cut_records, only_answers, plan_buckets, plan_rows
 from isoform.data.tokens import TokenStore
 from isoform.mask import Causal, Coordinates
 from isoform.objectives.views import View
@@ -352,6 +352,8 @@ def _cut(tokens: TokenStore, view: View, context_length: int, source_length: int
     samples = cut_records(
         tokens.lengths, tokens.prefixes, view.length, budgets, can_cut=not view.is_whole, overlap=view.overlap
     )
+    if tokens.is_target is not None:
+        samples = only_answers(samples, tokens.is_target, tokens.starts, tokens.lengths)
     needs = f"context_length={context_length}"
     if samples.has_source and source_length != context_length:
         needs += f" with sources of {source_length}"
@@ -359,6 +361,12 @@ def _cut(tokens: TokenStore, view: View, context_length: int, source_length: int
     first = tokens.location(max(0, samples.first_dropped))
     if not len(samples):
         raise ValueError(f"all {len(tokens)} {what} {reason}, the first being {first}; raise model.context_length")
+    if samples.num_cut:
+        warnings.warn(
+            f"some of the {what} are conversations longer than a row of {needs}: their ends are left out, "
+            f"{samples.num_cut:,} tokens. Raise model.context_length to keep them",
+            stacklevel=4,
+        )
     if samples.dropped:
         warnings.warn(
             f"{samples.dropped} of {len(tokens)} {what} {reason}; they are left out with their {samples.num_lost:,} "
@@ -380,8 +388,9 @@ def _weight(examples: list[Example]) -> float:
 
 def _check_stream(tokens: TokenStore, view: View) -> None:
     is_plain = view.inputs_mask == Causal() and view.is_text and not view.length(2, 1)[1]
-    if not is_plain or tokens.prefixes.any() or tokens.features is not None:
-        which = f", which {tokens.location(int(tokens.prefixes.argmax()))} isn't" if tokens.prefixes.any() else ""
+    if not is_plain or tokens.prefixes.any() or tokens.features is not None or tokens.is_target is not None:
+        has_others = tokens.prefixes.any() or tokens.is_target is not None
+        which = f", which {tokens.location(int(tokens.prefixes.argmax()))} isn't" if has_others else ""
         raise ValueError(
             f"data.rows: stream and split need the objective causal and plain texts{which}; set it to packed"
         )

@@ -23,7 +23,8 @@ class Samples:
 
     records, starts, stops (n,); lengths (n, 2), of the inputs and of the source; dropped: the number of records
     left out because they don't fit a row or have nothing to predict, first_dropped: the first of them; num_lost: the
-    tokens of those, and of the last parts of cut records that are too short to use.
+    tokens of those, and of the last parts of cut records that are too short to use; num_cut: those at the ends of long
+    conversations.
     """
 
     records: np.ndarray
@@ -33,6 +34,7 @@ class Samples:
     dropped: int
     num_lost: int = 0
     first_dropped: int = -1
+    num_cut: int = 0
 
     def __len__(self) -> int:
         return len(self.records)
@@ -86,6 +88,33 @@ def cut_records(
     num_lost += int(lengths[dropped].sum())
     first = dropped[0] if dropped else -1
     return Samples(table[:, 0], table[:, 1], table[:, 2], table[:, 3:], len(dropped), num_lost, first)
+
+
+def only_answers(samples: Samples, is_target: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Samples:
+    """The samples in which the assistant says something. Of a conversation that is too long for a row only the
+    beginning is one: what follows would be read without what it answers.
+
+    is_target (N,): of all tokens; starts, lengths (n,): of the records among them.
+    """
+    counts = np.concatenate([[0], np.cumsum(is_target)])
+    first = starts[samples.records]
+    has_answer = counts[first + samples.stops] > counts[first + samples.starts + 1]
+    is_talk = (counts[starts + lengths] - counts[starts] < lengths)[samples.records]
+    keeps = has_answer & (~is_talk | (samples.starts == 0))
+    lost = np.setdiff1d(samples.records, samples.records[keeps])
+    sizes = (samples.stops - samples.starts)[~keeps]
+    is_lost = np.isin(samples.records[~keeps], lost)
+    firsts = [number for number in (samples.first_dropped, *lost[:1].tolist()) if number >= 0]
+    return Samples(
+        samples.records[keeps],
+        samples.starts[keeps],
+        samples.stops[keeps],
+        samples.lengths[keeps],
+        dropped=samples.dropped + len(lost),
+        num_lost=samples.num_lost + int(sizes[is_lost].sum()),
+        first_dropped=min(firsts, default=-1),
+        num_cut=int(sizes[~is_lost].sum()),
+    )
 
 
 def _longest(measure: Callable[[int, int], tuple[int, int]], budgets: tuple[int, int], most: int) -> int:

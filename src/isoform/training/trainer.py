@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from isoform.batch import Batch, GlobalBatch
 from isoform.machine import Machine
@@ -195,6 +196,7 @@ def _update(optimizers: list[torch.optim.Optimizer], factor: float, loads: dict[
         for group in o.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         o.step()
+        increment_version([p for group in o.param_groups for p in group["params"]])  # which fused ones leave to us
         o.zero_grad(set_to_none=True)
     update_load_biases(loads)
 

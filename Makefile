@@ -9,7 +9,7 @@ PAIRS = $(ISOFORM_DATA)/multi30k/task1
 BENCHMARKS = "startup $(TEXT)" "estimates $(TEXT)" windows mixers experts decoding training "objectives $(PAIRS)" \
 	"tinyshakespeare $(TEXT)"
 
-.PHONY: demo test test-all versions check lint types weights benchmarks clean
+.PHONY: demo test test-all versions check lint types docs dist weights benchmarks clean
 
 $(VENV)/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,19 @@ benchmarks: $(VENV)/ready  ## all benchmarks, one after another on a quiet machi
 		$(BIN)/python benchmarks/$$name.py "$$@" >/dev/null; echo "$$name: $$(($$(date +%s) - start)) s"; done
 	$(BIN)/python benchmarks/tables.py
 
+.docs/ready: pyproject.toml
+	$(PYTHON) -m venv .docs
+	.docs/bin/pip install --quiet "$$(sed -n 's/^docs = \["\(.*\)"\]$$/\1/p' pyproject.toml)"
+	touch $@
+
+docs: .docs/ready  ## the documentation as a site in site/; fails for a link that leads nowhere
+	.docs/bin/zensical build --clean --strict
+
+dist: $(VENV)/ready  ## wheel and source distribution in dist/, the wheel tried in a fresh environment
+	rm -rf dist
+	$(BIN)/python -m hatchling build
+	ISOFORM_DIST=dist $(BIN)/python -m pytest tests/test_dist.py
+
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,4 +65,4 @@ types: $(VENV)/ready  ## types of the package, and the calls of the benchmarks, 
 check: lint types test  ## all that a change has to pass
 
 clean:
-	rm -rf $(VENV) .versions dist
+	rm -rf $(VENV) .docs .versions dist site

@@ -123,7 +123,9 @@ class Window(Mask):
     """At most `before` tokens back and `after` tokens ahead, by index; includes the token itself."""
 
     before: Index
+    """Tokens back; 0: only the token itself."""
     after: Index = 0
+    """Tokens ahead."""
 
     def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         distance = query.index - key.index
@@ -135,6 +137,7 @@ class Strided(Mask):
     """The last `stride` tokens, and every stride-th one before them (Child et al. 2019, strided)."""
 
     stride: Size
+    """Tokens from one that is seen to the next."""
 
     def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         distance = query.index - key.index
@@ -146,7 +149,9 @@ class FixedSparse(Mask):
     """The token's own chunk of `stride` tokens, and the last `summary` of every chunk (Child et al. 2019, fixed)."""
 
     stride: Size
+    """Tokens of a chunk."""
     summary: Size = 1
+    """Tokens at the end of each chunk that all later ones see."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,7 +168,9 @@ class Local2D(Mask):
     """Tokens at most `rows` rows and `columns` columns away, by 2D positions (Parmar et al. 2018)."""
 
     rows: Index
+    """Rows above and below."""
     columns: Index
+    """Columns to the left and to the right."""
 
     def allows(self, query: Coordinates, key: Coordinates) -> Tensor | bool:
         rows = (query.on_axis(0) - key.on_axis(0)).abs()

@@ -80,12 +80,16 @@ class Recipe:
     """One experiment."""
 
     data: Data = Data()
+    """Where the records come from."""
     codec: Codec = Characters()
+    """How records become tokens."""
     objective: Objective = Causal()
+    """What is predicted, and from what."""
     model: Model = ModelConfig()
     """A Transformer (the default kind), or a baseline to compare it with; --model.preset NAME takes all fields of a
     named architecture."""
     training: Training = Training()
+    """Steps, batch, optimizer, schedule, and what is saved when."""
     seed: Seed = 0
     """The seed of all random numbers: parameters, order, dropout, samples."""
     start: ModelPath = ""

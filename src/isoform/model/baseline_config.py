@@ -19,7 +19,9 @@ class _Baseline:
     """What the baselines have in common: a stem and a head, and residual blocks between them."""
 
     model_dim: Size = 128
+    """Width of the residual stream."""
     num_layers: Layers = 4
+    """Blocks."""
     context_length: Size = 128
     """The most tokens seen at once, and the length of training rows."""
     vocab_size: OptionalSize = 0
@@ -54,6 +56,7 @@ class CausalConvolution(_Baseline):
     kernel_size: Several = 5
     """Tokens under a kernel."""
     dilation_growth: Size = 3
+    """How many times as far apart the tokens under the next block's kernel are."""
     receptive_field: Size | None = None
     """How many tokens an output sees at least, its own included; None: context_length."""
     feedforward_dim: Size | None = None

@@ -41,9 +41,11 @@ class BlockConfig:
     """One block: a mixer, which passes information between tokens, and a feed-forward, each a residual branch."""
 
     mixer: Mixer = Attention()
+    """How tokens exchange information."""
     feedforward: FeedForward | None = Dense()
     """None: the block has only the mixer."""
     norm: Norm = LayerNorm()
+    """Of both branches."""
     norm_placement: Literal["pre", "post", "reordered", "sandwich"] = "pre"
     """pre: before the branch; post: after the sum (2017); reordered: on the branch's output; sandwich: both
     sides of the branch."""
@@ -83,10 +85,12 @@ class StackConfig:
     """Blocks in series; `blocks` are repeated in turn up to num_layers."""
 
     num_layers: Layers = 4
+    """Blocks of the stack."""
     blocks: tuple[BlockConfig, ...] = (BlockConfig(),)
     loops: Layers = 1
     """How often the stack is applied, with the same parameters (Universal Transformer, Dehghani et al. 2019)."""
     position: Position | None = Rotary()
+    """How the order of tokens is seen; None: not at all, unless blocks have their own."""
     context_length: Size | None = None
     """The most tokens this stack sees at once; None: the model's."""
     input_norm: Norm | None = None
@@ -153,6 +157,7 @@ class Linear:
     num_features: OptionalSize = 0
     """Numbers per token; 0: the codec's."""
     bias: bool = True
+    """A learned offset per feature."""
     num_ids: OptionalSize = 0
     """Learned vectors for tokens that have an id instead of features, such as a class token; 0: the codec's
     number."""
@@ -170,6 +175,7 @@ class Convolution:
     width: Size = 3
     """Frames under a kernel; odd."""
     stride: Size = 2
+    """Frames that become one token."""
 
     def __post_init__(self) -> None:
         if self.width % 2 == 0:
@@ -186,6 +192,7 @@ class Vocabulary:
     tied: bool = False
     """Use the embedding's table (Press and Wolf 2017)."""
     bias: bool = False
+    """A learned offset per token."""
     softcap: Positive | None = None
     """cap * tanh(logits / cap) (Gemma 2)."""
     scale: Positive | None = None
@@ -197,10 +204,13 @@ class MaskedVocabulary:
     """A dense layer, an activation and a norm before the scores (BERT's masked-language head)."""
 
     activation: Activation = "gelu"
+    """Of the dense layer."""
     norm: Norm = LayerNorm()
     dense_bias: bool = True
+    """Bias of the dense layer."""
     tied: bool = True
     bias: bool = True
+    """A learned offset per token."""
 
 
 @config
@@ -219,9 +229,11 @@ class Pooled:
     activation: Activation = "tanh"
     """Of the dense layer."""
     dense_bias: bool = True
+    """Bias of the dense layer."""
     norm: Norm | None = None
     """After the dense layer (ModernBERT)."""
     bias: bool = True
+    """A learned offset per output."""
 
     def __post_init__(self) -> None:
         if self.norm is not None and not self.dense:
@@ -236,11 +248,13 @@ class Initialization:
     """How parameters are drawn: normal, with these standard deviations; biases are 0, gains 1."""
 
     embedding: NonNegative = 0.02
+    """Of the embedding tables."""
     matrix: NonNegative | None = 0.02
     """Of every matrix in the blocks and the head; None: 1 / sqrt(inputs)."""
     output: Literal["matrix", "scaled", "zero"] = "matrix"
     """Projections back into the residual stream: like the rest, divided by sqrt(branches) (GPT-2), or zero."""
     head: Literal["matrix", "zero"] = "matrix"
+    """The matrix of the head: like the rest, or zero."""
 
 
 @config
@@ -248,6 +262,7 @@ class LowRank:
     """Only thin matrices beside those of the blocks learn (LoRA, Hu et al. 2022)."""
 
     rank: Size = 8
+    """The inner width of the thin matrices."""
     alpha: Positive = 16.0
     """The product of the thin matrices is scaled by alpha / rank."""
     targets: tuple[str, ...] = ("attention", "feedforward")
@@ -266,21 +281,27 @@ class ModelConfig:
     """A whole model: an encoder, a decoder, or both."""
 
     model_dim: Size = 128
+    """Width D of the residual stream."""
     context_length: Size = 128
     """The most tokens a stack sees at once, and the length of training rows."""
     vocab_size: OptionalSize = 0
     """Tokens of the vocabulary; 0: the codec's."""
     encoder: StackConfig | None = None
+    """The stack that reads a source or a whole text; None: there is none."""
     decoder: StackConfig | None = StackConfig()
+    """The stack that writes; None: there is none."""
     stem: Stem = Lookup()
+    """How tokens become vectors."""
     encoder_stem: Stem | None = None
     """The encoder's stem in an encoder-decoder; None: the decoder's."""
     share_stacks: bool = False
     """Encoder and decoder are one stack, with the same parameters."""
     head: Head = Vocabulary()
+    """How hidden states become scores."""
     dropout: Rate = 0.0
     """Dropout of the embeddings and of each branch's output."""
     initialization: Initialization = Initialization()
+    """How parameters are drawn."""
 
     def __post_init__(self) -> None:
         if self.encoder is None and self.decoder is None:

@@ -21,7 +21,9 @@ class Grid:
     """A learned vector per row and one per column, added to the embeddings of tokens with two-dimensional positions."""
 
     rows: Size = 8
+    """Rows of the grid."""
     columns: Size = 8
+    """Columns of the grid."""
 
 
 @config
@@ -29,6 +31,7 @@ class Sinusoidal:
     """Fixed sines and cosines added to the embeddings (Vaswani et al. 2017, section 3.5)."""
 
     base: Base = 10000.0
+    """Periods grow from 2π to about 2π times this."""
     order: Literal["interleaved", "halves"] = "interleaved"
     """interleaved: sine and cosine of a frequency side by side (2017); halves: all sines, then all cosines."""
 
@@ -38,6 +41,7 @@ class LinearExtension:
     """Places divided by `factor` (Chen et al. 2023)."""
 
     factor: Positive = 2.0
+    """How many times as long the context becomes."""
 
 
 @config
@@ -45,6 +49,7 @@ class NTKExtension:
     """A base raised so that the slowest pair turns `factor` times slower and the fastest as before (bloc97 2023)."""
 
     factor: Positive = 2.0
+    """How many times as long the context becomes."""
 
 
 @config
@@ -52,6 +57,7 @@ class YaRNExtension:
     """Slow pairs slowed by `factor`, fast ones left, a ramp between, and scores scaled (Peng et al. 2023)."""
 
     factor: Positive = 4.0
+    """How many times as long the context becomes."""
     original_length: Size = 2048
     """Places the model was trained on before."""
     beta_fast: Positive = 32.0
@@ -67,8 +73,11 @@ class Llama3Extension:
     """Pairs slower than a wavelength slowed by `factor`, faster ones left, a ramp between (Llama 3.1, 2024)."""
 
     factor: Positive = 8.0
+    """How many times as slow the slow pairs become."""
     low_frequency_factor: Positive = 1.0
+    """Pairs that turn at most this often within original_length are slowed in full."""
     high_frequency_factor: Positive = 4.0
+    """Pairs that turn at least this often within original_length are left alone."""
     original_length: Size = 8192
 
     def __post_init__(self) -> None:
@@ -87,6 +96,7 @@ class Rotary:
     """Queries and keys turned by an angle that grows with the position (Su et al. 2021)."""
 
     base: Base = 10000.0
+    """A larger one makes slow pairs slower, so that greater distances differ."""
     fraction: PositiveShare = 1.0
     """Share of a head's features that are turned; the rest stay as they are (GPT-NeoX)."""
     axes: Size = 1
@@ -110,6 +120,7 @@ class Buckets:
     """A learned bias per head and bucket of distances, shared by all blocks (T5, Raffel et al. 2020)."""
 
     num_buckets: Several = 32
+    """Biases per head; half of them are for a single distance each."""
     max_distance: Size = 128
     """Distances from here on share the last bucket."""
     bidirectional: bool = False
@@ -137,7 +148,9 @@ class LayerNorm:
     """Centre and scale to unit variance (Ba et al. 2016)."""
 
     epsilon: Positive = 1e-5
+    """Added to the variance, so that nothing is divided by 0."""
     bias: bool = True
+    """A learned offset per feature."""
     scale: bool = True
     """A learned gain per feature; without, no bias either (OLMo)."""
 
@@ -151,6 +164,7 @@ class RMSNorm:
     """Scale to unit root mean square (Zhang and Sennrich 2019)."""
 
     epsilon: Positive = 1e-6
+    """Added to the mean square, so that nothing is divided by 0."""
     scale: bool = True
     """A learned gain per feature."""
     zero_centered: bool = False
@@ -170,6 +184,7 @@ class Attention:
     """Multi-head attention; fewer key/value heads than heads make it grouped-query, one multi-query."""
 
     num_heads: Size = 4
+    """Query heads."""
     num_kv_heads: Size | None = None
     """Key/value heads; None: num_heads."""
     head_dim: Size | None = None
@@ -246,7 +261,9 @@ class Dense:
     feedforward_dim: Size | None = None
     """Inner width; None: 4 x model_dim."""
     activation: Activation = "gelu"
+    """Between the two matrices."""
     bias: bool = False
+    """Biases of both matrices."""
 
 
 @config
@@ -257,7 +274,9 @@ class Gated:
     feedforward_dim: Size | None = None
     """Inner width; None: 8/3 x model_dim, rounded up to a multiple of 8."""
     activation: Activation = "silu"
+    """Of the gate."""
     bias: bool = False
+    """Biases of all three matrices."""
 
 
 @config
@@ -267,6 +286,7 @@ class TokenChoice:
     num_active: Size = 2
     """Experts per token."""
     score: Literal["softmax", "sigmoid"] = "softmax"
+    """How logits of the router become weights: over all experts at once, or each by itself."""
     normalize: bool = True
     """Whether the weights of a token's experts sum to 1."""
     scale: Positive = 1.0
@@ -298,9 +318,11 @@ class Experts:
     """Several feed-forwards, of which a router picks some for each token (Shazeer et al. 2017)."""
 
     num_experts: Size = 8
+    """Experts that the router chooses among."""
     expert: Dense | Gated = Gated()
     """What each expert is; without biases."""
     router: Router = TokenChoice()
+    """Which experts a token goes to."""
     num_shared: OptionalSize = 0
     """Experts that every token goes to, as one feed-forward of num_shared times the width (DeepSeekMoE, 2024)."""
 
@@ -326,5 +348,6 @@ class Depth:
     share: PositiveShare = 0.125
     """Share of a row's tokens that go through."""
     predictor: bool = True
+    """Whether there is that predictor."""
     predictor_loss: NonNegative = 0.01
     """Weight of the predictor's cross-entropy."""

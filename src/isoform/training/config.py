@@ -9,10 +9,15 @@ class AdamW:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019); gains and biases are not decayed."""
 
     learning_rate: NonNegative = 1e-3
+    """At the peak of the schedule."""
     beta1: Rate = 0.9
+    """Share of the gradient's running mean that each step keeps."""
     beta2: Rate = 0.95
+    """Share of the squared gradient's running mean that each step keeps."""
     epsilon: Positive = 1e-8
+    """Added to the root of that mean, so that nothing is divided by 0."""
     weight_decay: NonNegative = 0.1
+    """Share of a matrix that is subtracted from it, per unit of learning rate and step."""
     embedding_learning_rate: NonNegative | None = None
     """Of the stem's embedding tables; default: learning_rate."""
 
@@ -24,8 +29,11 @@ class Muon:
     learning_rate: NonNegative = 0.02
     """Of the matrices; the update of an (out, in) matrix is scaled by sqrt(max(1, out / in))."""
     momentum: Rate = 0.95
+    """Share of the gradients' running mean that each step keeps."""
     weight_decay: NonNegative = 0.0
+    """As of AdamW, for the matrices."""
     newton_schulz_steps: Layers = 5
+    """Iterations of the orthogonalisation."""
     adam: AdamW = AdamW(learning_rate=1e-2, weight_decay=0.0)
     """For embeddings, head, gains and biases."""
 
@@ -38,6 +46,7 @@ class WarmupStableDecay:
     """Linear warm-up, a plateau, and a linear decay over the last part."""
 
     warmup_steps: Index = 0
+    """Steps until the peak."""
     decay_fraction: Share = 0.3
     """The fraction of all steps in the decay."""
     final: Share = 0.0
@@ -49,7 +58,9 @@ class Cosine:
     """Linear warm-up, then half a cosine down (Loshchilov and Hutter 2017)."""
 
     warmup_steps: Index = 0
+    """Steps until the peak."""
     final: Share = 0.1
+    """The learning rate at the end, as a fraction of the peak."""
 
 
 @config
@@ -57,6 +68,7 @@ class InverseSquareRoot:
     """Linear warm-up, then sqrt(warmup / step) (Vaswani et al. 2017, section 5.3)."""
 
     warmup_steps: Index = 4000
+    """Steps until the peak."""
 
 
 Schedule = WarmupStableDecay | Cosine | InverseSquareRoot
@@ -76,7 +88,9 @@ class Training:
     micro_batch_size: Count | None = None
     """Rows per forward pass; default: all rows of a step. Only the random draws of dropout depend on it."""
     optimizer: Optimizer = AdamW()
+    """How gradients become updates."""
     schedule: Schedule = WarmupStableDecay()
+    """How the learning rate changes over the steps."""
     clip_norm: Positive | None = 1.0
     """Largest gradient norm; none: no clipping."""
     frozen: tuple[str, ...] = ()
@@ -91,6 +105,7 @@ class Training:
     checkpoint_every: Index = 250
     """Steps between checkpoints; 0: only at the end."""
     keep_checkpoints: Count = 2
+    """How many of the newest checkpoints stay on the disk."""
     average_checkpoints: Count = 1
     """The final model is the mean of the last n checkpoints (Vaswani et al. 2017, section 6.1)."""
     sample_every: Index = 0

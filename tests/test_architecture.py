@@ -61,7 +61,7 @@ ROWS = [
     *("training.optimizer", "training.memory", "training.metrics", "training.trainer"),
     *("generation.constraints", "generation.strategy", "generation.sampling", "generation.beam", "generation.decode"),
     *("generation.streaming", "generation.answers", "generation.scoring"),
-    *("evaluation.evaluate", "evaluation.translation"),
+    *("evaluation.evaluate", "evaluation.guessing", "evaluation.translation"),
     *("journal", "session", "experiment", "report", "inspection.recording", "inspection.attention", "inspection.rows"),
     *(
         "scaling.ladder",

@@ -95,7 +95,9 @@ def _lead(summary: dict) -> str:
     expected = summary["expected_loss"]
     start = summary.get("validation_loss_before")
     before = "" if start is None else f"; {start:.4f} before the first step"
-    return f"{result}{'' if expected is None else f' (expected {expected:.4f})'}{before}."
+    is_better = summary.get("beats_guessing", True)  # which runs of earlier versions don't state
+    guess = "" if is_better else f" No better than guessing {summary['guess']}: {summary['guess_loss']:.4g}."
+    return f"{result}{'' if expected is None else f' (expected {expected:.4f})'}{before}.{guess}"
 
 
 def _accuracy(accuracy: float | None) -> list[tuple[str, str, str]]:
@@ -132,6 +134,7 @@ def _rows(summary: dict) -> list[tuple[str, str, str]]:
         ("Peak memory", f"{count(summary['peak_memory_bytes'])}B", "measured"),
         *_energy(summary["energy_joules"]),
         *_accuracy(summary["validation_accuracy"]),
+        *([("Loss of guessing", f"{summary['guess_loss']:.4f}", summary["guess"])] if "guess" in summary else []),
         *((("Data", f"{d['title']}, {count(d['num_bytes'])}B", f"SHA-256 {d['sha256'][:16]}…")) for d in data),
         (
             "Machine",

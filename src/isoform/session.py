@@ -29,6 +29,7 @@ from isoform.checkpoint.versions import LAYOUT, upgrade_tensors
 from isoform.codecs.codec import TextCodec
 from isoform.config import ConfigError, differences
 from isoform.evaluation.evaluate import evaluate_rows
+from isoform.evaluation.guessing import best_guess
 from isoform.generation.config import Sampling
 from isoform.generation.decode import Prompt, build_prompt, check_lengths
 from isoform.generation.streaming import Generation
@@ -353,7 +354,13 @@ class Session:
         """
         if self.recipe.training.average_checkpoints > 1:
             self._average()
-        self.journal.finish(state_of(self.model), self.summary())
+        summary = self.summary()
+        self.journal.finish(state_of(self.model), summary)
+        if not summary["beats_guessing"]:
+            self.terminal.warn(
+                f"the validation loss of {summary['validation_loss']:.4f} is no better than guessing "
+                f"{summary['guess']}, which has {summary['guess_loss']:.4f}; lower the learning rate or train longer"
+            )
 
     def _check_average(self) -> None:
         """Raises ConfigError if fewer checkpoints will exist at the end than are to be averaged."""
@@ -390,12 +397,17 @@ class Session:
         flops = self.prepared.flops_per_step * progress.step
         scored = [line for line in read_metrics(self.run.metrics) if line["step"] == 0]
         before = scored[0]["validation_loss"] if scored else None
+        with self.terminal.doing("comparing with guessing"):
+            guess = best_guess(self.prepared)
         return {
             "validation_loss": measured["validation_loss"],
             **({} if before is None else {"validation_loss_before": before}),
             "bits_per_byte": measured.get("validation_bits_per_byte"),
             "validation_accuracy": measured.get("validation_accuracy"),
             **({"validation_exact": measured["validation_exact"]} if "validation_exact" in measured else {}),
+            "guess_loss": guess.loss,
+            "guess": guess.how,
+            "beats_guessing": guess.is_beaten_by(measured["validation_loss"], measured.get("validation_accuracy")),
             "expected_loss": self.recipe.expected_loss,
             "steps": progress.step,
             "tokens": progress.tokens_seen,

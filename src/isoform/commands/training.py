@@ -24,6 +24,8 @@ from isoform.signals import code_of, interruptions
 from isoform.terminal import Terminal, count, duration
 from isoform.training.config import doubts
 
+NO_BETTER = ": the run is no better"
+
 
 def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
     """Train a recipe, or continue the run in --out."""
@@ -81,6 +83,9 @@ def _say_summary(run: Run, summary: dict, terminal: Terminal, *, writes: bool) -
         else f"{summary['validation_accuracy']:.2%} accuracy"
     )
     terminal.say(f"               {score}")
+    is_better = summary.get("beats_guessing", True)  # which runs of earlier versions don't state
+    if "guess" in summary:
+        terminal.say(f"guessing       {summary['guess_loss']:.4f}, {summary['guess']}{'' if is_better else NO_BETTER}")
     terminal.say(
         f"cost           {_parameters(summary)}, {count(summary['flops'])}FLOP, "
         f"{duration(summary['train_seconds'])} of training, {count(summary['tokens_per_second'])} tokens/s, "
@@ -88,7 +93,7 @@ def _say_summary(run: Run, summary: dict, terminal: Terminal, *, writes: bool) -
     )
     if run.report.exists():
         terminal.say(f"report         {run.report}")
-    if is_text and writes:
+    if is_text and writes and is_better:
         terminal.say(f"continue       isoform generate {run.folder} --prompt '…'")
 
 

@@ -449,7 +449,9 @@ def data_cases() -> Iterator[Case]:
 
 def container_cases() -> Iterator[Case]:
     """Tables, archives, Parquet and Arrow files, folders of datasets."""
-    train = ("train", "shakespeare", "--training.steps", "1", "--no_report", "--out", "new", "--data.path")
+    small = ("--model.model_dim", "8", "--model.context_length", "16", "--training.global_batch_tokens", "32")
+    small = (*small, "--model.decoder.num_layers", "1", "--training.sample_tokens", "0", "--training.steps", "1")
+    train = ("train", "shakespeare", *small, "--no_report", "--out", "new", "--data.path")
     zeros = b"a" * 2**27
     tables = {
         "d.csv": {

@@ -17,7 +17,7 @@ from typing import Any
 from isoform.data.columns import Column, Row, Table
 from isoform.reading import DOCUMENT, check_ratio, read_json
 
-ROWS = 256
+ROWS = 1024
 """Rows of a batch."""
 STATE, SPLITS = "state.json", "dataset_dict.json"
 MISSING = "Parquet and Arrow files need the package pyarrow; run: pip install 'isoform[data]'"

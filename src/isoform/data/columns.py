@@ -293,8 +293,9 @@ class _Choice:
 
     def _listing(self) -> str:
         """The columns, each with an example."""
-        shown = [f"{name} ({_short(column.example)})" for name, column in [*self.columns.items()][:20]]
-        more = f", and {len(self.columns) - 20} more" if len(self.columns) > 20 else ""
+        columns = [(name, column) for name, column in self.columns.items() if name]
+        shown = [f"{name} ({_short(column.example)})" for name, column in columns[:20]]
+        more = f", and {len(columns) - 20} more" if len(columns) > 20 else ""
         return ", ".join(shown) + more + self.table.note
 
 
@@ -304,5 +305,5 @@ def _part_of(name: str) -> str:
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    text = value if isinstance(value, str) else "…" if isinstance(value, list | dict) else str(value)
     return repr(text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…")

@@ -12,20 +12,17 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 from isoform.data.columns import NUMBER, Row, Table, survey
 from isoform.data.config import Keys
-from isoform.reading import LINE, split_lines
+from isoform.reading import LINE, MAX_VALUES, split_lines
 
 DELIMITERS = (",", ";", "\t", "|")
 SAMPLE = 50
 """Rows by which a delimiter is chosen."""
 MAX_COLUMNS = 10**5
-MAX_VALUES = 10**7
-"""Values of a JSON document that isn't a list of records or lines of them."""
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 Cells = tuple[int, list[str]]
 """The number of a row's first line, and its cells."""
@@ -65,16 +62,6 @@ def _spelled(delimiter: str) -> str:
     return {"\t": "tabs"}.get(delimiter, delimiter)
 
 
-@contextmanager
-def _wide_cells() -> Iterator[None]:
-    """Cells as long as a record may be; the limit is Python's, and one for all."""
-    before = csv.field_size_limit(LINE)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
 def _cells(text: str, name: str, delimiter: str, is_quoted: bool) -> Iterator[Cells]:
     """The rows of a text, without empty lines."""
 
@@ -91,11 +78,13 @@ def _cells(text: str, name: str, delimiter: str, is_quoted: bool) -> Iterator[Ce
     reader = csv.reader(lines(), delimiter=delimiter, quoting=quoting, strict=True)
     while True:
         line = reader.line_num + 1
-        with _wide_cells():
-            try:
-                values = next(reader, None)
-            except csv.Error as error:
-                raise ValueError(_damaged(f"{name}, line {line}", str(error))) from None
+        before = csv.field_size_limit(LINE)  # one for all in Python, and so restored at once
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(_damaged(f"{name}, line {line}", str(error))) from None
+        finally:
+            csv.field_size_limit(before)
         if values is None:
             return
         if values:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers.utils.chat_template_utils import render_jinja_template
 
 import isoform
+import weights
 from isoform.cli import main
 from isoform.codecs.chat import conversation, plain_parts
 from isoform.codecs.registry import load_codec, read_tokenizer
@@ -211,6 +212,14 @@ def test_tool_calls_and_tools_reach_the_template(folders):
     # transformers wants JSON schemas, which these are not; its renderer does not mind
     assert codec.decode(encoding.ids, show_special=True) == peer.apply_chat_template(talk, tools=tools, tokenize=False)
     assert said(codec, encoding) == ['[{"name": "é"}]<|im_end|>', "Fine, thanks! And you?<|im_end|>"]
+
+
+def test_smollm2_is_tuned_by_its_own_template():
+    codec = isoform.load(weights.present(weights.smollm2(), "SmolLM2")).codec
+    encoding = codec.encode({"messages": TURNS[1:]})
+    text = codec.decode(encoding.ids, show_special=True)
+    assert text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by")
+    assert said(codec, encoding) == ["Fine, thanks! And you?<|im_end|>", "Good — 🙂<|im_end|>"]
 
 
 # Templates of strangers

@@ -19,6 +19,8 @@ from isoform.reading import DOCUMENT, check_ratio, read_json
 
 ROWS = 1024
 """Rows of a batch."""
+VALUE, NOTHING = 16, 256
+"""Bytes that a value counts for beside its own, and a missing one, of which a file can have any number in no space."""
 STATE, SPLITS = "state.json", "dataset_dict.json"
 MISSING = "Parquet and Arrow files need the package pyarrow; run: pip install 'isoform[data]'"
 MAGIC = b"ARROW1"
@@ -163,10 +165,11 @@ def _bytes_of(column: Any) -> int:
     import pyarrow
     from pyarrow import compute
 
+    fixed = VALUE * len(column) + NOTHING * column.null_count
     if not isinstance(column, pyarrow.DictionaryArray):
-        return column.nbytes + 16 * len(column)
+        return column.nbytes + fixed
     lengths = compute.call_function("binary_length", [column.dictionary])
-    return (compute.call_function("sum", [lengths.take(column.indices)]).as_py() or 0) + 16 * len(column)
+    return (compute.call_function("sum", [lengths.take(column.indices)]).as_py() or 0) + fixed
 
 
 def _class_names(schema: Any) -> dict[str, list[str]]:

@@ -12,6 +12,7 @@ import pytest
 
 from isoform.cli import main
 from isoform.config import ConfigError
+from isoform.figures import new_figure, to_png
 from isoform.files import read_sealed
 from isoform.model.parts import LayerNorm, RMSNorm, Rotary, Sinusoidal
 from isoform.reading import read_json
@@ -33,11 +34,12 @@ from isoform.scaling.claims import (
 from isoform.scaling.config import OneSize
 from isoform.scaling.curves import costs, mismatches, score_forecasts
 from isoform.scaling.estimate import Estimate
-from isoform.scaling.findings import Findings, Table
+from isoform.scaling.findings import Findings, Table, analyse_ladder
 from isoform.scaling.lab import next_factor
 from isoform.scaling.ladder import plan_ladder, plan_one_size
 from isoform.scaling.laws import PowerLaw
 from isoform.scaling.pages import Page, cost_tables, run_tables, to_html, to_markdown
+from isoform.scaling.pictures import Interval, dots, loss_against_cost
 from isoform.scaling.power import CHANCE, detectable, is_multiplier
 from isoform.scaling.statistics import Arms, Compared, Contrast, Exponents, Forecasts, Gains, Statistic
 from isoform.scaling.study import Job, Row, planned_row
@@ -247,7 +249,7 @@ def test_forecasts_of_a_power_law_are_accurate_and_use_only_smaller_runs():
     assert worst.low <= worst.value < 0.02 < worst.high + 0.02 and worst.value == max(s.error for s in scored)
     assert lead.value == min(s.plain_error - s.error for s in scored) and lead.low < lead.value < lead.high
     assert findings.values["exponent"].low < 0.12 < findings.values["exponent"].high
-    assert all(draw().startswith(PNG) for draw in findings.pictures.values()) and len(findings.pictures) == 2
+    assert all(to_png(draw()).startswith(PNG) for draw in findings.pictures.values()) and len(findings.pictures) == 2
 
 
 def test_gains_are_read_against_the_baseline_and_the_first_arm():
@@ -383,8 +385,37 @@ def test_runs_without_a_loss_are_excluded_and_listed():
     assert tables[1].title == "Excluded" and tables[1].lines == (("f" * 8, lost.reason),)
 
 
+def test_a_ladder_says_what_its_runs_leave_open_and_hides_what_is_too_far():
+    findings = analyse_ladder(rows(LAW, noise=0.002), 10, 10**9, 2, {})
+    assert findings.lead[0].startswith("Loss falls as 0.") and "FLOP, it is forecast" in findings.lead[0]
+    (laws, budgets) = findings.tables[:2]
+    assert not any("undetermined" in line[1] for line in laws.lines[:2])
+    texts = [cell for table in findings.tables[1:] for line in table.lines for cell in line]
+    assert "e+" not in "".join(texts) and any(cell.endswith("FLOP") for cell in texts)
+    assert any("budgets buy is left out" in note for note in findings.notes) and len(budgets.lines) < 21
+    few = analyse_ladder(rows(LAW, sizes=5, seeds=1), 10, 10**9, 2, {})
+    assert few.lead[0].startswith("Undetermined: 5 runs") and "undetermined (5 runs" in few.tables[0].lines[0][1]
+    assert not any(table.title.startswith("What time buys") for table in few.tables)
+    bent = analyse_ladder(rows(PowerLaw(LAW.scale, 1.6, 0.8), noise=0.001), 10, 10**9, 2, {})
+    assert bent.lead[0].startswith("Undetermined: the exponent is at its bound, 1")
+
+
+def test_arms_are_drawn_apart_where_they_would_hide_each_other():
+    many = {f"arm {i} $x$": (rows(LAW, arm=f"arm {i}", noise=0.01), None) for i in range(8)}
+    figure = loss_against_cost(many, title="eight")
+    drawn = [axes for axes in figure.axes if axes.get_title()]
+    assert len(drawn) == 7 and all("30 runs" in axes.get_title() for axes in drawn)
+    colors = {line.get_color() for axes in drawn for line in axes.lines}
+    assert len(colors) == 2, "each arm beside the baseline"
+    assert to_png(figure).startswith(PNG)
+    numbers = {"a": Interval(3.0, 2.0, 4.0, 5), "b": Interval(1.0, None, None, 1), "c": Interval(2.0, 1.5, 2.5, 3)}
+    (axes,) = dots(numbers, "BLEU", "BLEU", reference="c").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b  (n = 1)", "c  (n = 3)", "a  (n = 5)"]
+    assert "dashed: c" in axes.get_xlabel() and axes.get_title(loc="left") == "BLEU"
+
+
 def test_pages_contain_everything_escaped():
-    page = Page("Is a < b?", ["**So.**"], {"the law": PNG}, [Table("T", ("x", "y"), (("a|b", "<&>"),))])
+    page = Page("Is a < b?", ["**So.**"], {"the law": new_figure()[0]}, [Table("T", ("x", "y"), (("a|b", "<&>"),))])
     text = to_markdown(page, {"the law": "x-the-law.png"})
     assert "# Is a < b?" in text and "![the law](x-the-law.png)" in text and "| a\\|b | <&> |" in text
     hostile = Page(
@@ -393,7 +424,7 @@ def test_pages_contain_everything_escaped():
     text = to_markdown(hostile, {})
     assert not any(part in text for part in ("<s", "<!", "</", "\n# b", "\x1b", "![", " [y"))
     page_html = to_html(page)
-    assert "&lt;&amp;&gt;" in page_html and "data:image/png;base64," in page_html and "Is a &lt; b?" in page_html
+    assert "&lt;&amp;&gt;" in page_html and "<svg " in page_html and "Is a &lt; b?" in page_html
 
 
 def test_the_command_writes_a_page_and_its_json(tmp_path, capsys):

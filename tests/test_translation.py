@@ -103,8 +103,8 @@ def test_runs_are_evaluated_by_translation(tmp_path, monkeypatch, capsys):
     Path("text.txt").write_text("That is good. " * 400)
     plain = ["train", "shakespeare", "--data.path", "text.txt", "--model.decoder.num_layers", "1", *TINY]
     assert main([*plain, "--out", "plain"]) == 0
-    assert main(["generate", "plain", "--attention", "a.png", "--prompt", "T"]) == 65
-    assert "this model has no encoder" in capsys.readouterr().err
+    assert main(["generate", "plain", "--attention", "b.png", "--prompt", "T"]) == 0, "a decoder alone attends, too"
+    assert Path("b.png").read_bytes().startswith(b"\x89PNG") and "b.png" in capsys.readouterr().out
     assert main(["evaluate", "plain", "--tasks", "translation"]) == 65
     assert "needs a model and data of sources and targets" in capsys.readouterr().err
     assert main(["evaluate", "run", "--path", "t.{en,de}", "--tasks", "summary"]) == 65

@@ -173,7 +173,8 @@ class ReproduceOptions:
 
 @config
 class InspectOptions:
-    """Look at training rows: every token above its target, and the attention mask.
+    """Look at training rows: every token above its target, and the attention mask; of a run also how it went, and its
+    attention.
 
     isoform inspect shakespeare
     isoform inspect shakespeare --data my.txt --first 100 --examples 3
@@ -186,10 +187,29 @@ class InspectOptions:
     """The index of the first row; training begins with row 0."""
     columns: OptionalSize = 32
     """The number of tokens of each mask that are drawn; 0: none."""
+    attention: FilePath = ""
+    """A PNG file for a figure of the attention of a trained model in the first of the rows, by layer and head."""
+    prompt: str = ""
+    """A text whose attention is drawn instead of that of a row."""
     recipe: NamedRecipe = Recipe()
     """A built-in recipe or an architecture (isoform recipes lists them), a TOML file, a run, a Hugging Face folder or a
     GGUF file."""
     output: Annotated[Output, Inline] = Output()
+
+
+@config
+class ReportOptions:
+    """Write the page of a run again, finished or not; or one page of several, with their curves and how they differ.
+
+    isoform report runs/shakespeare-1
+    isoform report runs/shakespeare-1 runs/shakespeare-2 --out both.html
+    """
+
+    runs: Annotated[tuple[str, ...], Positional("RUN")] = ()
+    """Run directories."""
+    out: FilePath = ""
+    """The HTML file; empty: report.html in the run, or comparison.html here."""
+    output: Annotated[Output, Inline] = field(default_factory=Output)
 
 
 @config
@@ -218,7 +238,8 @@ class GenerateOptions:
     probabilities: bool = False
     """For each token of prompt and continuation: probability, rank, entropy, alternatives."""
     attention: FilePath = ""
-    """A PNG file for a figure of the attention from the tokens of the output to those of the source, layer by layer."""
+    """A PNG file for a figure of attention by layer and head: from the output to its source, or among the tokens of
+    prompt and output."""
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
 

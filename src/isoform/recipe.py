@@ -276,7 +276,6 @@ def _tuning(start: str, recipe_at: RecipeAt | None, *, adapts: bool) -> Recipe:
         global_batch_tokens=length * max(1, TUNING_BATCH // length),
         optimizer=AdamW(learning_rate=1e-3 if adapts else 1e-4, weight_decay=0.01),
         schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.9),
-        validate_every=100,
     )
     data = Data(path="", rows=trained.data.rows, row_length=length if length < context else 0)
     return Recipe(data=data, objective=trained.objective, model=trained.model, training=training, start=start)

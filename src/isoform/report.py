@@ -1,103 +1,220 @@
-"""The report of a run, with curves, samples, recipe and costs, as a self-contained HTML file; the table of forms."""
+"""The page of a run, finished or not: curves, samples, recipe and costs in one self-contained HTML file.
+
+A page is a list of sections; a section is a function of the state of the run, and None if it has nothing to show.
+The table of forms.
+"""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+import json
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from isoform.codecs.config import Patches
-from isoform.config import from_dict, load_toml
-from isoform.data.sources import load_source
+from isoform.config import ConfigError, differences, validated
+from isoform.curves import PANELS, Course, Measure, loss_curve, measure_of, panel
 from isoform.experiment import classify
-from isoform.figures import new_figure, to_svg
 from isoform.files import write_text
+from isoform.markup import Section, escaped, facts, figure, folded, table, to_page, verbatim
 from isoform.model.cost import num_active_parameters, num_parameters
 from isoform.model.presets import PRESETS
 from isoform.objectives.config import Classification
+from isoform.preparation import load_records
 from isoform.reading import read_text
-from isoform.recipe import Recipe
-from isoform.run import Run, load, read_summary
+from isoform.recipe import Recipe, builtin_recipes, draft_recipe
+from isoform.run import Run, load, read_divergence, read_recipe, read_summary
 from isoform.terminal import count, duration
 from isoform.training.metrics import read_metrics
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1d2430; --paper: #ffffff; --faint: #5b6675; --line: #d9dee5; --box: #f5f7f9; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e8ee; --paper: #14181e; --faint: #9aa5b4; --line: #323a45; --box: #1c222a; }
-}
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-       max-width: 54rem; margin: 2.5rem auto; padding: 0 1.2rem; }
-h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-p.lead { color: var(--faint); margin-top: .3rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-td, th { text-align: left; padding: .32rem .8rem .32rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 500; color: var(--faint); width: 34%; }
-td small { color: var(--faint); }
-pre { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: .9rem 1rem;
-      overflow-x: auto; white-space: pre-wrap; font: 13.5px/1.5 ui-monospace, monospace; }
-figure { margin: 0; background: #ffffff; border: 1px solid var(--line); border-radius: 6px; padding: .5rem; }
-figure svg { width: 100%; height: auto; display: block; }
-summary { cursor: pointer; color: var(--faint); }
-"""
+FILLED_IN = ("model.vocab_size", "model.stem.num_features", "model.stem.num_ids", "model.head.num_outputs")
+"""Fields that a run takes from its data, wherever a recipe leaves them out."""
 
 
-def write_report(run: Run) -> None:
-    """Write report.html from recipe, metrics, samples and summary. The run must be finished."""
-    summary = read_summary(run)
-    samples = read_text(run.samples)
-    recipe = read_text(run.recipe)
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{html.escape(run.folder.name)} · isoform</title><style>{STYLE}</style></head><body>
-<h1>{html.escape(run.folder.name)}</h1>
-<p class="lead">{html.escape(_lead(summary))}</p>
-<h2>Loss</h2><figure>{loss_curves(read_metrics(run.metrics))}</figure>
-<h2>Result and cost</h2>{_table(_rows(summary))}
-{_predictions(run)}{_samples(samples) if samples else ""}
-<h2>Recipe, resolved</h2><pre>{html.escape(recipe)}</pre>
-</body></html>
-"""
-    write_text(run.report, page)
+@dataclass(frozen=True, eq=False)
+class RunState:
+    """How far a run is, and what it measured: `summary` and `divergence` are None unless it ended so."""
+
+    run: Run
+    recipe: Recipe
+    course: Course
+    summary: dict[str, Any] | None
+    divergence: dict[str, Any] | None
+
+    @property
+    def measure(self) -> Measure:
+        """The loss of its objective."""
+        return measure_of(self.recipe.objective)
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The last values of all fields of its metrics."""
+        return {key: value for line in self.course.lines for key, value in line.items()}
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its loss has bits per byte, so that it is of a text."""
+        return "validation_bits_per_byte" in self.last or "bits_per_byte" in self.last
 
 
-def loss_curves(metrics: Sequence[dict]) -> str:
-    """Training and validation loss against tokens seen, as SVG."""
-    training = [(line["tokens_seen"], line["loss"]) for line in metrics if "loss" in line]
-    tokens = {0: 0, **{line["step"]: line["tokens_seen"] for line in metrics if "tokens_seen" in line}}
-    validation = [
-        (tokens[m["step"]], m["validation_loss"]) for m in metrics if "validation_loss" in m and m["step"] in tokens
-    ]
-    figure, axes = new_figure(8, 3.6)
-    axes.plot(*zip(*training, strict=True), color="#9db2c9", linewidth=1, label="training")
-    axes.plot(*zip(*validation, strict=True), color="#b3392f", marker="o", markersize=4, label="validation")
-    last_tokens, last_loss = validation[-1]
-    axes.annotate(f"{last_loss:.3f}", (last_tokens, last_loss), xytext=(-4, 8), textcoords="offset points", ha="right")
-    floor = min(loss for _, loss in training + validation)
-    start = training[min(len(training) - 1, max(1, len(training) // 20))][1]
-    axes.set_ylim(floor * 0.95, max(start, validation[0][1]) * 1.05)
-    axes.set_xlabel("tokens seen")
-    axes.set_ylabel("loss per target")
-    axes.xaxis.set_major_formatter(lambda value, _: count(value))
-    axes.legend(frameon=False)
-    return to_svg(figure)
+def state_of_run(folder: str | Path) -> RunState:
+    """The state of a run. Raises ValueError for a folder without one, DamagedFile for files that aren't as the run
+    wrote them."""
+    run = Run(Path(folder))
+    if not run.exists:
+        raise ValueError(f"{folder} is no run directory (it has no recipe.toml); name the folder of a run")
+    recipe = read_recipe(run)
+    summary = read_summary(run) if run.is_finished else None
+    divergence = read_divergence(run) if summary is None and run.has_diverged else None
+    rate = recipe.training.optimizer.learning_rate
+    course = Course(Path(folder).resolve().name, read_metrics(run.metrics), rate)
+    return RunState(run, recipe, course, summary, divergence)
 
 
-def _lead(summary: dict) -> str:
-    loss, per_byte = summary["validation_loss"], summary["bits_per_byte"]
-    if summary["validation_accuracy"] is None:
+def write_report(run: Run, path: Path | None = None) -> None:
+    """Write report.html, or another file, from recipe, metrics, samples and summary, as far as there are any."""
+    state = state_of_run(run.folder)
+    page = to_page(state.course.name, lead_of(state), (section(state) for section in SECTIONS))
+    write_text(path or run.report, page)
+
+
+def lead_of(state: RunState) -> str:
+    """The result of a run in a line."""
+    last, training = state.last, state.recipe.training
+    parts = [] if state.summary is not None else [f"Not finished: step {last.get('step', 0):,} of {training.steps:,}."]
+    if state.divergence is not None:
+        parts = [f"Diverged: step {state.divergence['step']:,}, {state.divergence['message'].partition(': ')[2]}."]
+    loss = last.get("validation_loss") if state.summary is None else state.summary["validation_loss"]
+    if loss is not None:
+        parts.append(_result(state, loss))
+    return " ".join(parts)
+
+
+def _result(state: RunState, loss: float) -> str:
+    values = state.last if state.summary is None else {**state.last, **state.summary}
+    if state.measure.unit == "mean squared error":
         result = f"Validation mean squared error {loss:.4g}"
-    elif per_byte is None:
-        result = f"Validation loss {loss:.4f} nats per label, accuracy {summary['validation_accuracy']:.2%}"
     else:
-        result = f"Validation loss {loss:.4f} nats per token, {per_byte:.4f} bits per byte"
-    expected = summary["expected_loss"]
-    start = summary.get("validation_loss_before")
+        result = f"Validation loss {loss:.4f} {state.measure.unit}"
+    per_byte = values.get("bits_per_byte") if state.summary else values.get("validation_bits_per_byte")
+    if per_byte is not None:
+        result += f", {per_byte:.4f} bits per byte"
+    elif values.get("validation_accuracy") is not None:
+        result += f", accuracy {values['validation_accuracy']:.2%}"
+    expected = _expected(state)
+    start = values.get("validation_loss_before")
     before = "" if start is None else f"; {start:.4f} before the first step"
-    is_better = summary.get("beats_guessing", True)  # which runs of earlier versions don't state
-    guess = "" if is_better else f" No better than guessing {summary['guess']}: {summary['guess_loss']:.4g}."
+    is_better = values.get("beats_guessing", True)  # which runs of earlier versions don't state
+    guess = "" if is_better else f" No better than guessing {values['guess']}: {values['guess_loss']:.4g}."
     return f"{result}{'' if expected is None else f' (expected {expected:.4f})'}{before}.{guess}"
+
+
+def _expected(state: RunState) -> float | None:
+    return state.recipe.expected_loss if state.summary is None else state.summary["expected_loss"]
+
+
+def _loss(state: RunState) -> Section:
+    if not state.course.lines:
+        return Section("Loss", "<p>No step is logged yet.</p>")
+    return Section("Loss", figure(loss_curve(state.course, state.measure, _expected(state))))
+
+
+def _panels(state: RunState) -> Section | None:
+    if not state.course.lines:
+        return None
+    figures = "".join(figure(panel([state.course], what)) for what in PANELS)
+    return Section("Learning rate, gradients, throughput", f'<div class="panels">{figures}</div>')
+
+
+def _samples(state: RunState) -> Section | None:
+    """The samples by their steps, the last one first and open."""
+    text = read_text(state.run.samples) if state.run.samples.exists() else ""
+    _, *parts = re.split(r"^== step (\d+)\n", text, flags=re.MULTILINE)
+    samples = [(int(step), body.strip()) for step, body in zip(parts[::2], parts[1::2], strict=True)]
+    if not samples:
+        return None
+    (step, last), *earlier = reversed(samples)
+    older = "".join(folded(f"after step {step:,}", verbatim(body)) for step, body in earlier)
+    return Section("Samples", f"<p>After step {step:,}:</p>{verbatim(last)}{older}")
+
+
+def _costs(state: RunState) -> Section:
+    summary = state.summary
+    return Section("Result and cost", facts(_rows_so_far(state) if summary is None else _rows(summary)))
+
+
+def _rows_so_far(state: RunState) -> list[tuple[str, str, str]]:
+    last, model = state.last, state.recipe.model
+    rows = [_parameters(num_parameters(model), num_active_parameters(model))]
+    if "tokens_seen" in last:
+        rows += [("Steps, tokens", f"{last['step']:,}, {count(last['tokens_seen'])}", "so far")]
+    if "train_seconds" in last:
+        rows += [("Training time", duration(last["train_seconds"]), "measured, so far")]
+        rows += [("Throughput", f"{count(last['tokens_per_second'])} tokens/s", "measured, of the last steps logged")]
+    return rows
+
+
+def _recipe(state: RunState) -> Section:
+    """The recipe by what it changes of a built-in one, and whole."""
+    name, changed = nearest_builtin(state.recipe, state.run.folder.resolve().name.rpartition("-")[0])
+    lines = [(path, written(before), written(now)) for path, before, now in changed]
+    fields = f"{len(lines)} field{'' if len(lines) == 1 else 's'}"
+    words = f"As <code>{name}</code>" + (f", but for {fields}:" if lines else ", unchanged.")
+    body = f"<p>{words}</p>{table(('field', name, 'this run'), lines) if lines else ''}"
+    return Section("Recipe", body + folded("the whole recipe", verbatim(read_text(state.run.recipe))))
+
+
+def nearest_builtin(recipe: Recipe, hint: str = "") -> tuple[str, list[tuple[str, object, object]]]:
+    """The built-in recipe or preset that a run's recipe differs least from, or that `hint` names, and the fields that
+    differ: dotted path, value there, value here."""
+    nearest: tuple[str, list[tuple[str, object, object]]] | None = None
+    for name in [hint] if hint in builtin_recipes() or hint in PRESETS else [*builtin_recipes(), *PRESETS]:
+        try:
+            base = validated(draft_recipe(name))
+        except ConfigError:  # a preset whose objective can't be trained by the defaults
+            continue
+        changed = [change for change in differences(base, recipe) if not _is_filled_in(*change)]
+        if nearest is None or len(changed) < len(nearest[1]):
+            nearest = name, changed
+    assert nearest is not None
+    return nearest
+
+
+def _is_filled_in(path: str, before: object, now: object) -> bool:
+    is_of_data = path in FILLED_IN or path.startswith("objective.labels")
+    return path == "expected_loss" or (is_of_data and before in (None, 0, (), []))
+
+
+def written(value: object) -> str:
+    """A value of a recipe as in its file; none if it is absent."""
+    return "none" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _next(state: RunState) -> Section:
+    """Commands that go on from here."""
+    folder, training, summary = shlex.quote(str(state.run.folder)), state.recipe.training, state.summary
+    commands = [
+        (f"isoform train {folder}", "continue" if state.divergence is None else "go on from its last checkpoint")
+    ]
+    if summary is not None:
+        is_better = summary.get("beats_guessing", True)
+        writes = [(f"isoform generate {folder} --prompt '…'", "continue a text")] if state.is_text and is_better else []
+        commands = [
+            *writes,
+            (f"isoform evaluate {folder} --path FILE", "score it on other data"),
+            (f"isoform train {folder} --training.steps {2 * training.steps}", "train it further"),
+            (f"isoform inspect {folder} --attention attention.png", "see what attends to what"),
+        ]
+        if summary.get("exportable"):
+            commands.append((f"isoform convert {folder} FOLDER", f"for transformers: {summary['exportable']}"))
+    commands.append((f"isoform report {folder} OTHER", "compare it with another run"))
+    width = max(len(command) for command, _ in commands)
+    return Section("How to go on", verbatim("\n".join(f"{command:<{width}}  # {what}" for command, what in commands)))
 
 
 def _accuracy(accuracy: float | None) -> list[tuple[str, str, str]]:
@@ -111,11 +228,7 @@ def _accuracy(accuracy: float | None) -> list[tuple[str, str, str]]:
 def _rows(summary: dict) -> list[tuple[str, str, str]]:
     machine, data = summary["machine"], summary["data"]
     return [
-        (
-            "Parameters",
-            f"{summary['num_parameters']:,}",
-            f"{summary['num_active_parameters']:,} active, counted",
-        ),
+        _parameters(summary["num_parameters"], summary["num_active_parameters"]),
         *_frozen(summary),
         ("Steps, tokens", f"{summary['steps']:,}, {count(summary['tokens'])}", ""),
         ("Training compute", f"{count(summary['flops'])}FLOP", "counted: 3 x forward, attention in full"),
@@ -139,10 +252,18 @@ def _rows(summary: dict) -> list[tuple[str, str, str]]:
         (
             "Machine",
             machine["device"],
-            f"{machine['threads']} threads, {machine['instructions']}, {machine['dtype']}",
+            f"{_threads(machine['threads'])}, {machine['instructions']}, {machine['dtype']}",
         ),
         ("Versions", f"torch {machine['torch']}", f"Python {machine['python']}, {machine['system']}"),
     ]
+
+
+def _parameters(number: int, active: int) -> tuple[str, str, str]:
+    return "Parameters", f"{number:,}", "counted" if active == number else f"{active:,} active, counted"
+
+
+def _threads(number: int) -> str:
+    return f"{number} thread{'' if number == 1 else 's'}"
 
 
 def _frozen(summary: dict) -> list[tuple[str, str, str]]:
@@ -156,34 +277,24 @@ def _energy(joules: float | None) -> list[tuple[str, str, str]]:
     return [] if joules is None else [("Energy", f"{count(joules)}J", "measured, of the whole machine")]
 
 
-def _table(rows: Sequence[tuple[str, str, str]]) -> str:
-    cells = "".join(
-        f"<tr><th>{html.escape(what)}</th><td>{html.escape(value)} <small>{html.escape(note)}</small></td></tr>"
-        for what, value, note in rows
-    )
-    return f"<table>{cells}</table>"
-
-
-def _samples(text: str) -> str:
-    parts = [part.split("\n", 1) for part in text.split("== step ")[1:]]
-    *earlier, (step, last) = parts
-    older = "".join(f"<p>step {html.escape(s)}</p><pre>{html.escape(body.strip())}</pre>" for s, body in earlier)
-    folded = f"<details><summary>Earlier samples</summary>{older}</details>" if earlier else ""
-    return f"<h2>Samples</h2><p>step {html.escape(step)}</p><pre>{html.escape(last.strip())}</pre>{folded}"
-
-
-def _predictions(run: Run) -> str:
+def _predictions(state: RunState) -> Section | None:
     """Ten validation images with the predicted labels, if the model classifies images."""
-    recipe = from_dict(Recipe, load_toml(run.recipe))
-    if not isinstance(recipe.codec, Patches) or not isinstance(recipe.objective, Classification):
-        return ""
-    records = load_source(recipe.data.path, recipe.data.validation_path, recipe.data.keys).validation[:10]
+    recipe, run = state.recipe, state.run
+    if state.summary is None or not isinstance(recipe.codec, Patches):
+        return None
+    if not isinstance(recipe.objective, Classification):
+        return None
+    title = "Predictions on validation images"
+    try:
+        records = load_records(recipe.data)[1].validation[:10]
+    except (ValueError, OSError) as error:  # the data may have moved since
+        return Section(title, f"<p>Not shown: {escaped(str(error))}.</p>")
     probabilities, labels = classify(load(run.folder), records).max(-1)
     cells = ""
     for record, label, probability in zip(records, labels.tolist(), probabilities.tolist(), strict=True):
-        truth = "" if label == record["label"] else f", true label {record['label']}"
+        truth = "" if label == record["label"] else f", true label {escaped(str(record['label']))}"
         cells += f"<td>{picture(record['image'])}<br>{label}{truth} <small>{probability:.0%}</small></td>"
-    return f"<h2>Predictions on validation images</h2><table><tr>{cells}</tr></table>"
+    return Section(title, f'<div class="wide"><table><tr>{cells}</tr></table></div>')
 
 
 def picture(image: np.ndarray) -> str:
@@ -195,6 +306,18 @@ def picture(image: np.ndarray) -> str:
     )
     height, width = gray.shape
     return f'<svg viewBox="0 0 {width} {height}" width="56" shape-rendering="crispEdges">{squares}</svg>'
+
+
+SECTIONS: tuple[Callable[[RunState], Section | None], ...] = (
+    _loss,
+    _panels,
+    _predictions,
+    _samples,
+    _costs,
+    _next,
+    _recipe,
+)
+"""The page, top to bottom."""
 
 
 def forms_table() -> str:

@@ -21,7 +21,16 @@ from enum import IntEnum
 from threading import Event, RLock, Thread
 from typing import Any, TextIO
 
-STYLES = {"input": "36", "given": "34", "target": "1;32", "ignored": "2"}
+STYLES = {
+    "input": "36",
+    "given": "34",
+    "target": "1;32",
+    "ignored": "2",
+    "likely": "32",
+    "possible": "33",
+    "unlikely": "35",
+    "surprising": "1;31",
+}
 """The ANSI codes of the styles."""
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u206f\ud800-\udfff]|\r(?!\n)")
 """What a terminal would obey instead of showing: control characters but for tab and line feed, overrides of
@@ -313,7 +322,7 @@ def duration(seconds: float) -> str:
 
 def count(number: float) -> str:
     """A large number as text: 812, 13.1 k, 124 M, 2.1 T."""
-    for size, suffix in ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(number) >= size:
+    for size, suffix in ((1e21, " Z"), (1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(number) >= 0.9995 * size:
             return f"{number / size:.3g}{suffix}"
     return f"{number:.3g}"

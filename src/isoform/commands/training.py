@@ -1,20 +1,18 @@
-"""Training, and inspection of training rows."""
+"""Training."""
 
 from __future__ import annotations
 
-import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
 
 from isoform.commands.command import Result, chosen_machine
 from isoform.commands.costs import print_costs, run_costs
-from isoform.config import kind_of, validated
+from isoform.config import validated
 from isoform.experiment import train as train_recipe
-from isoform.inspection.rows import read_rows, to_lines
 from isoform.model.baseline_config import as_transformer
 from isoform.model.config import ModelConfig
-from isoform.options import InspectOptions, TrainOptions
+from isoform.options import TrainOptions
 from isoform.preparation import prepare
 from isoform.reading import read_text
 from isoform.recipe import builtin_recipes, load_recipe, with_adapters
@@ -101,19 +99,3 @@ def _parameters(summary: dict) -> str:
     """How many parameters a model has, and how many of them were trained."""
     trained, frozen = summary["num_trained_parameters"], summary["num_frozen_parameters"]
     return f"{count(trained)} of {count(trained + frozen)} parameters" if frozen else f"{count(trained)} parameters"
-
-
-def inspect(options: InspectOptions, terminal: Terminal, name: str) -> Result:
-    """Print training rows as the model reads them."""
-    prepared = prepare(options.recipe)
-    rows = list(read_rows(prepared, options.examples, options.first))
-    terminal.say(
-        f"{name}: {kind_of(type(prepared.recipe.objective))}, {prepared.loader.rows_per_epoch:,} rows of "
-        f"{prepared.recipe.row_length} tokens per epoch"
-    )
-    for index, row in enumerate(rows, options.first):
-        terminal.say(f"\nrow {index}: ", end="")
-        width = shutil.get_terminal_size((100, 24)).columns
-        for line in to_lines(row, width=width, columns=options.columns):
-            terminal.draw(line)
-    return Result({"rows": [row.to_json() for row in rows]})

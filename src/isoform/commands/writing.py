@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +26,9 @@ from isoform.generation.decode import Prompt, build_prompt
 from isoform.generation.scoring import score_tokens
 from isoform.generation.streaming import Generation
 from isoform.generation.streaming import generate as generate_texts
-from isoform.inspection.attention import cross_attention, draw_attention
+from isoform.inspection.attention import MOST_TOKENS, draw_attention, maps_of, row_of
+from isoform.inspection.probabilities import to_lines
+from isoform.inspection.rows import token_name
 from isoform.model.config import Pooled
 from isoform.objectives.views import View
 from isoform.options import EvaluateOptions, GenerateOptions
@@ -57,8 +60,6 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
         text = without_mark(decode(sys.stdin.buffer.read(TEXT), "standard input")) if has_input else ""
     view, codec = trained.view, as_text(trained.codec)
     prompt = build_prompt(codec, text, answers_source=trained.answers_source, view=view)
-    if options.attention and prompt.source is None:
-        raise ValueError("--attention plots the attention of an output to its source; this model has no encoder")
     if options.beams:
         return _search(options, trained, text, prompt, view, terminal)
     sampling, finished = options.sampling, []
@@ -76,7 +77,7 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
         for number, generation in enumerate(finished, 1):
             terminal.write(f"-- {number} --\n{'' if trained.answers_source else text}{generation.text}\n")
     if options.attention:
-        _draw_attention(options.attention, trained, prompt, finished[0].text, terminal)
+        _draw_attention(options.attention, trained, prompt, finished[0].ids, terminal)
     values: dict = {"prompt": text, "samples": [asdict(generation) for generation in finished]}
     if options.probabilities:
         values["probabilities"] = [_score(trained, prompt.ids, generation, terminal) for generation in finished]
@@ -136,20 +137,22 @@ def _search(
         score = f"{sample['score']:.3f}  " if len(samples) > 1 else ""
         terminal.write(f"{score}{start}{sample['text']}\n")
     if options.attention:
-        _draw_attention(options.attention, trained, prompt, samples[0]["text"], terminal)
+        _draw_attention(options.attention, trained, prompt, hypotheses[0].ids, terminal)
     return Result({"prompt": text, "samples": samples})
 
 
-def _draw_attention(path: str, trained: Trained, prompt: Prompt, text: str, terminal: Terminal) -> None:
-    """Save a figure of the attention of each output token, and of its end, to the source."""
-    codec = as_text(trained.codec)
-    assert prompt.source is not None
-    output = codec.encode_text(text)
-    mask = trained.view.inputs_mask
-    inputs = np.concatenate([prompt.ids, output])
-    weights = cross_attention(trained.transformer, prompt.source, inputs, mask, prompt.source_mask)
-    rows, columns = ([*map(codec.token_text, ids.tolist())] for ids in (output, prompt.source))
-    write_bytes(Path(path), draw_attention(weights, [*rows, codec.token_text(codec.end_of_text)], columns))
+def _draw_attention(path: str, trained: Trained, prompt: Prompt, output: Iterable[int], terminal: Terminal) -> None:
+    """Save a figure of the attention in a prompt and its output: to the source, or of a decoder alone to earlier
+    tokens."""
+    codec, model = as_text(trained.codec), trained.transformer
+    assert model.config.decoder is not None
+    ids = np.concatenate([prompt.ids, np.array([i for i in output if i != codec.end_of_text], np.int64)])
+    ids = ids[: min(MOST_TOKENS, model.config.length(model.config.decoder))]
+    has_cross = prompt.source is not None and model.config.decoder.cross == "separate"
+    outputs = [codec.token_text(i) for i in (*ids[1:].tolist(), codec.end_of_text)]
+    batch = row_of(ids, min(prompt.prefix, len(ids)), prompt.source)
+    maps = maps_of(model, batch, trained.view, codec, outputs=outputs, kinds=["cross" if has_cross else "decoder"])
+    write_bytes(Path(path), draw_attention(maps))
     terminal.say(f"attention      {path}")
 
 
@@ -162,22 +165,17 @@ def _score(trained: Trained, prompt: np.ndarray, generation: Generation, termina
         )
     codec = as_text(trained.codec)
     scores = score_tokens(model, np.concatenate([prompt, generation.ids]).astype(np.int64))
-
-    def show(token: int) -> str:
-        return codec.token_text(token).replace(" ", "␣")
-
-    terminal.say(f"{'token':<12}{'probability':>12}{'rank':>7}{'entropy':>9}  alternatives")
-    lines = []
-    for score in scores:
-        alternatives = [(show(token), probability) for token, probability in score.alternatives]
-        if score.probability is None:
-            terminal.say(f"{show(score.token):<12}{'–':>12}")
-        else:
-            top = "  ".join(f"{token} {probability:.1%}" for token, probability in alternatives)
-            columns = f"{score.probability:>12.2%}{score.rank:>7}{score.entropy:>9.2f}"
-            terminal.say(f"{show(score.token):<12}{columns}  {top}")
-        lines.append({**asdict(score), "token": show(score.token), "alternatives": alternatives})
-    return lines
+    width = shutil.get_terminal_size((80, 24)).columns
+    for line in to_lines(scores, codec, width):
+        terminal.draw(line)
+    return [
+        {
+            **asdict(score),
+            "token": token_name(codec, score.token),
+            "alternatives": [(token_name(codec, token), probability) for token, probability in score.alternatives],
+        }
+        for score in scores
+    ]
 
 
 def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:

@@ -77,11 +77,16 @@ def _side(codec: Codec, tokens: Tokens, mask: Mask) -> Side:
 
     documents = column(coordinates.document)
     is_prefix = np.zeros(len(documents), bool) if coordinates.prefix is None else column(coordinates.prefix)
-    names = [EMPTY if s < 0 else _token(codec, i) for i, s in zip(tokens.ids[0].tolist(), documents, strict=True)]
-    return Side(names, documents, is_prefix, dense_mask(mask, coordinates, coordinates)[0].numpy())
+    return Side(token_names(codec, tokens), documents, is_prefix, dense_mask(mask, coordinates, coordinates)[0].numpy())
 
 
-def _token(codec: Codec, token: int) -> str:
+def token_names(codec: Codec, tokens: Tokens) -> list[str]:
+    """The tokens of a row as short texts; padding is empty."""
+    documents = tokens.coordinates.document.expand(1, tokens.ids.shape[1])[0].tolist()
+    return [EMPTY if d < 0 else token_name(codec, i) for i, d in zip(tokens.ids[0].tolist(), documents, strict=True)]
+
+
+def token_name(codec: Codec, token: int) -> str:
     """A token as short text; one with features instead of an id is a box."""
     if isinstance(codec, TextCodec):
         return codec.token_text(token).replace(" ", "␣")
@@ -89,7 +94,7 @@ def _token(codec: Codec, token: int) -> str:
 
 
 def _target(codec: Codec, target: int, *, whole: bool) -> str:
-    return str(target) if whole else _token(codec, target)
+    return str(target) if whole else token_name(codec, target)
 
 
 def to_lines(row: Row, *, width: int = 100, columns: int = 32) -> Iterator[Line]:

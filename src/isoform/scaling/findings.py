@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,10 @@ from isoform.scaling.minima import Minima, fit_exponent, isoflop_minima
 from isoform.scaling.multipliers import Ladders
 from isoform.scaling.pictures import isoflop, loss_against_cost, residuals
 from isoform.scaling.study import Row
+from isoform.terminal import count
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_EXTRAPOLATION = 1000
 """Multiple of the largest run's cost beyond which nothing is forecast."""
@@ -39,8 +44,8 @@ class Findings:
 
     values: dict[str, Estimate] = field(default_factory=dict)
     tables: list[Table] = field(default_factory=list)
-    pictures: dict[str, Callable[[], bytes]] = field(default_factory=dict)
-    """By title, functions that draw PNG files: numbers alone, as simulations need them, draw nothing."""
+    pictures: dict[str, Callable[[], Figure]] = field(default_factory=dict)
+    """By title, functions that draw figures: numbers alone, as simulations need them, draw nothing."""
     notes: list[str] = field(default_factory=list)
     number_notes: dict[str, str] = field(default_factory=dict)
     """By number, what it rests on beside the runs, such as an extrapolation."""
@@ -75,23 +80,28 @@ def analyse_ladder(
         "plain_exponent": interval(plain, lambda law: law.exponent),
     }
     law = fit.law
-    findings.lead.append(
-        f"Loss falls as {law.floor:.4g} + ({law.scale:.3g} / C)^{law.exponent:.4g}; at {forecast:g} times the largest "
-        f"run's compute, {compute:.3g} FLOPs, it is forecast to be {findings.values['forecast']}."
-    )
-    if len(finished) < 6:
-        findings.notes.append(f"{len(finished)} runs were fitted; intervals need at least six.")
+    far = f"{forecast:g} times the largest run's compute, {count(compute)}FLOP"
+    words = f"Loss falls as {law.floor:.4g} + ({count(law.scale)}FLOP / C)^{law.exponent:.4g}"
+    if fit.doubt:
+        findings.lead.append(
+            f"Undetermined: {fit.doubt}. A law through these runs is no more than a line through them."
+        )
+    else:
+        findings.lead.append(f"{words}; at {far}, it is forecast to be {findings.values['forecast']}.")
     lines: list[tuple[str, ...]] = [
-        ("L(C) with a floor", f"{law.floor:.4g} + ({law.scale:.4g} / C)^{law.exponent:.4g}", f"{fit.noise:.2%}"),
-        ("L(C) without", f"({plain.law.scale:.4g} / C)^{plain.law.exponent:.4g}", f"{plain.noise:.2%}"),
+        _law_line("L(C) with a floor", f"{law.floor:.4g} + ({count(law.scale)}FLOP / C)^{law.exponent:.4g}", fit),
+        _law_line("L(C) without", f"({count(plain.law.scale)}FLOP / C)^{plain.law.exponent:.4g}", plain),
     ]
     sizes = _fit_size_laws(findings, finished, num_unique, lines)
-    head = ("law", "fitted", "residual")
-    findings.tables.append(Table("Laws", head, tuple(lines)))
-    _add_budgets(findings, sizes, fit, finished, workers, prices)
-    if sizes is not None:
+    findings.tables.append(Table("Laws", ("law", "fitted", "residual"), tuple(lines)))
+    if not fit.doubt:
+        trusted = sizes if sizes is not None and not sizes.doubt else None
+        _add_budgets(findings, trusted, fit, finished, workers, prices)
+    if sizes is not None and not sizes.doubt:
         _add_serving(findings, sizes.law, max(finished, key=lambda row: row.compute))
-    findings.pictures["loss against compute"] = partial(loss_against_cost, {"runs": (finished, fit)}, reach=forecast)
+    findings.pictures["loss against compute"] = partial(
+        loss_against_cost, {"runs": (finished, fit)}, title="loss against compute", reach=1.0 if fit.doubt else forecast
+    )
     findings.pictures["residuals"] = partial(residuals, fit, [row.compute for row in finished])
     groups = [[row for row in finished if row.group == group] for group in sorted({row.group for row in finished})]
     if any(len({row.width for row in group}) >= 3 for group in groups):
@@ -119,7 +129,7 @@ def _fit_size_laws(
     else:
         law = chinchilla.law
         words = f"{law.floor:.4g} + {law.scale_n:.4g} / N^{law.alpha:.4g} + {law.scale_d:.4g} / D^{law.beta:.4g}"
-        lines.append(("Chinchilla", words, f"{chinchilla.noise:.2%}"))
+        lines.append(_law_line("Chinchilla", words, chinchilla))
         findings.values["optimal_exponent"] = interval(chinchilla, lambda law: law.optimal_exponent)
         largest = max(rows, key=lambda row: row.compute)
         n, d = largest.parameters, float(largest.tokens)
@@ -127,9 +137,10 @@ def _fit_size_laws(
         for what, doubled in (("twice the tokens", (n, 2 * d)), ("twice the parameters", (2 * n, d))):
             change = interval(chinchilla, lambda law, doubled=doubled: float(law.loss(*doubled) / law.loss(n, d)) - 1)
             findings.values[what.replace(" ", "_")] = change
-            findings.notes.append(
-                f"At the largest run, {what} would change the loss of {loss:.4f} by {_percent(change)}."
-            )
+            if not chinchilla.doubt:
+                findings.notes.append(
+                    f"At the largest run, {what} would change the loss of {loss:.4f} by {_percent(change)}."
+                )
     for name, fitter in (("Kaplan", fit_kaplan), ("repeated data", fit_data_constrained)):
         if name == "repeated data":
             if max(row.tokens for row in rows) < 1.5 * num_unique:
@@ -141,8 +152,25 @@ def _fit_size_laws(
             findings.notes.append(f"The law of {name} is not fitted: {error}.")
             continue
         numbers = ", ".join(f"{key} {value:.4g}" for key, value in vars(fit.law).items())
-        lines.append((name, numbers, f"{fit.noise:.2%}"))
+        lines.append(_law_line(name, numbers, fit))
     return chinchilla
+
+
+def counted(estimate: Estimate, unit: str = "") -> str:
+    """A large number with its interval and its unit: 2.9 MB (2.1 MB to 4 MB)."""
+    if estimate.low is None or estimate.high is None or estimate.low == estimate.high:
+        return f"{count(estimate.value)}{unit}"
+    return f"{count(estimate.value)}{unit} ({count(estimate.low)}{unit} to {count(estimate.high)}{unit})"
+
+
+def _multiple(times: float) -> str:
+    """A factor as text: 0.3×, 12×, 500×."""
+    return f"{times:.2g}×" if times < 10 else f"{float(f'{times:.2g}'):,.0f}×"
+
+
+def _law_line(name: str, law: str, fit: Fit) -> tuple[str, ...]:
+    """A law in the table of laws, after why these runs don't determine it."""
+    return name, f"undetermined ({fit.doubt}): {law}" if fit.doubt else law, f"{fit.noise:.2%}"
 
 
 def _percent(estimate: Estimate) -> str:
@@ -159,7 +187,8 @@ def _add_budgets(
     workers: int,
     prices: Mapping[str, float],
 ) -> None:
-    """Add the table of what a minute, an hour and a day buy here and on known GPUs, with the best size for each.
+    """Add the table of what a minute, an hour and a day buy here and on known GPUs, with the best size for each; not of
+    those that are too far beyond the runs.
 
     Without a law of size and data it uses the ladder's ratio of tokens to parameters, and its curve.
     """
@@ -167,10 +196,14 @@ def _add_budgets(
     ratio = math.exp(fmean(math.log(row.tokens / row.parameters) for row in rows))
     rates = {"here": largest.compute / largest.train_seconds * workers}
     rates |= {name: peaks.matmul * GPU_UTILISATION for name, peaks in KNOWN_PEAKS.items()}
-    lines = []
+    lines, num_left_out = [], 0
     for device, rate in rates.items():
         for words, seconds in BUDGET_SECONDS.items():
             budget = rate * seconds
+            times = budget / largest.compute
+            if times > MAX_EXTRAPOLATION:
+                num_left_out += 1
+                continue
             if sizes is None:
                 best = exact(math.sqrt(budget / 6 / ratio))
                 loss = interval(fit, lambda law, c=budget: float(law.loss(c)))
@@ -179,14 +212,18 @@ def _add_budgets(
                 loss = interval(sizes, lambda law, c=budget: float(law.loss(*law.optimum(c))))
             price = next((price for part, price in prices.items() if part.lower() in device.lower()), None)
             money = "–" if price is None else f"{price * seconds / 3600:.3g}"
-            times = budget / largest.compute
-            text = str(loss) if times <= MAX_EXTRAPOLATION else "too far to forecast"
-            size = f"{budget:.3g}", f"{best:.3g}", f"{budget / 6 / best.value:.3g}"
-            lines.append((device, words, money, *size, text, f"{times:.2g} ×"))
+            size = f"{count(budget)}FLOP", counted(best), count(budget / 6 / best.value)
+            lines.append((device, words, money, *size, str(loss), f"{_multiple(times)} the largest run"))
     how = f"at the ladder's {ratio:.3g} tokens per parameter" if sizes is None else "by Chinchilla's law"
-    head = ("device", "for", "money", "FLOPs", "parameters", "tokens", "loss", "beyond the largest run")
+    head = ("device", "for", "money", "compute", "parameters", "tokens", "loss", "which is")
     title = f"What time buys, {how}; GPUs at {GPU_UTILISATION:.0%} of their data sheets"
-    findings.tables.append(Table(title, head, tuple(lines)))
+    if lines:
+        findings.tables.append(Table(title, head, tuple(lines)))
+    if num_left_out:
+        findings.notes.append(
+            f"What {num_left_out} of {num_left_out + len(lines)} budgets buy is left out: they are more than "
+            f"{MAX_EXTRAPOLATION:,} times the largest run, too far to forecast."
+        )
 
 
 def _add_serving(findings: Findings, law: Chinchilla, largest: Row) -> None:
@@ -195,7 +232,7 @@ def _add_serving(findings: Findings, law: Chinchilla, largest: Row) -> None:
     for times in (0, 10, 1000):
         served = times * largest.tokens
         n, d = law.inference_optimum(loss, float(served))
-        lines.append((f"{served:.3g}", f"{float(n):.3g}", f"{float(d):.3g}", f"{float(d / n):.3g}"))
+        lines.append((count(served), count(float(n)), count(float(d)), f"{float(d / n):.3g}"))
     head = ("tokens served", "parameters", "tokens trained on", "tokens per parameter")
     findings.tables.append(Table(f"Cheapest way to {loss:.4f} nats, serving included", head, tuple(lines)))
 
@@ -204,15 +241,15 @@ def _add_minima(findings: Findings, minima: Minima) -> None:
     """Add the best size of each group, and the power of compute with which it grows."""
     lines = tuple(
         (
-            f"{m.compute:.3g}",
-            str(Estimate(m.parameters, *(m.interval or (None, None)))),
-            f"{m.tokens:.3g}",
+            f"{count(m.compute)}FLOP",
+            counted(Estimate(m.parameters, *(m.interval or (None, None)))),
+            count(m.tokens),
             f"{m.tokens / m.parameters:.3g}",
             f"{m.loss:.4f}",
         )
         for m in minima
     )
-    head = ("FLOPs", "best parameters", "tokens", "tokens per parameter", "loss")
+    head = ("compute", "best parameters", "tokens", "tokens per parameter", "loss")
     findings.tables.append(Table("Best sizes at equal compute", head, lines))
     findings.notes += minima.notes
     if len(minima) >= 2:
@@ -230,7 +267,7 @@ def compare(findings: Findings, baseline: Sequence[Row], method: Sequence[Row]) 
     where = (
         "Whether the curves cross can't be told from these runs."
         if crossing is None
-        else f"The curves cross at {crossing} FLOPs."
+        else f"The curves cross at {counted(crossing, 'FLOP')}."
     )
     findings.lead.append(
         f"{names[1]} is worth {gained.least} times the compute of {names[0]} at the smallest compute and {gained.most} "
@@ -238,4 +275,4 @@ def compare(findings: Findings, baseline: Sequence[Row], method: Sequence[Row]) 
     )
     findings.notes += [*ladders.notes, *(f"{names[1]} against {names[0]}: {note}" for note in gained.notes)]
     both = {name: (rows, ladders.curve(name)) for name, rows in zip(names, (baseline, method), strict=True)}
-    findings.pictures["side by side"] = partial(loss_against_cost, both)
+    findings.pictures["side by side"] = partial(loss_against_cost, both, title="side by side")

@@ -19,6 +19,7 @@ from typing import Generic
 import numpy as np
 
 from isoform.scaling.forms import (
+    NO_FLOOR,
     ChinchillaForm,
     DataConstrainedForm,
     Form,
@@ -59,10 +60,24 @@ class Fit(Generic[Law]):
     """[replicates, k], log noise of new runs for each replicate."""
     notes: tuple[str, ...] = ()
     """Warnings: parameters at a bound, runs of one size that deviate from the law together."""
+    bounds: tuple[str, ...] = ()
+    """Of the notes, those of parameters that these runs don't determine, but for a floor of 0."""
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether there are enough runs for intervals."""
+        return len(self.points) >= MIN_POINTS and bool(self.replicates)
+
+    @property
+    def doubt(self) -> str:
+        """Why the law is undetermined: too few runs, or a parameter at its bound; empty if it is determined."""
+        if len(self.points) < MIN_POINTS:
+            return f"{len(self.points)} runs, and fewer than {MIN_POINTS} give no interval"
+        return "; ".join(self.bounds)
 
     def interval(self, function: Callable[[Law], Values], level: float = 0.9) -> tuple[float, float] | None:
         """Interval of `function(law)` at confidence `level`; None below six runs, or without replicates."""
-        if len(self.points) < MIN_POINTS or not self.replicates:
+        if not self.has_interval:
             return None
         values = np.array([float(function(law)) for law in self.replicates])
         return _percentiles(values, level)
@@ -70,7 +85,7 @@ class Fit(Generic[Law]):
     def forecast(self, function: Callable[[Law], Values], level: float = 0.9) -> Forecast:
         """Forecast of one new run whose loss under the law is `function(law)`; no interval below six runs."""
         loss = float(function(self.law))
-        if len(self.points) < MIN_POINTS or not self.replicates:
+        if not self.has_interval:
             return Forecast(loss, None, None)
         values = np.array([float(function(law)) for law in self.replicates])
         return Forecast(loss, *_percentiles(values[:, None] * np.exp(self.new_noise), level))
@@ -183,7 +198,8 @@ def _fit(form: Form[Law], points: Points, replicates: int, seed: int) -> Fit[Law
     _, group = np.unique(np.round(form.coordinates, 6), axis=0, return_inverse=True)
     group = group.reshape(-1)
     shared, evidence = _shared_variance(residuals, group, free)
-    notes = list(_notes(form, best, jacobian[0]))
+    bounds = list(_notes(form, best, jacobian[0]))
+    notes = [*bounds]
     if evidence > 2:
         notes.append(f"runs of one size agree better with each other than with the law, which is {shared**0.5:.2g} off")
     rng = np.random.default_rng(seed)
@@ -194,7 +210,16 @@ def _fit(form: Form[Law], points: Points, replicates: int, seed: int) -> Fit[Law
     if replicates:
         refitted, _ = _descend(form, predicted + drawn, np.repeat(best[None], replicates, 0), width)
         laws = tuple(form.build(t) for t in refitted)
-    return Fit(form.build(best), points, residuals, noise, laws, new_noise, tuple(notes))
+    return Fit(
+        form.build(best),
+        points,
+        residuals,
+        noise,
+        laws,
+        new_noise,
+        tuple(notes),
+        tuple(b for b in bounds if b != NO_FLOOR),
+    )
 
 
 def _shared_variance(residuals: np.ndarray, group: np.ndarray, free: int) -> tuple[float, float]:

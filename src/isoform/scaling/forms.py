@@ -20,6 +20,9 @@ EXPONENTS = (0.01, 2.0)
 LEAST_SLOPE = 0.005
 """Least slope of log loss in log compute, in the middle of the runs: flatter runs don't determine a law."""
 
+NO_FLOOR = "the floor is at its bound, 0"
+"""The note on a law that is a plain power law."""
+
 BoundNotes = tuple[tuple[str, str], ...]
 """[p], notes on each parameter at its lower and at its upper bound."""
 
@@ -60,7 +63,7 @@ class PowerLawForm(Form[PowerLaw]):
         self.bound_notes = (
             ("the loss is at its lower bound", "the loss is at its upper bound"),
             (f"the loss hardly falls: its slope is at the bound, {LEAST_SLOPE}", "the slope is at its bound, 0.99"),
-            ("the floor is at its bound, 0", "the exponent is at its bound, 1"),
+            (NO_FLOOR, "the exponent is at its bound, 1"),
         )
         self.lower, self.upper = np.array([-1, LEAST_SLOPE, 0]), np.array([1, 0.99, 1.0 if with_floor else 0.0])
         betweens = (0, 0.1, 0.3, 0.7) if with_floor else (0,)
@@ -87,7 +90,7 @@ class PowerLawForm(Form[PowerLaw]):
 
 
 CHINCHILLA_BOUND_NOTES = (
-    ("the floor is at its bound, 0", "the floor is at its bound, the least observed loss"),
+    (NO_FLOOR, "the floor is at its bound, the least observed loss"),
     ("the number of parameters has no effect", "scale_n is at its upper bound"),
     (f"alpha is at its bound, {EXPONENTS[0]}", f"alpha is at its bound, {EXPONENTS[1]}"),
     ("the number of tokens has no effect", "scale_d is at its upper bound"),

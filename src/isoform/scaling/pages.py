@@ -5,8 +5,6 @@ Pages are self-contained HTML, or Markdown with image files beside it.
 
 from __future__ import annotations
 
-import base64
-import html
 import math
 import platform
 import re
@@ -15,15 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from isoform.figures import to_png, to_svg
 from isoform.files import DamagedFile, make_folder, read_sealed, write_bytes, write_sealed, write_text
 from isoform.machine import Machine, commit, describe
-from isoform.report import STYLE
+from isoform.markup import escaped, figure, table, wrapped
 from isoform.scaling.curves import costs, excluded_rows, mismatches
 from isoform.scaling.findings import Findings, Table
 from isoform.scaling.study import Row, rows_to_json
 from isoform.terminal import Terminal, count, duration, visible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass
@@ -32,7 +34,7 @@ class Page:
 
     title: str
     lead: list[str]
-    pictures: dict[str, bytes] = field(default_factory=dict)
+    pictures: dict[str, Figure] = field(default_factory=dict)
     tables: list[Table] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
     """Paragraphs by their headings."""
@@ -40,7 +42,7 @@ class Page:
     provenance: list[str] = field(default_factory=list)
     """Command, machine, versions."""
     appendix: list[Table] = field(default_factory=list)
-    further_pictures: dict[str, bytes] = field(default_factory=dict)
+    further_pictures: dict[str, Figure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,14 +96,14 @@ def publish(report: StudyReport, page: Path, json_path: Path, *, prefix: str = "
     if report.deciding is not None:
         first = next((name for name in drawn if report.subject.endswith((f".{name}", f".{name}.change"))), None)
         first = first or next(iter(drawn), "")
-        content.pictures = {name: png for name, png in drawn.items() if name == first}
-        content.further_pictures = {name: png for name, png in drawn.items() if name != first}
+        content.pictures = {name: each for name, each in drawn.items() if name == first}
+        content.further_pictures = {name: each for name, each in drawn.items() if name != first}
         content.tables = [report.deciding]
         content.appendix += [*findings.tables, *tables, *_further_numbers(report)]
     make_folder(page.parent)
     pictures = {name: f"{prefix}{name.replace(' ', '-')}.png" for name in drawn}
-    for name, png in drawn.items():
-        write_bytes(page.parent / pictures[name], png)
+    for name, each in drawn.items():
+        write_bytes(page.parent / pictures[name], to_png(each))
     write_text(page, to_html(content) if page.suffix == ".html" else to_markdown(content, pictures))
     write_sealed(json_path, values)
     return values
@@ -171,7 +173,7 @@ def cost_tables(rows: Sequence[Row]) -> tuple[list[Table], list[str]]:
             cost.arm,
             f"{cost.num_parameters:,.0f}",
             f"{cost.num_active_parameters:,.0f}",
-            f"{cost.compute:.3g}",
+            f"{count(cost.compute)}FLOP",
             f"{count(cost.tokens_per_second)}",
             duration(cost.train_seconds),
             f"{count(cost.peak_memory_bytes)}B",
@@ -180,7 +182,7 @@ def cost_tables(rows: Sequence[Row]) -> tuple[list[Table], list[str]]:
         )
         for cost in arm_costs
     )
-    head = ("arm", "parameters", "active", "FLOPs", "tokens/s", "training", "peak memory", "energy", "loss")
+    head = ("arm", "parameters", "active", "compute", "tokens/s", "training", "peak memory", "energy", "loss")
     if not lines:
         return [], []
     return [Table("Cost of the largest runs, counted and measured", head, lines)], mismatches(arm_costs)
@@ -196,7 +198,7 @@ def run_tables(rows: Sequence[Row]) -> list[Table]:
             f"{row.seed}",
             f"{row.num_parameters:,}",
             f"{row.tokens:,}",
-            f"{row.compute:.3g}",
+            f"{count(row.compute)}FLOP",
             f"{row.learning_rate:.3g}",
             f"{row.train_seconds:.1f}",
             f"{count(row.tokens_per_second)}",
@@ -211,7 +213,7 @@ def run_tables(rows: Sequence[Row]) -> list[Table]:
         "seed",
         "parameters",
         "tokens",
-        "FLOPs",
+        "compute",
         "rate",
         "seconds",
         "tokens/s",
@@ -225,35 +227,25 @@ def run_tables(rows: Sequence[Row]) -> list[Table]:
 
 def to_html(page: Page) -> str:
     """A self-contained HTML page."""
-    parts = [f"<h1>{html.escape(page.title)}</h1>"]
-    parts += [f'<p class="lead">{html.escape(line)}</p>' for line in page.lead]
+    parts = [f"<h1>{escaped(page.title)}</h1>"]
+    parts += [f'<p class="lead">{escaped(line)}</p>' for line in page.lead]
     parts += map(_html_picture, page.pictures.items())
-    parts += [f"<p><b>{html.escape(name)}.</b> {html.escape(text)}</p>" for name, text in page.facts.items()]
-    parts += [f"<p>{html.escape(note)}</p>" for note in page.notes]
+    parts += [f"<p><b>{escaped(name)}.</b> {escaped(text)}</p>" for name, text in page.facts.items()]
+    parts += [f"<p>{escaped(note)}</p>" for note in page.notes]
     parts += map(_html_table, page.tables)
-    parts += [f"<p><small>{html.escape(line)}</small></p>" for line in page.provenance]
+    parts += [f"<p><small>{escaped(line)}</small></p>" for line in page.provenance]
     parts += map(_html_table, page.appendix)
     parts += map(_html_picture, page.further_pictures.items())
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width">\n<title>{html.escape(page.title)} · isoform</title>'
-        f"<style>{STYLE}</style></head><body>\n{chr(10).join(parts)}\n</body></html>\n"
-    )
+    return wrapped(page.title, parts)
 
 
-def _html_picture(picture: tuple[str, bytes]) -> str:
-    name, png = picture
-    return (
-        f'<h2>{html.escape(name.capitalize())}</h2><figure><img alt="{html.escape(name)}" '
-        f'style="max-width:100%" src="data:image/png;base64,{base64.b64encode(png).decode()}"></figure>'
-    )
+def _html_picture(picture: tuple[str, Figure]) -> str:
+    name, drawn = picture
+    return f"<h2>{escaped(name.capitalize())}</h2>{figure(to_svg(drawn, name))}"
 
 
-def _html_table(table: Table) -> str:
-    head = "".join(f'<th style="width:auto">{html.escape(cell)}</th>' for cell in table.head)
-    lines = "".join(f"<tr>{''.join(f'<td>{html.escape(c)}</td>' for c in line)}</tr>" for line in table.lines)
-    body = f"<div style='overflow-x:auto'><table><tr>{head}</tr>{lines}</table></div>"
-    return f"<h2>{html.escape(table.title)}</h2>{body}"
+def _html_table(each: Table) -> str:
+    return f"<h2>{escaped(each.title)}</h2>{table(each.head, each.lines)}"
 
 
 def to_markdown(page: Page, files: Mapping[str, str]) -> str:

@@ -18,11 +18,11 @@ from typing import Literal
 from isoform.ranges import Number, Size, config
 from isoform.scaling.curves import curve, finite_rows, interval, rows_by_arm, score_forecasts
 from isoform.scaling.estimate import Estimate, exact
-from isoform.scaling.findings import MAX_EXTRAPOLATION, Findings, Table
+from isoform.scaling.findings import MAX_EXTRAPOLATION, Findings, Table, counted
 from isoform.scaling.items import clusters_of, sampling_variance, unpack, unpaired_variance
 from isoform.scaling.means import NO_ITEMS, BySeed, ItemError, contrast, is_paired, spread
 from isoform.scaling.multipliers import Ladders
-from isoform.scaling.pictures import dots, loss_against_cost, multipliers, residuals
+from isoform.scaling.pictures import Axis, Interval, dots, loss_against_cost, multipliers, residuals
 from isoform.scaling.study import Row
 from isoform.terminal import count
 
@@ -105,12 +105,12 @@ class Forecasts(Statistic):
         )
         findings = Findings(dict(zip(self.NUMBERS, numbers, strict=True)), notes=[*fit.notes])
         head = (
-            *("compute, FLOPs", "runs fitted", "forecast, nats", "reached", "error"),
+            *("compute", "runs fitted", "forecast, nats", "reached", "error"),
             *("without a floor", "without change", "covered"),
         )
         lines = tuple(
             (
-                f"{s.compute:.3g}",
+                f"{count(s.compute)}FLOP",
                 f"{s.num_fitted}",
                 f"{Estimate(s.forecast.loss, s.forecast.low, s.forecast.high)}",
                 f"{s.actual:.4f} ± {s.margin:.2%}",
@@ -122,7 +122,9 @@ class Forecasts(Statistic):
             for s in scored
         )
         findings.tables.append(Table("Forecasts from runs below 1/8 of the compute", head, lines))
-        findings.pictures["the law"] = partial(loss_against_cost, {"runs": (rows, fit)}, forecasts=scored, reach=3)
+        findings.pictures["the law"] = partial(
+            loss_against_cost, {"runs": (rows, fit)}, title="the law and its forecasts", forecasts=scored, reach=3
+        )
         findings.pictures["residuals"] = partial(residuals, fit, [row.compute for row in finite_rows(rows)])
         return findings
 
@@ -138,8 +140,13 @@ class CostAxis:
     prefix: str
     """Prefix of the names of numbers."""
 
+    @property
+    def axis(self) -> Axis:
+        """That of a figure."""
+        return Axis(self.value, self.label)
 
-COMPUTE = CostAxis("compute", lambda row: row.total_compute, "training compute, FLOPs", "FLOP", "")
+
+COMPUTE = CostAxis("compute", lambda row: row.total_compute, "training compute, FLOP", "FLOP", "")
 SECONDS = CostAxis("seconds", lambda row: row.train_seconds, "training seconds, measured", " s", "seconds_")
 
 
@@ -181,7 +188,8 @@ class Gains(Statistic):
             findings.values |= dict(zip(names, numbers, strict=True))
             texts = f"{gain.least:.3g}", f"{gain.most:.3g}", f"{gain.growth:.2g}", f"{gain.loss_change:.1%}"
             lines.append((arm, baseline, *texts, f"{gain.scatter:.2%}", f"{whole.most:.3g}"))
-            intervals[f"{arm} against {baseline}"] = (gain.most.value, gain.most.low, gain.most.high)
+            ends = gain.most.value, gain.most.low, gain.most.high
+            intervals[f"{arm} against {baseline}"] = Interval(*ends, len(by_arm[arm]))
             for name in names[1], names[-1]:
                 of_name = gain if name == names[1] else whole
                 findings.number_notes |= {name: "; ".join(of_name.notes)} if of_name.notes else {}
@@ -191,9 +199,12 @@ class Gains(Statistic):
         )
         findings.tables.append(Table("Gains", head, tuple(lines)))
         curves = {arm: (by_arm[arm], ladders.curve(arm)) for arm in ladders.arms}
-        findings.pictures["curves"] = partial(loss_against_cost, curves, cost.value, label=cost.label)
-        label = f"{self.over} multiplier at the largest size, {100 * level:.0f} % interval"
-        findings.pictures["multipliers"] = partial(multipliers, intervals, label)
+        findings.pictures["curves"] = partial(
+            loss_against_cost, curves, cost.axis, title=f"loss over {cost.name}", baselines=arms.baselines
+        )
+        title = f"{self.over} multiplier at the largest size, {100 * level:.0f} % intervals, n runs of the arm"
+        label = f"times the {self.over} that the baseline needs for the same loss"
+        findings.pictures["multipliers"] = partial(multipliers, intervals, title, label)
         return findings
 
 
@@ -269,7 +280,7 @@ class Exponents(Statistic):
             findings.values[self._flip(first, second, cost)] = crossing or Estimate(math.nan)
             if crossing is not None and crossing.value < high * MAX_EXTRAPOLATION:
                 beyond = ", extrapolated" if crossing.value > high else ""
-                flips[first].append(f"{second} at {_counts(crossing)}{cost.unit}{beyond}")
+                flips[first].append(f"{second} at {counted(crossing, cost.unit)}{beyond}")
             if cost is COMPUTE:
                 change = ladders.gain(first, second).loss_change
                 findings.values[self._ratio(first, second)] = _plus_one(change)
@@ -280,17 +291,14 @@ class Exponents(Statistic):
         head = ("arm", "exponent", f"loss at {count(high)}{cost.unit}", "order flips with")
         findings.tables.append(Table(f"Over {cost.name}, one floor of {ladders.floor} nats", head, lines))
         curves = {arm: (by_arm[arm], ladders.curve(arm)) for arm in ladders.arms}
-        findings.pictures[f"over {cost.name}"] = partial(loss_against_cost, curves, cost.value, label=cost.label)
+        findings.pictures[f"over {cost.name}"] = partial(
+            loss_against_cost, curves, cost.axis, title=f"loss over {cost.name}"
+        )
 
 
 def _plus_one(change: Estimate) -> Estimate:
     assert change.low is not None and change.high is not None
     return Estimate(1 + change.value, 1 + change.low, 1 + change.high)
-
-
-def _counts(estimate: Estimate) -> str:
-    assert estimate.low is not None and estimate.high is not None
-    return f"{count(estimate.value)} ({count(estimate.low)} to {count(estimate.high)})"
 
 
 @config
@@ -388,8 +396,10 @@ class Compared(Statistic):
         head = ("arm", "seeds", "mean", "against", "difference", "by")
         findings.tables.append(Table(title, head, tuple(lines)))
         if len(means) > 1:
-            points = {arm: (e.value, e.low, e.high) for arm, e in means.items()}
-            findings.pictures[name] = partial(dots, points, name)
+            points = {arm: Interval(e.value, e.low, e.high, len(values[arm])) for arm, e in means.items()}
+            title = f"{name}: means over n seeds, {100 * level:.0f} % intervals"
+            label = "validation loss, nats per token" if name == "loss" else name
+            findings.pictures[name] = partial(dots, points, title, label, reference=arms.names[0])
 
 
 def _pairing(values: Sequence[BySeed]) -> str:

@@ -28,7 +28,7 @@ COUNTED = (
 def headline(claim: Claim, decision: Decision) -> str:
     """The number that stands for the claim, with its interval."""
     estimate = decision.findings.values[claim.headline.value]
-    return claim.headline.text.replace("{}", format(estimate, claim.headline.form))
+    return claim.headline.text.replace("{}", format(estimate, claim.headline.form).replace("%", " %"))
 
 
 def sentence(claim: Claim, decision: Decision) -> str:

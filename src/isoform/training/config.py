@@ -100,8 +100,9 @@ class Training:
     first (Howard and Ruder 2018, section 3.2)."""
     adapters: LowRank | None = None
     """Low-rank adapters that are trained instead of the parameters; none: all parameters that aren't frozen are."""
-    validate_every: Index = 250
-    """Steps between validations on the whole validation split; 0: only at the end."""
+    validate_every: Index | None = None
+    """Steps between validations on the whole validation split; 0: only at the end; none: a fifth of the steps, at most
+    250."""
     checkpoint_every: Index = 250
     """Steps between checkpoints; 0: only at the end."""
     keep_checkpoints: Count = 2
@@ -114,6 +115,11 @@ class Training:
     """Length of samples in tokens; 0: no samples."""
     log_every: Count = 10
     """Steps between lines of metrics.jsonl."""
+
+    @property
+    def validation_interval(self) -> int:
+        """Steps between validations; 0: only at the end."""
+        return max(1, min(250, self.steps // 5)) if self.validate_every is None else self.validate_every
 
     def __post_init__(self) -> None:
         if self.average_checkpoints > self.keep_checkpoints:

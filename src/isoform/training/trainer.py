@@ -130,7 +130,7 @@ def train_loop(
 
 def _due(config: Training, step: int) -> tuple[bool, bool, bool]:
     """Whether validation, a sample and a checkpoint are due after this many steps; at the end all are."""
-    intervals = config.validate_every, config.sample_every, config.checkpoint_every
+    intervals = config.validation_interval, config.sample_every, config.checkpoint_every
     validates, samples, saves = (step == config.steps or (every > 0 and step % every == 0) for every in intervals)
     return validates, samples, saves
 

@@ -42,7 +42,7 @@ ROWS = [
     "model.mixers.recurrence",
     *("model.feedforward", "model.experts", "model.depth", "model.embedding", "model.network", "model.block"),
     "model.transformer",
-    *("model.growth", "model.adapters", "model.baselines", "model.cost", "model.activations"),
+    *("model.growth", "model.adapters", "model.baselines", "model.cost", "model.activations", "model.decoding"),
     "opening",
     *("objectives.corruption", "objectives.views", "objectives.losses", "objectives.task"),
     *("data.records", "data.columns", "data.tables", "data.arrow", "data.archives", "data.packages", "data.toys"),

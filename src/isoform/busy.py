@@ -35,6 +35,11 @@ class OtherProcesses:
         own = times.user + times.system + times.children_user + times.children_system
         return time.perf_counter(), own, _busy_seconds(self.stat)
 
+    @property
+    def seconds_left(self) -> float:
+        """Until there is an answer."""
+        return LEAST_SECONDS + self.before[0] - time.perf_counter()
+
     def num_busy_cores(self) -> float | None:
         """The mean number of cores that they kept busy since the last answer; None if that was less than a second ago,
         or the system doesn't say."""

@@ -331,7 +331,7 @@ class DoctorOptions:
     """
 
     refresh: bool = False
-    """Measure the peaks again."""
+    """Measure again: peaks, and which format decodes faster."""
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
 

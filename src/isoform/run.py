@@ -44,7 +44,8 @@ from isoform.model.adapters import adapt, without_adapters
 from isoform.model.baseline_config import Model
 from isoform.model.baselines import build_module
 from isoform.model.config import Linear, ModelConfig, Pooled
-from isoform.model.cost import num_matrix_parameters, num_parameters
+from isoform.model.cost import num_parameters
+from isoform.model.decoding import decoding_dtype
 from isoform.model.network import Network
 from isoform.model.presets import PRESETS
 from isoform.model.transformer import Transformer
@@ -119,7 +120,7 @@ class Run:
 @dataclass(frozen=True, eq=False)
 class Trained:
     """A trained model in evaluation mode, its codec and recipe; `answers_source`: whether it was trained on pairs;
-    `data`: the fingerprint of the data it was trained on (empty: unknown)."""
+    `data`: the fingerprint of the data it was trained on (empty: unknown); `dtype`: of its blocks' products."""
 
     model: Network
     codec: Codec
@@ -127,6 +128,7 @@ class Trained:
     answers_source: bool
     step: int
     data: str = ""
+    dtype: torch.dtype = torch.float32
 
     @property
     def view(self) -> View:
@@ -185,16 +187,12 @@ def _read_result(run: Run, name: str) -> dict[str, Any]:
         raise DamagedFile(str(error)) from None
 
 
-LARGE = 4_000_000
-"""Parameters in matrices beyond which a model exceeds a CPU's caches, so that decoding is faster in smaller formats."""
-
-
-def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Trained:
+def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32) -> Trained:
     """Load the model of a run directory, a Hugging Face folder, or a GGUF file; or of one of these inside an installed
     package, `package:NAME/PATH`.
 
-    Of a run: its newest checkpoint that verifies, else model/. dtype: of the matrix products of a large model on a CPU;
-    small ones are faster in float32.
+    Of a run: its newest checkpoint that verifies, else model/. dtype: of the blocks' matrix products on a CPU; None:
+    the one in which the model decodes faster here, measured once for models of its size.
 
     Raises ValueError if there is no model, no checkpoint yet, or a model of an unknown family; CorruptCheckpoint if all
     checkpoints are damaged.
@@ -209,9 +207,10 @@ def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
         trained = _imported(model, codec, path)
     else:
         trained = _load_run(Run(path))
-    if torch.device(device).type == "cpu" and num_matrix_parameters(trained.model.config) >= LARGE:
-        trained.model.set_matmul_dtype(dtype)
-    return replace(trained, model=trained.model.to(device).eval())
+    dtype = dtype if torch.device(device).type == "cpu" else torch.float32
+    dtype = decoding_dtype(trained.model) if dtype is None else dtype
+    trained.model.set_matmul_dtype(dtype)
+    return replace(trained, model=trained.model.to(device).eval(), dtype=dtype)
 
 
 def _model_path(path: str) -> Path:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from isoform.generation.streaming import generate as generate_texts
 from isoform.inspection.attention import MOST_TOKENS, draw_attention, maps_of, row_of
 from isoform.inspection.probabilities import to_lines
 from isoform.inspection.rows import token_name
+from isoform.machine import describe
 from isoform.model.config import Pooled
 from isoform.objectives.views import View
 from isoform.options import EvaluateOptions, GenerateOptions
@@ -44,7 +45,15 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
         if path and Path(path).is_dir():
             raise ValueError(f"{path} is a folder; name a file")
     machine = chosen_machine(options.machine)
-    trained = load(options.run, machine.device, machine.dtype)
+    dtype = None if options.machine.dtype == "auto" else machine.dtype
+    with terminal.doing(f"loading {options.run}"):
+        trained = load(options.run, machine.device, dtype)
+    result = _generate(options, trained, terminal)
+    return replace(result, values={**result.values, "machine": describe(replace(machine, dtype=trained.dtype))})
+
+
+def _generate(options: GenerateOptions, trained: Trained, terminal: Terminal) -> Result:
+    """The texts of a prompt, or of each line of a file."""
     model = trained.transformer
     model.use_kernel(options.machine.kernel)
     if model.decoder is None or isinstance(model.config.head, Pooled):
@@ -90,7 +99,8 @@ def _answer(options: GenerateOptions, trained: Trained, terminal: Terminal) -> R
     if empty := [number for number, line in enumerate(lines, 1) if not line.strip()]:
         raise ValueError(f"{options.path}, line {empty[0]} is empty; remove it")
     try:
-        hypotheses = answer_lines(trained, lines, _beam(options) if options.beams else options.sampling)
+        with terminal.doing(f"answering {len(lines):,} lines"):
+            hypotheses = answer_lines(trained, lines, _beam(options) if options.beams else options.sampling)
     except ValueError as error:
         raise ValueError(f"{options.path}: {error}") from None
     best = [text for each in hypotheses for text, _ in each]
@@ -182,7 +192,8 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
     """Loss and bits per byte of runs, and their scores on tasks."""
     machine, results = chosen_machine(options.machine), []
     for path in options.runs:
-        trained = load(path, machine.device)
+        with terminal.doing(f"loading {path}"):
+            trained = load(path, machine.device)
         trained.model.use_kernel(options.machine.kernel)
         data = trained.recipe.data
         if not (options.path or data.path or data.mixture):

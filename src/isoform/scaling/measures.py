@@ -190,7 +190,7 @@ def _result(measure: Measure, folder: Path, machine: Machine) -> _Result:
         if "items" in saved or isinstance(measure, Loss):  # earlier versions saved none
             value, signatures, items = saved["values"][form], saved["signatures"], saved.get("items", {})
             return _Result(float(value), signatures.get(form, ""), items.get(form, ""))
-    trained = load(folder, machine.device, machine.dtype)
+    trained = load(folder, machine.device, dtype=None)
     records = _own_records(trained, folder) if split is None else split.validation
     if isinstance(measure, Validation):
         results = {VALUE: _accuracy(trained, records, machine, folder)}

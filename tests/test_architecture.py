@@ -46,7 +46,7 @@ ROWS = [
     "opening",
     *("objectives.corruption", "objectives.views", "objectives.losses", "objectives.task"),
     *("data.records", "data.columns", "data.tables", "data.arrow", "data.archives", "data.packages", "data.toys"),
-    *("data.sources", "data.labels", "data.tokens", "data.order", "data.packing", "data.loader"),
+    *("data.sources", "data.markdown", "data.labels", "data.tokens", "data.order", "data.packing", "data.loader"),
     *("checkpoint.store", "checkpoint.versions", "checkpoint.tensors"),
     *(f"checkpoint.families.{shared}" for shared in ("fields", "family", "canonical", "table")),
     *(f"checkpoint.families.{shared}" for shared in ("rotary", "sliding", "decoder", "encoder_decoder")),

@@ -539,7 +539,7 @@ def test_bad_files_are_named(name, content, message, tmp_path):
         (lambda: load_tokens([], CODEC), "no records"),
         (
             lambda: build_loader(STREAM, texts(16), CAUSAL, context_length=16, seed=0),
-            "context_length=15 or less",
+            "row_length=15 or less",
         ),
         (lambda: build_loader(STREAM, texts(99), PREFIX, context_length=16, seed=0), "set it to packed"),
         (lambda: build_loader(STREAM, TOY, CAUSAL, context_length=16, seed=0), "set it to packed"),

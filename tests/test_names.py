@@ -13,7 +13,7 @@ from isoform.config import ConfigError, differences, draft, draft_over, overlay,
 from isoform.model.config import ModelConfig
 from isoform.model.parts import Attention, Gated
 from isoform.model.presets import PRESETS
-from isoform.recipe import Recipe, draft_recipe, load_recipe, recipe_from_dict, with_changes
+from isoform.recipe import Recipe, draft_recipe, load_recipe, recipe_from_dict, with_changes, without_statements
 from isoform.run import read_recipe, recipe_at
 
 SMALL = ["--model.model_dim", "16", "--model.context_length", "16", "--model.decoder.num_layers", "1"]
@@ -212,3 +212,23 @@ def test_a_built_in_recipe_comes_before_a_folder_of_its_name_and_that_before_a_p
     finally:
         Path("smollm2").rename("run")
     assert isinstance(load_recipe("smollm2").model.decoder.blocks[0].mixer, Attention)
+
+
+def test_a_recipes_statements_go_with_what_they_were_stated_for():
+    written = load_recipe("shakespeare")
+    assert without_statements(written, written) == written
+    longer = with_changes(written, {"training": {"steps": 1400}})
+    assert without_statements(longer, written) == replace(longer, expected_loss=None)
+    other = with_changes(written, {"data": {"path": "text.txt"}})
+    assert without_statements(other, written) == replace(other, expected_loss=None, sample_prompt="\n")
+    own = replace(other, sample_prompt="To be", expected_loss=1.0)
+    assert without_statements(own, written) == own
+
+
+def test_nobody_is_warned_of_a_prompt_that_is_not_theirs(in_workspace, capsys):
+    Path("lower.txt").write_text("to be, or not to be, that is the question. " * 80)
+    ask = ["train", "shakespeare", "--data.path", "lower.txt", *SMALL, *SHORT[:-1], "3", "-q"]
+    assert main([*ask, "--out", "lower"]) == 0
+    assert "prompt" not in capsys.readouterr().err
+    assert main([*ask, "--out", "own", "--sample_prompt", "ROMEO"]) == 0
+    assert "samples begin without a prompt" in capsys.readouterr().err

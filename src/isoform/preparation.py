@@ -18,6 +18,7 @@ from isoform.config import kind_of
 from isoform.data.config import Data
 from isoform.data.labels import encode_labels, label_names
 from isoform.data.loader import Loader, MixtureLoader, ValidationRows, build_loader
+from isoform.data.markdown import without_marks
 from isoform.data.records import Record, Split, take_fraction, texts_of
 from isoform.data.sources import load_source
 from isoform.data.tokens import TokenStore, load_tokens
@@ -187,10 +188,11 @@ def validation_rows(recipe: Recipe, records: Sequence[Record], codec: Codec) -> 
 
 def load_records(data: Data) -> tuple[Sequence[Split], Split]:
     """The records of each source of data, and of all."""
-    if not data.mixture:
-        split = load_source(data.path, data.validation_path, data.keys)
-        return [split], split
-    parts = [load_source(part.path, part.validation_path, data.keys) for part in data.mixture]
+    parts = [load_source(part.path, part.validation_path, data.keys) for part in data.mixture or [data]]
+    if data.markdown == "plain":
+        parts = [without_marks(part) for part in parts]
+    if len(parts) == 1:
+        return parts, parts[0]
     train, validation = ([r for part in parts for r in getattr(part, name)] for name in ("train", "validation"))
     return parts, Split(train, validation, tuple(source for part in parts for source in part.sources))
 

@@ -281,6 +281,18 @@ def _tuning(start: str, recipe_at: RecipeAt | None, *, adapts: bool) -> Recipe:
     return Recipe(data=data, objective=trained.objective, model=trained.model, training=training, start=start)
 
 
+def without_statements(recipe: Recipe, written: Recipe) -> Recipe:
+    """A recipe that began as `written`, without what that states of itself alone: the loss that it was measured to
+    reach, and where the data are others the prompt of its samples."""
+    if recipe == written:
+        return recipe
+    expected = None if recipe.expected_loss == written.expected_loss else recipe.expected_loss
+    is_same = (recipe.data.path, recipe.data.mixture) == (written.data.path, written.data.mixture)
+    is_own = is_same or recipe.sample_prompt != written.sample_prompt
+    prompt = recipe.sample_prompt if is_own else Recipe().sample_prompt
+    return replace(recipe, expected_loss=expected, sample_prompt=prompt)
+
+
 def is_changeable(path: str, fields: Sequence[str] = CHANGEABLE) -> bool:
     """Whether the field of this dotted path is among those that may change, by default when a run is continued."""
     return any(fnmatchcase(path, pattern) for pattern in fields)

@@ -168,7 +168,8 @@ class Session:
         try:
             check_lengths(model, [self._build_prompt(prepared.codec, self.recipe.sample_prompt)])
         except ValueError as error:
-            self.terminal.warn(f"samples begin without a prompt: {error}")
+            if self.recipe.sample_prompt != Recipe().sample_prompt:
+                self.terminal.warn(f"samples begin without a prompt: {error}")
             return ""
         return self.recipe.sample_prompt
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 from isoform.commands.command import Result, chosen_machine
@@ -15,9 +14,9 @@ from isoform.model.config import ModelConfig
 from isoform.options import TrainOptions
 from isoform.preparation import prepare
 from isoform.reading import read_text
-from isoform.recipe import builtin_recipes, load_recipe, with_adapters
+from isoform.recipe import builtin_recipes, draft_recipe, with_adapters, without_statements
 from isoform.report import write_report
-from isoform.run import Run, read_summary
+from isoform.run import Run, read_summary, recipe_at
 from isoform.signals import code_of, interruptions
 from isoform.terminal import Terminal, count, duration
 from isoform.training.config import doubts
@@ -30,8 +29,8 @@ def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
     recipe, machine = options.recipe, chosen_machine(options.machine)
     if options.lora:
         recipe = validated(with_adapters(recipe, options.lora))
-    if recipe.expected_loss is not None and name and recipe != load_recipe(name):
-        recipe = replace(recipe, expected_loss=None)  # it was measured for the recipe as written
+    if name in builtin_recipes() or name.endswith(".toml"):
+        recipe = without_statements(recipe, draft_recipe(name, start=recipe.start, recipe_at=recipe_at))
     out = options.out or (name if name not in builtin_recipes() and Run(Path(name)).exists else "")
     if options.dry_run:
         prepared = prepare(recipe)

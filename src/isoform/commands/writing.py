@@ -15,7 +15,6 @@ import numpy as np
 from isoform.codecs.codec import as_text
 from isoform.commands.command import Result, chosen_machine
 from isoform.data.records import Record
-from isoform.data.sources import load_source
 from isoform.evaluation.evaluate import evaluate_records
 from isoform.evaluation.translation import answer_lines, translate
 from isoform.files import make_folder, write_bytes, write_text
@@ -198,7 +197,8 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
         data = trained.recipe.data
         if not (options.path or data.path or data.mixture):
             raise ValueError(f"{path} was trained elsewhere and has no validation text; name one with --path")
-        split = load_source(options.path, options.path, data.keys) if options.path else load_records(data)[1]
+        named = replace(data, path=options.path, validation_path=options.path, mixture=())
+        split = load_records(named if options.path else data)[1]
         if not options.path and trained.data not in ("", split.fingerprint):
             raise ValueError(
                 f"the data of the run {path} changed (fingerprint {trained.data}, now {split.fingerprint}), and its "

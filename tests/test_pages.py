@@ -53,6 +53,7 @@ def page(name: str) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_page_shows_is_what_happens(name, tmp_path):
+    (tmp_path / "scene.txt").write_text("**ROMEO**  \nBut soft, what light through yonder window breaks?\n" * 20)
     if "smollm2" in page(name):
         small_model(tmp_path)
     for block, shown, printed in pages.run_page(page(name), tmp_path, run, in_full=False, with_slow=WITH_SLOW):

@@ -40,7 +40,8 @@ decoder = { num_layers = 8 }
 kind = "muon"
 ```
 
-is `--model.model_dim 256 --model.decoder.num_layers 8 --training.optimizer.kind muon`.
+is `--model.model_dim 256 --model.decoder.num_layers 8 --training.optimizer.kind muon`. The most common flags have short
+names, such as `--width` and `--layers`: `isoform train --help`.
 
 - Where a field has several kinds, the key `kind` chooses; without it, the default's kind stays, and other keys change
   its fields.

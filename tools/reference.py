@@ -182,8 +182,10 @@ def default(cls: type, field: dataclasses.Field) -> str:
     if value is None:
         return "none"
     plain = non_defaults(value)
-    if dataclasses.is_dataclass(value) and len(classes(hints_of(cls)[field.name])) == 1:
-        return f"`{inline({key: item for key, item in plain.items() if key != 'kind'})}`"
+    if dataclasses.is_dataclass(value):
+        kind, is_choice = plain.pop("kind"), len(classes(hints_of(cls)[field.name])) > 1
+        changes = f"`{inline(plain)}`" if plain else "" if is_choice else "its defaults"
+        return " with ".join(filter(None, [f"`{kind}`" if is_choice else "", changes]))
     if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
         plain = [{key: item for key, item in each.items() if key != "kind"} for each in plain]
     return f"`{inline(plain)}`"

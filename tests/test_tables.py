@@ -258,6 +258,19 @@ def test_a_folder_may_hold_several_kinds(tmp_path):
     assert [r["text"] for r in read(tmp_path)] == ["one", "two", "three", "four", "five"]
 
 
+def test_notes_beside_the_data_are_left_aside(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    for name in ("dataset_info.json", "config.json", "tokenizer_config.json", "README.md"):
+        (tmp_path / name).write_text('{"a": 1}')
+    with pytest.warns(UserWarning, match="4 files .* about the data"):
+        assert read(tmp_path) == [{"text": "one"}]
+
+
+def test_a_table_in_utf16_is_answered_with_the_command(tmp_path):
+    with pytest.raises(ValueError, match="convert it with: iconv -f UTF-16 -t UTF-8"):
+        read(written(tmp_path / "x.csv", "text\none\n".encode("utf-16")))
+
+
 def test_files_called_as_splits_are_read_as_one_with_a_warning(tmp_path):
     for name in ("train-0.csv", "test-0.csv"):
         (tmp_path / name).write_text(f"text\n{name}\n")

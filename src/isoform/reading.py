@@ -7,6 +7,7 @@ block or never end, and a short file can describe a large value.
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import json
@@ -123,8 +124,10 @@ def decode(data: bytes, path: object) -> str:
     except UnicodeDecodeError as error:
         line = len(LINE_END.findall(data[: error.start].decode("latin-1"))) + 1
         where = f"offset {error.start}, line {line}"
+        is_utf16 = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        remedy = "convert it with: iconv -f UTF-16 -t UTF-8" if is_utf16 else "convert it"
         raise ValueError(
-            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at {where} ({error.reason}); convert it"
+            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at {where} ({error.reason}); {remedy}"
         ) from None
 
 

@@ -392,5 +392,6 @@ def _check_stream(tokens: TokenStore, view: View) -> None:
         has_others = tokens.prefixes.any() or tokens.is_target is not None
         which = f", which {tokens.location(int(tokens.prefixes.argmax()))} isn't" if has_others else ""
         raise ValueError(
-            f"data.rows: stream and split need the objective causal and plain texts{which}; set it to packed"
+            f"data.rows: stream and split need the objective causal and plain texts{which}; set it to packed: "
+            f"--data.rows packed"
         )

@@ -38,6 +38,10 @@ SHORT = {".tgz": ".tar", ".tbz2": ".tar", ".txz": ".tar"}
 """Suffixes of compressed archives in one."""
 ABOUT = re.compile(r"(readme|licen[cs]e|copying|source|citation|changelog|changes|notice)s?\b", re.IGNORECASE)
 """Names of files about the data rather than of it."""
+ABOUT_JSON = re.compile(
+    r"(config|croissant|dataset_dict|dataset_infos?|metadata|package|state)\b|.*_config\b", re.IGNORECASE
+)
+"""Likewise, of .json files."""
 PAIR = re.compile(r"\{([^{},/]+),([^{},/]+)\}")
 PATTERN = re.compile(r"[*?\[]")
 TRAINING, VALIDATION = "train", ("validation", "valid", "val", "dev")
@@ -293,8 +297,9 @@ def _matching(pattern: Path) -> tuple[Path, list[Path]]:
 
 
 def _about(paths: Sequence[Path | PurePosixPath]) -> list[Path | PurePosixPath]:
-    """The texts about the data, if there is anything else."""
-    about = [path for path in paths if _suffix(path) in TEXTS and ABOUT.match(path.name)]
+    """The files about the data, if there is anything else."""
+    names = {**dict.fromkeys(TEXTS, ABOUT), ".json": ABOUT_JSON}
+    about = [path for path in paths if (pattern := names.get(_suffix(path))) and pattern.match(path.name)]
     return about if 0 < len(about) < len(paths) else []
 
 

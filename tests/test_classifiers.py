@@ -15,7 +15,8 @@ from families import LENGTH, Peer, all_peers, make
 from isoform.batch import Tokens
 from isoform.checkpoint.huggingface import read_folder, write_folder
 from isoform.cli import main
-from isoform.experiment import classify, train
+from isoform.evaluation.predictions import classify
+from isoform.experiment import train
 from isoform.mask import Coordinates
 from isoform.objectives.config import Classification, Regression, Tagging, TokenRegression
 from test_families import ids

@@ -21,7 +21,7 @@ from isoform.data.config import Data
 from isoform.data.loader import ValidationRows, build_loader
 from isoform.data.sources import load_source
 from isoform.data.tokens import TokenStore, load_tokens
-from isoform.experiment import classify
+from isoform.evaluation.predictions import classify
 from isoform.machine import choose_machine
 from isoform.model.config import Linear, Lookup, Pooled
 from isoform.model.parts import Grid, Rotary

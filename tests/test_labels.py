@@ -16,7 +16,8 @@ from isoform.data.labels import encode_labels, label_names
 from isoform.data.records import location, take_fraction
 from isoform.data.sources import load_source
 from isoform.data.tokens import load_tokens
-from isoform.experiment import classify, train
+from isoform.evaluation.predictions import classify
+from isoform.experiment import train
 from isoform.model.config import Pooled
 from isoform.model.embedding import PooledHead
 from isoform.objectives.config import Classification, Regression, Tagging, TokenRegression

@@ -5,18 +5,14 @@ This module connects the packages; the loop itself is in `training/trainer.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
-import numpy as np
-import torch
-
 from isoform import run as runs
-from isoform.batch import Example, collate
 from isoform.checkpoint.store import (
     lock_folder,
 )
@@ -24,7 +20,6 @@ from isoform.codecs.codec import as_text
 from isoform.codecs.origin import TEMPLATES
 from isoform.codecs.registry import load_codec
 from isoform.config import ConfigError
-from isoform.data.records import Record
 from isoform.files import StorageError, make_folder, refuse_links
 from isoform.generation.config import Sampling
 from isoform.generation.decode import build_prompt
@@ -37,7 +32,6 @@ from isoform.machine import (
     device_memory,
     in_words,
 )
-from isoform.objectives.task import logits_of
 from isoform.preparation import Prepared, global_batch, prepare
 from isoform.recipe import Recipe
 from isoform.run import Run, Trained
@@ -108,21 +102,6 @@ def generate(trained: Trained, prompt: str, sampling: Sampling | None = None) ->
     for event in generate_texts(model, codec, start, sampling, view.inputs_mask):
         if not isinstance(event, Generation):
             yield event[1]
-
-
-@torch.inference_mode()
-def classify(trained: Trained, records: Sequence[Record]) -> torch.Tensor:
-    """The probabilities of the labels of n records, whose own labels are ignored: (n, classes).
-
-    Raises ValueError for a model that was not trained for classification.
-    """
-    view = trained.view
-    if not view.is_whole:
-        raise ValueError("this model was not trained for labels; its recipe needs the objective classification")
-    encodings = [trained.codec.encode(record) for record in records]
-    rows = [[Example(e, np.zeros(len(e), np.int64), np.zeros(len(e), np.float32))] for e in encodings]
-    batch = collate(rows, max(map(len, encodings))).to(trained.model.device)
-    return logits_of(trained.model, view, batch)[:, 0].float().softmax(-1)
 
 
 def measure_speed(prepared: Prepared, machine: Machine, *, steps: int = 3) -> float:

@@ -293,6 +293,34 @@ class EvaluateOptions:
 
 
 @config
+class PredictOptions:
+    """Ask a classifier, tagger, regression or embedding model: labels with probabilities, tags, numbers, vectors.
+
+    echo "A fine film." | isoform predict runs/sentiment-1
+    isoform predict runs/sentiment-1 --path reviews.csv --out labels.csv
+    isoform predict bert-ner --path sentences.jsonl --format jsonl
+    """
+
+    run: Annotated[str, Positional("MODEL")] = ""
+    """A run directory, a Hugging Face folder, or a GGUF file."""
+    path: str = ""
+    """Records to ask about: a .txt file, a text on each line; a .csv, .jsonl or .parquet file, or toy:digits; empty:
+    texts on standard input, one on each line."""
+    out: FilePath = ""
+    """The file for the answers; empty: standard output."""
+    format: Literal["auto", "csv", "jsonl"] = "auto"
+    """auto: by the suffix of --out, else CSV. JSONL has the probabilities of all labels."""
+    text_key: str = ""
+    """The column or JSON key of the texts; empty: that of training, or found as in training."""
+    cut: bool = False
+    """Cut texts that are longer than the context, with a warning; default: refuse them."""
+    batch_tokens: Size = 4096
+    """Tokens that are read at once, padding included."""
+    machine: Annotated[MachineOptions, Inline] = MachineOptions()
+    output: Annotated[Output, Inline] = Output()
+
+
+@config
 class EstimateOptions:
     """Parameters, FLOPs, memory and time of a recipe or preset, before anything is trained.
 

@@ -19,7 +19,7 @@ import numpy as np
 from isoform.codecs.config import Patches
 from isoform.config import ConfigError, differences, validated
 from isoform.curves import PANELS, Course, Measure, loss_curve, measure_of, panel
-from isoform.experiment import classify
+from isoform.evaluation.predictions import classify
 from isoform.files import write_text
 from isoform.markup import Section, escaped, facts, figure, folded, table, to_page, verbatim
 from isoform.model.cost import num_active_parameters, num_parameters

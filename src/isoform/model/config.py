@@ -306,10 +306,15 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.encoder is None and self.decoder is None:
             raise ValueError("a model needs an encoder or a decoder; both are none")
-        if self.decoder is not None and (self.decoder.cross != "none") != (self.encoder is not None):
+        if self.decoder is not None and self.decoder.cross == "none" and self.encoder is not None:
             raise ValueError(
-                f"decoder.cross={self.decoder.cross!r} with {'no' if self.encoder is None else 'an'} encoder: "
-                f"cross-attention goes with an encoder; set both or neither"
+                "a decoder beside an encoder that it doesn't attend to (decoder.cross='none'); for an encoder alone "
+                'set decoder = "none", for an encoder-decoder set decoder.cross'
+            )
+        if self.decoder is not None and self.decoder.cross != "none" and self.encoder is None:
+            raise ValueError(
+                f"decoder.cross={self.decoder.cross!r} with no encoder: cross-attention goes with an encoder; set both "
+                f"or neither"
             )
         if self.encoder is not None and self.encoder.cross != "none":
             raise ValueError(f"encoder.cross={self.encoder.cross!r}: only a decoder attends to an encoder")

@@ -51,6 +51,7 @@ class Command:
 COMMANDS = {
     "train": Command("TrainOptions", "training:train", "train a recipe, or continue a run", "recipe", opens=True),
     "generate": Command("GenerateOptions", "writing:generate", "continue a text with a trained model"),
+    "chat": Command("ChatOptions", "chatting:chat", "talk to a language model, turn by turn"),
     "predict": Command("PredictOptions", "asking:predict", "labels, tags, numbers or vectors of texts"),
     "evaluate": Command("EvaluateOptions", "writing:evaluate", "loss and bits per byte, on any text"),
     "inspect": Command("InspectOptions", "looking:inspect", "training rows, masks; a run and its attention", "recipe"),

@@ -293,6 +293,28 @@ class EvaluateOptions:
 
 
 @config
+class ChatOptions:
+    """Talk to a language model, turn by turn; a conversation beyond the context loses its oldest turns.
+
+    isoform chat smollm2
+    isoform chat runs/smollm2-1 --system "You answer in rhymes."
+    printf 'Hello.\\nWho are you?\\n' | isoform chat smollm2 --temperature 0
+    """
+
+    run: Annotated[str, Positional("MODEL")] = ""
+    """A run directory, a Hugging Face folder, or a GGUF file: a decoder of texts."""
+    system: str = ""
+    """The system's message, which tells the model what it is to be."""
+    sampling: Annotated[Sampling, Inline] = Sampling(temperature=0.7, top_p=0.9)
+    machine: Annotated[MachineOptions, Inline] = MachineOptions()
+    output: Annotated[Output, Inline] = Output()
+
+    def __post_init__(self) -> None:
+        if self.sampling.num_samples > 1:
+            raise ValueError(f"num_samples={self.sampling.num_samples}: an answer is one text; leave it out")
+
+
+@config
 class PredictOptions:
     """Ask a classifier, tagger, regression or embedding model: labels with probabilities, tags, numbers, vectors.
 

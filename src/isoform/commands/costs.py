@@ -51,7 +51,8 @@ def run_costs(prepared: Prepared, machine: Machine) -> dict:
 
 def print_costs(prepared: Prepared, machine: Machine, terminal: Terminal) -> None:
     """Print the costs of a run."""
-    costs = run_costs(prepared, machine)
+    with terminal.doing("measuring the peak of this machine"):
+        costs = run_costs(prepared, machine)
     memory = costs["memory"]
     terminal.say(f"parameters      {costs['num_parameters']:,}  (counted)")
     terminal.say(f"training        {count(costs['flops'])}FLOP, {count(costs['flops_per_step'])}FLOP a step  (counted)")
@@ -74,14 +75,15 @@ def estimate(options: EstimateOptions, terminal: Terminal, name: str) -> Result:
     if name not in builtin_recipes() and (is_model or preset is not None):
         published = None if is_model or preset is None else preset.parameters
         return _estimate_model(options.recipe, published, machine, terminal, name)
-    prepared = prepare(options.recipe)
+    prepared = prepare(options.recipe, terminal=terminal)
     print_costs(prepared, machine, terminal)
     return Result({"recipe": name, **run_costs(prepared, machine)})
 
 
 def _estimate_model(recipe: Recipe, published: str | None, machine: Machine, terminal: Terminal, name: str) -> Result:
     """Costs of training on, reading and continuing one row of full context, with the roofline of each."""
-    model, peaks = as_transformer(recipe.model), measured_peaks(machine)
+    with terminal.doing("measuring the peak of this machine"):
+        model, peaks = as_transformer(recipe.model), measured_peaks(machine)
     length = model.context_length
     decoder = model if isinstance(model, ModelConfig) and model.decoder is not None else None
     source = decoder.length(decoder.encoder) if decoder and decoder.encoder else 0

@@ -50,12 +50,13 @@ def inspect(options: InspectOptions, terminal: Terminal, name: str) -> Result:
         raise ValueError("--prompt is the text whose attention is drawn; give --attention FILE.png, too")
     width = shutil.get_terminal_size((100, 24)).columns
     values: dict = {}
-    trained = load(name) if options.attention else None
+    with terminal.doing(f"loading {name}"):
+        trained = load(name) if options.attention else None
     if has_model and Run(Path(name)).exists:
         values |= _print_course(name, trained, terminal, width)
     prepared = None
     if not options.prompt:
-        prepared = prepare(options.recipe)
+        prepared = prepare(options.recipe, terminal=terminal)
         values["rows"] = _print_rows(options, prepared, terminal, name, width)
     if trained is not None:
         _draw(options, trained, prepared, terminal)

@@ -9,6 +9,7 @@ from isoform.commands.command import Result, chosen_machine
 from isoform.commands.costs import print_costs, run_costs
 from isoform.config import validated
 from isoform.experiment import train as train_recipe
+from isoform.machine import in_words
 from isoform.model.baseline_config import as_transformer
 from isoform.model.config import ModelConfig
 from isoform.options import TrainOptions
@@ -33,7 +34,10 @@ def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
         recipe = without_statements(recipe, draft_recipe(name, start=recipe.start, recipe_at=recipe_at))
     out = options.out or (name if name not in builtin_recipes() and Run(Path(name)).exists else "")
     if options.dry_run:
-        prepared = prepare(recipe)
+        terminal.say(f"machine        {in_words(machine)}")
+        prepared = prepare(recipe, terminal=terminal)
+        for line in prepared.describe():
+            terminal.say(line)
         for doubt in doubts(recipe.training):
             terminal.warn(doubt)
         print_costs(prepared, machine, terminal)
@@ -55,7 +59,8 @@ def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
         terminal.say(f"stopped after a clean save; continue with: isoform train --out {run.folder}")
         return Result({"out": str(run.folder), "stopped": signal.Signals(last).name}, code_of(last))
     if options.report:
-        write_report(run)
+        with terminal.doing("writing the report"):
+            write_report(run)
     summary = read_summary(run)
     _say_summary(run, summary, terminal, writes=isinstance(as_transformer(recipe.model), ModelConfig))
     return Result({"out": str(run.folder), **summary})

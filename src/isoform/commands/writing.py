@@ -198,14 +198,16 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
         if not (options.path or data.path or data.mixture):
             raise ValueError(f"{path} was trained elsewhere and has no validation text; name one with --path")
         named = replace(data, path=options.path, validation_path=options.path, mixture=())
-        split = load_records(named if options.path else data)[1]
+        with terminal.doing("reading the data"):
+            split = load_records(named if options.path else data)[1]
         if not options.path and trained.data not in ("", split.fingerprint):
             raise ValueError(
                 f"the data of the run {path} changed (fingerprint {trained.data}, now {split.fingerprint}), and its "
                 f"validation split with it; restore it, or name a text with --path"
             )
         validation, recipe = split.validation, trained.recipe
-        score = evaluate_records(trained.model, recipe, trained.codec, validation, machine, limit=options.limit)
+        with terminal.doing(f"evaluating {path}"):
+            score = evaluate_records(trained.model, recipe, trained.codec, validation, machine, limit=options.limit)
         if not math.isfinite(score.loss):
             raise ValueError(f"{path}: the loss is {score.loss}; the model's weights are damaged or have diverged")
         results.append({"run": path, "step": trained.step, **asdict(score)})

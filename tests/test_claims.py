@@ -15,6 +15,7 @@ from isoform.config import ConfigError
 from isoform.figures import new_figure, to_png
 from isoform.files import read_sealed
 from isoform.model.parts import LayerNorm, RMSNorm, Rotary, Sinusoidal
+from isoform.preparation import prepare
 from isoform.reading import read_json
 from isoform.scaling.claims import (
     CONFIRMED,
@@ -42,7 +43,7 @@ from isoform.scaling.pages import Page, cost_tables, run_tables, to_html, to_mar
 from isoform.scaling.pictures import Interval, dots, loss_against_cost
 from isoform.scaling.power import CHANCE, detectable, is_multiplier
 from isoform.scaling.statistics import Arms, Compared, Contrast, Exponents, Forecasts, Gains, Statistic
-from isoform.scaling.study import Job, Row, planned_row
+from isoform.scaling.study import Job, Row, fingerprint, make_job, planned_row
 from isoform.scaling.truths import Published, Recovery
 from isoform.scaling.verdicts import shipped_verdicts
 from isoform.scaling.worlds import LadderDesign, MeansDesign
@@ -411,7 +412,18 @@ def test_arms_are_drawn_apart_where_they_would_hide_each_other():
     numbers = {"a": Interval(3.0, 2.0, 4.0, 5), "b": Interval(1.0, None, None, 1), "c": Interval(2.0, 1.5, 2.5, 3)}
     (axes,) = dots(numbers, "BLEU", "BLEU", reference="c").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b  (n = 1)", "c  (n = 3)", "a  (n = 5)"]
-    assert "dashed: c" in axes.get_xlabel() and axes.get_title(loc="left") == "BLEU"
+    assert "dashed: c" in axes.get_xlabel() and axes.figure.get_suptitle() == "BLEU"
+
+
+def test_what_a_run_only_reports_leaves_the_ids_of_published_runs_as_they_were():
+    loaded = load_claim("ratio")
+    arm, recipe = next(iter(loaded.recipes.items()))
+    prepared = prepare(recipe)
+    size = replace(loaded.claim.ladder, compute=loaded.claim.arms[0].compute)
+    rungs = plan_one_size(prepared.recipe, size, prepared.flops_per_step, prepared.tokens_per_step)
+    page = (Path(__file__).parent.parent / "docs/results/ratio.json").read_text()
+    for rung in rungs:
+        assert make_job(arm, rung, fingerprint(prepared)).id in page
 
 
 def test_pages_contain_everything_escaped():

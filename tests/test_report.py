@@ -81,7 +81,7 @@ def test_the_page_of_a_run_shows_all_of_it(runs):
     page = page_of(runs / "done/report.html")
     for words in (
         *("validation", "training, smoothed", "training time", "learning rate", "gradient norm", "tokens per second"),
-        *("After step 12", "after step 6", "How to go on", "isoform generate", "the whole recipe", "but for"),
+        *("After step 12", "after step 6", "How to go on", "isoform evaluate", "the whole recipe", "but for"),
         "Validation loss",
     ):
         assert words in page, words

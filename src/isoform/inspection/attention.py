@@ -185,7 +185,7 @@ def _side(tokens: Sequence[str], panels: int) -> float:
 
 def _margin(tokens: Sequence[str], panels: int) -> float:
     """Inches for the tokens beside the panels."""
-    return 0.08 * min(12, max(map(len, tokens), default=0)) if _is_labelled(tokens, panels) else 0.0
+    return 0.08 * min(14, max(map(len, tokens), default=0)) if _is_labelled(tokens, panels) else 0.0
 
 
 def _size(each: Map) -> tuple[float, float]:
@@ -236,4 +236,4 @@ def _set_tokens(axis, tokens: Sequence[str], count: int, panels: int, *, is_oute
     if not is_outer:
         axis.set_ticks([])
     elif len(tokens) == count and _is_labelled(tokens, panels):
-        axis.set_ticks(range(count), [literal(token, 12) for token in tokens], rotation=rotation)
+        axis.set_ticks(range(count), [literal(token, 14) for token in tokens], rotation=rotation)

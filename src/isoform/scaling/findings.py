@@ -18,7 +18,7 @@ from isoform.scaling.fitting import Fit, fit_chinchilla, fit_data_constrained, f
 from isoform.scaling.laws import Chinchilla, PowerLaw
 from isoform.scaling.minima import Minima, fit_exponent, isoflop_minima
 from isoform.scaling.multipliers import Ladders
-from isoform.scaling.pictures import isoflop, loss_against_cost, residuals
+from isoform.scaling.pictures import RUNS, isoflop, loss_against_cost, residuals
 from isoform.scaling.study import Row
 from isoform.terminal import count
 
@@ -100,7 +100,7 @@ def analyse_ladder(
     if sizes is not None and not sizes.doubt:
         _add_serving(findings, sizes.law, max(finished, key=lambda row: row.compute))
     findings.pictures["loss against compute"] = partial(
-        loss_against_cost, {"runs": (finished, fit)}, title="loss against compute", reach=1.0 if fit.doubt else forecast
+        loss_against_cost, {RUNS: (finished, fit)}, title="loss against compute", reach=1.0 if fit.doubt else forecast
     )
     findings.pictures["residuals"] = partial(residuals, fit, [row.compute for row in finished])
     groups = [[row for row in finished if row.group == group] for group in sorted({row.group for row in finished})]
@@ -213,9 +213,9 @@ def _add_budgets(
             price = next((price for part, price in prices.items() if part.lower() in device.lower()), None)
             money = "–" if price is None else f"{price * seconds / 3600:.3g}"
             size = f"{count(budget)}FLOP", counted(best), count(budget / 6 / best.value)
-            lines.append((device, words, money, *size, str(loss), f"{_multiple(times)} the largest run"))
+            lines.append((device, words, money, *size, str(loss), _multiple(times)))
     how = f"at the ladder's {ratio:.3g} tokens per parameter" if sizes is None else "by Chinchilla's law"
-    head = ("device", "for", "money", "compute", "parameters", "tokens", "loss", "which is")
+    head = ("device", "for", "money", "compute", "parameters", "tokens", "loss", "times the largest run")
     title = f"What time buys, {how}; GPUs at {GPU_UTILISATION:.0%} of their data sheets"
     if lines:
         findings.tables.append(Table(title, head, tuple(lines)))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MARKERS = "os^Dv"
 MAX_ARMS = 4
 """Arms in one panel: more would hide each other, so that each gets its own beside its baseline."""
+RUNS = "runs"
+"""The name of a lone arm."""
 COLUMNS = 3
 """Panels side by side."""
 Fitted = tuple[Sequence[Row], Fit[PowerLaw] | Curve | None]
@@ -68,13 +70,15 @@ def loss_against_cost(
 
 def _with_number(arm: str, fitted: Fitted) -> str:
     number = len(finite_rows(fitted[0]))
-    return f"{literal(arm, 40)}, {number} run{'' if number == 1 else 's'}"
+    words = f"{number} run{'' if number == 1 else 's'}"
+    return words if arm == RUNS else f"{literal(arm, 40)}, {words}"
 
 
 def _side_by_side(curves: Mapping[str, Fitted], baselines: Mapping[str, str], axis: Axis, title: str) -> Figure:
     """A panel for each arm and its baseline, with the same limits."""
-    rows = math.ceil(len(baselines) / COLUMNS)
-    figure, panels = new_panels(rows, COLUMNS, 9.0, 0.8 + 2.4 * rows, shared=True)
+    columns = 2 if len(baselines) == 4 else COLUMNS
+    rows = math.ceil(len(baselines) / columns)
+    figure, panels = new_panels(rows, columns, 9.0, 0.8 + 2.4 * rows, shared=True)
     flat = [axes for row in panels for axes in row]
     for axes, (arm, base) in zip(flat, baselines.items(), strict=False):
         _draw_curve(axes, curves[base], axis, COLORS[-1], "s", label=literal(base, 24), has_band=False)
@@ -83,7 +87,7 @@ def _side_by_side(curves: Mapping[str, Fitted], baselines: Mapping[str, str], ax
         axes.legend(frameon=False, labelcolor=INK, fontsize=7)
     for axes in flat[len(baselines) :]:
         axes.set_axis_off()
-    for axes in flat[len(baselines) - COLUMNS : len(baselines)]:
+    for axes in flat[len(baselines) - columns : len(baselines)]:
         axes.tick_params(labelbottom=True)
     _set_logarithmic(flat[0])
     figure.supxlabel(axis.label, fontsize=10, color=INK)
@@ -216,7 +220,7 @@ def _dots(numbers: Mapping[str, Interval], title: str, label: str, *, is_sorted:
     axes.set_yticks(range(len(numbers)), [f"{literal(name, 48)}  (n = {numbers[name].num_runs})" for name in names])
     axes.grid(visible=False, axis="y")
     axes.invert_yaxis()
-    axes.set_title(literal(title, 90), loc="left", fontsize=10)
+    figure.suptitle(literal(title, 90), x=0.01, ha="left", fontsize=10, color=INK)
     axes.set_xlabel(label)
     return figure, axes
 

@@ -22,7 +22,7 @@ from isoform.scaling.findings import MAX_EXTRAPOLATION, Findings, Table, counted
 from isoform.scaling.items import clusters_of, sampling_variance, unpack, unpaired_variance
 from isoform.scaling.means import NO_ITEMS, BySeed, ItemError, contrast, is_paired, spread
 from isoform.scaling.multipliers import Ladders
-from isoform.scaling.pictures import Axis, Interval, dots, loss_against_cost, multipliers, residuals
+from isoform.scaling.pictures import RUNS, Axis, Interval, dots, loss_against_cost, multipliers, residuals
 from isoform.scaling.study import Row
 from isoform.terminal import count
 
@@ -123,7 +123,7 @@ class Forecasts(Statistic):
         )
         findings.tables.append(Table("Forecasts from runs below 1/8 of the compute", head, lines))
         findings.pictures["the law"] = partial(
-            loss_against_cost, {"runs": (rows, fit)}, title="the law and its forecasts", forecasts=scored, reach=3
+            loss_against_cost, {RUNS: (rows, fit)}, title="the law and its forecasts", forecasts=scored, reach=3
         )
         findings.pictures["residuals"] = partial(residuals, fit, [row.compute for row in finite_rows(rows)])
         return findings
@@ -203,7 +203,7 @@ class Gains(Statistic):
             loss_against_cost, curves, cost.axis, title=f"loss over {cost.name}", baselines=arms.baselines
         )
         title = f"{self.over} multiplier at the largest size, {100 * level:.0f} % intervals, n runs of the arm"
-        label = f"times the {self.over} that the baseline needs for the same loss"
+        label = f"how many times the arm's {self.over} its baseline needs for the same loss"
         findings.pictures["multipliers"] = partial(multipliers, intervals, title, label)
         return findings
 

@@ -28,11 +28,11 @@ from isoform.cli import main
 from isoform.codecs.text import ByteCodec
 from isoform.data.tokens import load_tokens
 from isoform.files import Files
+from isoform.metrics import CLOCK_FIELDS, read_metrics
 from isoform.recipe import load_recipe
 from isoform.run import Run, load, read_summary
 from isoform.scaling import engines, ladder
 from isoform.scaling.study import Study
-from isoform.training.metrics import CLOCK_FIELDS, read_metrics
 
 CALLS = ("make_folder", "write", "append", "sync", "sync_folder", "rename", "remove")
 """The methods of Files."""

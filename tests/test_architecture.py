@@ -16,7 +16,7 @@ FOLDERS = ("model", "codecs", "objectives", "data", "training", "generation", "s
 
 ROWS = [
     *("history", "reading", "terminal", "signals", "busy", "ranges", "annotations", "config", "flags", "help"),
-    *("mask", "files", "manifest"),
+    *("outside", "mask", "files", "manifest", "metrics"),
     "model.parts",
     *(f"{folder}.config" for folder in FOLDERS),
     *("model.baseline_config", "model.encoders", "model.decoders", "model.presets", "recipe", "machine", "batch"),
@@ -39,6 +39,7 @@ ROWS = [
     "model.norm",
     "model.lowering",
     *("model.mixers.documents", "model.mixers.attention", "model.mixers.convolution", "model.mixers.lstm"),
+    "model.mixers.external",
     "model.mixers.recurrence",
     *("model.feedforward", "model.experts", "model.depth", "model.embedding", "model.network", "model.block"),
     "model.transformer",
@@ -55,14 +56,14 @@ ROWS = [
         f"checkpoint.families.{name}"
         for name in ("modernbert", "vit", "t5", "bart", "whisper", "registry", "unsupported")
     ),
-    *("checkpoint.huggingface", "checkpoint.special_ids", "checkpoint.labels"),
+    *("checkpoint.huggingface", "checkpoint.special_ids", "checkpoint.labels", "checkpoint.folder"),
     *(f"checkpoint.gguf.{name}" for name in ("format", "architectures", "tokenizer", "model")),
-    *("figures", "markup", "run", "preparation"),
-    *("training.optimizer", "training.memory", "training.metrics", "training.trainer"),
+    *("figures", "markup", "trained", "run", "preparation"),
+    *("training.optimizer", "training.memory", "training.trainer"),
     *("generation.constraints", "generation.strategy", "generation.sampling", "generation.beam", "generation.decode"),
     *("generation.streaming", "generation.turns", "generation.answers", "generation.scoring"),
     *("evaluation.evaluate", "evaluation.guessing", "evaluation.predictions", "evaluation.translation"),
-    *("journal", "session", "experiment", "curves", "report", "comparison"),
+    *("trackers", "journal", "session", "experiment", "curves", "report", "comparison"),
     *("inspection.recording", "inspection.rows", "inspection.attention", "inspection.probabilities"),
     "inspection.curves",
     *(

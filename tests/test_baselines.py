@@ -18,6 +18,7 @@ from isoform.data.config import Data
 from isoform.experiment import generate, train
 from isoform.machine import choose_machine
 from isoform.mask import Full
+from isoform.metrics import CLOCK_FIELDS, read_metrics
 from isoform.model import parts as blocks
 from isoform.model.activations import activation_numbers
 from isoform.model.baseline_config import LSTM, CausalConvolution, NGramMlp, as_transformer
@@ -32,7 +33,6 @@ from isoform.objectives.config import Prefix, Seq2seq
 from isoform.recipe import Recipe, recipe_from_dict
 from isoform.run import load
 from isoform.training.config import AdamW, Muon, Training
-from isoform.training.metrics import CLOCK_FIELDS, read_metrics
 from isoform.training.optimizer import MuonOptimizer, build_optimizers
 
 CPU = choose_machine("cpu", "float32")

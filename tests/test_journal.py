@@ -21,6 +21,7 @@ from isoform.experiment import train
 from isoform.files import DamagedFile, Files, hash_file
 from isoform.machine import choose_machine
 from isoform.manifest import DUE, read_manifest, write_manifest
+from isoform.metrics import read_metrics
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.parts import Attention, Dense, Experts
 from isoform.preparation import load_records
@@ -30,7 +31,6 @@ from isoform.scaling.ladder import Rung
 from isoform.scaling.study import Study, make_job
 from isoform.terminal import ExitCode, Terminal
 from isoform.training.config import AdamW, Training
-from isoform.training.metrics import read_metrics
 from isoform.training.trainer import Diverged
 
 pytestmark = pytest.mark.filterwarnings("ignore:names of earlier versions are read")

@@ -7,13 +7,13 @@ from isoform.batch import Tokens
 from isoform.experiment import train
 from isoform.machine import choose_machine
 from isoform.mask import Causal, Coordinates
+from isoform.metrics import CLOCK_FIELDS, read_metrics
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.mixers.documents import Documents
 from isoform.model.mixers.recurrence import RecurrenceMixer, chunked, scan, step_by_step
 from isoform.model.parts import LinearRecurrence
 from isoform.recipe import recipe_from_dict
 from isoform.run import load
-from isoform.training.metrics import CLOCK_FIELDS, read_metrics
 from models import FORMS, VOCAB, build
 
 

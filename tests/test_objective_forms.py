@@ -38,7 +38,7 @@ from isoform.objectives.corruption import special_tokens
 from isoform.objectives.task import build_task
 from isoform.objectives.views import check_view
 from isoform.recipe import Recipe
-from isoform.run import view_of
+from isoform.trained import view_of
 from isoform.training.config import Training
 
 PAGE = Path(__file__).parent.parent / "docs/objectives.md"

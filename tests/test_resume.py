@@ -16,6 +16,7 @@ from isoform.config import ConfigError
 from isoform.data.config import Data
 from isoform.experiment import train
 from isoform.machine import choose_machine
+from isoform.metrics import CLOCK_FIELDS, read_metrics
 from isoform.model.config import BlockConfig, Lookup, ModelConfig, StackConfig
 from isoform.model.parts import Dense, Experts, TokenChoice
 from isoform.recipe import Recipe
@@ -24,7 +25,6 @@ from isoform.scaling import engines
 from isoform.signals import interruptions
 from isoform.terminal import Terminal
 from isoform.training.config import AdamW, Muon, Training
-from isoform.training.metrics import CLOCK_FIELDS, read_metrics
 
 CPU = choose_machine("cpu", "float32")
 PLAIN = Dense(activation="relu2")

@@ -123,10 +123,20 @@ def plain_coordinates(
     return Coordinates(document, index, start=start)
 
 
-def plain_tokens(ids: Tensor) -> Tokens:
-    """A plain id tensor (B, T) or (T,) as Tokens: one document per row, indices 0 .. T-1."""
-    ids = ids if ids.dim() == 2 else ids.unsqueeze(0)
-    return Tokens(ids, plain_coordinates(*ids.shape, device=ids.device))
+def plain_tokens(tensor: Tensor) -> Tokens:
+    """Ids (B, T) or (T,), or rows of features (B, T, F), which are floats, as Tokens: one document per row, indices
+    0 .. T-1. Raises ValueError for floats of another shape."""
+    if not tensor.is_floating_point():
+        ids = tensor if tensor.dim() == 2 else tensor.unsqueeze(0)
+        return Tokens(ids, plain_coordinates(*ids.shape, device=ids.device))
+    if tensor.dim() != 3:
+        raise ValueError(
+            f"floats of shape {tuple(tensor.shape)}: ids are integers (B, T), features floats (B, T, F), F numbers for "
+            f"each token; convert or reshape them"
+        )
+    features = tensor.float() if tensor.dtype == torch.float64 else tensor
+    ids = torch.full(tensor.shape[:2], -1, device=tensor.device)
+    return Tokens(ids, plain_coordinates(*ids.shape, device=ids.device), features=features)
 
 
 def collate(rows: Sequence[Sequence[Example]], length: int, source_length: int | None = None) -> Batch:

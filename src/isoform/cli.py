@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -16,11 +17,12 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from threading import current_thread, main_thread
+from typing import Any
 
 from isoform import __version__
 from isoform.annotations import text_of
@@ -28,6 +30,7 @@ from isoform.config import ConfigError, unknown_name, validated
 from isoform.files import FULL, StorageError
 from isoform.flags import Shorts, as_typed, draft_flags, positionals_of, see_help
 from isoform.help import asks_for_help, help_text
+from isoform.outside import OPTIMIZER, NotNamed, named, unnamed
 from isoform.signals import keyboard_interrupts
 from isoform.terminal import ExitCode, Terminal, steady_streams
 
@@ -128,6 +131,10 @@ def _run(arguments: list[str], terminal: Terminal) -> int:
         is_storage = isinstance(error, StorageError) or error.errno in FULL
         code = ExitCode.STORAGE if is_storage else ExitCode.BAD_INPUT
         return terminal.fail(code, str(error), _trace(terminal))
+    except NotNamed as error:
+        takes = COMMANDS[arguments[0]].takes
+        command = shlex.join(["isoform", *arguments, *error.flags(of_recipe=bool(takes))])
+        return terminal.fail(ExitCode.BAD_INPUT, f"{error.what}; name it: {command}", _trace(terminal))
     except ValueError as error:
         return terminal.fail(ExitCode.BAD_INPUT, _as_typed(str(error), arguments), _trace(terminal))
     except Exception as error:
@@ -184,6 +191,8 @@ def _read_call(name: str, arguments: list[str], terminal: Terminal) -> Callable 
         if not (mark.is_optional or getattr(options, field)):
             text = text_of(options_type, field).rstrip(".")
             raise ConfigError(see_help(f"name {mark.word}: {text[:1].lower()}{text[1:]}", prog))
+    if command.takes:
+        options = _with_own_parts(options, command, recipe_name, arguments)
     terminal.quiet = options.output.quiet
     for line in import_module("isoform.opening").opening(options.recipe) if command.opens else ():
         terminal.say(line)
@@ -266,10 +275,10 @@ def _with_recipe(
     """
     from isoform.recipe import draft_recipe, load_form, with_adapters
 
-    recipe_at = None if terminal is None else partial(_recipe_at, terminal=terminal)
     name = arguments[0] if arguments and not arguments[0].startswith("-") else ""
     rest = arguments[1:] if name else arguments
     start, preset, out = (_flag(rest, flag) or "" for flag in ("--start", "--model.preset", "--out"))
+    recipe_at = None if terminal is None else partial(_recipe_at, terminal=terminal, names=rest)
     if takes == "form" and name and not preset:
         return name, options_type(recipe=load_form(name, recipe_at)), rest
     if name or start or preset:
@@ -285,9 +294,26 @@ def _with_recipe(
     raise ConfigError(see_help(f"{no_run}{NO_RECIPE}", prog))
 
 
-def _recipe_at(path: str, terminal: Terminal):
-    with terminal.doing(f"reading the model {path}"):
-        return import_module("isoform.run").recipe_at(path)  # imports torch, so only where a model on disk is named
+def _recipe_at(path: str, terminal: Terminal, names: Sequence[str]):
+    with terminal.doing(f"reading the model {path}"):  # imports torch, so only where a model on disk is named
+        return import_module("isoform.run").recipe_at(path, names)
+
+
+def _with_own_parts(options: Any, command: Command, name: str, arguments: Sequence[str]) -> Any:
+    """The options with the objects of external parts, all of them if the user names the file of the recipe, else those
+    that stand in the arguments. Raises NotNamed for others."""
+    from isoform.recipe import is_own_file
+
+    words = {word.partition("=")[2] if word.startswith("--") else word for word in arguments}
+    options = replace(options, recipe=named(options.recipe, None if is_own_file(name) else words))
+    needed = {
+        field: part
+        for field, part in unnamed(options.recipe).items()
+        if command.takes == "recipe" or field != OPTIMIZER
+    }
+    if needed:
+        raise NotNamed(name or options.out, needed)
+    return options
 
 
 def _without_flag(arguments: list[str], name: str) -> list[str]:

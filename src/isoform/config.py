@@ -31,6 +31,8 @@ _NOTHING: Any = object()  # the absence of a value, where None is a value
 _NONE = (None, "none", "None")
 _BOOLS = {"true": True, "false": False}
 _RENAMED: ContextVar[dict[str, str]] = ContextVar("names of earlier versions, and their names today")
+EXTERNAL = "external"
+"""The kind of parts from outside (outside.py), for which a text MODULE:NAME is short."""
 
 
 class ConfigError(ValueError):
@@ -72,6 +74,34 @@ def overlay(base: T, data: Mapping[str, object]) -> T:
     of them.
     """
     return validated(draft_over(base, data))
+
+
+def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data of values by dotted path: {"a.b": 1, "a.c": 2} -> {"a": {"b": 1, "c": 2}}. Configs become tables.
+
+    Raises ConfigError for a path that another one contains.
+    """
+    data: dict[str, Any] = {}
+    for path, value in changes.items():
+        *steps, last = path.split(".")
+        table: Any = data
+        for step in steps:
+            table = table.setdefault(step, {}) if isinstance(table, dict) else table
+        if not isinstance(table, dict) or last in table:
+            raise ConfigError(f"{path} contradicts another change: give one of them")
+        table[last] = _plain(value)
+    return data
+
+
+def _plain(value: Any) -> Any:
+    """A value from Python as `draft` reads it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"kind": kind_of(type(value)), **to_dict(value, in_full=True)}
+    if isinstance(value, Mapping):
+        return nested(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def draft(kind: type[T], data: Mapping[str, object], *, where: str = "") -> T:
@@ -172,6 +202,8 @@ def _read(hint: Any, data: Any, base: Any, where: str, *, merge: bool = False) -
     if isinstance(data, Words):
         data = _take(hint, data, where)
     kinds, members = kinds_of(hint), members_of(hint)
+    if EXTERNAL in kinds and isinstance(data, str) and ":" in data:
+        data = {"kind": EXTERNAL, "name": data}
     if NoneType in members and data in _NONE:
         return None
     if kinds and isinstance(data, Mapping):
@@ -191,7 +223,8 @@ def _take(hint: Any, words: Words, where: str) -> Any:
     if words.earlier is not None:
         _take(hint, words.earlier, where)
     members, inner, first = members_of(hint), elements_of(hint, len(words)), "".join(words[:1]).lower()
-    if bool in members and not words.is_attached and first not in (*_BOOLS, "none"):
+    is_switch = bool in members and not {int, float, str} & {*members}
+    if is_switch and not words.is_attached and first not in (*_BOOLS, "none"):
         return True
     if inner and not (first == "none" and NoneType in members):
         taken, words[: len(inner)] = words[: len(inner)], []
@@ -262,6 +295,8 @@ def _read_value(kind: Any, data: Any, base: Any, where: str, *, merge: bool) -> 
         new = {k: _read(inner, data[k], old.get(k, _NOTHING), join(where, k), merge=merge) for k in data}
         return {**old, **new}
     if origin is Literal and any(type(option) is type(data) and option == data for option in get_args(kind)):
+        return data
+    if kind is str and isinstance(data, str):
         return data
     if type(data) is kind or (kind is float and type(data) is int and abs(data) < 10**300):
         return kind(data)

@@ -17,12 +17,13 @@ from typing import Any
 
 from torch import Tensor
 
+from isoform.checkpoint.folder import FORMAT, describe_model
 from isoform.checkpoint.huggingface import CONFIG
 from isoform.checkpoint.store import newest_step, remove_leftovers, tensor_chunks
 from isoform.checkpoint.versions import LAYOUT
 from isoform.codecs.codec import FILE, Codec
 from isoform.codecs.origin import FILES, TEMPLATES, templates_in
-from isoform.config import ConfigError, differences, dump_toml, kind_of, to_dict
+from isoform.config import ConfigError, differences, dump_toml
 from isoform.files import (
     DISK,
     DamagedFile,
@@ -50,10 +51,10 @@ from isoform.manifest import (
     verify_files,
     write_manifest,
 )
+from isoform.metrics import read_metrics
 from isoform.recipe import Recipe, is_changeable
-from isoform.run import FORMAT, Run, read_recipe, read_summary
+from isoform.run import Run, read_recipe, read_summary
 from isoform.terminal import Terminal
-from isoform.training.metrics import read_metrics
 
 EARLIER = ".earlier-"
 """The folder of a run that another one overwrites, until that has a checkpoint."""
@@ -234,12 +235,8 @@ class Journal:
         folder = self.run.model
         make_folder(folder)
         codec.save(folder)
-        config = {
-            "model_type": "isoform",
-            "format": FORMAT if self.is_restored or not self.continues else DUE - 1,  # its manifest comes after it
-            "answers_source": answers_source,
-            "model": {"kind": kind_of(type(recipe.model)), **to_dict(recipe.model)},
-        }
+        format = FORMAT if self.is_restored or not self.continues else DUE - 1  # its manifest comes after it
+        config = describe_model(recipe.model, answers_source=answers_source, format=format)
         write_text(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not is_temporary(path)]
         own = [path for path in paths if path != self.run.weights]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from isoform.annotations import Alias, FilePath, FolderPath, Holds, Inlined, Positional, RecipeName
 from isoform.flags import Short
@@ -22,6 +22,7 @@ from isoform.ranges import (
 )
 from isoform.recipe import Recipe
 from isoform.scaling.config import Ladder
+from isoform.training.config import Tracker
 
 Inline = Inlined()
 NamedRecipe = Annotated[Recipe, Inlined("RECIPE")]
@@ -76,6 +77,23 @@ class MachineOptions:
 
 
 @config
+class Own:
+    """Parts of your own that a run was trained with; nothing that a run names is imported otherwise."""
+
+    codec: str = ""
+    """MODULE:NAME of its codec."""
+    view: str = ""
+    """MODULE:NAME of its view."""
+    mixers: tuple[str, ...] = ()
+    """MODULE:NAME of each mixer."""
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """As arguments of `load`."""
+        return {"codec": self.codec or None, "view": self.view or None, "mixers": self.mixers}
+
+
+@config
 class TrainOptions:
     """Train a recipe, or continue the run in --out.
 
@@ -96,6 +114,8 @@ class TrainOptions:
     """Prepare everything, print what would be trained, and stop."""
     overwrite: bool = False
     """Train from the start in an --out that holds a run; its files are removed after the first new checkpoint."""
+    log: tuple[Tracker, ...] = ()
+    """Trackers that are told each line of metrics: tensorboard (RUN/tensorboard), wandb, trackio."""
     report: bool = True
     """Write report.html at the end; the runs of a study leave it out."""
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
@@ -240,6 +260,7 @@ class GenerateOptions:
     attention: FilePath = ""
     """A PNG file for a figure of attention by layer and head: from the output to its source, or among the tokens of
     prompt and output."""
+    own: Annotated[Own, Inline] = Own()
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
 
@@ -288,6 +309,7 @@ class EvaluateOptions:
     """The score in beam search is the log probability over the length to this power."""
     out: FolderPath = ""
     """The folder for the translations, a file for each run; empty: they aren't saved."""
+    own: Annotated[Own, Inline] = Own()
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
 
@@ -306,6 +328,7 @@ class ChatOptions:
     system: str = ""
     """The system's message, which tells the model what it is to be."""
     sampling: Annotated[Sampling, Inline] = Sampling(temperature=0.7, top_p=0.9)
+    own: Annotated[Own, Inline] = Own()
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
 
@@ -338,6 +361,7 @@ class PredictOptions:
     """Cut texts that are longer than the context, with a warning; default: refuse them."""
     batch_tokens: Size = 4096
     """Tokens that are read at once, padding included."""
+    own: Annotated[Own, Inline] = Own()
     machine: Annotated[MachineOptions, Inline] = MachineOptions()
     output: Annotated[Output, Inline] = Output()
 
@@ -370,6 +394,7 @@ class ConvertOptions:
     """A run directory, a Hugging Face folder, or a GGUF file."""
     destination: Annotated[str, Positional("DESTINATION")] = ""
     """The folder to write; it must be new or empty."""
+    own: Annotated[Own, Inline] = Own()
     output: Annotated[Output, Inline] = field(default_factory=Output)
 
 

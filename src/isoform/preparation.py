@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
 from isoform.batch import GlobalBatch
-from isoform.codecs.codec import Codec, TextCodec, have_same_vocabulary
+from isoform.codecs.codec import Codec, TextCodec, check_codec, check_encodings, have_same_vocabulary
 from isoform.codecs.config import BPE, Characters
 from isoform.codecs.registry import build_codec
 from isoform.config import kind_of
@@ -22,19 +22,23 @@ from isoform.data.markdown import without_marks
 from isoform.data.records import Record, Split, take_fraction, texts_of
 from isoform.data.sources import load_source
 from isoform.data.tokens import TokenStore, load_tokens
+from isoform.mask import Mask
 from isoform.model.baseline_config import Model
 from isoform.model.config import Convolution, Head, Linear, Lookup, ModelConfig, Pooled, Stem
 from isoform.model.cost import Shape, num_parameters, training_flops
 from isoform.model.mixers.documents import check_reads_forward
-from isoform.model.parts import Attention, Grid
+from isoform.model.mixers.external import build_part, check_mixer
+from isoform.model.parts import Grid, Recurrent
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Corruption, Distillation, Objective, WithClasses, requirements_of
 from isoform.objectives.corruption import special_tokens
 from isoform.objectives.task import NO_TEACHER, Task, build_task, scored_fraction
-from isoform.objectives.views import View
+from isoform.objectives.views import View, check_view
+from isoform.outside import External
 from isoform.recipe import Recipe
-from isoform.run import load, view_of
+from isoform.run import load_beside
 from isoform.terminal import Terminal, count
+from isoform.trained import view_of
 from isoform.training.config import Training
 
 
@@ -120,6 +124,7 @@ def _prepared(recipe: Recipe, parts: Sequence[Split], split: Split, codec: Codec
     recipe = with_sizes(recipe, codec)
     view = view_of(recipe, codec)
     _check_masks(recipe.model, view)
+    _check_own_parts(recipe, split.train, codec, view)
     with terminal.doing(f"encoding {len(split.train):,} records"):
         tokens = [tokens_of(recipe, take_fraction(part.train, recipe.data.fraction), codec) for part in parts]
     with terminal.doing("packing the rows"):
@@ -162,7 +167,7 @@ def _within_epochs(recipe: Recipe, rows_per_epoch: int) -> Training:
 
 def _codec_of_start(recipe: Recipe) -> Codec:
     """The codec of the model to start from; a warning if the recipe sets another."""
-    trained = load(recipe.start)
+    trained = load_beside(recipe, recipe.start)
     if recipe.codec not in (Recipe().codec, trained.recipe.codec):
         warnings.warn(
             f"the codec is that of {recipe.start}; codec.kind={kind_of(type(recipe.codec))!r} and its fields "
@@ -228,7 +233,7 @@ def _teacher(recipe: Recipe, objective: Distillation, codec: Codec) -> Transform
     """The model of a teacher. Raises ValueError for one with another codec or form, or a shorter context."""
     if not objective.teacher:
         raise ValueError(NO_TEACHER)
-    teacher = load(objective.teacher)
+    teacher = load_beside(recipe, objective.teacher)
     if not have_same_vocabulary(teacher.codec, codec):
         raise ValueError(
             f"the teacher {objective.teacher} has another codec than the student; use the teacher's by "
@@ -261,10 +266,36 @@ def _check_teacher(recipe: Recipe, name: str, teacher: ModelConfig) -> None:
 def _check_masks(model: Model, view: View) -> None:
     """Raises ValueError for a stack whose mixers can't read under its mask."""
     if isinstance(model, ModelConfig):
-        masks = [view.source_mask, view.inputs_mask][-len(model.stacks) :]
-        for stack, mask in zip(model.stacks, masks, strict=True):
-            if not all(isinstance(block.mixer, Attention) for block in stack.blocks):
+        for stack, mask in zip(model.stacks, _masks(view, len(model.stacks)), strict=True):
+            if any(isinstance(block.mixer, Recurrent) for block in stack.blocks):
                 check_reads_forward(mask)
+
+
+def _masks(view: View, num_stacks: int) -> list[Mask]:
+    """The masks of a model's stacks, the encoder first."""
+    return [view.source_mask, view.inputs_mask][2 - num_stacks :]
+
+
+def _check_own_parts(recipe: Recipe, records: Sequence[Record], codec: Codec, view: View) -> None:
+    """Raises ValueError for a codec, view or mixer of the user's own that breaks its contract on the first records."""
+    first = [{key: v[:1000] if isinstance(v, str) else v for key, v in record.items()} for record in records[:3]]
+    checks: list[tuple[External, Callable[[], None]]] = []
+    if isinstance(recipe.codec, External):
+        texts = [value for record in first for value in record.values() if isinstance(value, str)]
+        checks.append((recipe.codec, partial(check_encodings, codec, first)))
+        if isinstance(codec, TextCodec):
+            checks.append((recipe.codec, partial(check_codec, codec, texts)))
+    if recipe.view is not None:
+        checks.append((recipe.view, lambda: check_view(view, map(codec.encode, first))))
+    stacks = recipe.model.stacks if isinstance(recipe.model, ModelConfig) else []
+    for stack, mask in zip(stacks, _masks(view, len(stacks)), strict=True):
+        mixers = [block.mixer for block in stack.blocks if isinstance(block.mixer, External)]
+        checks += [(m, partial(check_mixer, partial(build_part, m), recipe.model.model_dim, mask=mask)) for m in mixers]
+    for part, check in checks:
+        try:
+            check()
+        except AssertionError as error:
+            raise ValueError(f"{part.name} breaks its contract: {error}; docs/python.md has it") from error
 
 
 def _with_labels(recipe: Recipe, split: Split) -> Recipe:

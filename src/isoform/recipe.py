@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,6 +22,7 @@ from isoform.config import (
     draft_over,
     kind_of,
     load_toml,
+    nested,
     non_defaults,
     overlay,
     to_dict,
@@ -45,6 +46,7 @@ from isoform.objectives.config import (
     Tagging,
     requirements_of,
 )
+from isoform.outside import External, named
 from isoform.ranges import NonNegative, Seed, config
 from isoform.reading import is_url
 from isoform.training.config import AdamW, Training, WarmupStableDecay
@@ -85,6 +87,8 @@ class Recipe:
     """How records become tokens."""
     objective: Objective = Causal()
     """What is predicted, and from what."""
+    view: External | None = None
+    """How records are read, if not as the objective does."""
     model: Model = ModelConfig()
     """A Transformer (the default kind), or a baseline to compare it with; --model.preset NAME takes all fields of a
     named architecture."""
@@ -207,9 +211,36 @@ def builtin_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}
 
 
-def load_recipe(name: str, *, start: str = "", recipe_at: RecipeAt | None = None) -> Recipe:
-    """The recipe of a name, as `draft_recipe` finds it, validated."""
-    return validated(draft_recipe(name, start=start, recipe_at=recipe_at))
+def load_recipe(
+    name: str, changes: Mapping[str, Any] | None = None, *, start: str = "", recipe_at: RecipeAt | None = None
+) -> Recipe:
+    """The recipe of a name, as `draft_recipe` finds it, with changes by dotted path: values, configs or plain data,
+    such as {"training.steps": 20, "training.optimizer": Muon()}; model.preset is one of them. With changes the recipe
+    expects no loss, which was measured without.
+
+    Raises ConfigError for what doesn't exist, or doesn't fit.
+    """
+    data = nested(changes or {})
+    model = data.get("model")
+    preset = str(model.pop("preset", "")) if isinstance(model, dict) else ""
+    base = draft_recipe(name, start=start, preset=preset, recipe_at=recipe_at)
+    recipe = draft_over(base, {"expected_loss": None, **data}) if changes else base
+    return validated(named(recipe, None if is_own_file(name) else {*_texts(data)}))
+
+
+def is_own_file(name: str) -> bool:
+    """Whether a name is that of a recipe's file, whose external parts the user names with it; the recipe.toml of a run
+    records names alone."""
+    return name.endswith(".toml") and Path(name).name != RECIPE
+
+
+def _texts(data: Any) -> Iterator[str]:
+    """The texts in plain data."""
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, Mapping | list):
+        for item in data.values() if isinstance(data, Mapping) else data:
+            yield from _texts(item)
 
 
 def draft_recipe(

@@ -22,6 +22,7 @@ from isoform.curves import PANELS, Course, Measure, loss_curve, measure_of, pane
 from isoform.evaluation.predictions import classify
 from isoform.files import write_text
 from isoform.markup import Section, escaped, facts, figure, folded, table, to_page, verbatim
+from isoform.metrics import read_metrics
 from isoform.model.cost import num_active_parameters, num_parameters
 from isoform.model.presets import PRESETS
 from isoform.objectives.config import Classification
@@ -30,7 +31,6 @@ from isoform.reading import read_text
 from isoform.recipe import Recipe, builtin_recipes, draft_recipe
 from isoform.run import Run, load, read_divergence, read_recipe, read_summary
 from isoform.terminal import count, duration
-from isoform.training.metrics import read_metrics
 
 FILLED_IN = ("model.vocab_size", "model.stem.num_features", "model.stem.num_ids", "model.head.num_outputs")
 """Fields that a run takes from its data, wherever a recipe leaves them out."""

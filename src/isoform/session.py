@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -45,6 +45,7 @@ from isoform.machine import (
     peak_memory,
 )
 from isoform.mask import Full
+from isoform.metrics import LogFunction, read_metrics
 from isoform.model.adapters import adapt
 from isoform.model.baselines import build_module
 from isoform.model.cost import num_active_parameters, num_parameters
@@ -58,7 +59,6 @@ from isoform.terminal import Progress as Bar
 from isoform.terminal import Terminal, count
 from isoform.training.config import doubts
 from isoform.training.memory import check_memory
-from isoform.training.metrics import read_metrics
 from isoform.training.optimizer import build_optimizers, freeze, load_optimizer_state, named_slots, optimizer_state
 from isoform.training.trainer import Diverged, Interrupted, Progress, check_finite, train_loop, until_stopped
 
@@ -107,6 +107,7 @@ class Session:
         self.journal, self.prepared, self.machine, self.terminal = journal, prepared, machine, terminal
         self.others, self.has_advised = OtherProcesses(), False
         self.run, self.should_stop = journal.run, should_stop
+        self.listeners: Sequence[LogFunction] = ()
         self.recipe = prepared.recipe
         self.model = build_model(self.recipe, machine)
         self.model.use_kernel(kernel, trains=True)
@@ -147,7 +148,7 @@ class Session:
         """Take the parameters of the model to start from; returns what is another about context and positions."""
         start, data = self.recipe.start, self.recipe.data
         try:
-            return initialize_from(self.model, runs.load(start).model)
+            return initialize_from(self.model, runs.load_beside(self.recipe, start).model)
         except OtherModel as error:
             named = f" --data.path {data.path}" if data.path else ""
             raise ConfigError(f"{error}. To train it as it is: isoform train --start {start}{named}") from None
@@ -229,8 +230,10 @@ class Session:
         """Parameters that stay."""
         return sum(p.numel() for p in self.model.parameters() if not p.requires_grad)
 
-    def train(self) -> None:
-        """Train to the end, or until `should_stop`, and write the results."""
+    def train(self, log: Sequence[LogFunction] = ()) -> None:
+        """Train to the end, or until `should_stop`, and write the results; log: called with each line of metrics, after
+        it was written."""
+        self.listeners = log
         training, first = self.recipe.training, self.progress.step
         try:
             self.journal.open_logs(self.logs, first)
@@ -246,7 +249,7 @@ class Session:
                     machine=self.machine,
                     seed=self.recipe.seed,
                     progress=self.progress,
-                    log=lambda line: self.journal.log(self._with_utilisation(line)),
+                    log=self.log,
                     validate=self.validate,
                     sample=self.sample,
                     save=self.save,
@@ -260,6 +263,13 @@ class Session:
             raise
         finally:
             self.journal.close()
+
+    def log(self, line: dict) -> None:
+        """Write a line of metrics, with derived fields, and hand it on."""
+        line = self._with_utilisation(line)
+        self.journal.log(line)
+        for listener in self.listeners:
+            listener({name: value for name, value in line.items() if name != "step"}, line["step"])
 
     def _with_utilisation(self, line: dict) -> dict:
         """The line of metrics with derived fields; shows it on the progress bar."""
@@ -290,7 +300,7 @@ class Session:
     def _validate_start(self) -> None:
         """The scores before the first step, which training is to improve."""
         with suppress(Interrupted), self.terminal.doing("scoring the model before the first step"):
-            self.journal.log({"step": 0, **self.validate()})
+            self.log({"step": 0, **self.validate()})
             self.terminal.say(f"before         {self.validation['validation_loss']:.4f} on the validation split")
         self.validation = {}
 

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from isoform.outside import External
 from isoform.ranges import Positive, Size, config
 
 
@@ -66,4 +67,4 @@ class Patches:
             )
 
 
-Codec = Characters | Bytes | BPE | Tokenizer | Patches
+Codec = Characters | Bytes | BPE | Tokenizer | Patches | External

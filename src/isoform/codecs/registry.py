@@ -25,6 +25,7 @@ from isoform.codecs.tokenizer import (
     is_byte_level,
     parse_tokenizer,
 )
+from isoform.outside import External, called, refusal, resolved
 from isoform.reading import TOKENIZER, read_json, read_text
 
 
@@ -49,8 +50,20 @@ def build_codec(config: CodecConfig, texts: Iterable[str]) -> Codec:
             return read_tokenizer(path)
         case Patches():
             return PatchCodec(config)
+        case External():
+            return own_codec(config)
         case _:
             assert_never(config)
+
+
+def own_codec(config: External) -> Codec:
+    """A codec of the user's own: the object that the config names, or what its class or function returns. Raises
+    ValueError for something else, and NotNamed."""
+    part = resolved(config, "codec")
+    codec = part if isinstance(part, Codec) else called(config, "codec")
+    if not isinstance(codec, Codec):
+        raise refusal(config.name, "codec", "an isoform.Codec", codec)
+    return codec
 
 
 def read_bpe(path: str | Path) -> BPECodec:

@@ -35,7 +35,7 @@ def convert(options: ConvertOptions, terminal: Terminal) -> Result:
     destination = Path(options.destination)
     check_destination(destination)
     with terminal.doing(f"loading {options.source}"):
-        trained = load(options.source)
+        trained = load(options.source, **options.own.parts)
     architecture = export(trained, destination)
     parameters = num_parameters(trained.model.config)
     terminal.say(f"{destination}: {architecture}, {parameters:,} parameters, float32")

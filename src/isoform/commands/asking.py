@@ -32,7 +32,8 @@ def predict(options: PredictOptions, terminal: Terminal) -> Result:
     if options.out and Path(options.out).is_dir():
         raise ValueError(f"{options.out} is a folder; name a file")
     machine = chosen_machine(options.machine)
-    trained = load(options.run, machine.device, torch.float32 if options.machine.dtype == "auto" else machine.dtype)
+    dtype = torch.float32 if options.machine.dtype == "auto" else machine.dtype
+    trained = load(options.run, machine.device, dtype, **options.own.parts)
     trained.model.use_kernel(options.machine.kernel)
     records = _records(options, trained.recipe.data.keys, terminal)
     answered = answers(trained, records, cuts=options.cut, batch_tokens=options.batch_tokens)

@@ -116,7 +116,7 @@ class Conversation:
 def chat(options: ChatOptions, terminal: Terminal) -> Result:
     """Turns with a model, until the input ends."""
     machine = chosen_machine(options.machine)
-    trained = load(options.run, machine.device, machine.dtype)
+    trained = load(options.run, machine.device, machine.dtype, **options.own.parts)
     model = trained.transformer
     model.use_kernel(options.machine.kernel)
     if model.encoder is not None or model.decoder is None or isinstance(model.config.head, Pooled):

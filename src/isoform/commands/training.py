@@ -47,6 +47,7 @@ def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
             recipe,
             out or None,
             name=Path(name or recipe.start).stem or "run",
+            log=options.log,
             machine=machine,
             compile=options.machine.compile,
             kernel=options.machine.kernel,

@@ -17,6 +17,7 @@ from isoform.commands.command import Result, chosen_machine
 from isoform.data.records import Record
 from isoform.evaluation.evaluate import evaluate_records
 from isoform.evaluation.translation import answer_lines, translate
+from isoform.experiment import records_of
 from isoform.files import make_folder, write_bytes, write_text
 from isoform.generation.answers import beam_search
 from isoform.generation.config import Beam
@@ -32,7 +33,6 @@ from isoform.machine import describe
 from isoform.model.config import Pooled
 from isoform.objectives.views import View
 from isoform.options import EvaluateOptions, GenerateOptions
-from isoform.preparation import load_records
 from isoform.reading import TEXT, decode, read_text, split_lines, without_mark
 from isoform.run import Trained, load
 from isoform.terminal import Terminal
@@ -46,7 +46,7 @@ def generate(options: GenerateOptions, terminal: Terminal) -> Result:
     machine = chosen_machine(options.machine)
     dtype = None if options.machine.dtype == "auto" else machine.dtype
     with terminal.doing(f"loading {options.run}"):
-        trained = load(options.run, machine.device, dtype)
+        trained = load(options.run, machine.device, dtype, **options.own.parts)
     result = _generate(options, trained, terminal)
     return replace(result, values={**result.values, "machine": describe(replace(machine, dtype=trained.dtype))})
 
@@ -192,20 +192,10 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
     machine, results = chosen_machine(options.machine), []
     for path in options.runs:
         with terminal.doing(f"loading {path}"):
-            trained = load(path, machine.device)
+            trained = load(path, machine.device, **options.own.parts)
         trained.model.use_kernel(options.machine.kernel)
-        data = trained.recipe.data
-        if not (options.path or data.path or data.mixture):
-            raise ValueError(f"{path} was trained elsewhere and has no validation text; name one with --path")
-        named = replace(data, path=options.path, validation_path=options.path, mixture=())
         with terminal.doing("reading the data"):
-            split = load_records(named if options.path else data)[1]
-        if not options.path and trained.data not in ("", split.fingerprint):
-            raise ValueError(
-                f"the data of the run {path} changed (fingerprint {trained.data}, now {split.fingerprint}), and its "
-                f"validation split with it; restore it, or name a text with --path"
-            )
-        validation, recipe = split.validation, trained.recipe
+            validation, recipe = records_of(trained, options.path, path), trained.recipe
         with terminal.doing(f"evaluating {path}"):
             score = evaluate_records(trained.model, recipe, trained.codec, validation, machine, limit=options.limit)
         if not math.isfinite(score.loss):

@@ -28,6 +28,7 @@ from isoform.model.parts import (
     RMSNorm,
     Rotary,
 )
+from isoform.outside import External
 
 _BY_INPUT: frozenset[Activation] = frozenset({"gelu", "silu"})
 """Activations whose backward pass reads what entered them; that of the others reads what left at most."""
@@ -98,6 +99,8 @@ def _mixer_activations(config: ModelConfig, stack: StackConfig, mixer: Mixer) ->
             return size * d
         case LinearRecurrence():  # the product, a, c, h, and the gate before and after
             return 9 * config.state_dim(mixer)
+        case External():  # unknown: as of attention without its matrices' inputs
+            return 4 * d
         case _:
             assert_never(mixer)
 

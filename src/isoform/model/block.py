@@ -28,6 +28,7 @@ from isoform.model.lowering import look_back, lower
 from isoform.model.mixers.attention import AttentionTerms, KeysValues, MultiHeadAttention
 from isoform.model.mixers.convolution import ConvolutionMixer
 from isoform.model.mixers.documents import Documents
+from isoform.model.mixers.external import ExternalMixer
 from isoform.model.mixers.lstm import LSTMMixer
 from isoform.model.mixers.recurrence import RecurrenceMixer
 from isoform.model.norm import build_norm
@@ -43,6 +44,7 @@ from isoform.model.parts import (
 )
 from isoform.model.position import RotaryPosition, Rotation, Scheme, ShawPosition
 from isoform.model.recording import Recorder
+from isoform.outside import External
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +127,10 @@ class ForwardContext:
     def inputs(self, block: Block, scheme: Scheme, layer: int) -> BlockInputs:
         """What a block, the layer-th on the way, reads beside the stream; `scheme`: the stack's positions."""
         scheme, cache = scheme if block.position is None else block.position, self.cache
-        is_attention = isinstance(block.mixer, MultiHeadAttention)
+        is_attention, is_external = isinstance(block.mixer, MultiHeadAttention), isinstance(block.mixer, ExternalMixer)
+        has_keys, keys = is_attention or is_external, self.coordinates
+        if is_external and cache is not None:
+            keys = cache.keys(layer)
         memory = self.memory if block.is_joint or block.cross is not None else None
         return BlockInputs(
             x0=self.x0,
@@ -133,10 +138,11 @@ class ForwardContext:
             terms=self.terms(block.config, scheme, layer) if is_attention else None,
             memory=None if memory is None else memory.for_layer(layer),
             memory_terms=None if memory is None else self.memory_terms(scheme, is_joint=block.is_joint),
-            documents=None if is_attention else self.documents,
+            documents=None if has_keys else self.documents,
+            read=(self.mask, keys) if is_external else None,
             present=self.present if block.is_routed else None,
-            keys_values=cache.keys_values(layer) if cache is not None and is_attention else None,
-            state=None if cache is None or is_attention else cache.state(layer),
+            keys_values=cache.keys_values(layer) if cache is not None and has_keys else None,
+            state=None if cache is None or has_keys else cache.state(layer),
             auxiliary=self.auxiliary,
             recorder=self._recorder(block, layer),
         )
@@ -209,6 +215,7 @@ class BlockInputs:
     """What one block reads beside the stream, in one pass.
 
     terms: of its attention; memory, memory_terms: what it reads of the encoder, and how; documents: for a recurrence;
+    read: for a mixer of the user's own, mask and coordinates of the tokens that it reads;
     present: which slots hold a token (B, T), for experts (None: all); keys_values, state: what a cache stores for it.
     """
 
@@ -218,6 +225,7 @@ class BlockInputs:
     memory: Memory | None
     memory_terms: AttentionTerms | None
     documents: Documents | None
+    read: tuple[Mask, Coordinates] | None
     present: Tensor | None
     keys_values: KeyValueState | None
     state: RecurrentState | None
@@ -228,7 +236,8 @@ class BlockInputs:
     def have_fixed_shapes(self) -> bool:
         """Whether all shapes follow from the batch's, and nothing is written into a cache or a recorder."""
         are_rows = self.documents is None or self.documents.are_rows
-        return are_rows and self.keys_values is None and self.state is None and self.recorder is None
+        is_own = self.read is None
+        return is_own and are_rows and self.keys_values is None and self.state is None and self.recorder is None
 
 
 BEFORE_INNER_AFTER = {
@@ -386,6 +395,9 @@ class Block(Component):
             context = self.context(self.mixer, inputs) if self.is_joint and inputs.memory is not None else None
             assert inputs.terms is not None
             y, values = self.mixer(y, inputs.terms, inputs.first_values, inputs.keys_values, context, recorder)
+        elif isinstance(self.mixer, ExternalMixer):
+            assert inputs.read is not None
+            y = self.mixer(y, *inputs.read, inputs.keys_values, recorder)
         else:
             assert inputs.documents is not None
             y = self.mixer(y, inputs.documents, inputs.state, recorder)
@@ -423,7 +435,7 @@ def _compiled_block() -> Callable[[Block, Tensor, BlockInputs], tuple[Tensor, Te
 
 def build_mixer(
     config: BlockConfig, model: ModelConfig
-) -> MultiHeadAttention | LSTMMixer | ConvolutionMixer | RecurrenceMixer:
+) -> MultiHeadAttention | LSTMMixer | ConvolutionMixer | RecurrenceMixer | ExternalMixer:
     """The module of a block's mixer."""
     match config.mixer:
         case Attention():
@@ -434,6 +446,8 @@ def build_mixer(
             return ConvolutionMixer(config.mixer, model.model_dim)
         case LinearRecurrence():
             return RecurrenceMixer(model.model_dim, model.state_dim(config.mixer))
+        case External():
+            return ExternalMixer(config.mixer, model.model_dim)
         case _:
             assert_never(config.mixer)
 

@@ -25,6 +25,7 @@ from isoform.model.config import (
     Stem,
     Vocabulary,
 )
+from isoform.model.mixers.external import num_numbers
 from isoform.model.parts import (
     LSTM,
     ALiBi,
@@ -47,6 +48,7 @@ from isoform.model.parts import (
     Sinusoidal,
     TokenChoice,
 )
+from isoform.outside import External
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,14 @@ def _ahead_flops(config: Model, shape: Shape) -> int:
 
 def key_value_bytes(config: ModelConfig, stack: StackConfig, *, bytes_per_number: int = 4) -> int:
     """Bytes of the keys and values of one token in all layers of a stack that have some, each of its loops counted."""
-    attentions = [block.mixer for block in config.layers(stack) * stack.loops if isinstance(block.mixer, Attention)]
-    return sum(2 * widths(config, attention)[1] for attention in attentions) * bytes_per_number
+    return sum(_stored(config, block.mixer) for block in config.layers(stack) * stack.loops) * bytes_per_number
+
+
+def _stored(config: ModelConfig, mixer: Mixer) -> int:
+    """Numbers that a layer's cache keeps of each token: keys and values, or what a mixer of the user's own read."""
+    if isinstance(mixer, External):
+        return 2 * config.model_dim
+    return 2 * widths(config, mixer)[1] if isinstance(mixer, Attention) else 0
 
 
 def cache_bytes(config: ModelConfig, *, bytes_per_number: int = 4) -> int:
@@ -157,17 +165,18 @@ def full_cache_bytes(config: ModelConfig, *, bytes_per_number: int = 4) -> int:
 
 
 def _key_values(config: ModelConfig) -> list[tuple[int, int]]:
-    """Of each layer of the decoder with attention: numbers per token, and tokens that it keeps at most."""
+    """Of each layer of the decoder: numbers per token, and tokens that it keeps at most."""
     if config.decoder is None:
         return []
     length = config.length(config.decoder)
-    attentions = [block.mixer for block in _decoder_layers(config) if isinstance(block.mixer, Attention)]
-    return [(2 * widths(config, attention)[1], min(_reach(attention, length), length)) for attention in attentions]
+    mixers = [block.mixer for block in _decoder_layers(config)]
+    return [(_stored(config, mixer), min(_reach(mixer, length), length)) for mixer in mixers]
 
 
-def _reach(attention: Attention, length: int) -> int:
+def _reach(mixer: Mixer, length: int) -> int:
     """The most tokens that a query looks at."""
-    return attention.pattern.before + 1 if isinstance(attention.pattern, Window) else length
+    pattern = mixer.pattern if isinstance(mixer, Attention) else None
+    return pattern.before + 1 if isinstance(pattern, Window) else length
 
 
 def _state_numbers(config: ModelConfig) -> int:
@@ -177,7 +186,7 @@ def _state_numbers(config: ModelConfig) -> int:
 
 def _state(config: ModelConfig, mixer: Mixer) -> int:
     match mixer:
-        case Attention():
+        case Attention() | External():
             return 0
         case LSTM():
             return 2 * config.model_dim
@@ -352,6 +361,8 @@ def _mixer_matrices(config: ModelConfig, mixer: Mixer) -> int:
             return size * d * d
         case LinearRecurrence():
             return 4 * d * config.state_dim(mixer)
+        case External():  # counted in the module; FLOPs as if each number were used once for a token
+            return num_numbers(mixer, d)[0]
         case _:
             assert_never(mixer)
 
@@ -366,6 +377,8 @@ def _mixer_vectors(config: ModelConfig, mixer: Mixer) -> int:
             return 0
         case LinearRecurrence():
             return config.state_dim(mixer)
+        case External():
+            return num_numbers(mixer, config.model_dim)[1]
         case _:
             assert_never(mixer)
 

@@ -39,7 +39,9 @@ class LookupStem(Component):
         self.looks_back = max((n - 1 for n in config.ngrams), default=int(config.previous))
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Tokens (B, T) to (B, T, D)."""
+        """Tokens (B, T) to (B, T, D). Raises ValueError for features."""
+        if tokens.features is not None:
+            raise ValueError("this model looks ids up, but was given features; set stem.kind to linear or convolution")
         x = self.embedding(tokens.ids)
         if self.multiplier != 1.0:
             x = x * self.multiplier

@@ -32,6 +32,7 @@ from isoform.model.parts import (
     TokenChoice,
 )
 from isoform.model.transformer import Transformer
+from isoform.outside import External
 
 
 class OtherModel(ValueError):
@@ -184,8 +185,11 @@ def deepen(model: Transformer, num_layers: int, *, seed: int = 0) -> Transformer
     has_shortcut = any(isinstance(mixer, Attention) and mixer.value_shortcut for mixer in mixers)
     if has_shortcut or any(b.norm_placement == "post" or b.x0_shortcut for b in layers):
         raise ValueError("blocks with a norm on the sum or with shortcuts can't be skipped; nothing can be added")
-    if any(isinstance(mixer, LSTM) for mixer in mixers):
-        raise ValueError("an LSTM has no matrix that leads back into the residual stream; nothing can be added")
+    if any(isinstance(mixer, LSTM | External) for mixer in mixers):
+        raise ValueError(
+            "an LSTM, or a mixer of the user's own, has no matrix that is known to lead back into the residual stream; "
+            "nothing can be added"
+        )
     if stack.exits or stack.loops > 1 or any(isinstance(b.feedforward, Experts) for b in layers):
         raise ValueError("stacks with exits, loops or experts can't be deepened")
     origin = [i * stack.num_layers // num_layers for i in range(num_layers)]

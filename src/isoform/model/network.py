@@ -13,6 +13,7 @@ from isoform.mask import Coordinates, Mask
 from isoform.model.auxiliary import Auxiliary
 from isoform.model.baseline_config import Model
 from isoform.model.component import Component
+from isoform.model.config import Pooled
 from isoform.model.experts import ExpertStack
 from isoform.model.kernels import Linear
 
@@ -45,15 +46,32 @@ class Network(Component, ABC, Generic[ConfigT]):
 
     def forward(
         self,
-        tokens: Tokens | Tensor,
+        tokens: Tokens | Tensor | None = None,
         mask: Mask | None = None,
         source: Tokens | Tensor | None = None,
         source_mask: Mask | None = None,
         auxiliary: Auxiliary | None = None,
+        *,
+        features: Tensor | None = None,
     ) -> Tensor:
-        """Scores (B, T, V): `logits(hidden(...))`, for convenience."""
-        coordinates = None if isinstance(tokens, Tensor) else tokens.coordinates
-        return self.logits(self.hidden(tokens, mask, source, source_mask, auxiliary), coordinates)
+        """Scores, `logits(hidden(...))`, of ids (B, T) or, instead, of features (B, T, F): (B, T, V), or of a pooled
+        head one of each row, (B, C).
+
+        Rows of Tokens may hold several documents: of those a pooled head has outputs (B, T, C), equal within a
+        document. Raises ValueError without an input, or with two.
+        """
+        given = tokens if features is None else features
+        if given is None or (tokens is not None and features is not None):
+            raise ValueError("a model reads ids or features: give one of them")
+        coordinates = None if isinstance(given, Tensor) else given.coordinates
+        output = self.logits(self.hidden(given, mask, source, source_mask, auxiliary), coordinates)
+        return output[:, 0] if coordinates is None and self.is_pooled else output
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the head has one output for a whole document."""
+        head = self.config.head
+        return isinstance(head, Pooled) and head.over != "each"
 
     @property
     def device(self) -> torch.device:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from isoform.mask import FixedSparse, Local2D, Strided, Window
+from isoform.outside import External
 from isoform.ranges import Base, NonNegative, OptionalSize, Positive, PositiveShare, Rate, Several, Size, config
 
 
@@ -247,7 +248,7 @@ class LinearRecurrence:
 
 Recurrent = LSTM | CausalConvolution | LinearRecurrence
 """Mixers that go through a document from its start and keep a state of fixed size."""
-Mixer = Attention | Recurrent
+Mixer = Attention | Recurrent | External
 
 
 Activation = Literal["gelu", "gelu_tanh", "linear", "relu", "relu2", "sigmoid", "silu", "tanh"]

@@ -4,8 +4,11 @@ what it likes. `python -m isoform.model.presets` prints the table of docs/forms.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from isoform.config import nested, overlay, unknown_name
 from isoform.model.config import (
     ModelConfig,
 )
@@ -153,3 +156,14 @@ PRESETS: dict[str, Preset] = {
         MODERN_PAIR, 2026, "isoform, docs/log.md", "the same as an encoder and a decoder, without the tables"
     ),
 }
+
+
+def preset(name: str, changes: Mapping[str, Any] | None = None) -> ModelConfig:
+    """The config of a named architecture as its makers chose it, with changes by dotted path: values, configs or plain
+    data, such as {"decoder.num_layers": 2, "decoder.blocks.mixer.num_heads": 4}.
+
+    Raises ConfigError for an unknown name, and for changes that don't fit.
+    """
+    if name not in PRESETS:
+        raise unknown_name("preset", name, PRESETS)
+    return overlay(PRESETS[name].model, nested(changes or {}))

@@ -26,6 +26,7 @@ from isoform.model.kernels import dropout
 from isoform.model.lowering import check_kernel
 from isoform.model.mixers.attention import MultiHeadAttention
 from isoform.model.mixers.documents import Documents, check_reads_forward
+from isoform.model.mixers.external import ExternalMixer
 from isoform.model.mixers.lstm import LSTMMixer
 from isoform.model.mixers.recurrence import RecurrenceMixer
 from isoform.model.network import Network
@@ -34,6 +35,7 @@ from isoform.model.parts import (
     Attention,
     Grid,
     Learned,
+    Recurrent,
     Rotary,
     Sinusoidal,
 )
@@ -69,7 +71,7 @@ class Stack(nn.Module):
             rotated_dims={model.rotated_dim(attention, rotary) for attention in sharing},
             context_length=num_positions,
         )
-        self.has_recurrence = len(attentions) < len(layers)
+        self.has_recurrence = any(isinstance(block.mixer, Recurrent) for block in layers)
         self.input_norm = None if config.input_norm is None else build_norm(config.input_norm, model.model_dim)
         schemes = _own_positions(layers, model, config)
         self.blocks = nn.ModuleList(
@@ -177,12 +179,16 @@ class Transformer(Network[ModelConfig]):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw every parameter anew from torch's generator, by config.initialization."""
+        """Draw every parameter anew from torch's generator, by config.initialization; those of mixers of the user's own
+        keep what they were made with."""
         init = self.config.initialization
         stacks = self.config.own_stacks
         branches = sum(stack.num_layers * stack.loops * (2 + (stack.cross == "separate")) for stack in stacks)
         roles, groups = roles_of(self), groups_of(self)
+        own = {id(p) for m in self.modules() if isinstance(m, ExternalMixer) for p in m.parameters()}
         for name, parameter in self.named_parameters():
+            if id(parameter) in own:
+                continue
             std = parameter.shape[-1] ** -0.5 if init.matrix is None else init.matrix
             match roles[name]:
                 case Role.MIX:

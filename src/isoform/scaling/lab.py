@@ -29,6 +29,7 @@ from isoform.scaling.power import CHANCE, Detectable, detectable
 from isoform.scaling.study import Job, Row, Study, fingerprint, make_job, rows_from_json
 from isoform.scaling.verdicts import deciding_table, facts, headline, scope_of, sentence
 from isoform.terminal import Terminal, count, duration
+from isoform.training.config import learning_rate_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +159,7 @@ def print_plan(plan: Plan, terminal: Terminal) -> None:
         rung = seeds[0]
         terminal.say(
             f"{rung.width:>7}{rung.num_layers:>7}{rung.parameters:>12.3g}{rung.tokens:>11.3g}{rung.compute:>10.2e}"
-            f"{rung.recipe.training.steps:>8}{rung.recipe.training.optimizer.learning_rate:>9.2g}  {len(seeds)}"
+            f"{rung.recipe.training.steps:>8}{learning_rate_of(rung.recipe.training.optimizer):>9.2g}  {len(seeds)}"
         )
     terminal.say(
         f"{len(plan.rungs)} runs, {count(plan.compute)}FLOP, about {duration(plan.seconds)} here, "

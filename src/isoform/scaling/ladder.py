@@ -15,10 +15,11 @@ from isoform.model.baseline_config import LSTM, Baseline, CausalConvolution, NGr
 from isoform.model.config import BlockConfig, ModelConfig, StackConfig
 from isoform.model.cost import Shape, training_flops
 from isoform.model.parts import Attention, Dense, Experts, Gated, LinearRecurrence
+from isoform.outside import External
 from isoform.recipe import Recipe
 from isoform.scaling.config import SMALL, FixedRatio, HeadsKeep, IsoFlop, Ladder, MuP, OneSize, Powers, Unchanged
 from isoform.terminal import duration
-from isoform.training.config import AdamW, Muon, Optimizer
+from isoform.training.config import AdamW, Muon, Optimizer, learning_rate_of
 
 LEAST_STEPS = 20
 """Optimizer steps below which a run doesn't represent its size."""
@@ -280,13 +281,17 @@ def _for_width(optimizer: Optimizer, wider: float) -> Optimizer:
             )
         case Muon():
             return optimizer
+        case External(name=name):
+            raise ValueError(
+                f"nothing tells how the rates of {name} depend on the width; set another --ladder.transfer"
+            )
         case _:
             assert_never(optimizer)
 
 
 def scale_rates(optimizer: Optimizer, factor: float) -> Optimizer:
     """The optimizer with all its learning rates times a factor."""
-    rate = optimizer.learning_rate * factor
+    rate = learning_rate_of(optimizer) * factor
     match optimizer:
         case AdamW(embedding_learning_rate=tables):
             return replace(
@@ -296,6 +301,8 @@ def scale_rates(optimizer: Optimizer, factor: float) -> Optimizer:
             scaled = scale_rates(adam, factor)
             assert isinstance(scaled, AdamW)
             return replace(optimizer, learning_rate=rate, adam=scaled)
+        case External(options=options):
+            return replace(optimizer, options={**options, "lr": rate})
         case _:
             assert_never(optimizer)
 

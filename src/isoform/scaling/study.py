@@ -32,7 +32,7 @@ from isoform.run import Run, read_divergence, read_summary
 from isoform.scaling.engines import Command, Engine, Ticket
 from isoform.scaling.ladder import Rung
 from isoform.terminal import ExitCode, Terminal, count, duration
-from isoform.training.config import Muon, Optimizer
+from isoform.training.config import Muon, Optimizer, learning_rate_of
 from isoform.training.optimizer import optimizer_flops
 
 ATTEMPTS = 3
@@ -146,7 +146,7 @@ def planned_row(job: Job) -> Row:
         tokens=rung.tokens,
         compute=rung.compute,
         loss=None,
-        learning_rate=training.optimizer.learning_rate,
+        learning_rate=learning_rate_of(training.optimizer),
         num_layers=rung.num_layers,
         steps=training.steps,
         optimizer_compute=_optimizer_compute(job),

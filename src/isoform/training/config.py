@@ -1,7 +1,13 @@
 """How a model is trained: optimizer, schedule, batch, and when to validate, sample and save. Torch-free."""
 
+from typing import Literal
+
 from isoform.model.config import LowRank
+from isoform.outside import External
 from isoform.ranges import Count, Index, Layers, NonNegative, Positive, PositiveShare, Rate, Share, config
+
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+"""Trackers that are told the metrics of a run."""
 
 
 @config
@@ -38,7 +44,18 @@ class Muon:
     """For embeddings, head, gains and biases."""
 
 
-Optimizer = AdamW | Muon
+Optimizer = AdamW | Muon | External
+"""An external one is called with groups of parameters and its options: torch.optim:SGD, say."""
+
+
+def learning_rate_of(optimizer: Optimizer) -> float:
+    """The peak learning rate; of an external optimizer its option lr. Raises ValueError if it has none."""
+    if not isinstance(optimizer, External):
+        return optimizer.learning_rate
+    rate = optimizer.options.get("lr")
+    if not isinstance(rate, int | float):
+        raise ValueError(f"training.optimizer: {optimizer.name} has no number as its option lr; set options.lr")
+    return rate
 
 
 @config

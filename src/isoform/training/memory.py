@@ -7,6 +7,7 @@ from typing import assert_never
 from isoform.model.activations import activation_numbers
 from isoform.model.baseline_config import Model
 from isoform.model.cost import Shape, num_matrix_parameters, num_parameters
+from isoform.outside import External
 from isoform.terminal import count
 from isoform.training.config import AdamW, Muon, Optimizer, Training
 
@@ -17,7 +18,7 @@ def state_memory(config: Model, optimizer: Optimizer) -> dict[str, int]:
     """Bytes of parameters, gradients and optimizer in float32: what training takes whatever the batch."""
     parameters = num_parameters(config)
     match optimizer:
-        case AdamW():
+        case AdamW() | External():  # of the user's own it is unknown, and taken to be the same
             state = 2 * parameters
         case Muon():  # momentum for matrices, two moments for the rest
             state = 2 * parameters - num_matrix_parameters(config)

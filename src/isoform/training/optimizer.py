@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from isoform.checkpoint.versions import current_name
+from isoform.config import ConfigError
 from isoform.model.component import Role, roles_of
+from isoform.outside import External, called, refusal
 from isoform.training.config import (
     AdamW,
     Cosine,
@@ -171,8 +173,43 @@ def build_optimizers(
                 groups = [{"params": [p for _, p in part], "lr": f * rate} for f, part in matrices.items() if part]
                 optimizers.append(MuonOptimizer(groups, config, dtype))
             return [*optimizers, _adamw(config.adam, rest, roles)] if any(rest.values()) else optimizers
+        case External():
+            return [_own_optimizer(config, by_factor)]
         case _:
             assert_never(config)
+
+
+def _own_optimizer(config: External, by_factor: Mapping[float, Named]) -> torch.optim.Optimizer:
+    """An optimizer of the user's own: a class or function that is called with groups of parameters and the options.
+    Raises ValueError for one that can't be stepped without a closure, or saved."""
+    trial = nn.Parameter(torch.ones(2, 2))
+    trial.grad = torch.ones_like(trial)
+    tried = _called(config, [{"params": [trial]}])
+    try:
+        tried.step()
+    except Exception as error:
+        raise ConfigError(f"the optimizer {config.name} can't be stepped: {type(error).__name__}: {error}") from error
+    for slot, value in tried.state[trial].items():
+        if not isinstance(value, Tensor):
+            raise ConfigError(
+                f"the optimizer {config.name} keeps {slot!r} as {type(value).__name__}, which a checkpoint can't hold; "
+                f"keep it as a tensor"
+            )
+    optimizer = _called(config, [{"params": [p for _, p in part]} for part in by_factor.values()])
+    for group, factor in zip(optimizer.param_groups, by_factor, strict=True):
+        group["lr"] *= factor
+    return optimizer
+
+
+def _called(config: External, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    optimizer = called(config, "training.optimizer", groups)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise refusal(config.name, "training.optimizer", "a torch.optim.Optimizer", optimizer)
+    if len(optimizer.param_groups) != len(groups) or not all("lr" in group for group in optimizer.param_groups):
+        raise ConfigError(
+            f"training.optimizer: {config.name} doesn't keep the groups it is called with, each with an lr"
+        )
+    return optimizer
 
 
 def optimizer_flops(config: Optimizer, model: nn.Module) -> int:

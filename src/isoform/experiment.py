@@ -46,7 +46,7 @@ from isoform.recipe import Recipe
 from isoform.run import Run, Trained, recipe_at
 from isoform.session import Session, build_model
 from isoform.terminal import Terminal
-from isoform.trackers import tracking
+from isoform.trackers import check_trackers, tracking
 from isoform.training.config import Tracker
 from isoform.training.memory import check_memory
 from isoform.training.optimizer import build_optimizers
@@ -98,6 +98,8 @@ def train(
         path, recipe = str(recipe), load_recipe(recipe)
         name = name or Path(path).stem
         out = path if out is None and path not in recipes.builtin_recipes() and Run(Path(path)).exists else out
+    logs = [log] if isinstance(log, str) or callable(log) else [*log]
+    check_trackers(trackers := [each for each in logs if isinstance(each, str)])
     recipe = recipe if codec is None else replace(recipe, codec=external(codec))
     recipe = recipe if view is None else replace(recipe, view=external(view))
     if missing := unnamed(recipe):
@@ -127,8 +129,6 @@ def train(
         for line in prepared.describe():
             terminal.say(line)
         session = Session(journal, prepared, machine, compile, kernel, terminal, should_stop)
-        logs = [log] if isinstance(log, str) or callable(log) else [*log]
-        trackers = [each for each in logs if isinstance(each, str)]
         with tracking(trackers, run.folder, to_dict(prepared.recipe), session.progress.step) as functions:
             session.begin(changes)
             session.train([*functions, *(each for each in logs if callable(each))])

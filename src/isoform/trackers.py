@@ -20,15 +20,17 @@ from isoform.training.config import Tracker
 PROJECT = "isoform"
 
 
-@contextmanager
-def tracking(names: Sequence[str], folder: Path, recipe: Mapping[str, Any], step: int) -> Iterator[list[LogFunction]]:
-    """The functions of these trackers, for a run in a folder that begins or continues after a step.
-
-    Raises ValueError for an unknown name, and for a package that isn't installed.
-    """
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises ValueError for an unknown name, and for a package that isn't installed."""
     for name in names:
         if name not in _BUILDERS:
             raise unknown_name("tracker", name, get_args(Tracker))
+        import_optional(name, extra="track")
+
+
+@contextmanager
+def tracking(names: Sequence[str], folder: Path, recipe: Mapping[str, Any], step: int) -> Iterator[list[LogFunction]]:
+    """The functions of these trackers, for a run in a folder that begins or continues after a step."""
     with ExitStack() as stack:
         yield [stack.enter_context(_BUILDERS[name](folder, recipe, step)) for name in names]
 
@@ -36,7 +38,6 @@ def tracking(names: Sequence[str], folder: Path, recipe: Mapping[str, Any], step
 @contextmanager
 def _tensorboard(folder: Path, recipe: Mapping[str, Any], step: int) -> Iterator[LogFunction]:
     """Event files in FOLDER/tensorboard; those of steps after the checkpoint that a run continues from are void."""
-    import_optional("tensorboard", extra="track")
     writer = import_optional("torch.utils.tensorboard", extra="track").SummaryWriter(
         folder / "tensorboard", purge_step=step + 1 if step else None
     )

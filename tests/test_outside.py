@@ -182,6 +182,7 @@ VERBS = {
     "start": ["train", "--start", "{}", "--data.path", "text.txt"],
     "inspect": ["inspect", "{}"],
     "scale": ["scale", "{}", "--dry_run"],
+    "attention": ["inspect", "{}", "--attention", "a.png"],
     "diff": ["recipes", "--diff", "{}", "gpt2"],
     "toml": ["train", "{}/recipe.toml", "--out", "new"],
 }
@@ -190,7 +191,7 @@ VERBS = {
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("folder", ["run", "saved"])
 def test_no_verb_imports_what_a_folder_names(verb, folder, here, capsys):
-    if folder == "saved" and verb in ("train", "out", "inspect", "scale", "toml"):
+    if folder == "saved" and verb in ("train", "out", "inspect", "attention", "scale", "toml"):
         pytest.skip("a saved model is no run")
     command = [word.format(folder) for word in VERBS[verb]]
     assert main(command) == 65
@@ -202,11 +203,15 @@ def test_no_verb_imports_what_a_folder_names(verb, folder, here, capsys):
 
 
 def test_every_verb_is_tried():
-    takes_models = {name for name, command in COMMANDS.items() if name not in ("reproduce", "doctor")}
-    assert {command[0] for command in VERBS.values()} >= takes_models - {"help"}
+    assert {command[0] for command in VERBS.values()} == {*COMMANDS} - {"reproduce", "doctor", "report"}
 
 
-@pytest.mark.parametrize("verb", ["generate", "evaluate", "out", "inspect", "estimate", "probabilities"])
+def test_the_page_of_a_run_needs_none_of_its_parts(here, tmp_path):
+    assert main(["report", "run", "--out", str(tmp_path / "page.html")]) == 0
+    assert not is_imported(here) and "planted:Letters" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("verb", ["generate", "evaluate", "out", "inspect", "attention", "estimate", "probabilities"])
 def test_the_printed_command_works(verb, here, capsys):
     assert main([word.format("run") for word in VERBS[verb]]) == 65
     printed = shlex.split(capsys.readouterr().err.strip().splitlines()[-1].partition("; name it: isoform ")[2])

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from isoform.experiment import train as train
     from isoform.generation.config import Beam as Beam
     from isoform.generation.config import Sampling as Sampling
+    from isoform.inspection.attention import attention_weights as attention_weights
     from isoform.inspection.recording import record as record
     from isoform.inspection.recording import recordable as recordable
     from isoform.mask import Causal as Causal
@@ -127,6 +128,7 @@ _NAMES = {
     "trained": "Trained",
     "outside": "External external",
     "evaluation.predictions": "classify",
+    "inspection.attention": "attention_weights",
     "inspection.recording": "record recordable",
     "model.presets": "preset",
     "model.transformer": "Transformer",

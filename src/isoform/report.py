@@ -7,9 +7,11 @@ The table of forms.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from isoform.reading import read_text
 from isoform.recipe import Recipe, builtin_recipes, draft_recipe
 from isoform.run import Run, load, read_divergence, read_recipe, read_summary
 from isoform.terminal import count, duration
+from isoform.training.config import learning_rate_of
 
 FILLED_IN = ("model.vocab_size", "model.stem.num_features", "model.stem.num_ids", "model.head.num_outputs")
 """Fields that a run takes from its data, wherever a recipe leaves them out."""
@@ -71,7 +74,9 @@ def state_of_run(folder: str | Path) -> RunState:
     recipe = read_recipe(run)
     summary = read_summary(run) if run.is_finished else None
     divergence = read_divergence(run) if summary is None and run.has_diverged else None
-    rate = recipe.training.optimizer.learning_rate
+    rate = math.nan
+    with suppress(ValueError):  # an optimizer of the user's own may have it by default
+        rate = learning_rate_of(recipe.training.optimizer)
     course = Course(Path(folder).resolve().name, read_metrics(run.metrics), rate)
     return RunState(run, recipe, course, summary, divergence)
 
@@ -286,10 +291,10 @@ def _predictions(state: RunState) -> Section | None:
         return None
     title = "Predictions on validation images"
     try:
-        records = load_records(recipe.data)[1].validation[:10]
-    except (ValueError, OSError) as error:  # the data may have moved since
+        records, trained = load_records(recipe.data)[1].validation[:10], load(run.folder)
+    except (ValueError, OSError) as error:  # the data may have moved since, or the model have parts of the user's own
         return Section(title, f"<p>Not shown: {escaped(str(error))}.</p>")
-    probabilities, labels = classify(load(run.folder), records).max(-1)
+    probabilities, labels = classify(trained, records).max(-1)
     cells = ""
     for record, label, probability in zip(records, labels.tolist(), probabilities.tolist(), strict=True):
         truth = "" if label == record["label"] else f", true label {escaped(str(record['label']))}"

@@ -19,9 +19,9 @@ from isoform.inspection.rows import read_rows, to_lines
 from isoform.mask import Full
 from isoform.options import InspectOptions, ReportOptions
 from isoform.preparation import Prepared, prepare
-from isoform.recipe import builtin_recipes, is_model_path
+from isoform.recipe import Recipe, builtin_recipes, is_model_path
 from isoform.report import state_of_run, write_report
-from isoform.run import Run, Trained, load
+from isoform.run import Run, Trained, load_beside
 from isoform.terminal import Terminal
 
 
@@ -51,9 +51,9 @@ def inspect(options: InspectOptions, terminal: Terminal, name: str) -> Result:
     width = shutil.get_terminal_size((100, 24)).columns
     values: dict = {}
     with terminal.doing(f"loading {name}"):
-        trained = load(name) if options.attention else None
+        trained = load_beside(options.recipe, name) if options.attention else None
     if has_model and Run(Path(name)).exists:
-        values |= _print_course(name, trained, terminal, width)
+        values |= _print_course(options.recipe, name, trained, terminal, width)
     prepared = None
     if not options.prompt:
         prepared = prepare(options.recipe, terminal=terminal)
@@ -64,14 +64,14 @@ def inspect(options: InspectOptions, terminal: Terminal, name: str) -> Result:
     return Result(values)
 
 
-def _print_course(name: str, trained: Trained | None, terminal: Terminal, width: int) -> dict:
+def _print_course(recipe: Recipe, name: str, trained: Trained | None, terminal: Terminal, width: int) -> dict:
     """Loss, gradient norms and sizes of weights of a run, in a few lines."""
     state = state_of_run(name)
     for line in course_lines(state.course, state.measure, width):
         terminal.say(line)
     if not (state.run.is_finished or newest_step(state.run.checkpoints)):
         return {}
-    sizes = weight_sizes((trained or load(name)).model)
+    sizes = weight_sizes((trained or load_beside(recipe, name)).model)
     for line in weight_lines(sizes, width):
         terminal.say(line)
     terminal.say()

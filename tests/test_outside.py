@@ -175,6 +175,8 @@ VERBS = {
     "generate": ["generate", "{}", "--prompt", "ab", "--max_tokens", "3"],
     "probabilities": ["generate", "{}", "--prompt", "ab", "--max_tokens", "3", "--probabilities"],
     "evaluate": ["evaluate", "{}", "--path", "text.txt"],
+    "predict": ["predict", "{}", "--path", "text.txt"],
+    "chat": ["chat", "{}"],
     "convert": ["convert", "{}", "out"],
     "estimate": ["estimate", "{}"],
     "train": ["train", "{}"],

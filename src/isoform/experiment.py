@@ -195,7 +195,9 @@ def evaluate(model: Model, path: str | Path = "", *, limit: int = 0, machine: Ma
 
 def predict(model: Model, records: Iterable[str | Record]) -> list[dict[str, Any]]:
     """What a model with a pooled head answers to each text or record: `label`, `probability` and `probabilities`,
-    `number`, `tags` or `numbers` of words, or a `vector`. Raises ValueError for another model, and for a record that doesn't fit.
+    `number`, `tags` or `numbers` of words, or a `vector`.
+
+    Raises ValueError for another model, and for a record that doesn't fit.
     """
     given = [{"text": record} if isinstance(record, str) else record for record in records]
     return list(answers(_loaded(model), given))

@@ -283,18 +283,20 @@ def _bar(total: int, completed: int, terminal: Terminal, stream: TextIO) -> Iter
         MofNCompleteColumn(),
         BarColumn(None),
         TextColumn("{task.fields[text]}", markup=False),
-        TextColumn("{task.fields[note]}", markup=False),
         TimeRemainingColumn(),
     )
     with RichProgress(*columns, console=Console(file=_Screen(terminal, stream)), transient=False) as rich:
-        task = rich.add_task("", total=total, completed=completed, text="", note="")
+        task = rich.add_task("", total=total, completed=completed, text="")
 
         class Bar(Progress):
+            text = ""
+
             def update(self, completed: int, text: str) -> None:
+                self.text = text
                 rich.update(task, completed=completed, text=text)
 
             def note(self, text: str) -> None:
-                rich.update(task, note=text)
+                rich.update(task, text=f"{text} …" if text else self.text)
 
         yield Bar()
 

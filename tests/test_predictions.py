@@ -14,6 +14,7 @@ import transformers as peers
 
 import isoform
 from isoform.cli import main
+from isoform.evaluation.confusion import Confusion, confusion
 from isoform.evaluation.predictions import answers, classify, outputs
 from isoform.experiment import train
 from test_classifiers import NAMES, labelled
@@ -166,3 +167,50 @@ def test_a_model_that_writes_says_how_it_is_asked(tmp_path, capsys):
 def test_an_encoder_without_decoder_none_is_told_which_to_set():
     with pytest.raises(ValueError, match='for an encoder alone set decoder = "none"'):
         recipe("x.jsonl", {"kind": "classification"}, {"encoder": ENCODER["encoder"], "head": {"kind": "pooled"}})
+
+
+def test_confusion_is_as_scikit_learn_has_it(bert, tmp_path, capsys):
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    records = [
+        {
+            "text": " ".join(rng.choice(["the", "dog", "fox", "lazy", "quick"], 5)),
+            "label": str(rng.choice(["dog", "fox"])),
+        }
+        for _ in range(60)
+    ]
+    trained = isoform.load(bert)
+    judged = confusion(trained, records)
+    predicted, truth = [a["label"] for a in answers(trained, records)], [r["label"] for r in records]
+    names = list(trained.recipe.objective.labels)
+    assert np.array_equal(judged.counts, metrics.confusion_matrix(truth, predicted, labels=names))
+    expected = metrics.precision_recall_fscore_support(truth, predicted, labels=names, zero_division=0)
+    for ours, theirs in zip((judged.precision, judged.recall, judged.f1), expected, strict=False):
+        np.testing.assert_allclose(ours, theirs)
+    assert judged.macro_f1 == pytest.approx(metrics.f1_score(truth, predicted, average="macro", zero_division=0))
+    assert judged.mistakes and all(m.label != m.truth for m in judged.mistakes)
+    confidence = [m.probability for m in judged.mistakes]
+    assert confidence == sorted(confidence, reverse=True) and len(confidence) == 10
+    path = write(tmp_path / "data.jsonl", records)
+    assert main(["evaluate", str(bert), "--path", path, "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    assert result["confusion"]["macro_f1"] == judged.macro_f1
+    assert np.trace(judged.counts) / 60 == pytest.approx(result["accuracy"])
+    assert main(["evaluate", str(bert), "--path", path]) == 0
+    assert judged.mistakes[0].text in capsys.readouterr().out
+
+
+def test_many_labels_have_no_matrix():
+    names = tuple(map(str, range(13)))
+    rows = [*Confusion(names, np.eye(13, dtype=int), ()).rows()]
+    assert len(rows) == 14 and {len(row) for row in rows} == {5}
+
+
+def test_the_page_and_the_end_of_training_say_what_labels_are_answered(tmp_path, capsys):
+    path = write(tmp_path / "data.csv", [])
+    (tmp_path / "data.csv").write_text("text,label\n" + "".join(f"{w},{w[0]}\n" for w in words(900)))
+    flags = ["--data.path", path, "--training.epochs", "1", "--codec.kind", "bytes", "--model.model_dim", "32"]
+    assert main(["train", "sentiment", *flags, "--out", str(tmp_path / "a run"), "--lr", "0.02"]) == 0
+    assert "isoform predict '" in capsys.readouterr().out
+    page = (tmp_path / "a run/report.html").read_text()
+    assert "Macro F1" in page and "isoform predict" in page

@@ -21,13 +21,15 @@ import numpy as np
 from isoform.codecs.config import Patches
 from isoform.config import ConfigError, differences, validated
 from isoform.curves import PANELS, Course, Measure, loss_curve, measure_of, panel
+from isoform.evaluation.confusion import confusion
 from isoform.evaluation.predictions import classify
 from isoform.files import write_text
 from isoform.markup import Section, escaped, facts, figure, folded, table, to_page, verbatim
 from isoform.metrics import read_metrics
+from isoform.model.config import ModelConfig, Pooled
 from isoform.model.cost import num_active_parameters, num_parameters
 from isoform.model.presets import PRESETS
-from isoform.objectives.config import Classification
+from isoform.objectives.config import Classification, Tagging
 from isoform.preparation import load_records
 from isoform.reading import read_text
 from isoform.recipe import Recipe, builtin_recipes, draft_recipe
@@ -209,6 +211,8 @@ def _next(state: RunState) -> Section:
     if summary is not None:
         is_better = summary.get("beats_guessing", True)
         writes = [(f"isoform generate {folder} --prompt '…'", "continue a text")] if state.is_text and is_better else []
+        if isinstance(state.recipe.model, ModelConfig) and isinstance(state.recipe.model.head, Pooled):
+            writes = [(f"isoform predict {folder} --path FILE", "ask it")]
         commands = [
             *writes,
             (f"isoform evaluate {folder} --path FILE", "score it on other data"),
@@ -302,6 +306,26 @@ def _predictions(state: RunState) -> Section | None:
     return Section(title, f'<div class="wide"><table><tr>{cells}</tr></table></div>')
 
 
+def _confusion(state: RunState) -> Section | None:
+    """How the labels of the validation split are answered, and the most confident mistakes, of texts."""
+    recipe = state.recipe
+    if state.summary is None or not isinstance(recipe.objective, Classification | Tagging):
+        return None
+    title = "Labels"
+    try:
+        judged = confusion(load(state.run.folder), load_records(recipe.data)[1].validation)
+    except (ValueError, OSError) as error:  # the data may have moved since
+        return Section(title, f"<p>Not shown: {escaped(str(error))}.</p>")
+    if judged is None:
+        return None
+    head, *lines = judged.rows()
+    body = f"<p>Macro F1 {judged.macro_f1:.4f}, on the validation split.</p>{table(head, lines)}"
+    wrong = [(f"{m.probability:.1%}", m.label, m.truth, m.text[:400]) for m in judged.mistakes if m.text]
+    if wrong:
+        body += "<p>The most confident mistakes:</p>" + table(("probability", "answer", "true label", "text"), wrong)
+    return Section(title, body)
+
+
 def picture(image: np.ndarray) -> str:
     """An image (height, width) or (height, width, channels) as SVG, the largest value black; channels are averaged."""
     gray = image if image.ndim == 2 else image.mean(-1)
@@ -317,6 +341,7 @@ SECTIONS: tuple[Callable[[RunState], Section | None], ...] = (
     _loss,
     _panels,
     _predictions,
+    _confusion,
     _samples,
     _costs,
     _next,

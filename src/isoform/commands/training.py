@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from pathlib import Path
 
@@ -11,13 +12,13 @@ from isoform.config import validated
 from isoform.experiment import train as train_recipe
 from isoform.machine import in_words
 from isoform.model.baseline_config import as_transformer
-from isoform.model.config import ModelConfig
+from isoform.model.config import ModelConfig, Pooled
 from isoform.options import TrainOptions
 from isoform.preparation import prepare
 from isoform.reading import read_text
 from isoform.recipe import builtin_recipes, draft_recipe, with_adapters, without_statements
 from isoform.report import write_report
-from isoform.run import Run, read_summary, recipe_at
+from isoform.run import Run, read_recipe, read_summary, recipe_at
 from isoform.signals import code_of, interruptions
 from isoform.terminal import Terminal, count, duration
 from isoform.training.config import doubts
@@ -57,7 +58,7 @@ def train(options: TrainOptions, terminal: Terminal, name: str) -> Result:
         )
     if not run.is_finished:
         last = asked.received[-1]
-        terminal.say(f"stopped after a clean save; continue with: isoform train --out {run.folder}")
+        terminal.say(f"stopped after a clean save; continue with: isoform train --out {shlex.quote(str(run.folder))}")
         return Result({"out": str(run.folder), "stopped": signal.Signals(last).name}, code_of(last))
     if options.report:
         with terminal.doing("writing the report"):
@@ -96,8 +97,12 @@ def _say_summary(run: Run, summary: dict, terminal: Terminal, *, writes: bool) -
     )
     if run.report.exists():
         terminal.say(f"report         {run.report}")
+    recipe, folder = read_recipe(run), shlex.quote(str(run.folder))
+    if isinstance(recipe.model, ModelConfig) and isinstance(recipe.model.head, Pooled) and is_better:
+        data = recipe.data.path if recipe.data.path.startswith("toy:") else "FILE"
+        terminal.say(f"ask            isoform predict {folder} --path {data}")
     if is_text and writes and is_better:
-        terminal.say(f"continue       isoform generate {run.folder} --prompt '…'")
+        terminal.say(f"continue       isoform generate {folder} --prompt '…'")
 
 
 def _parameters(summary: dict) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from isoform.codecs.codec import as_text
 from isoform.commands.command import Result, chosen_machine
 from isoform.data.records import Record
+from isoform.evaluation.confusion import Confusion, confusion
 from isoform.evaluation.evaluate import evaluate_records
 from isoform.evaluation.translation import answer_lines, translate
 from isoform.experiment import records_of
@@ -35,7 +36,10 @@ from isoform.objectives.views import View
 from isoform.options import EvaluateOptions, GenerateOptions
 from isoform.reading import TEXT, decode, read_text, split_lines, without_mark
 from isoform.run import Trained, load
-from isoform.terminal import Terminal
+from isoform.terminal import Terminal, one_line
+
+SHOWN = 90
+"""Characters of a text that was answered wrong."""
 
 
 def generate(options: GenerateOptions, terminal: Terminal) -> Result:
@@ -190,6 +194,7 @@ def _score(trained: Trained, prompt: np.ndarray, generation: Generation, termina
 def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
     """Loss and bits per byte of runs, and their scores on tasks."""
     machine, results = chosen_machine(options.machine), []
+    confusions: dict[str, Confusion] = {}
     for path in options.runs:
         with terminal.doing(f"loading {path}"):
             trained = load(path, machine.device, **options.own.parts)
@@ -201,6 +206,9 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
         if not math.isfinite(score.loss):
             raise ValueError(f"{path}: the loss is {score.loss}; the model's weights are damaged or have diverged")
         results.append({"run": path, "step": trained.step, **asdict(score)})
+        if not options.limit and (judged := confusion(trained, validation)) is not None:
+            confusions[path] = judged
+            results[-1]["confusion"] = judged.to_json()
         if "translation" in options.tasks:
             results[-1]["translation"] = _translate(options, trained, validation, path, terminal)
     columns = {
@@ -221,7 +229,24 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
         )
     for name in ("tokenised", "plain") if "translation" in options.tasks else ():
         terminal.say(f"BLEU {name:<9}  {results[0]['translation'][name]['signature']}")
+    for path, judged in confusions.items():
+        _say_confusion(path, judged, terminal)
     return Result({"results": results})
+
+
+def _say_confusion(path: str, judged: Confusion, terminal: Terminal) -> None:
+    """Print how each label is answered, and the most confident mistakes."""
+    rows = [[one_line(cell) for cell in row] for row in judged.rows()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aside = f", {judged.num_left_out} records beyond the context left out" if judged.num_left_out else ""
+    terminal.say(f"\n{path}: macro F1 {judged.macro_f1:.4f}{aside}")
+    for first, *others in rows:
+        cells = "".join(f"  {cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))
+        terminal.say(f"{first:<{widths[0]}}{cells}")
+    for mistake in judged.mistakes:
+        text = one_line(mistake.text)
+        shown = text if len(text) <= SHOWN else f"{text[:SHOWN]} …"
+        terminal.say(f"{mistake.probability:>7.1%}  {mistake.label}, but {mistake.truth}: {shown}")
 
 
 def _translate(

@@ -26,7 +26,7 @@ BATCH_TOKENS = 4096
 """Tokens of a batch, padding included."""
 CHUNK = 1024
 """Records that are encoded before the first of them is answered."""
-NO_ANSWERS = "this model writes text and has no labels, numbers or vectors; ask it with isoform generate"
+NO_ANSWERS = "this model writes text and has no labels, numbers or vectors; ask it with isoform generate or chat"
 
 
 def answers(
@@ -58,6 +58,12 @@ def classify(trained: Trained, records: Sequence[Record], *, batch_tokens: int =
     encodings = [_encoded(trained, record, number, cuts=False) for number, record in enumerate(records)]
     scores = outputs(trained, encodings, batch_tokens=batch_tokens)
     return torch.from_numpy(np.stack([each[0] for each in scores])).softmax(-1)
+
+
+def fits(trained: Trained, record: Record) -> bool:
+    """Whether a record is within the context."""
+    config = trained.transformer.config
+    return len(_tokens(trained, record)) <= config.length(config.stacks[-1])
 
 
 def labels_of(trained: Trained) -> tuple[str, ...]:

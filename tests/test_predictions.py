@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -214,3 +216,13 @@ def test_the_page_and_the_end_of_training_say_what_labels_are_answered(tmp_path,
     assert "isoform predict '" in capsys.readouterr().out
     page = (tmp_path / "a run/report.html").read_text()
     assert "Macro F1" in page and "isoform predict" in page
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "inspect", "estimate"])
+def test_verbs_end_with_the_command_to_type_next(verb, numbers, tmp_path, capsys):
+    folder = tmp_path / "my run"
+    shutil.copytree(numbers, folder)
+    assert main([verb, str(folder)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    what = "train" if verb == "estimate" else "predict"
+    assert shlex.split(last)[:4] == ["next", "isoform", what, str(folder)]

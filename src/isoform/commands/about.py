@@ -15,7 +15,7 @@ import torch
 
 from isoform import __version__
 from isoform.busy import OtherProcesses, advice, num_cores
-from isoform.commands.command import Result, chosen_machine
+from isoform.commands.command import Result, asking, chosen_machine, say_next
 from isoform.config import differences, dump_toml, to_dict, validated
 from isoform.machine import DTYPES, Machine, Peaks, compiler, describe, measured_peaks
 from isoform.model.cost import num_parameters
@@ -39,6 +39,8 @@ def convert(options: ConvertOptions, terminal: Terminal) -> Result:
     architecture = export(trained, destination)
     parameters = num_parameters(trained.model.config)
     terminal.say(f"{destination}: {architecture}, {parameters:,} parameters, float32")
+    has_template = trained.transformer.config.form == "decoder" and bool(trained.codec.origin.template())
+    say_next(terminal, *asking(options.destination, trained.recipe, has_template=has_template))
     return Result({"destination": str(destination), "architecture": architecture, "num_parameters": parameters})
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 from isoform.machine import Machine, choose_machine
+from isoform.model.config import ModelConfig, Pooled
+from isoform.objectives.config import requirements_of
 from isoform.options import MachineOptions
-from isoform.terminal import ExitCode
+from isoform.recipe import Recipe
+from isoform.terminal import ExitCode, Terminal
 
 
 @dataclass(frozen=True)
@@ -20,3 +24,18 @@ class Result:
 def chosen_machine(options: MachineOptions) -> Machine:
     """The machine of the options."""
     return choose_machine(options.device, options.dtype, deterministic=options.deterministic, threads=options.threads)
+
+
+def say_next(terminal: Terminal, *words: str) -> None:
+    """Print the command to type next, quoted for a shell."""
+    terminal.say(f"next           {shlex.join(['isoform', *words])}")
+
+
+def asking(path: str, recipe: Recipe, *, has_template: bool = False) -> tuple[str, ...]:
+    """The command that asks a trained model, by what it answers."""
+    model, data = recipe.model, recipe.data.path
+    if isinstance(model, ModelConfig) and isinstance(model.head, Pooled):
+        return "predict", path, "--path", data if data.startswith("toy:") else "FILE"
+    if not isinstance(model, ModelConfig) or not requirements_of(recipe.objective).has_next_token(model.form):
+        return "evaluate", path, "--path", "FILE"
+    return ("chat", path) if has_template else ("generate", path, "--prompt", "…")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
-from isoform.commands.command import Result, chosen_machine
+from isoform.commands.command import Result, chosen_machine, say_next
 from isoform.machine import KNOWN_PEAKS, Machine, Peaks, describe, device_name, measured_peaks, peak_memory
 from isoform.model.activations import activation_numbers
 from isoform.model.baseline_config import as_transformer
@@ -77,6 +77,8 @@ def estimate(options: EstimateOptions, terminal: Terminal, name: str) -> Result:
         return _estimate_model(options.recipe, published, machine, terminal, name)
     prepared = prepare(options.recipe, terminal=terminal)
     print_costs(prepared, machine, terminal)
+    if name:
+        say_next(terminal, "train", name)
     return Result({"recipe": name, **run_costs(prepared, machine)})
 
 
@@ -133,6 +135,8 @@ def _estimate_model(recipe: Recipe, published: str | None, machine: Machine, ter
     terminal.say(
         "times are lower bounds from the roofline, by products or memory; GPUs by their data sheets, in bfloat16"
     )
+    if name:
+        say_next(terminal, "train", name, "--data", "FILE")
     return Result(values)
 
 

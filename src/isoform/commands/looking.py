@@ -8,7 +8,7 @@ from pathlib import Path
 from isoform.batch import Batch
 from isoform.checkpoint.store import newest_step
 from isoform.codecs.codec import as_text, have_same_vocabulary
-from isoform.commands.command import Result
+from isoform.commands.command import Result, asking, say_next
 from isoform.comparison import write_comparison
 from isoform.config import kind_of
 from isoform.files import write_bytes
@@ -61,6 +61,8 @@ def inspect(options: InspectOptions, terminal: Terminal, name: str) -> Result:
     if trained is not None:
         _draw(options, trained, prepared, terminal)
         values["attention"] = options.attention
+    if name:
+        say_next(terminal, *(asking(name, options.recipe) if has_model else ("train", name)))
     return Result(values)
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from isoform.commands.command import Result, chosen_machine
+from isoform.commands.command import Result, chosen_machine, say_next
 from isoform.machine import Machine
 from isoform.options import MachineOptions, ReproduceOptions, ScaleOptions, StudyOptions
 from isoform.scaling.claims import builtin_claims, load_claim
@@ -63,6 +63,8 @@ def scale(options: ScaleOptions, terminal: Terminal, name: str) -> Result:
             terminal.say("stopped after a clean save; the same command continues")
             return Result({"stopped": True}, ExitCode.TRANSIENT)
     terminal.say(f"report         {out / 'report.html'}")
+    if name:
+        say_next(terminal, "train", name)
     return Result({"out": str(out), **values})
 
 
@@ -87,6 +89,9 @@ def reproduce(options: ReproduceOptions, terminal: Terminal) -> Result:
         terminal.warn(warning)
     terminal.say(f"\n{loaded.id}: {values['verdict']}, {values['headline']}")
     terminal.say(f"page           {out / loaded.name}.md")
+    say_next(
+        terminal, "reproduce", "--list", *(() if options.out == ReproduceOptions().out else ("--out", options.out))
+    )
     return Result({key: value for key, value in values.items() if key != "rows"})
 
 

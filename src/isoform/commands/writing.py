@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from isoform.codecs.codec import as_text
-from isoform.commands.command import Result, chosen_machine
+from isoform.commands.command import Result, asking, chosen_machine, say_next
 from isoform.data.records import Record
 from isoform.evaluation.confusion import Confusion, confusion
 from isoform.evaluation.evaluate import evaluate_records
@@ -195,12 +195,14 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
     """Loss and bits per byte of runs, and their scores on tasks."""
     machine, results = chosen_machine(options.machine), []
     confusions: dict[str, Confusion] = {}
+    command: tuple[str, ...] = ()
     for path in options.runs:
         with terminal.doing(f"loading {path}"):
             trained = load(path, machine.device, **options.own.parts)
         trained.model.use_kernel(options.machine.kernel)
         with terminal.doing("reading the data"):
             validation, recipe = records_of(trained, options.path, path), trained.recipe
+        command = asking(path, recipe)
         with terminal.doing(f"evaluating {path}"):
             score = evaluate_records(trained.model, recipe, trained.codec, validation, machine, limit=options.limit)
         if not math.isfinite(score.loss):
@@ -231,6 +233,7 @@ def evaluate(options: EvaluateOptions, terminal: Terminal) -> Result:
         terminal.say(f"BLEU {name:<9}  {results[0]['translation'][name]['signature']}")
     for path, judged in confusions.items():
         _say_confusion(path, judged, terminal)
+    say_next(terminal, *command)
     return Result({"results": results})
 
 

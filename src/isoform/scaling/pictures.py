@@ -204,7 +204,7 @@ def dots(numbers: Mapping[str, Interval], title: str, label: str, *, reference: 
     figure, axes = _dots(numbers, title, label, is_sorted=True)
     if reference in numbers and math.isfinite(numbers[reference].value):
         axes.axvline(numbers[reference].value, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-        axes.set_xlabel(f"{label}; dashed: {literal(reference, 40)}")
+        figure.supxlabel(f"{label}; dashed: {literal(reference, 40)}", fontsize=10, color=INK)
     return figure
 
 
@@ -221,7 +221,7 @@ def _dots(numbers: Mapping[str, Interval], title: str, label: str, *, is_sorted:
     axes.grid(visible=False, axis="y")
     axes.invert_yaxis()
     figure.suptitle(literal(title, 90), x=0.01, ha="left", fontsize=10, color=INK)
-    axes.set_xlabel(label)
+    figure.supxlabel(label, fontsize=10, color=INK)  # which may be wider than the axes
     return figure, axes
 
 

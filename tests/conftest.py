@@ -33,6 +33,13 @@ def subnormal_numbers():
     torch.set_flush_denormal(False)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A command sets the threads of its process; a process forked after two were used would wait for ever."""
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def hangups():
     """What a test starts hears of hangups, even where the suite itself ignores them (nohup)."""

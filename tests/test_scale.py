@@ -125,7 +125,7 @@ def test_speeds_are_measured_once_and_between_their_widths_interpolated(folder, 
     assert scale(folder, *flags) == 0 and len(measured) > before  # what is damaged is measured again
     measured.clear()
     assert scale(folder, *flags[2:], "--minutes", "0.0001") == 65 and not measured
-    assert "at the measured peak; give more" in capsys.readouterr().err
+    assert "are too few for this ladder" in capsys.readouterr().err
 
 
 def test_unsuitable_budgets_and_changes_are_refused_with_a_remedy(folder, capsys):

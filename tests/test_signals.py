@@ -157,7 +157,7 @@ lab.{where} = slow
 sys.exit(faults.study_scenario(faults.Inline).command(Path.cwd()))
 """
     code, errors = end(script, tmp_path / "study", "SIGTERM")
-    assert (code, errors) == (75, NOTHING.format("SIGTERM"))
+    assert code == 75 and errors.endswith(NOTHING.format("SIGTERM"))
     made = {path: path.stat().st_mtime_ns for path in Path("pool").glob("*/summary.json")}
     assert len(made) == (2 if where == "decide" else 0)
     assert study.command(tmp_path / "study") == 0

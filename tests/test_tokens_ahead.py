@@ -117,8 +117,8 @@ def test_partners_are_recognised_in_the_batch(tmp_path):
     batch = collate([examples[:2], examples[2:]], 32, 32)
     logits, targets, weights = build_task(trained.recipe.objective, view).scored(trained.model, batch)
     assert logits.shape == (1, 8, 4) and targets.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3]] and weights.sum() == 4
-    source = trained.model(torch.tensor(examples[2].inputs.ids[None].astype(int)))[0, 0]
-    target = trained.model(torch.tensor(examples[1].source.ids[None].astype(int)))[0, 0]
+    source = trained.model(torch.tensor(examples[2].inputs.ids[None].astype(int)))[0]
+    target = trained.model(torch.tensor(examples[1].source.ids[None].astype(int)))[0]
     torch.testing.assert_close(source @ target / 0.05, logits[0, 2, 1], rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="embed true"):
         recipe({"kind": "contrastive"}, ENCODER, data)

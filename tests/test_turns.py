@@ -1,10 +1,8 @@
 """Conversations with a model: prompts as transformers lays them out, what fits the context, what can be typed."""
 
 import json
-import os
 import subprocess
 import sys
-import time
 
 import pytest
 import transformers as peers
@@ -102,46 +100,3 @@ def test_an_encoder_is_no_partner(tmp_path, capsys):
     run = train(recipe(path, {"kind": "classification"}, form, 1), tmp_path / "run")
     assert main(["chat", str(run.folder)]) == 65
     assert "isoform predict" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal")
-def test_control_c_keeps_what_there_is_of_an_answer(plain, tmp_path):
-    import pty
-
-    leader, follower = pty.openpty()
-    path = tmp_path / "talk.jsonl"
-    command = [sys.executable, "-m", "isoform", "chat", plain, "--max_tokens", "100000", "--device", "cpu"]
-    process = subprocess.Popen(
-        command, stdin=follower, stdout=follower, stderr=follower, start_new_session=True,
-        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
-    )  # fmt: skip
-    os.close(follower)
-    screen = b""
-
-    def until(mark: bytes) -> None:
-        nonlocal screen
-        end = time.monotonic() + 60
-        while mark not in screen and time.monotonic() < end:
-            screen += os.read(leader, 4096)
-        assert mark in screen, screen
-
-    until(b"> ")
-    screen = b""
-    os.write(leader, b"\x03")  # at the prompt: nothing ends
-    until(b"> ")
-    os.write(leader, b"Hello\n")
-    screen = b""
-    until(b"Hello")
-    os.write(leader, b"\x03")
-    until(b"\n> ")
-    os.write(leader, f"/save {path}\n".encode())
-    until(b"messages  ")
-    os.write(leader, b"\x04")
-    while process.poll() is None:
-        try:
-            os.read(leader, 4096)
-        except OSError:
-            break
-    assert process.wait(30) == 0
-    os.close(leader)
-    assert [m["role"] for m in json.loads(path.read_text())["messages"]] == ["user", "assistant"]

@@ -198,3 +198,23 @@ def _imported(name: str) -> Name:
 def refusal(name: str, kind: str, expected: str, got: object) -> ConfigError:
     """The error for a part of another type than it should be."""
     return ConfigError(f"{kind}: {name} is {type(got).__name__}, not {expected}; see docs/python.md")
+
+
+def build_mixer(config: External, model_dim: int) -> Any:
+    """The user's torch.nn.Module. Raises ValueError for something else, and NotNamed."""
+    import torch  # here, since costs are counted before it is loaded
+
+    part = called(config, "mixer", model_dim)
+    if not isinstance(part, torch.nn.Module):
+        raise refusal(config.name, "mixer", "a torch.nn.Module", part)
+    return part
+
+
+def num_numbers(config: External, model_dim: int) -> tuple[int, int]:
+    """Parameters of a user's mixer: in arrays of two and more dimensions, and in vectors."""
+    import torch
+
+    with torch.device("meta"):
+        parameters = [*build_mixer(config, model_dim).parameters()]
+    matrices = sum(p.numel() for p in parameters if p.dim() > 1)
+    return matrices, sum(p.numel() for p in parameters) - matrices

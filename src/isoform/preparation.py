@@ -27,14 +27,14 @@ from isoform.model.baseline_config import Model
 from isoform.model.config import Convolution, Head, Linear, Lookup, ModelConfig, Pooled, Stem
 from isoform.model.cost import Shape, num_parameters, training_flops
 from isoform.model.mixers.documents import check_reads_forward
-from isoform.model.mixers.external import build_part, check_mixer
+from isoform.model.mixers.external import check_mixer
 from isoform.model.parts import Grid, Recurrent
 from isoform.model.transformer import Transformer
 from isoform.objectives.config import Corruption, Distillation, Objective, WithClasses, requirements_of
 from isoform.objectives.corruption import special_tokens
 from isoform.objectives.task import NO_TEACHER, Task, build_task, scored_fraction
 from isoform.objectives.views import View, check_view
-from isoform.outside import External
+from isoform.outside import External, build_mixer
 from isoform.recipe import Recipe
 from isoform.run import load_beside
 from isoform.terminal import Terminal, count
@@ -290,7 +290,9 @@ def _check_own_parts(recipe: Recipe, records: Sequence[Record], codec: Codec, vi
     stacks = recipe.model.stacks if isinstance(recipe.model, ModelConfig) else []
     for stack, mask in zip(stacks, _masks(view, len(stacks)), strict=True):
         mixers = [block.mixer for block in stack.blocks if isinstance(block.mixer, External)]
-        checks += [(m, partial(check_mixer, partial(build_part, m), recipe.model.model_dim, mask=mask)) for m in mixers]
+        checks += [
+            (m, partial(check_mixer, partial(build_mixer, m), recipe.model.model_dim, mask=mask)) for m in mixers
+        ]
     for part, check in checks:
         try:
             check()

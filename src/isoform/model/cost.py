@@ -25,7 +25,6 @@ from isoform.model.config import (
     Stem,
     Vocabulary,
 )
-from isoform.model.mixers.external import num_numbers
 from isoform.model.parts import (
     LSTM,
     ALiBi,
@@ -48,7 +47,7 @@ from isoform.model.parts import (
     Sinusoidal,
     TokenChoice,
 )
-from isoform.outside import External
+from isoform.outside import External, num_numbers
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from isoform.model.cache import KeyValueShape, KeyValueState
 from isoform.model.component import Component, Role
 from isoform.model.mixers.documents import Documents
 from isoform.model.recording import Recorder
-from isoform.outside import External, called, refusal
+from isoform.outside import External, build_mixer
 
 
 class ExternalMixer(Component):
@@ -30,7 +30,7 @@ class ExternalMixer(Component):
 
     def __init__(self, config: External, model_dim: int) -> None:
         super().__init__()
-        self.part, self.model_dim = build_part(config, model_dim), model_dim
+        self.part, self.model_dim = build_mixer(config, model_dim), model_dim
         self.roles = tuple(
             (f"part.{name}", Role.MATRIX if parameter.dim() == 2 else Role.MIX)
             for name, parameter in self.part.named_parameters()
@@ -70,22 +70,6 @@ def _apart(documents: Documents, t: Tensor) -> Tensor:
     t = t.expand(*documents.is_token.shape, *t.shape[2:])
     rows = documents.apart(t.reshape(*t.shape[:2], -1))
     return rows.reshape(*rows.shape[:2], *t.shape[2:])
-
-
-def build_part(config: External, model_dim: int) -> nn.Module:
-    """The user's module. Raises ValueError for something else, and NotNamed."""
-    part = called(config, "mixer", model_dim)
-    if not isinstance(part, nn.Module):
-        raise refusal(config.name, "mixer", "a torch.nn.Module", part)
-    return part
-
-
-def num_numbers(config: External, model_dim: int) -> tuple[int, int]:
-    """Parameters of a user's mixer: in arrays of two and more dimensions, and in vectors."""
-    with torch.device("meta"):
-        parameters = [*build_part(config, model_dim).parameters()]
-    matrices = sum(p.numel() for p in parameters if p.dim() > 1)
-    return matrices, sum(p.numel() for p in parameters) - matrices
 
 
 @torch.no_grad()

@@ -412,7 +412,7 @@ def test_arms_are_drawn_apart_where_they_would_hide_each_other():
     numbers = {"a": Interval(3.0, 2.0, 4.0, 5), "b": Interval(1.0, None, None, 1), "c": Interval(2.0, 1.5, 2.5, 3)}
     (axes,) = dots(numbers, "BLEU", "BLEU", reference="c").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b  (n = 1)", "c  (n = 3)", "a  (n = 5)"]
-    assert "dashed: c" in axes.get_xlabel() and axes.figure.get_suptitle() == "BLEU"
+    assert "dashed: c" in axes.figure.get_supxlabel() and axes.figure.get_suptitle() == "BLEU"
 
 
 def test_what_a_run_only_reports_leaves_the_ids_of_published_runs_as_they_were():

@@ -100,23 +100,13 @@ def train(
         out = path if out is None and path not in recipes.builtin_recipes() and Run(Path(path)).exists else out
     logs = [log] if isinstance(log, str) or callable(log) else [*log]
     check_trackers(trackers := [each for each in logs if isinstance(each, str)])
-    recipe = recipe if codec is None else replace(recipe, codec=external(codec))
-    recipe = recipe if view is None else replace(recipe, view=external(view))
-    if missing := unnamed(recipe):
-        raise NotNamed("the recipe", missing)
+    recipe = _with_parts(recipe, codec, view)
     terminal = Terminal(quiet=quiet) if terminal is None else terminal
     machine = choose_machine() if machine is None else machine
     terminal.say(f"machine        {in_words(machine)}")
     check_memory(recipe.model, recipe.training, device_memory(machine))
     run = runs.next_run(name or "run") if out is None else Run(Path(out))
-    try:
-        make_folder(run.folder)
-    except StorageError:
-        raise
-    except OSError as error:
-        raise ConfigError(
-            f"the folder {run.folder} can't be created: {error.strerror}; choose another --out"
-        ) from error
+    _make_folder(run.folder)
     with lock_folder(run.folder):
         refuse_links(run.folder, run.model, run.model / TEMPLATES)
         journal = Journal(run, terminal, overwrite=overwrite)
@@ -133,6 +123,25 @@ def train(
             session.begin(changes)
             session.train([*functions, *(each for each in logs if callable(each))])
     return run
+
+
+def _with_parts(recipe: Recipe, codec: Any, view: Any) -> Recipe:
+    """The recipe with parts of the user's own. Raises NotNamed for others that it has."""
+    recipe = recipe if codec is None else replace(recipe, codec=external(codec))
+    recipe = recipe if view is None else replace(recipe, view=external(view))
+    if missing := unnamed(recipe):
+        raise NotNamed("the recipe", missing)
+    return recipe
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a run's folder. Raises ConfigError if it can't be, StorageError for want of room."""
+    try:
+        make_folder(folder)
+    except StorageError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"the folder {folder} can't be created: {error.strerror}; choose another --out") from error
 
 
 Model = Trained | Run | str | Path
